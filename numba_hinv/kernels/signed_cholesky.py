@@ -1,0 +1,391 @@
+"""Signed Cholesky: M = F diag(sigma) F^T with sigma = +-1, of a symmetric matrix, definite or not.
+
+Here live the packed layout of the factor (``panel_rows``, ``pack_size``, ``work_size``) and the factorization itself.
+``M[perm][:, perm] = U^T D U`` with U unit upper triangular and D of 1x1 and 2x2 blocks, each block being split as
+``G diag(sigma) G^T``. Panel widths and the pivot rule may be changed here; the layout is also read by ``triangular``.
+
+Layout of ``L``: panels of ``panel_rows(m)`` rows. The panel that starts at row k0 holds the columns k0..m of its rows
+of U, row-major with row stride m - k0; the unit diagonal is not stored: zeros stand on and below it.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from .microkernel import pointer, row_stride
+from .product import gemm_tn_upper
+from .status import NOT_FINITE, OK, SINGULAR_PIVOT
+
+# Bunch and Kaufman's constant, which balances the growth of a 1x1 against that of a 2x2 step.
+ALPHA = (1.0 + math.sqrt(17.0)) / 8.0
+
+
+@njit(cache=True, nogil=True)
+def panel_rows(m):
+    """Rows of U per panel of the packed factor of an m x m matrix."""
+    if m <= 64:
+        return 16
+    if m <= 256:
+        return 32
+    return 64
+
+
+@njit(cache=True, nogil=True)
+def panel_offset(m, rows, panel):
+    """Where panel number `panel` starts in the packed factor."""
+    return rows * (panel * m - rows * (panel * (panel - 1) // 2))
+
+
+@njit(cache=True, nogil=True)
+def pack_size(m):
+    """Number of scalars of the packed factor of an m x m matrix: about m (m + panel_rows(m)) / 2."""
+    rows = panel_rows(m)
+    full = m // rows
+    return panel_offset(m, rows, full) + (m - full * rows) * (m - full * rows)
+
+
+@njit(cache=True, nogil=True)
+def work_size(m):
+    """Number of scalars of scratch that `signed_cholesky` needs."""
+    return 3 * m + 8
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _current_row(M, L, base, stride, k0, start, k, row, w):
+    """w[k:] <- row `row` >= k of the matrix that remains at step k: rows start..k of U are not in M yet."""
+    m = M.shape[0]
+    for j in range(k, row):
+        w[j] = M[j, row]
+    for j in range(row, m):
+        w[j] = M[row, j]
+    for i in range(start, k):
+        u = L[base + (i - k0) * stride + row - k0]
+        for j in range(k, m):
+            w[j] -= u * M[i, j]
+
+
+@njit(cache=True, nogil=True)
+def _largest(w, start, stop):
+    """Largest modulus of w[start:stop] and its place; a NaN anywhere is returned as the modulus."""
+    zero = w.dtype.type(0)
+    largest, place, total = zero, start, zero
+    for j in range(start, stop):
+        a = abs(w[j])
+        total += a
+        if a > largest:
+            largest, place = a, j
+    if total != total:
+        largest = total
+    return largest, place
+
+
+@njit(cache=True, nogil=True)
+def _interchange(M, L, base, stride, k0, start, k, p, q, pivots, s):
+    """Swap p and q > p in the rows start..k of M and k0..k of U; index q of the rest of M takes p's entries."""
+    m = M.shape[0]
+    for j in range(p + 1, q):
+        M[j, q] = M[p, j]
+    for j in range(q + 1, m):
+        M[q, j] = M[p, j]
+    M[q, q] = M[p, p]
+    for i in range(start, k):
+        M[i, p], M[i, q] = M[i, q], M[i, p]
+    for i in range(k0, k):
+        at = base + (i - k0) * stride - k0
+        L[at + p], L[at + q] = L[at + q], L[at + p]
+    pivots[p], pivots[q] = pivots[q], pivots[p]
+    s[p], s[q] = s[q], s[p]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _eigen(a, b, c):
+    """Eigenvalues of [[a, b], [b, c]], larger modulus first, and the unit eigenvector (cosine, sine) of the first.
+
+    LAPACK's dlaev2.
+    """
+    total, difference, twice = a + c, a - c, b + b
+    large, little = (a, c) if abs(a) > abs(c) else (c, a)
+    root = math.hypot(difference, twice)
+    if total != 0:
+        sign = math.copysign(1.0, total)
+        first = 0.5 * (total + sign * root)
+        second = (large / first) * little - (b / first) * b
+    else:
+        sign, first, second = 1.0, 0.5 * root, -0.5 * root
+    side = 1.0 if difference >= 0 else -1.0
+    along = difference + side * root
+    if abs(along) > abs(twice):
+        t = -twice / along
+        sine = 1 / math.sqrt(1 + t * t)
+        cosine = t * sine
+    elif twice == 0:
+        cosine, sine = 1.0, 0.0
+    else:
+        t = -along / twice
+        cosine = 1 / math.sqrt(1 + t * t)
+        sine = t * cosine
+    if sign == side:
+        cosine, sine = -sine, cosine
+    return first, second, cosine, sine
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _replaced(value, perturbation):
+    """The eigenvalue that stands in for one that is singular to working precision."""
+    return -perturbation if value < 0 else perturbation
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _split_block(a, b, c, tiny, perturbation, block):
+    """Take the block [[a, b], [b, c]] = G diag(sigma) G^T apart.
+
+    Out: block[:3] = (p, q, r) with [[p, q], [q, r]] its inverse; block[3:7] = G^{-1}, row by row.
+    Returns the number of replaced eigenvalues (-1: one is singular and may not be replaced), whether the first and
+    whether the second sigma is negative, and log|det|. A block of which nothing is replaced is equilibrated before
+    it is diagonalised, so that G is accurate entry by entry however differently a and c are scaled.
+    """
+    big, small, cosine, sine = _eigen(a, b, c)
+    if not abs(small) > tiny:
+        if perturbation == 0:
+            return -1, 0, 0, 0.0
+        count = 1
+        small = _replaced(small, perturbation)
+        if not abs(big) > tiny:
+            count = 2
+            big = _replaced(big, perturbation)
+        block[0] = cosine / big * cosine + sine / small * sine
+        block[1] = cosine / big * sine - sine / small * cosine
+        block[2] = sine / big * sine + cosine / small * cosine
+        left, right = 1.0, 1.0
+        logabs = math.log(abs(big)) + math.log(abs(small))
+    else:
+        count = 0
+        ratio = max(abs(c / b), 1.0) if abs(c) >= abs(a) else min(abs(b / a), 1.0)
+        x, y = a / b * ratio, c / b / ratio
+        det = x * y - 1
+        block[0], block[1], block[2] = y / det * (ratio / b), -1 / det / b, x / det / ratio / b
+        sign = math.copysign(1.0, b)
+        big, small, cosine, sine = _eigen(sign * x, sign, sign * y)
+        root, scale = math.sqrt(ratio), math.sqrt(abs(b))
+        left, right = root / scale, 1 / root / scale
+        logabs = 2 * math.log(abs(b)) + math.log(abs(det))
+    first, second = 1 / math.sqrt(abs(big)), 1 / math.sqrt(abs(small))
+    block[3], block[4] = first * cosine * left, first * sine * right
+    block[5], block[6] = -second * sine * left, second * cosine * right
+    return count, int(big < 0), int(small < 0), logabs
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _careful_pivot(M, L, pivots, scales, s, w, v, block, base, k0, start, k, tiny, perturbation):
+    """Eliminate one 1x1 or 2x2 pivot at step k, with an interchange if it takes one.
+
+    Returns (rows eliminated, or 0 if the matrix holds NaN or infinity, or -1 if the pivot is singular and may not be
+    replaced), the numbers of negative and of replaced eigenvalues, and the sum of the logarithms of their moduli.
+    """
+    m = M.shape[0]
+    stride = m - k0
+    _current_row(M, L, base, stride, k0, start, k, k, w)
+    d = float(w[k])
+    colmax, q = _largest(w, k + 1, m)
+    size, other = 1, k
+    if not (math.isfinite(d) and math.isfinite(colmax)):
+        return 0, 0, 0, 0.0
+    if abs(d) < ALPHA * colmax and not (d > 0 and _bounded(w, s, d, k)):
+        _current_row(M, L, base, stride, k0, start, k, q, v)
+        before, _ = _largest(v, k, q)
+        after, _ = _largest(v, q + 1, m)
+        rowmax = float(before if before > after or before != before else after)
+        e = float(v[q])
+        if not (math.isfinite(e) and math.isfinite(rowmax)):
+            return 0, 0, 0, 0.0
+        if abs(d) < ALPHA * colmax * (colmax / rowmax):
+            other = q
+            if abs(e) < ALPHA * rowmax:
+                size = 2
+    last = k + size - 1
+    if size == 1 and other != k:
+        w, v = v, w
+        d = float(w[other])
+    if other != last:
+        _interchange(M, L, base, stride, k0, start, k, last, other, pivots, s)
+        w[last], w[other] = w[other], w[last]
+        v[last], v[other] = v[other], v[last]
+    row = base + (k - k0) * stride - k0
+    for j in range(k0, k + 1):
+        L[row + j] = 0
+    count = 0
+    if size == 1:
+        if not abs(d) > tiny:
+            if perturbation == 0:
+                return -1, 0, 0, 0.0
+            d = _replaced(d, perturbation)
+            count = 1
+        inverse = 1 / d
+        if math.isfinite(inverse):
+            scale = w.dtype.type(inverse)
+            for j in range(k + 1, m):
+                u = w[j] * scale
+                L[row + j] = u
+                M[k, j] = w[j]
+                s[j] -= u * w[j]
+        else:
+            for j in range(k + 1, m):
+                u = w[j] / w.dtype.type(d)
+                L[row + j] = u
+                M[k, j] = w[j]
+                s[j] -= u * w[j]
+        scales[k, 0] = 1 / math.sqrt(abs(d))
+        scales[k, 1] = 0
+        pivots[m + k] = 4 * other + int(d < 0)
+        return 1, int(d < 0), count, math.log(abs(d))
+    count, first, second, logabs = _split_block(d, float(w[last]), float(v[last]), tiny, perturbation, block)
+    if count < 0:
+        return -1, 0, 0, 0.0
+    if last < k0 + panel_rows(m):
+        below = row + stride
+    else:
+        k0 = last
+        below = panel_offset(m, panel_rows(m), last // panel_rows(m)) - k0
+    for j in range(k0, last + 1):
+        L[below + j] = 0
+    L[row + last] = 0
+    p, c, r = w.dtype.type(block[0]), w.dtype.type(block[1]), w.dtype.type(block[2])
+    M[k, last] = 0
+    for j in range(last + 1, m):
+        x, y = w[j], v[j]
+        t, u = p * x + c * y, c * x + r * y
+        L[row + j], L[below + j] = t, u
+        M[k, j], M[last, j] = x, y
+        s[j] -= t * x + u * y
+    scales[k, 0], scales[k, 1], scales[last, 1], scales[last, 0] = block[3], block[4], block[5], block[6]
+    pivots[m + k] = 4 * other + 2 + first
+    pivots[m + last] = 4 * last + second
+    pivots[k], pivots[last] = ~pivots[k], ~pivots[last]
+    return 2, first + second, count, logabs
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _bounded(w, s, d, k):
+    """Whether the 1x1 pivot d > 0 leaves no later diagonal entry negative: then elements do not grow."""
+    inverse = w.dtype.type(1 / d)
+    good = True
+    for j in range(k + 1, w.shape[0]):
+        good &= s[j] - w[j] * (w[j] * inverse) >= 0
+    return good
+
+
+@njit(cache=True, nogil=True)
+def _late_interchanges(L, pivots, m):
+    """Apply to each panel the interchanges that were made after it had been finished."""
+    rows = panel_rows(m)
+    for panel in range(m // rows):
+        k0 = panel * rows
+        first = k0 + rows
+        base = panel_offset(m, rows, panel)
+        for i in range(rows):
+            row = base + i * (m - k0) - k0
+            for k in range(first, m):
+                q = pivots[m + k] >> 2
+                p = k + ((pivots[m + k] >> 1) & 1)
+                if p != q:
+                    L[row + p], L[row + q] = L[row + q], L[row + p]
+
+
+@njit(cache=True, nogil=True)
+def _order(pivots, m):
+    """pivots[m:] <- the places of the pivots once the positive ones come first, in the order of elimination."""
+    negative = 0
+    for k in range(m):
+        negative += pivots[m + k] & 1
+    positive, next_negative = 0, m - negative
+    for k in range(m):
+        if pivots[m + k] & 1:
+            pivots[m + k] = next_negative
+            next_negative += 1
+        else:
+            pivots[m + k] = positive
+            positive += 1
+
+
+@njit(cache=True, nogil=True)
+def _update(M, L, base, k0, start, stop, k):
+    """Subtract the contribution of the rows start..stop of U from M[k:, k:] (upper triangle)."""
+    m = M.shape[0]
+    lda = row_stride(M)
+    gemm_tn_upper(m - k, m - k, stop - start, M.dtype.type(-1),
+                  pointer(L, base + (start - k0) * (m - k0) + k - k0), m - k0, pointer(M, start * lda + k), lda,
+                  M.dtype.type(1), pointer(M, k * lda + k), lda)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def signed_cholesky(M, tiny, perturbation, L, pivots, scales, work):
+    """Factor a symmetric matrix as ``F diag(sigma) F^T``, sigma = +-1.
+
+    Each pivot is taken where it stands if it is positive and leaves every later diagonal entry nonnegative, which
+    bounds the growth of elements as in a Cholesky factorization and holds for every pivot of a positive definite
+    matrix. The other pivots follow Bunch and Kaufman's partial pivoting (LAPACK's sytrf).
+
+    Parameters
+    ----------
+    M : (m, m) array, float64 or float32, rows contiguous
+        Only the upper triangle is read. Destroyed.
+    tiny : float
+        A pivot (1x1, or eigenvalue of a 2x2 block) of modulus at most `tiny` is singular to working precision.
+    perturbation : float
+        What such a pivot is replaced by, with its sign (+ for 0). Zero: none is replaced.
+    L : (pack_size(m),) array
+        Out: U, in the layout that this file's opening describes.
+    pivots : (2m,) int32 array
+        Out: the permutation, entries of 2x2 blocks as one's complement; then the place of each pivot in F's order.
+    scales : (m, 2) array
+        Out: row k of G^{-1}, the entry on the diagonal and the one at the pivot's partner in a 2x2 block.
+    work : (work_size(m),) array
+        Scratch.
+
+    Returns
+    -------
+    status : int
+        OK, SINGULAR_PIVOT (only with ``perturbation == 0``) or NOT_FINITE; the outputs hold nothing of use then.
+    num_negative, num_perturbed : int
+        How many sigma are -1; how many pivots were replaced.
+    logabsdet : float
+        The logarithm of abs(det(F diag(sigma) F^T)).
+
+    Notes
+    -----
+    m^3 / 3 flops where no interchange is made. J. R. Bunch and L. Kaufman, Math. Comp. 31 (1977), 163-179.
+    """
+    m = M.shape[0]
+    rows = panel_rows(m)
+    s, w, v, block = work[:m], work[m : 2 * m], work[2 * m : 3 * m], work[3 * m : 3 * m + 8]
+    for k in range(m):
+        s[k] = M[k, k]
+        pivots[k] = k
+    num_negative, num_perturbed, logabsdet = 0, 0, 0.0
+    k, start, interchanged = 0, 0, False
+    while k < m:
+        k0 = k - k % rows
+        base = panel_offset(m, rows, k0 // rows)
+        end = min(k0 + rows, m)
+        while k < end:
+            size, negative, perturbed, logabs = _careful_pivot(
+                M, L, pivots, scales, s, w, v, block, base, k0, start, k, tiny, perturbation
+            )
+            if size <= 0:
+                return NOT_FINITE if size == 0 else SINGULAR_PIVOT, 0, 0, 0.0
+            interchanged = interchanged or pivots[m + k] >> 2 != k
+            num_negative += negative
+            num_perturbed += perturbed
+            logabsdet += logabs
+            k += size
+        if k < m:
+            _update(M, L, base, k0, start, end, k)
+            start = end
+            if k > end:
+                _update(M, L, panel_offset(m, rows, end // rows), end, end, k, k)
+                start = k
+    if interchanged:
+        _late_interchanges(L, pivots, m)
+    _order(pivots, m)
+    return OK, num_negative, num_perturbed, logabsdet
