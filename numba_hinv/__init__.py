@@ -1,0 +1,47 @@
+"""Exact solves with the Hessian of a deep net, in time and memory linear in its depth."""
+
+from ._version import __version__
+from .activations import activation_names, register_activation
+from .dense import Dense
+from .factorization import Factorization, Inertia
+from .hessian import Hessian
+from .losses import loss_names, register_loss
+from .network import Network
+
+
+def solve(network, params, X, y, b, damping):
+    """Solve ``(H + damping I) x = b``, H being the Hessian of the loss: linearise, factorize, solve, refine.
+
+    Parameters
+    ----------
+    network : Network
+    params : (P,) array
+    X : (B, in_features) array
+    y : targets, as `Network.gradient` takes them
+    b : (P,) or (P, k) array
+    damping : float
+
+    Returns
+    -------
+    x : array of the shape of b
+
+    See Also
+    --------
+    Hessian.factorize, Factorization.solve : what it does, the errors and the warning.
+    """
+    return network.hessian(params, X, y).factorize(damping).solve(b)
+
+
+__all__ = [
+    "Dense",
+    "Factorization",
+    "Hessian",
+    "Inertia",
+    "Network",
+    "__version__",
+    "activation_names",
+    "loss_names",
+    "register_activation",
+    "register_loss",
+    "solve",
+]

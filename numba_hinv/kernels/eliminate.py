@@ -1,0 +1,287 @@
+"""The elimination (design, section 3): from the last layer to the first, the block LDL^T of H + eps I.
+
+Entering a layer, P is the curvature of the loss in the layer's outputs after all later parameters have been minimised
+out. The layer's own parameters, in the row space of its input, give
+
+    pivot      M  = eps I + (R (x) I) V (R (x) I)^T,   V = diag(S) P diag(S) + diag(D)
+    coupling   K  = (R (x) I) E + C1,                  E = diag(S) P J + diag(D) A
+    next P     P' = A^T E + skip P J - K^T M^-1 K - (1/eps) C2^T C2
+
+with A = I (x) W and J = diag(S) A (+ I with a skip). States are sample-major, pivots (k, a) -> k n_out + a.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from .memory import matrix, reshape, vector
+from .product import multiply, multiply_tn, multiply_tn_upper
+from .rank_update import mirror, signed_rank_update
+from .signed_cholesky import pack_size, signed_cholesky, work_size
+from .status import OK
+from .triangular import forward_rows
+
+
+class Factors(NamedTuple):
+    """What the elimination leaves: ``M = F diag(sigma) F^T`` and ``Y = F^-1 K`` of every layer, packed."""
+
+    L: np.ndarray  # packed triangles
+    pivots: np.ndarray  # 2 m integers each
+    scales: np.ndarray  # m x 2 each
+    Y: np.ndarray  # m x N each, rows with sigma = +1 first
+    num_positive: np.ndarray  # (L,), sigma = +1
+    num_perturbed: np.ndarray  # (L,)
+    logabsdet: np.ndarray  # (L,) float64, log|det M|
+
+
+def allocate(sizes, num_layers, dtype):
+    """Uninitialised `Factors`."""
+    return Factors(
+        np.empty(sizes.L, dtype),
+        np.empty(sizes.pivots, np.int32),
+        np.empty(sizes.scales, dtype),
+        np.empty(sizes.Y, dtype),
+        np.empty(num_layers, np.int64),
+        np.empty(num_layers, np.int64),
+        np.empty(num_layers, np.float64),
+    )
+
+
+class Workspace(NamedTuple):
+    """Scratch of `eliminate`. Layer l reads its P in ``front[(l + 1) % 2]`` and leaves the next in ``front[l % 2]``."""
+
+    front: np.ndarray  # (2, largest front)
+    mixed: np.ndarray  # E, then (R (x) I) V, then scratch of the triangular solve
+    M: np.ndarray
+    cholesky: np.ndarray
+
+
+def workspace(sizes, dtype):
+    """An uninitialised `Workspace`."""
+    return Workspace(
+        np.empty((2, sizes.front), dtype),
+        np.empty(sizes.mixed, dtype),
+        np.empty(sizes.m * sizes.m, dtype),
+        np.empty(work_size(sizes.m), dtype),
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _scale_columns(P, S):
+    """P diag(S), in place; P is (rows, B n) or, per sample, (B n, n)."""
+    B, n = S.shape
+    if P.shape[1] == B * n:
+        s = reshape(S, 1, B * n)
+        for i in range(P.shape[0]):
+            for j in range(B * n):
+                P[i, j] *= s[0, j]
+    else:
+        for i in range(B):
+            for a in range(n):
+                for b in range(n):
+                    P[i * n + a, b] *= S[i, b]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _form_E(E, S, D, W):
+    """diag(S) E + diag(D) A, in place; E is (B n, B n_in) or, per sample, (B n, n_in)."""
+    B, n = S.shape
+    n_in = W.shape[1]
+    for i in range(B):
+        first = i * n_in if E.shape[1] == B * n_in else 0
+        for a in range(n):
+            row = i * n + a
+            for j in range(E.shape[1]):
+                E[row, j] *= S[i, a]
+            for j in range(n_in):
+                E[row, first + j] += D[i, a] * W[a, j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _terminal_front(layer, B, W, S, D, R, damping, curvature, P, K, P_next, work):
+    """M, K without C1 and the structured part of the next P, where P is block diagonal over the samples."""
+    n, n_in, r = layer.n_out, layer.n_in, layer.r
+    M = matrix(work.M, 0, layer.m, layer.m)
+    E = matrix(work.mixed, 0, B * n, n_in)
+    for i in range(B):
+        for a in range(n):
+            for b in range(n):
+                P[i * n + a, b] = curvature[i, a, b]
+    if layer.N > 0:
+        beta = 0.0
+        if layer.skip:
+            beta = 1.0
+            E[:] = P
+        _scale_columns(P, S)
+        multiply(1.0, P, W, beta, E)
+        P_next[:] = 0.0
+        if layer.skip:
+            for i in range(B):
+                for a in range(n_in):
+                    for b in range(n_in):
+                        P_next[i * n_in + a, i * n_in + b] = E[i * n_in + a, b]
+        _form_E(E, S, D, W)
+        for i in range(B):
+            E_i = reshape(E[i * n :], n, n_in)
+            multiply_tn(1.0, W, E_i, beta, P_next[i * n_in : (i + 1) * n_in, i * n_in : (i + 1) * n_in])
+            for k in range(r):
+                for a in range(n):
+                    for j in range(n_in):
+                        K[k * n + a, i * n_in + j] = R[k, i] * E_i[a, j]
+    else:
+        _scale_columns(P, S)
+    for i in range(B):
+        for a in range(n):
+            for b in range(n):
+                P[i * n + a, b] *= S[i, a]
+            P[i * n + a, a] += D[i, a]
+    # Row k of blocks of M: sum_i R[k,i] R[l,i] V_i, l >= k, as one product over the samples.
+    pairs = matrix(work.mixed, 0, r, B)
+    blocks = matrix(work.mixed, r * B, r, n * n)
+    for k in range(r):
+        for l in range(k, r):
+            for i in range(B):
+                pairs[l, i] = R[k, i] * R[l, i]
+        multiply(1.0, pairs[k:], reshape(P, B, n * n), 0.0, blocks[k:])
+        for l in range(k, r):
+            for a in range(n):
+                for b in range(n):
+                    M[k * n + a, l * n + b] = blocks[l, a * n + b]
+    for k in range(layer.m):
+        M[k, k] += damping
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _inner_front(layer, B, W, S, D, R, damping, P, K, P_next, work):
+    """M, K without C1 and the structured part of the next P (upper triangle). P is destroyed."""
+    n, n_in, r, m = layer.n_out, layer.n_in, layer.r, layer.m
+    M = matrix(work.M, 0, m, m)
+    if layer.N > 0:
+        # E = P J first: column scaling, then one product with W for all rows and samples.
+        E = matrix(work.mixed, 0, B * n, B * n_in)
+        beta = 0.0
+        if layer.skip:
+            beta = 1.0
+            E[:] = P
+        _scale_columns(P, S)
+        multiply(1.0, reshape(P, B * n * B, n), W, beta, reshape(E, B * n * B, n_in))
+        if layer.skip:
+            P_next[:] = E
+        _form_E(E, S, D, W)
+        multiply(1.0, R, reshape(E, B, n * B * n_in), 0.0, reshape(K, r, n * B * n_in))
+        for i in range(B):
+            rows, columns = i * n_in, (i + 1) * n_in
+            multiply_tn_upper(1.0, W, E[i * n : (i + 1) * n, rows:columns], beta, P_next[rows:columns, rows:columns])
+            if columns < B * n_in:
+                multiply_tn(1.0, W, E[i * n : (i + 1) * n, columns:], beta, P_next[rows:columns, columns:])
+    else:
+        _scale_columns(P, S)
+    for i in range(B):
+        for a in range(n):
+            for j in range(B * n):
+                P[i * n + a, j] *= S[i, a]
+            P[i * n + a, i * n + a] += D[i, a]
+    # (R (x) I) V, then the same from the right, a row at a time.
+    T = matrix(work.mixed, 0, m, B * n)
+    multiply(1.0, R, reshape(P, B, n * B * n), 0.0, reshape(T, r, n * B * n))
+    for k in range(r):
+        for a in range(n):
+            row = k * n + a
+            multiply(1.0, R[k:], reshape(T[row], B, n), 0.0, reshape(M[row], r, n)[k:])
+            M[row, row] += damping
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _add_C1(K, lam, Q, r):
+    """K[(k, a), (i, j)] += lam[i, a] Q[k, j]; an empty Q is the identity."""
+    B, n = lam.shape
+    n_in = K.shape[1] // B
+    for k in range(r):
+        for a in range(n):
+            row = K[k * n + a]
+            for i in range(B):
+                if Q.shape[0] == 0:
+                    if k < n_in:
+                        row[i * n_in + k] += lam[i, a]
+                else:
+                    for j in range(n_in):
+                        row[i * n_in + j] += lam[i, a] * Q[k, j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _subtract_C2(P_next, lam, Q, damping, work):
+    """P' -= (1/eps) (lam lam^T) (x) (I - Q Q^T)[:n_in, :n_in], upper triangle."""
+    B = lam.shape[0]
+    n_in = Q.shape[1]
+    outside = matrix(work.mixed, 0, n_in, n_in)
+    multiply_tn(-1.0, Q, Q, 0.0, outside)
+    for j in range(n_in):
+        outside[j, j] += 1.0
+    for i in range(B):
+        for i2 in range(i, B):
+            weight = 0.0
+            for a in range(lam.shape[1]):
+                weight += lam[i, a] * lam[i2, a]
+            weight /= damping
+            for j in range(n_in):
+                row = P_next[i * n_in + j]
+                for j2 in range(n_in):
+                    row[i2 * n_in + j2] -= weight * outside[j, j2]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _largest(M):
+    """Largest magnitude in the upper triangle."""
+    largest = abs(M[0, 0])
+    for k in range(M.shape[0]):
+        for l in range(k, M.shape[0]):
+            largest = max(largest, abs(M[k, l]))
+    return largest
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def eliminate(table, start, stop, params, lin, row_space, damping, roundoff, perturbation, factors, work):
+    """Eliminate layers stop-1, ..., start; layers after them must have been eliminated with the same workspace.
+
+    A pivot of at most ``roundoff`` times the largest entry of its M is singular to working precision: it is replaced by
+    ``+-perturbation``, or ends the sweep if that is 0. Returns (status, layer at which the sweep ended).
+    """
+    B = lin.output.shape[0]
+    for l in range(stop - 1, start - 1, -1):
+        layer = table[l]
+        n, n_in, r, m, N = layer.n_out, layer.n_in, layer.r, layer.m, layer.N
+        W = matrix(params, layer.parameters, n, n_in)
+        S = matrix(lin.S, layer.u, B, n)
+        D = matrix(lin.D, layer.u, B, n)
+        lam = matrix(lin.lam, layer.u, B, n)
+        Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
+        R = matrix(row_space.R, layer.R, r, B)
+        M = matrix(work.M, 0, m, m)
+        K = matrix(factors.Y, layer.Y, m, N)
+        P_next = matrix(work.front[l % 2], 0, N, N)
+        if l == table.size - 1:
+            P = matrix(work.front[(l + 1) % 2], 0, B * n, n)
+            _terminal_front(layer, B, W, S, D, R, damping, lin.curvature, P, K, P_next, work)
+        else:
+            P = matrix(work.front[(l + 1) % 2], 0, B * n, B * n)
+            _inner_front(layer, B, W, S, D, R, damping, P, K, P_next, work)
+        L = vector(factors.L, layer.L, pack_size(m))
+        pivots = vector(factors.pivots, layer.pivots, 2 * m)
+        scales = matrix(factors.scales, layer.scales, m, 2)
+        status, num_negative, num_perturbed, logabsdet = signed_cholesky(
+            M, roundoff * _largest(M), perturbation, L, pivots, scales, work.cholesky
+        )
+        if status != OK:
+            return status, l
+        factors.num_positive[l] = m - num_negative
+        factors.num_perturbed[l] = num_perturbed
+        factors.logabsdet[l] = logabsdet
+        if N > 0:
+            _add_C1(K, lam, Q, r)
+            forward_rows(L, pivots, scales, K, matrix(work.mixed, 0, m, N))
+            signed_rank_update(K, m - num_negative, P_next)
+            if r < layer.d:
+                _subtract_C2(P_next, lam, Q, damping, work)
+            mirror(P_next)
+    return OK, start

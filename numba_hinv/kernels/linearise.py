@@ -1,0 +1,165 @@
+"""Linearising the net (design, section 2): the forward and the backward sweep that leave the derivative blocks.
+
+Per layer, with ``U = Z W^T + c`` and ``Z' = phi(U)`` (plus Z with a skip): Z, ``S = phi'(U)``,
+``lam = dLoss/dU`` and ``D = dLoss/dZ' * phi''(U)``; after the last layer, the loss's curvature per sample.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from .memory import matrix, vector
+from .microkernel import pointer
+from .product import multiply, multiply_nt, multiply_tn
+
+
+class Linearisation(NamedTuple):
+    """The derivative blocks of all layers, packed (offsets ``z`` and ``u`` of the layer table)."""
+
+    Z: np.ndarray  # B x n_in each, the layer's input
+    S: np.ndarray  # B x n_out each
+    D: np.ndarray  # B x n_out each
+    lam: np.ndarray  # B x n_out each
+    output: np.ndarray  # B x n_L
+    curvature: np.ndarray  # B x n_L x n_L
+
+
+def allocate(sizes, num_samples, num_outputs, dtype):
+    """An uninitialised `Linearisation`."""
+    return Linearisation(
+        np.empty(sizes.z, dtype),
+        np.empty(sizes.u, dtype),
+        np.empty(sizes.u, dtype),
+        np.empty(sizes.u, dtype),
+        np.empty((num_samples, num_outputs), dtype),
+        np.empty((num_samples, num_outputs, num_outputs), dtype),
+    )
+
+
+@intrinsic
+def _call_activation(typingctx, address, u, phi, dphi, d2phi, n):
+    signature = types.void(types.int64, u, phi, dphi, d2phi, types.int64)
+
+    def codegen(context, builder, signature, arguments):
+        function_type = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments[1:]])
+        function = builder.inttoptr(arguments[0], function_type.as_pointer())
+        builder.call(function, arguments[1:])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def _call_loss(typingctx, address, z, y, gradient, curvature, n, num_targets):
+    signature = types.float64(types.int64, z, y, gradient, curvature, types.int64, types.int64)
+
+    def codegen(context, builder, signature, arguments):
+        function_type = ir.FunctionType(ir.DoubleType(), [argument.type for argument in arguments[1:]])
+        function = builder.inttoptr(arguments[0], function_type.as_pointer())
+        return builder.call(function, arguments[1:])
+
+    return signature, codegen
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def forward(table, start, stop, params, lin, U):
+    """Fill Z, S and phi'' (left in D) of layers start..stop-1 and the output; Z of layer ``start`` is given.
+
+    U : scratch, B times the largest width.
+    """
+    B = lin.output.shape[0]
+    for l in range(start, stop):
+        layer = table[l]
+        n, n_in = layer.n_out, layer.n_in
+        W = matrix(params, layer.parameters, n, n_in)
+        Z = matrix(lin.Z, layer.z, B, n_in)
+        if l + 1 < table.size:
+            Z_next = matrix(lin.Z, table[l + 1].z, B, n)
+        else:
+            Z_next = matrix(lin.output, 0, B, n)
+        U_l = matrix(U, 0, B, n)
+        if layer.bias:
+            c = vector(params, layer.parameters + n * n_in, n)
+            for i in range(B):
+                for a in range(n):
+                    U_l[i, a] = c[a]
+            multiply_nt(1.0, Z, W, 1.0, U_l)
+        else:
+            multiply_nt(1.0, Z, W, 0.0, U_l)
+        _call_activation(
+            layer.activation,
+            pointer(U, 0),
+            pointer(Z_next, 0),
+            pointer(lin.S, layer.u),
+            pointer(lin.D, layer.u),
+            B * n,
+        )
+        if layer.skip:
+            for i in range(B):
+                for a in range(n):
+                    Z_next[i, a] += Z[i, a]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def terminal(loss, scale, targets, output, gradient, curvature):
+    """Value of the loss; fills its gradient (B x n) and curvature (B x n x n) in the output (B x n).
+
+    ``scale`` is one over what the mean is over.
+    """
+    B, n = output.shape
+    value = 0.0
+    for i in range(B):
+        value += _call_loss(
+            loss,
+            pointer(output, i * n),
+            pointer(targets, i * targets.shape[1]),
+            pointer(gradient, i * n),
+            pointer(curvature, i * n * n),
+            n,
+            targets.shape[1],
+        )
+    for i in range(B):
+        for a in range(n):
+            gradient[i, a] *= scale
+            for b in range(n):
+                curvature[i, a, b] *= scale
+    return value * scale
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def backward(table, start, stop, params, lin, gradient, G):
+    """Fill lam and D of layers stop-1..start and the flat gradient; G holds dLoss/dZ' of layer stop-1 and of start-1 after.
+
+    G : (2, B times the largest width); row ``stop % 2`` is read, row ``start % 2`` is written last.
+    """
+    B = lin.output.shape[0]
+    for l in range(stop - 1, start - 1, -1):
+        layer = table[l]
+        n, n_in = layer.n_out, layer.n_in
+        W = matrix(params, layer.parameters, n, n_in)
+        Z = matrix(lin.Z, layer.z, B, n_in)
+        S = matrix(lin.S, layer.u, B, n)
+        D = matrix(lin.D, layer.u, B, n)
+        lam = matrix(lin.lam, layer.u, B, n)
+        G_out = matrix(G[(l + 1) % 2], 0, B, n)
+        G_in = matrix(G[l % 2], 0, B, n_in)
+        for i in range(B):
+            for a in range(n):
+                lam[i, a] = S[i, a] * G_out[i, a]
+                D[i, a] = D[i, a] * G_out[i, a]
+        multiply_tn(1.0, lam, Z, 0.0, matrix(gradient, layer.parameters, n, n_in))
+        if layer.bias:
+            dc = vector(gradient, layer.parameters + n * n_in, n)
+            dc[:] = 0.0
+            for i in range(B):
+                for a in range(n):
+                    dc[a] += lam[i, a]
+        if l > 0:
+            multiply(1.0, lam, W, 0.0, G_in)
+            if layer.skip:
+                for i in range(B):
+                    for a in range(n):
+                        G_in[i, a] += G_out[i, a]

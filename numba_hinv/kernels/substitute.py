@@ -1,0 +1,183 @@
+"""The solve (design, section 3): the sweep back over the layers and the sweep forth, for k right-hand sides.
+
+Right-hand sides are rows: b and x are (k, P). Per layer, with g the layer's slice of b as a matrix:
+
+    back   y = F^-1 (g Q + (R vu)^T),  vu = S v;   v <- vu W (+ v) - Y^T sigma y - (1/eps) lam (g - g Q Q^T)
+    forth  W1 = F^-T sigma (y - Y dZ);  x = W1 Q^T + (h - h Q Q^T) / eps,  h = g - [lam^T dZ, 0];  dZ as in the tangent
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from .memory import matrix, reshape, vector
+from .product import multiply, multiply_nt, multiply_tn
+from .signed_cholesky import pack_size
+from .triangular import backward_vectors, forward_vectors
+
+
+class Workspace(NamedTuple):
+    """Scratch of the two sweeps for k right-hand sides. Layer l reads its state in row (l + 1) % 2 or l % 2."""
+
+    state: np.ndarray  # (2, k B width): v or dZ of two neighbouring layers
+    u: np.ndarray  # k B width: vu or dU
+    y: np.ndarray  # (2, k m)
+    small: np.ndarray  # max(B, n_out) x r of one right-hand side
+
+
+def workspace(sizes, num_vectors, num_samples, dtype):
+    """An uninitialised `Workspace`."""
+    return Workspace(
+        np.empty((2, num_vectors * num_samples * sizes.width), dtype),
+        np.empty(num_vectors * num_samples * sizes.width, dtype),
+        np.empty((2, num_vectors * sizes.m), dtype),
+        np.empty(max(num_samples, sizes.width) * sizes.r, dtype),
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _project(layer, g, at, Q, row_space, gQ):
+    """gQ (r x n_out) <- (g Q)^T, g being the layer's slice of a flat vector at ``at``."""
+    n, n_in, r = layer.n_out, layer.n_in, layer.r
+    g_W = matrix(g, at, n, n_in)
+    if r < layer.d:
+        multiply_nt(1.0, Q, g_W, 0.0, gQ)
+        if layer.bias:
+            g_c = vector(g, at + n * n_in, n)
+            q = vector(row_space.Q, layer.Q + r * n_in, r)
+            for k in range(r):
+                for a in range(n):
+                    gQ[k, a] += q[k] * g_c[a]
+    else:
+        for a in range(n):
+            for k in range(n_in):
+                gQ[k, a] = g_W[a, k]
+        if layer.bias:
+            g_c = vector(g, at + n * n_in, n)
+            for a in range(n):
+                gQ[n_in, a] = g_c[a]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def substitute_back(table, start, stop, params, lin, row_space, factors, damping, b, x, work):
+    """Layers stop-1..start: leaves y of each layer in its slice of x. v starts at 0 in the last layer."""
+    k, P = b.shape
+    B = lin.output.shape[0]
+    if stop == table.size:
+        work.state[stop % 2, :] = 0.0
+    for l in range(stop - 1, start - 1, -1):
+        layer = table[l]
+        n, n_in, r, m, N = layer.n_out, layer.n_in, layer.r, layer.m, layer.N
+        W = matrix(params, layer.parameters, n, n_in)
+        S = matrix(lin.S, layer.u, B, n)
+        lam = matrix(lin.lam, layer.u, B, n)
+        Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
+        R = matrix(row_space.R, layer.R, r, B)
+        v = matrix(work.state[(l + 1) % 2], 0, k * B, n)
+        v_next = matrix(work.state[l % 2], 0, k * B, n_in)
+        vu = matrix(work.u, 0, k * B, n)
+        y = matrix(work.y[0], 0, k, m)
+        gQ = matrix(work.y[1], 0, k, m)
+        for t in range(k):
+            for i in range(B):
+                for a in range(n):
+                    vu[t * B + i, a] = S[i, a] * v[t * B + i, a]
+            gQ_t = reshape(gQ[t], r, n)
+            _project(layer, b, t * P + layer.parameters, Q, row_space, gQ_t)
+            y[t] = gQ[t]
+            multiply(1.0, R, vu[t * B : (t + 1) * B], 1.0, reshape(y[t], r, n))
+        if N > 0:
+            multiply(1.0, vu, W, 0.0, v_next)
+            if layer.skip:
+                for i in range(k * B):
+                    for a in range(n):
+                        v_next[i, a] += v[i, a]
+            if r < layer.d:
+                for t in range(k):
+                    v_t = v_next[t * B : (t + 1) * B]
+                    multiply(-1.0 / damping, lam, matrix(b, t * P + layer.parameters, n, n_in), 1.0, v_t)
+                    lam_gQ = matrix(work.small, 0, B, r)
+                    multiply_nt(1.0 / damping, lam, reshape(gQ[t], r, n), 0.0, lam_gQ)
+                    multiply(1.0, lam_gQ, Q, 1.0, v_t)
+        L = vector(factors.L, layer.L, pack_size(m))
+        pivots = vector(factors.pivots, layer.pivots, 2 * m)
+        scales = matrix(factors.scales, layer.scales, m, 2)
+        forward_vectors(L, pivots, scales, y, gQ)
+        for t in range(k):
+            vector(x, t * P + layer.parameters, m)[:] = y[t]
+        if N > 0:
+            y[:, factors.num_positive[l] :] *= -1.0
+            multiply(-1.0, y, matrix(factors.Y, layer.Y, m, N), 1.0, reshape(v_next, k, N))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def substitute_forth(table, start, stop, params, lin, row_space, factors, damping, b, x, work):
+    """Layers start..stop-1: turns y in the slices of x into the solution. dZ starts at 0 in the first layer."""
+    k, P = b.shape
+    B = lin.output.shape[0]
+    for l in range(start, stop):
+        layer = table[l]
+        n, n_in, r, m, N = layer.n_out, layer.n_in, layer.r, layer.m, layer.N
+        W = matrix(params, layer.parameters, n, n_in)
+        S = matrix(lin.S, layer.u, B, n)
+        lam = matrix(lin.lam, layer.u, B, n)
+        Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
+        R = matrix(row_space.R, layer.R, r, B)
+        dZ = matrix(work.state[l % 2], 0, k * B, n_in)
+        dZ_next = matrix(work.state[(l + 1) % 2], 0, k * B, n)
+        dU = matrix(work.u, 0, k * B, n)
+        W1 = matrix(work.y[0], 0, k, m)
+        for t in range(k):
+            W1[t] = vector(x, t * P + layer.parameters, m)
+        if N > 0:
+            multiply_nt(-1.0, reshape(dZ, k, N), matrix(factors.Y, layer.Y, m, N), 1.0, W1)
+        W1[:, factors.num_positive[l] :] *= -1.0
+        L = vector(factors.L, layer.L, pack_size(m))
+        pivots = vector(factors.pivots, layer.pivots, 2 * m)
+        scales = matrix(factors.scales, layer.scales, m, 2)
+        forward_scratch = matrix(work.y[1], 0, k, m)
+        backward_vectors(L, pivots, scales, W1, forward_scratch)
+        for t in range(k):
+            at = t * P + layer.parameters
+            W1_t = reshape(W1[t], r, n)
+            x_W = matrix(x, at, n, n_in)
+            # dU = Zt dWt^T + dZ W^T, and Zt dWt^T = R^T W1: W2 is orthogonal to Zt.
+            multiply_tn(1.0, R, W1_t, 0.0, dU[t * B : (t + 1) * B])
+            if r < layer.d:
+                # x = h / eps + (W1 - h Q / eps) Q^T
+                for i in range(n * (n_in + layer.bias)):
+                    vector(x, at, n * layer.d)[i] = b[t, layer.parameters + i]
+                if N > 0:
+                    multiply_tn(-1.0, lam, dZ[t * B : (t + 1) * B], 1.0, x_W)
+                hQ = reshape(forward_scratch[t], r, n)
+                _project(layer, x, at, Q, row_space, hQ)
+                for i in range(n * layer.d):
+                    vector(x, at, n * layer.d)[i] /= damping
+                for j in range(r):
+                    for a in range(n):
+                        hQ[j, a] = W1_t[j, a] - hQ[j, a] / damping
+                multiply_tn(1.0, hQ, Q, 1.0, x_W)
+                if layer.bias:
+                    q = vector(row_space.Q, layer.Q + r * n_in, r)
+                    x_c = vector(x, at + n * n_in, n)
+                    for j in range(r):
+                        for a in range(n):
+                            x_c[a] += hQ[j, a] * q[j]
+            else:
+                for a in range(n):
+                    for j in range(n_in):
+                        x_W[a, j] = W1_t[j, a]
+                if layer.bias:
+                    vector(x, at + n * n_in, n)[:] = W1_t[n_in]
+        if N > 0:
+            multiply_nt(1.0, dZ, W, 1.0, dU)
+        if l + 1 < table.size:
+            for t in range(k):
+                for i in range(B):
+                    for a in range(n):
+                        dZ_next[t * B + i, a] = S[i, a] * dU[t * B + i, a]
+            if layer.skip and N > 0:
+                for i in range(k * B):
+                    for a in range(n):
+                        dZ_next[i, a] += dZ[i, a]

@@ -1,0 +1,132 @@
+"""Losses: the registry, and the built-in ones.
+
+To add one, write a function of one sample ``(z, y, gradient, curvature) -> value`` that Numba can compile and decorate
+it with :func:`register_loss`. The mean over samples or elements is taken outside of it.
+"""
+
+import math
+
+from numba import carray, cfunc, types
+
+from .registry import Registry
+
+_registry = Registry("loss")
+
+
+def register_loss(name, mean_over="samples", targets="values"):
+    """Decorator that registers a loss under ``name``.
+
+    Parameters
+    ----------
+    name : str
+        What ``Network(..., loss=name)`` will refer to.
+    mean_over : {"samples", "elements"}
+        What the sum of the values of all samples is divided by: B, or B times the number of outputs.
+    targets : {"values", "labels"}
+        Whether y is (B, n) numbers or (B,) integer labels in 0..n-1, n being the number of outputs.
+
+    Returns
+    -------
+    decorator : callable
+        Takes ``function(z, y, gradient, curvature)``, compilable by Numba in nopython mode, which for one sample reads
+        z (n,), the network's output, and y (n,), the target (or (1,), holding the label), fills gradient (n,) and the
+        symmetric curvature (n, n), both first and second derivatives in z, and returns the value. Returns it unchanged.
+
+    Raises
+    ------
+    TypeError
+        ``name`` is not a string, or ``function`` is not callable.
+    ValueError
+        ``mean_over`` or ``targets`` is not one of those listed.
+    """
+    for argument, given, known in (
+        ("mean_over", mean_over, ("samples", "elements")),
+        ("targets", targets, ("values", "labels")),
+    ):
+        if given not in known:
+            raise ValueError(f"{argument}: expected one of {', '.join(known)}; got {given!r}")
+    return _registry.decorator(name, mean_over=mean_over, targets=targets)
+
+
+def loss_names():
+    """Sorted names of the registered losses."""
+    return _registry.names()
+
+
+def get_loss(name):
+    """What ``name`` was registered with: a dictionary; ``ValueError`` that lists the known names if it was not."""
+    return _registry.get(name)
+
+
+def loss_address(name, dtype):
+    """Address of the compiled form of a loss, for ``dtype`` float64 or float32.
+
+    It takes ``(z, y, gradient, curvature, n, number of targets)``, pointers to arrays of one sample, and returns the
+    value as a float64.
+    """
+    return _registry.address(name, dtype, _compile)
+
+
+def _compile(function, scalar):
+    array = types.CPointer(scalar)
+
+    @cfunc(
+        types.float64(array, array, array, array, types.int64, types.int64), cache=True, error_model="numpy"
+    )
+    def evaluate(z, y, gradient, curvature, n, num_targets):
+        return function(carray(z, (n,)), carray(y, (num_targets,)), carray(gradient, (n,)), carray(curvature, (n, n)))
+
+    return evaluate
+
+
+@register_loss("softmax_cross_entropy", mean_over="samples", targets="labels")
+def softmax_cross_entropy(z, y, gradient, curvature):
+    n = z.size
+    label = int(y[0])
+    top = z[0]
+    for a in range(n):
+        top = max(top, z[a])
+    total = 0.0
+    for a in range(n):
+        gradient[a] = math.exp(z[a] - top)
+        total += gradient[a]
+    for a in range(n):
+        gradient[a] /= total
+    for a in range(n):
+        # p (1 - p) with 1 - p summed from the other probabilities keeps its digits where p is close to 1.
+        others = 0.0
+        for b in range(n):
+            curvature[a, b] = -gradient[a] * gradient[b]
+            if b != a:
+                others += gradient[b]
+        curvature[a, a] = gradient[a] * others
+    others = 0.0
+    for a in range(n):
+        if a != label:
+            others += gradient[a]
+    gradient[label] = -others
+    return math.log(total) - (z[label] - top)
+
+
+@register_loss("mean_squared_error", mean_over="elements", targets="values")
+def mean_squared_error(z, y, gradient, curvature):
+    value = 0.0
+    curvature[:] = 0.0
+    for a in range(z.size):
+        residual = z[a] - y[a]
+        value += residual * residual
+        gradient[a] = 2.0 * residual
+        curvature[a, a] = 2.0
+    return value
+
+
+@register_loss("binary_cross_entropy", mean_over="elements", targets="values")
+def binary_cross_entropy(z, y, gradient, curvature):
+    value = 0.0
+    curvature[:] = 0.0
+    for a in range(z.size):
+        e = math.exp(-abs(z[a]))
+        value += max(z[a], 0.0) - z[a] * y[a] + math.log1p(e)
+        gradient[a] = (1.0 if z[a] >= 0.0 else e) / (1.0 + e) - y[a]
+        curvature[a, a] = e / ((1.0 + e) * (1.0 + e))
+    return value

@@ -1,0 +1,34 @@
+"""How much memory there is, and the error when a computation would not fit. Asked before anything is allocated."""
+
+import os
+
+
+def available_bytes():
+    """Bytes that can still be allocated: the least of free memory and the limit on the address space; None if unknown."""
+    limits = []
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        limits.append(1024 * int(fields["MemAvailable"].split()[0]))
+    except (OSError, KeyError, ValueError):
+        try:
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        except (AttributeError, OSError, ValueError):
+            pass
+    try:
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY:
+            with open("/proc/self/statm", encoding="ascii") as fields:
+                limits.append(soft - int(fields.read().split()[0]) * resource.getpagesize())
+    except (ImportError, OSError, ValueError):
+        pass
+    return min(limits, default=None)
+
+
+def require(num_bytes, purpose):
+    """``MemoryError`` if ``num_bytes`` for ``purpose`` are not available."""
+    available = available_bytes()
+    if available is not None and num_bytes > available:
+        raise MemoryError(f"{purpose} would need {num_bytes:,} bytes ({num_bytes / 2**30:.2f} GiB), {available:,} are available")

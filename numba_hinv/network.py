@@ -1,0 +1,254 @@
+"""The network: a chain of layers that ends in a loss. Values and gradients; `Network.hessian` opens the rest."""
+
+import numpy as np
+
+from . import memory_budget
+from .activations import activation_address
+from .dense import Dense
+from .hessian import Hessian
+from .kernels import linearise
+from .kernels.layers import layer_table
+from .losses import get_loss, loss_address
+from .validation import as_array, as_float_dtype, as_labels, as_real, as_size, check_finite
+
+# Samples per compiled call of a plain forward pass, which keeps its memory independent of the batch.
+_FORWARD_CHUNK = 1024
+
+
+class Network:
+    """Chain of dense layers with a loss at its end. Immutable; parameters are kept by the caller, as a flat vector.
+
+    Parameters
+    ----------
+    layers : sequence of Dense
+        At least one; the outputs of each are the inputs of the next.
+    loss : str
+        softmax_cross_entropy (integer labels (B,)), mean_squared_error (mean over all elements, no factor 1/2),
+        binary_cross_entropy (of logits), or one of `register_loss`.
+
+    Attributes
+    ----------
+    layers : tuple of Dense
+    loss_name : str
+    num_params : int
+        P, the length of the flat vector: per layer the weight (out x in, row-major), then the bias.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The layers do not meet, or the loss is unknown.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], loss="mean_squared_error")
+    >>> net.forward(net.init(seed=0), np.ones((5, 3))).shape
+    (5, 2)
+    """
+
+    def __init__(self, layers, loss):
+        try:
+            layers = tuple(layers)
+        except TypeError:
+            raise TypeError(f"layers: expected a sequence of Dense, got {type(layers).__name__}") from None
+        if not layers:
+            raise ValueError("layers: expected at least one layer, got none")
+        for index, layer in enumerate(layers):
+            if not isinstance(layer, Dense):
+                raise TypeError(f"layers: expected Dense layers, got {type(layer).__name__} at index {index}")
+            if index and layer.in_features != layers[index - 1].out_features:
+                raise ValueError(
+                    f"layers: expected layer {index} to take the {layers[index - 1].out_features} outputs of layer "
+                    f"{index - 1}, got in_features={layer.in_features}"
+                )
+        get_loss(loss)
+        self.layers = layers
+        self.loss_name = loss
+        self._n_in = np.array([layer.in_features for layer in layers], np.int64)
+        self._n_out = np.array([layer.out_features for layer in layers], np.int64)
+        self._bias = np.array([layer.bias for layer in layers], np.int64)
+        self._skip = np.array([layer.skip for layer in layers], np.int64)
+        self._weight_sizes = self._n_in * self._n_out
+        self._ends = np.cumsum(self._weight_sizes + self._bias * self._n_out)
+        self.num_params = int(self._ends[-1])
+
+    def __repr__(self):
+        return f"Network({len(self.layers)} layers, {self.num_params} parameters, loss={self.loss_name!r})"
+
+    def init(self, seed=0, gain=1.0, dtype=np.float64):
+        """Random parameters.
+
+        Weights are normal with standard deviation ``gain / sqrt(in_features)``, those of layers with a skip divided by
+        the square root of the number of such layers, so that depth does not blow the activations up; biases are 0.
+
+        Parameters
+        ----------
+        seed : int or numpy.random.Generator
+        gain : float
+        dtype : float64 or float32
+
+        Returns
+        -------
+        params : (P,) array
+        """
+        dtype = as_float_dtype("dtype", dtype)
+        gain = as_real("gain", gain)
+        rng = np.random.default_rng(seed)
+        deviation = gain / np.sqrt(self._n_in * np.where(self._skip, max(1, self._skip.sum()), 1))
+        params = np.zeros(self.num_params, dtype)
+        for (weight, _), scale in zip(self.unpack(params), deviation):
+            weight[:] = rng.standard_normal(weight.shape) * scale
+        return params
+
+    def unpack(self, params):
+        """Per layer ``(weight, bias)``, views of ``params`` of shape (out, in) and (out,); bias is None without one.
+
+        Parameters
+        ----------
+        params : (P,) contiguous array
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not an array of that shape, or not contiguous, so that views would be copies.
+        """
+        if not isinstance(params, np.ndarray):
+            raise TypeError(f"params: expected a NumPy array to take views of, got {type(params).__name__}")
+        if params.shape != (self.num_params,):
+            raise ValueError(f"params: expected shape ({self.num_params},), got {params.shape}")
+        blocks = []
+        start = 0
+        for layer, weight_size, end in zip(self.layers, self._weight_sizes, self._ends):
+            weight = params[start : start + weight_size].reshape(layer.out_features, layer.in_features)
+            blocks.append((weight, params[start + weight_size : end] if layer.bias else None))
+            start = end
+        return blocks
+
+    def forward(self, params, X):
+        """The net's output.
+
+        Parameters
+        ----------
+        params : (P,) array
+            float32 is kept and decides the precision; everything else becomes float64.
+        X : (B, in_features of the first layer) array
+
+        Returns
+        -------
+        output : (B, out_features of the last layer) array
+        """
+        params = self._check_params(params)
+        return self._forward(params, self._check_X(X, params.dtype))
+
+    def loss(self, params, X, y):
+        """The loss, averaged as `Network` says, as a float. Arguments as for `gradient`."""
+        params = self._check_params(params)
+        X = self._check_X(X, params.dtype)
+        targets = self._check_y(y, X.shape[0], params.dtype)
+        output = self._forward(params, X)
+        value, _, _ = self._terminal(output, targets)
+        return value
+
+    def gradient(self, params, X, y):
+        """Gradient of the loss in the parameters.
+
+        Parameters
+        ----------
+        params : (P,) array
+        X : (B, in_features of the first layer) array
+        y : (B,) integer labels or (B, out_features of the last layer) array
+            As the loss asks for; (B,) numbers are taken where there is one output.
+
+        Returns
+        -------
+        gradient : (P,) array
+            In the dtype of ``params``.
+        """
+        params = self._check_params(params)
+        X = self._check_X(X, params.dtype)
+        targets = self._check_y(y, X.shape[0], params.dtype)
+        return self._linearise(params, X, targets)[-1]
+
+    def hessian(self, params, X, y):
+        """Hessian of the loss in the parameters, as a `Hessian` operator. Arguments as for `gradient`.
+
+        Linearised in float64 whatever the dtype of ``params``, which decides the dtype of the answers.
+        """
+        params = self._check_params(params)
+        work = np.array(params, np.float64)
+        X = self._check_X(X, np.float64)
+        targets = self._check_y(y, X.shape[0], np.float64)
+        memory_budget.require(
+            8 * X.shape[0] * int(self._n_in.sum() + 3 * self._n_out.sum() + self._n_out[-1] ** 2),
+            f"the derivative blocks of {len(self.layers)} layers for B = {X.shape[0]} samples",
+        )
+        _, lin, loss, gradient = self._linearise(work, X, targets)
+        return Hessian(self, work, lin, loss, gradient.astype(params.dtype, copy=False))
+
+    def _table(self, num_samples, dtype):
+        """Layer table and buffer sizes for a batch of ``num_samples`` and sweeps in ``dtype``."""
+        addresses = {name: activation_address(name, dtype) for name in {layer.activation for layer in self.layers}}
+        activation = np.array([addresses[layer.activation] for layer in self.layers], np.int64)
+        return layer_table(self._n_in, self._n_out, self._bias, self._skip, activation, num_samples)
+
+    def _check_params(self, params):
+        return as_array("params", params, (self.num_params,), meaning=" (the parameters of all layers)")
+
+    def _check_X(self, X, dtype):
+        X = as_array("X", X, (None, int(self._n_in[0])), dtype, " (samples x inputs of the first layer)")
+        if X.shape[0] == 0:
+            raise ValueError("X: expected at least one sample, got an empty batch")
+        return X
+
+    def _check_y(self, y, num_samples, dtype):
+        """Targets as (B, 1) labels or (B, n_L) values, in ``dtype``."""
+        outputs = int(self._n_out[-1])
+        if get_loss(self.loss_name)["targets"] == "labels":
+            return as_labels("y", y, num_samples, outputs).astype(dtype).reshape(-1, 1)
+        if outputs == 1 and np.ndim(y) == 1:
+            return as_array("y", y, (num_samples,), dtype).reshape(-1, 1)
+        return as_array("y", y, (num_samples, outputs), dtype, " (samples x outputs of the last layer)")
+
+    def _forward(self, params, X):
+        B = X.shape[0]
+        output = np.empty((B, int(self._n_out[-1])), params.dtype)
+        for start in range(0, B, _FORWARD_CHUNK):
+            X_chunk = X[start : start + _FORWARD_CHUNK]
+            table, sizes = self._table(X_chunk.shape[0], params.dtype)
+            output[start : start + _FORWARD_CHUNK] = self._propagate(table, sizes, params, X_chunk).output
+        return output
+
+    def _propagate(self, table, sizes, params, X):
+        """A `Linearisation` whose forward part is filled; lam and the curvature are not."""
+        lin = linearise.allocate(sizes, X.shape[0], int(self._n_out[-1]), params.dtype)
+        lin.Z[: X.size] = X.ravel()
+        U = np.empty(X.shape[0] * sizes.width, params.dtype)
+        linearise.forward(table, 0, table.size, params, lin, U)
+        check_finite("params, X: the net's output", lin.output)
+        return lin
+
+    def _terminal(self, output, targets, curvature=None):
+        """Value, gradient and curvature of the loss in the output."""
+        B, n = output.shape
+        if curvature is None:
+            curvature = np.empty((B, n, n), output.dtype)
+        gradient = np.empty_like(output)
+        count = B if get_loss(self.loss_name)["mean_over"] == "samples" else B * n
+        address = loss_address(self.loss_name, output.dtype)
+        value = linearise.terminal(address, 1.0 / count, targets, output, gradient, curvature)
+        if not np.isfinite(value):
+            raise ValueError(f"params, X, y: expected a finite loss, got {value}")
+        return float(value), gradient, curvature
+
+    def _linearise(self, params, X, targets):
+        """Layer table, `Linearisation`, loss and gradient."""
+        B = X.shape[0]
+        table, sizes = self._table(B, params.dtype)
+        lin = self._propagate(table, sizes, params, X)
+        value, output_gradient, _ = self._terminal(lin.output, targets, lin.curvature)
+        G = np.empty((2, B * sizes.width), params.dtype)
+        G[table.size % 2, : output_gradient.size] = output_gradient.ravel()
+        gradient = np.empty_like(params)
+        linearise.backward(table, 0, table.size, params, lin, gradient, G)
+        check_finite("params, X, y: the gradient", gradient)
+        return table, lin, value, gradient

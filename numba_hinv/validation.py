@@ -1,0 +1,126 @@
+"""Checks of arguments. Every message names the argument, what was given and what was expected.
+
+Nothing here modifies what it is given: arrays are converted to contiguous ones of the working dtype where that is safe.
+"""
+
+import operator
+
+import numpy as np
+
+DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
+
+
+def as_size(name, value, least=1):
+    """``value`` as an int of at least ``least``."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    return value
+
+
+def as_flag(name, value):
+    """``value`` as a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def as_real(name, value):
+    """``value`` as a finite float."""
+    if isinstance(value, (bool, np.bool_)) or np.ndim(value) != 0:
+        raise TypeError(f"{name}: expected a real number, got {value!r}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name}: expected a real number, got {value!r}") from None
+    if not np.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    return number
+
+
+def as_float_dtype(name, dtype):
+    """``dtype`` as one of float64 and float32."""
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"{name}: expected float64 or float32, got {dtype!r}") from None
+    if dtype not in DTYPES:
+        raise TypeError(f"{name}: expected float64 or float32, got {dtype}")
+    return dtype
+
+
+def _as_numbers(name, value):
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array of numbers ({error})") from None
+    if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+        raise TypeError(f"{name}: expected an array of real numbers (float64 or float32), got dtype {array.dtype}")
+    return array
+
+
+def common_dtype(array):
+    """The working dtype of an array: float32 stays, everything else becomes float64."""
+    return np.dtype(np.float32) if array.dtype == np.float32 else np.dtype(np.float64)
+
+
+def as_array(name, value, shape, dtype=None, meaning=""):
+    """``value`` as a finite contiguous array of the given shape; None in ``shape`` is any length.
+
+    Converted to ``dtype`` (by default: float32 stays, all else becomes float64); a copy is made only where one is needed.
+    """
+    array = _as_numbers(name, value)
+    if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape)):
+        wanted = ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{name}: expected shape ({wanted}){meaning}, got {array.shape}")
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype or common_dtype(array))
+    check_finite(name, array)
+    return array
+
+
+def check_finite(name, array):
+    """``ValueError`` that gives the place of the first NaN or infinity."""
+    # The sum of finite numbers can overflow, so that only a finite sum settles it without a second pass.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum()):
+            return
+    bad = ~np.isfinite(array)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        where = place[0] if len(place) == 1 else place
+        raise ValueError(f"{name}: expected finite numbers, got {array[place]} at index {where}")
+
+
+def as_labels(name, value, num_samples, num_classes):
+    """Integer labels (B,) in 0..num_classes-1 as an int64 array."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array of integer labels ({error})") from None
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integer labels, got dtype {array.dtype}")
+    if array.shape != (num_samples,):
+        raise ValueError(f"{name}: expected shape ({num_samples},), one label a sample, got {array.shape}")
+    wrong = np.flatnonzero((array < 0) | (array >= num_classes))
+    if wrong.size:
+        i = int(wrong[0])
+        raise ValueError(f"{name}: expected labels from 0 to {num_classes - 1}, got {array[i]} at index {i}")
+    return array.astype(np.int64)
+
+
+def as_right_hand_sides(name, value, num_rows, default_dtype):
+    """``value`` (P,) or (P, k) as rows (k, P) in float64, contiguous, with the dtype that the answer takes."""
+    array = _as_numbers(name, value)
+    if array.ndim not in (1, 2) or array.shape[0] != num_rows:
+        raise ValueError(f"{name}: expected shape ({num_rows},) or ({num_rows}, k), got {array.shape}")
+    dtype = np.result_type(array.dtype, default_dtype) if array.dtype.kind == "f" else default_dtype
+    dtype = np.dtype(np.float32) if dtype == np.float16 else dtype
+    rows = np.ascontiguousarray(array.reshape(num_rows, -1).T, np.float64)
+    check_finite(name, rows)
+    return rows, np.dtype(dtype)
