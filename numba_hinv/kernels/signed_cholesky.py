@@ -14,11 +14,13 @@ import numpy as np
 from numba import njit
 
 from .microkernel import pointer, row_stride
+from .pivot_block import BLOCK, eliminate_block, factor_block, solve_block
 from .product import gemm_tn_upper
 from .status import NOT_FINITE, OK, SINGULAR_PIVOT
 
 # Bunch and Kaufman's constant, which balances the growth of a 1x1 against that of a 2x2 step.
 ALPHA = (1.0 + math.sqrt(17.0)) / 8.0
+MAX_FLOAT = np.finfo(np.float64).max
 
 
 @njit(cache=True, nogil=True)
@@ -48,7 +50,7 @@ def pack_size(m):
 @njit(cache=True, nogil=True)
 def work_size(m):
     """Number of scalars of scratch that `signed_cholesky` needs."""
-    return 3 * m + 8
+    return (4 + BLOCK) * m + 2 * BLOCK
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -319,6 +321,37 @@ def _update(M, L, base, k0, start, stop, k):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _definite_block(M, L, scales, s, s_after, saved, block, base, k0, start, k, rows, threshold):
+    """Eliminate `rows` positive pivots from step k on if none of them leaves a negative diagonal entry: returns whether.
+
+    If not, M and s are as before. Its new s is s_after.
+    """
+    m = M.shape[0]
+    lda, stride = row_stride(M), m - k0
+    here = base + (k - k0) * stride + k - k0
+    t, u = pointer(L, here), pointer(L, base + (start - k0) * stride + k - k0)
+    a, b = pointer(M, k * lda + k), pointer(M, start * lda + k)
+    d, inverse = pointer(block, 0), pointer(block, BLOCK)
+    solve_block(rows, rows, k - start, 0, u, stride, b, lda, a, lda, t, stride, t, stride)
+    if not factor_block(rows, threshold, t, stride, d, inverse):
+        return False
+    rest = m - k - rows
+    if rest > 0 and not eliminate_block(
+        rest, k - start, u, stride, pointer(M, start * lda + k + rows), lda, pointer(M, k * lda + k + rows), lda,
+        pointer(L, here + rows), stride, t, stride, inverse, pointer(s, k + rows), pointer(s_after, k + rows),
+        pointer(saved, k + rows), m,
+    ):
+        for i in range(rows):
+            for j in range(k + rows, m):
+                M[k + i, j] = saved[i * m + j]
+        return False
+    for i in range(rows):
+        for j in range(here - (k - k0), here):
+            L[j + i * stride] = 0
+    return True
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def signed_cholesky(M, tiny, perturbation, L, pivots, scales, work):
     """Factor a symmetric matrix as ``F diag(sigma) F^T``, sigma = +-1.
 
@@ -358,7 +391,10 @@ def signed_cholesky(M, tiny, perturbation, L, pivots, scales, work):
     """
     m = M.shape[0]
     rows = panel_rows(m)
-    s, w, v, block = work[:m], work[m : 2 * m], work[2 * m : 3 * m], work[3 * m : 3 * m + 8]
+    s, s_after, w, v = work[:m], work[m : 2 * m], work[2 * m : 3 * m], work[3 * m : 4 * m]
+    saved, block = work[4 * m : (4 + BLOCK) * m], work[(4 + BLOCK) * m : (4 + BLOCK) * m + 2 * BLOCK]
+    # Pivots whose inverse could overflow are left to the careful path.
+    threshold = max(M.dtype.type(tiny), M.dtype.type(4) * np.finfo(M.dtype).tiny)
     for k in range(m):
         s[k] = M[k, k]
         pivots[k] = k
@@ -368,7 +404,23 @@ def signed_cholesky(M, tiny, perturbation, L, pivots, scales, work):
         k0 = k - k % rows
         base = panel_offset(m, rows, k0 // rows)
         end = min(k0 + rows, m)
+        careful = 0
         while k < end:
+            height = min(BLOCK, end - k)
+            if k >= careful and (height == BLOCK or end == m):
+                if _definite_block(M, L, scales, s, s_after, saved, block, base, k0, start, k, height, threshold):
+                    s, s_after = s_after, s
+                    for i in range(height):
+                        d = float(block[i])
+                        if not d <= MAX_FLOAT:
+                            return NOT_FINITE, 0, 0, 0.0
+                        logabsdet += math.log(d)
+                        scales[k + i, 0] = 1 / math.sqrt(block[i])
+                        scales[k + i, 1] = 0
+                        pivots[m + k + i] = 4 * (k + i)
+                    k += height
+                    continue
+                careful = end
             size, negative, perturbed, logabs = _careful_pivot(
                 M, L, pivots, scales, s, w, v, block, base, k0, start, k, tiny, perturbation
             )

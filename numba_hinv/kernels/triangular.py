@@ -8,6 +8,7 @@ described, and owned, by ``signed_cholesky``.
 from numba import njit
 
 from .microkernel import pointer
+from .pivot_block import BLOCK, solve_block
 from .product import gemm_nn, gemm_nt, gemm_tn
 from .signed_cholesky import panel_rows
 
@@ -78,11 +79,10 @@ def _solve_rows(L, K):
     for k0 in range(0, m, rows):
         stride = m - k0
         height = min(rows, stride)
-        for k in range(k0, k0 + height):
-            for i in range(k0, k):
-                u = L[base + (i - k0) * stride + k - k0]
-                for j in range(n):
-                    K[k, j] -= u * K[i, j]
+        for k in range(0, height, BLOCK):
+            here = pointer(K, (k0 + k) * n)
+            solve_block(min(BLOCK, height - k), n, k, 1, pointer(L, base + k), stride, pointer(K, k0 * n), n, here, n,
+                        here, n, pointer(L, base + k * stride + k), stride)
         gemm_tn(stride - height, n, height, K.dtype.type(-1), pointer(L, base + height), stride,
                 pointer(K, k0 * n), n, K.dtype.type(1), pointer(K, (k0 + height) * n), n)
         base += height * stride
