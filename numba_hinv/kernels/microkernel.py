@@ -1,14 +1,52 @@
-"""Pointers into arrays and (next) the vector micro-kernel, as LLVM IR behind Numba intrinsics.
+"""The dense micro-kernels in LLVM vector IR, and pointers into arrays, as Numba intrinsics.
 
-``pointer(array, offset)``  address of the element ``offset`` elements after the array's first one; typed by its dtype
-``shift(pointer, offset)``  that pointer moved by ``offset`` elements
-``row_stride(array)``       elements between two rows of a 2-D array with contiguous rows
-A pointer ``p`` can be indexed, ``p[i]``, in nopython code.
+``pointer(array, offset)``, ``shift(pointer, offset)``, ``row_stride(array)``   addresses; ``p[i]`` reads and writes
+``tile_nn``, ``tile_tn``   C (rows x columns) <- alpha op(A) B + beta C, rows <= tile_rows, columns <= tile_columns
+``tile_nt``                C (rows x columns) <- alpha A B^T + beta C, rows <= DOT_ROWS, columns <= dot_columns
+``tile_rows(pointer)``, ``tile_columns(pointer)``, ``dot_columns(pointer)``     those limits, constants per dtype
+Accumulators are vector phis of the loop over k, so LLVM keeps them in registers, and edges are masked vectors, so there
+is no scalar code. One function per dtype and tile kind holds all tile sizes. The tables at the top fit the CPU that
+Numba compiles for; change them there. Numba's disk cache does not see changes of this file: clear it after editing.
 """
+
+import platform
 
 from llvmlite import ir
 from numba import types
+from numba.core import config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
+
+DOT_ROWS = 3
+# Reassociation and contraction to FMA, but not "no NaNs" or "no infinities": those must reach the status codes.
+_FLAGS = ("nsz", "contract", "reassoc")
+
+
+def _target():
+    """Bytes per vector, rows and vectors per tile, and whether masked loads are single instructions."""
+    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
+    enabled = {name[1:] for name in features.split(",") if name.startswith("+")}
+    if {"avx512f", "avx512vl", "avx512dq"} <= enabled:
+        return 64, 8, 3, True
+    if "avx2" in enabled and "fma" in enabled:
+        return 32, 4, 3, True
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return 16, 8, 2, False
+    return 16, 4, 2, False
+
+
+VECTOR_BYTES, TILE_ROWS, TILE_VECTORS, MASKS_ARE_CHEAP = _target()
+
+_I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+
+
+def _width(dtype):
+    return VECTOR_BYTES // (dtype.bitwidth // 8)
+
+
+def _group(dtype):
+    """Rows of B per dot tile: as many as a vector has lanes, so that the sums are one vector, but no more than 8."""
+    return min(_width(dtype), 8)
 
 
 @intrinsic
@@ -42,8 +80,310 @@ def row_stride(typingctx, array):
     def codegen(context, builder, sig, args):
         array_type = sig.args[0]
         view = context.make_array(array_type)(context, builder, args[0])
-        bytes_ = builder.extract_value(view.strides, 0)
+        stride = builder.extract_value(view.strides, 0)
         size = context.get_abi_sizeof(context.get_value_type(array_type.dtype))
-        return builder.sdiv(bytes_, ir.Constant(bytes_.type, size), flags=("exact",))
+        return builder.sdiv(stride, ir.Constant(stride.type, size), flags=("exact",))
 
     return sig, codegen
+
+
+def _constant(value):
+    @intrinsic
+    def constant(typingctx, pointer):
+        sig = types.int64(pointer)
+
+        def codegen(context, builder, sig, args):
+            return ir.Constant(_I64, value(sig.args[0].dtype))
+
+        return sig, codegen
+
+    return constant
+
+
+tile_rows = _constant(lambda dtype: TILE_ROWS)
+tile_columns = _constant(lambda dtype: TILE_VECTORS * _width(dtype))
+dot_columns = _constant(_group)
+
+
+class _Emitter:
+    """An IRBuilder for one tile function, with the few vector idioms that the tiles are made of."""
+
+    def __init__(self, builder, dtype, width):
+        self.builder = builder
+        self.scalar = ir.DoubleType() if dtype.bitwidth == 64 else ir.FloatType()
+        self.letter = "f" + str(dtype.bitwidth)
+        self.align = dtype.bitwidth // 8
+        self.width = width
+        self.lane = ir.IntType(dtype.bitwidth)
+
+    def vector(self, width=None):
+        return ir.VectorType(self.scalar, width or self.width)
+
+    def zero(self, width=None):
+        return ir.Constant(self.vector(width), None)
+
+    def splat(self, value, width=None):
+        width = width or self.width
+        one = self.builder.insert_element(ir.Constant(ir.VectorType(value.type, width), ir.Undefined), value,
+                                          ir.Constant(_I32, 0))
+        return self.shuffle(one, one, [0] * width)
+
+    def shuffle(self, x, y, lanes):
+        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
+
+    def at(self, base, *offsets):
+        for offset in offsets:
+            offset = ir.Constant(_I64, offset) if isinstance(offset, int) else offset
+            base = self.builder.gep(base, [offset], inbounds=True)
+        return base
+
+    def mask(self, count, width=None):
+        """Lanes below count."""
+        width = width or self.width
+        iota = ir.Constant(ir.VectorType(self.lane, width), list(range(width)))
+        count = self.builder.trunc(count, self.lane) if self.lane.width < 64 else count
+        return self.builder.icmp_unsigned("<", iota, self.splat(count, width))
+
+    def load_scalar(self, address):
+        value = self.builder.load(address)
+        value.align = self.align
+        return value
+
+    def load(self, address, mask=None, width=None):
+        vector = self.vector(width)
+        if mask is None:
+            value = self.builder.load(self.builder.bitcast(address, vector.as_pointer()))
+            value.align = self.align
+            return value
+        name = f"llvm.masked.load.v{vector.count}{self.letter}.p0"
+        kind = ir.FunctionType(vector, [self.scalar.as_pointer(), _I32, mask.type, vector])
+        function = self._declare(name, kind)
+        return self.builder.call(function, [address, ir.Constant(_I32, self.align), mask, ir.Constant(vector, None)])
+
+    def store(self, value, address, mask=None):
+        if mask is None:
+            self.builder.store(value, self.builder.bitcast(address, value.type.as_pointer())).align = self.align
+            return
+        name = f"llvm.masked.store.v{value.type.count}{self.letter}.p0"
+        kind = ir.FunctionType(ir.VoidType(), [value.type, self.scalar.as_pointer(), _I32, mask.type])
+        function = self._declare(name, kind)
+        self.builder.call(function, [value, address, ir.Constant(_I32, self.align), mask])
+
+    def _declare(self, name, kind):
+        module = self.builder.module
+        return module.globals[name] if name in module.globals else ir.Function(module, kind, name)
+
+    def multiply_add(self, x, y, z):
+        return self.builder.fadd(self.builder.fmul(x, y, flags=_FLAGS), z, flags=_FLAGS)
+
+    def add(self, x, y):
+        return self.builder.fadd(x, y, flags=_FLAGS)
+
+    def times(self, x, y):
+        return self.builder.fmul(x, y, flags=_FLAGS)
+
+    def block(self, name):
+        return self.builder.function.append_basic_block(name)
+
+    def loop(self, start, step, bound, sums, body):
+        """do-while over k = start, start + step, ... < bound, sums being its vector phis; returns the final ones."""
+        builder, entry = self.builder, self.builder.block
+        top, after = self.block("k"), self.block("k.after")
+        builder.branch(top)
+        builder.position_at_end(top)
+        k = builder.phi(_I64)
+        k.add_incoming(start, entry)
+        phis = []
+        for value in sums:
+            phi = builder.phi(value.type)
+            phi.add_incoming(value, entry)
+            phis.append(phi)
+        new = body(k, phis)
+        k_next = builder.add(k, ir.Constant(_I64, step))
+        k.add_incoming(k_next, builder.block)
+        for phi, value in zip(phis, new):
+            phi.add_incoming(value, builder.block)
+        builder.cbranch(builder.icmp_signed("<", k_next, bound), top, after)
+        builder.position_at_end(after)
+        return new
+
+    def write(self, alpha, beta, outputs):
+        """C <- alpha sum + beta C for outputs (sum, address, mask); C is not read where beta is zero. Returns."""
+        builder = self.builder
+        set_, update = self.block("set"), self.block("update")
+        builder.cbranch(builder.fcmp_ordered("==", beta, ir.Constant(self.scalar, 0.0)), set_, update)
+        width = outputs[0][0].type.count
+        for block in (set_, update):
+            builder.position_at_end(block)
+            factor = self.splat(alpha, width)
+            kept = self.splat(beta, width)
+            old = [self.load(address, mask, width) if block is update else None for _, address, mask in outputs]
+            for (total, address, mask), before in zip(outputs, old):
+                value = self.times(total, factor)
+                self.store(value if before is None else self.multiply_add(before, kept, value), address, mask)
+            builder.ret_void()
+
+
+def _emit_outer_tile(emitter, transposed, rows, vectors, masked, arguments):
+    """The tile of rank-one updates: rows x (vectors * width) accumulators."""
+    builder = emitter.builder
+    _, columns, k, alpha, a, lda, b, ldb, beta, c, ldc = arguments
+    width = emitter.width
+    count = builder.sub(columns, ir.Constant(_I64, (vectors - 1) * width))
+    masks = [None] * (vectors - 1) + [emitter.mask(count) if masked else None]
+
+    a_rows = [] if transposed else [emitter.at(a, builder.mul(ir.Constant(_I64, r), lda)) for r in range(rows)]
+
+    def body(step, sums):
+        b_row = emitter.at(b, builder.mul(step, ldb))
+        b_vectors = [emitter.load(emitter.at(b_row, v * width), masks[v]) for v in range(vectors)]
+        a_step = emitter.at(a, builder.mul(step, lda)) if transposed else None
+        new = []
+        for r in range(rows):
+            x = emitter.splat(emitter.load_scalar(emitter.at(a_step, r) if transposed else emitter.at(a_rows[r], step)))
+            new += [emitter.multiply_add(x, b_vectors[v], sums[r * vectors + v]) for v in range(vectors)]
+        return new
+
+    sums = emitter.loop(ir.Constant(_I64, 0), 1, k, [emitter.zero()] * (rows * vectors), body)
+    c_rows = [emitter.at(c, builder.mul(ir.Constant(_I64, r), ldc)) for r in range(rows)]
+    emitter.write(alpha, beta, [(sums[r * vectors + v], emitter.at(c_rows[r], v * width), masks[v])
+                                for r in range(rows) for v in range(vectors)])
+
+
+def _emit_dot_tile(emitter, group, rows, arguments):
+    """The tile of inner products: rows x group accumulators, whose lanes are summed at the end."""
+    builder = emitter.builder
+    _, columns, k, alpha, a, lda, b, ldb, beta, c, ldc = arguments
+    width = emitter.width
+    last = builder.sub(columns, ir.Constant(_I64, 1))
+    b_rows = [b]
+    for g in range(1, group):
+        # Rows beyond the last one repeat it: their sums are not stored.
+        row = builder.select(builder.icmp_signed("<", ir.Constant(_I64, g), columns), ir.Constant(_I64, g), last)
+        b_rows.append(emitter.at(b, builder.mul(row, ldb)))
+    a_rows = [emitter.at(a, builder.mul(ir.Constant(_I64, r), lda)) for r in range(rows)]
+
+    def accumulate(step, sums, mask):
+        a_vectors = [emitter.load(emitter.at(row, step), mask) for row in a_rows]
+        new = list(sums)
+        for g in range(group):
+            b_vector = emitter.load(emitter.at(b_rows[g], step), mask)
+            for r in range(rows):
+                new[r * group + g] = emitter.multiply_add(a_vectors[r], b_vector, sums[r * group + g])
+        return new
+
+    rest = builder.and_(k, ir.Constant(_I64, width - 1))
+    whole = builder.sub(k, rest)
+    start = builder.block
+    any_whole, edge, tail, finish = (emitter.block(name) for name in ("whole", "edge", "tail", "finish"))
+    builder.cbranch(builder.icmp_signed(">", whole, ir.Constant(_I64, 0)), any_whole, edge)
+    builder.position_at_end(any_whole)
+    zeros = [emitter.zero()] * (rows * group)
+    whole_sums = emitter.loop(ir.Constant(_I64, 0), width, whole, zeros, lambda step, sums: accumulate(step, sums, None))
+    whole_end = builder.block
+    builder.branch(edge)
+
+    def merge(first, first_block, second, second_block):
+        merged = []
+        for x, y in zip(first, second):
+            phi = builder.phi(x.type)
+            phi.add_incoming(x, first_block)
+            phi.add_incoming(y, second_block)
+            merged.append(phi)
+        return merged
+
+    builder.position_at_end(edge)
+    sums = merge(zeros, start, whole_sums, whole_end)
+    builder.cbranch(builder.icmp_signed(">", rest, ir.Constant(_I64, 0)), tail, finish)
+    builder.position_at_end(tail)
+    tail_sums = accumulate(whole, sums, emitter.mask(rest))
+    tail_end = builder.block
+    builder.branch(finish)
+    builder.position_at_end(finish)
+    sums = merge(sums, edge, tail_sums, tail_end)
+    mask = emitter.mask(columns, group)
+    emitter.write(alpha, beta, [(_sum_lanes(emitter, sums[r * group:(r + 1) * group]),
+                                 emitter.at(c, builder.mul(ir.Constant(_I64, r), ldc)), mask) for r in range(rows)])
+
+
+def _sum_lanes(emitter, vectors):
+    """The vector whose lane g is the sum of the lanes of vectors[g], by a tree of shuffles and additions."""
+    width, span = emitter.width, 1
+    while len(vectors) > 1:
+        low, high = [], []
+        for base in range(0, width, 2 * span):
+            low += [*range(base, base + span), *range(width + base, width + base + span)]
+        high = [lane + span for lane in low]
+        vectors = [emitter.add(emitter.shuffle(x, y, low), emitter.shuffle(x, y, high))
+                   for x, y in zip(vectors[::2], vectors[1::2])]
+        span *= 2
+    total = vectors[0]
+    while width > span:
+        width //= 2
+        total = emitter.add(emitter.shuffle(total, total, [*range(width)]),
+                            emitter.shuffle(total, total, [*range(width, 2 * width)]))
+    return total
+
+
+def _tile_function(module, dtype, kind):
+    """Get or emit the function of this kind ("nn", "tn" or "nt") that dispatches on the tile's size."""
+    name = f"numba_hinv_tile_{kind}_f{dtype.bitwidth}"
+    if name in module.globals:
+        return module.globals[name]
+    scalar = ir.DoubleType() if dtype.bitwidth == 64 else ir.FloatType()
+    address = scalar.as_pointer()
+    function = ir.Function(module, ir.FunctionType(
+        ir.VoidType(), [_I64, _I64, _I64, scalar, address, _I64, address, _I64, scalar, address, _I64]), name)
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    function.attributes.add("nounwind")
+    function.attributes.add("optsize")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    width = _width(dtype)
+    emitter = _Emitter(builder, dtype, width)
+    rows, columns = function.args[:2]
+    unreachable = function.append_basic_block("unreachable")
+    ir.IRBuilder(unreachable).unreachable()
+    if kind == "nt":
+        switch = builder.switch(rows, unreachable)
+        for r in range(1, DOT_ROWS + 1):
+            block = function.append_basic_block(f"rows{r}")
+            switch.add_case(ir.Constant(_I64, r), block)
+            builder.position_at_end(block)
+            _emit_dot_tile(emitter, _group(dtype), r, function.args)
+        return function
+    # Case number: ((vectors - 1) * 2 + whole) * TILE_ROWS + rows - 1, where whole says that no mask is needed.
+    whole = builder.zext(builder.icmp_unsigned("==", builder.urem(columns, ir.Constant(_I64, width)),
+                                               ir.Constant(_I64, 0)), _I64)
+    if MASKS_ARE_CHEAP:
+        whole = ir.Constant(_I64, 0)
+    vectors = builder.udiv(builder.sub(columns, ir.Constant(_I64, 1)), ir.Constant(_I64, width))
+    case = builder.add(builder.mul(vectors, ir.Constant(_I64, 2)), whole)
+    case = builder.add(builder.mul(case, ir.Constant(_I64, TILE_ROWS)), builder.sub(rows, ir.Constant(_I64, 1)))
+    switch = builder.switch(case, unreachable)
+    for v in range(1, TILE_VECTORS + 1):
+        for w in (0,) if MASKS_ARE_CHEAP else (0, 1):
+            for r in range(1, TILE_ROWS + 1):
+                block = function.append_basic_block(f"rows{r}.vectors{v}.whole{w}")
+                switch.add_case(ir.Constant(_I64, ((v - 1) * 2 + w) * TILE_ROWS + r - 1), block)
+                builder.position_at_end(block)
+                _emit_outer_tile(emitter, kind == "tn", r, v, w == 0, function.args)
+    return function
+
+
+def _tile(kind):
+    @intrinsic
+    def tile(typingctx, rows, columns, k, alpha, a, lda, b, ldb, beta, c, ldc):
+        size, dtype = types.int64, a.dtype
+        sig = types.void(size, size, size, dtype, a, size, b, size, dtype, c, size)
+
+        def codegen(context, builder, sig, args):
+            builder.call(_tile_function(builder.module, dtype, kind), args)
+            return context.get_dummy_value()
+
+        return sig, codegen
+
+    return tile
+
+
+tile_nn, tile_tn, tile_nt = _tile("nn"), _tile("tn"), _tile("nt")

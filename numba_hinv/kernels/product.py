@@ -3,13 +3,24 @@
 The same on raw pointers, for sub-blocks: ``gemm_nn``, ``gemm_tn``, ``gemm_nt``, ``gemm_tn_upper``, all with the arguments
 ``(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)``: C is m x n, k is summed over, ld* are row strides in elements.
 Pointers come from ``microkernel.pointer`` and ``microkernel.shift``; their element type decides the precision.
-``beta == 0`` means that C is not read; any dimension may be zero.
+``beta == 0`` means that C is not read; any dimension may be zero. All of these are for nopython code (the ``multiply``
+ones can also be called from Python). Small products run on the micro-kernel, large ones in BLAS; the crossovers are
+the constants below and may be changed after a measurement.
 """
 
 from numba import njit
 
 from . import blas
-from .microkernel import pointer, row_stride
+from .binding import POINTER, SCALAR, SIZE, compiled_once
+from .microkernel import (DOT_ROWS, dot_columns, pointer, row_stride, shift, tile_columns, tile_nn, tile_nt, tile_rows,
+                          tile_tn)
+
+# A product of m * n * k at least this goes to BLAS.
+BLAS_WORK = 192**3
+# Columns per block of the upper triangle in BLAS products.
+UPPER_BLOCK = 128
+
+_ARGUMENTS = (SIZE, SIZE, SIZE, SCALAR, POINTER, SIZE, POINTER, SIZE, SCALAR, POINTER, SIZE)
 
 
 @njit(cache=True, nogil=True)
@@ -19,7 +30,7 @@ def _scale(m, n, beta, c, ldc):
             c[i * ldc + j] = c[i * ldc + j] * beta if beta != 0 else 0 * beta
 
 
-@njit(cache=True, nogil=True)
+@compiled_once("gemm_nn", *_ARGUMENTS)
 def gemm_nn(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     """C (m x n) <- alpha A B + beta C, A (m x k), B (k x n)."""
     if m <= 0 or n <= 0:
@@ -27,21 +38,67 @@ def gemm_nn(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     if k <= 0:
         _scale(m, n, beta, c, ldc)
         return
-    blas.gemm(False, False, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+    if m * n * k >= BLAS_WORK:
+        blas.gemm(False, False, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+        return
+    height, width = tile_rows(c), tile_columns(c)
+    j = 0
+    while j < n:
+        columns = min(n - j, width)
+        i = 0
+        while i < m:
+            rows = m - i
+            if rows > height:
+                rows = (rows + 1) >> 1 if rows < 2 * height else height
+            tile_nn(rows, columns, k, alpha, shift(a, i * lda), lda, shift(b, j), ldb,
+                    beta, shift(c, i * ldc + j), ldc)
+            i += rows
+        j += columns
 
 
-@njit(cache=True, nogil=True)
-def gemm_tn(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
-    """C (m x n) <- alpha A^T B + beta C, A (k x m), B (k x n)."""
+@compiled_once("gemm_tn_part", SIZE, *_ARGUMENTS)
+def _gemm_tn_part(upper, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     if m <= 0 or n <= 0:
         return
     if k <= 0:
         _scale(m, n, beta, c, ldc)
         return
-    blas.gemm(True, False, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+    if m * n * k >= BLAS_WORK:
+        width = UPPER_BLOCK if upper else n
+        for j in range(0, n, width):
+            columns = min(n - j, width)
+            rows = min(m, j + columns) if upper else m
+            blas.gemm(True, False, rows, columns, k, alpha, a, lda, shift(b, j), ldb, beta, shift(c, j), ldc)
+        return
+    height, width = tile_rows(c), tile_columns(c)
+    j = 0
+    while j < n:
+        columns = min(n - j, width)
+        end = min(m, j + columns) if upper else m
+        i = 0
+        while i < end:
+            rows = end - i
+            if rows > height:
+                rows = (rows + 1) >> 1 if rows < 2 * height else height
+            tile_tn(rows, columns, k, alpha, shift(a, i), lda, shift(b, j), ldb,
+                    beta, shift(c, i * ldc + j), ldc)
+            i += rows
+        j += columns
 
 
 @njit(cache=True, nogil=True)
+def gemm_tn(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
+    """C (m x n) <- alpha A^T B + beta C, A (k x m), B (k x n)."""
+    _gemm_tn_part(0, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+
+
+@njit(cache=True, nogil=True)
+def gemm_tn_upper(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
+    """As gemm_tn with m == n; of C only the upper triangle is certain to be computed."""
+    _gemm_tn_part(1, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+
+
+@compiled_once("gemm_nt", *_ARGUMENTS)
 def gemm_nt(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     """C (m x n) <- alpha A B^T + beta C, A (m x k), B (n x k)."""
     if m <= 0 or n <= 0:
@@ -49,13 +106,22 @@ def gemm_nt(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     if k <= 0:
         _scale(m, n, beta, c, ldc)
         return
-    blas.gemm(False, True, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
-
-
-@njit(cache=True, nogil=True)
-def gemm_tn_upper(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
-    """As gemm_tn with m == n, of which only the upper triangle of C is certain to be computed."""
-    gemm_tn(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+    if m * n * k >= BLAS_WORK:
+        blas.gemm(False, True, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+        return
+    width = dot_columns(c)
+    j = 0
+    while j < n:
+        columns = min(n - j, width)
+        i = 0
+        while i < m:
+            rows = m - i
+            if rows > DOT_ROWS:
+                rows = (rows + 1) >> 1 if rows < 2 * DOT_ROWS else DOT_ROWS
+            tile_nt(rows, columns, k, alpha, shift(a, i * lda), lda, shift(b, j * ldb), ldb,
+                    beta, shift(c, i * ldc + j), ldc)
+            i += rows
+        j += columns
 
 
 @njit(cache=True, nogil=True)

@@ -1,12 +1,27 @@
 """Symmetric updates of rank m: ``signed_rank_update``, and ``mirror``, which fills the lower triangle.
 
-Only upper triangles are computed; call ``mirror`` where both halves are wanted.
+Only upper triangles are computed; what stands in a strict lower triangle afterwards is undefined until ``mirror`` has
+written it. Small updates run on the micro-kernel, large ones in BLAS ``syrk``; the crossover is the constant below.
 """
 
 from numba import njit
 
 from . import blas
 from .microkernel import pointer, row_stride, shift
+from .product import gemm_tn_upper
+
+# An update of N * N * m at least this goes to BLAS.
+BLAS_WORK = 192**3
+# Side of the square blocks that mirror transposes: two of them fit into a first-level cache in float64.
+MIRROR_BLOCK = 32
+
+
+@njit(cache=True, nogil=True)
+def _add_gram(n, rows, sign, y, ldy, p, ldp):
+    if n * n * rows >= BLAS_WORK:
+        blas.syrk_upper(n, rows, sign, y, ldy, sign * sign, p, ldp)
+    else:
+        gemm_tn_upper(n, n, rows, sign, y, ldy, y, ldy, sign * sign, p, ldp)
 
 
 @njit(cache=True, nogil=True)
@@ -18,19 +33,18 @@ def signed_rank_update(Y, num_positive, P):
     one = P.dtype.type(1)
     y, ldy, p, ldp = pointer(Y, 0), row_stride(Y), pointer(P, 0), row_stride(P)
     if num_positive > 0:
-        blas.syrk_upper(n, num_positive, -one, y, ldy, one, p, ldp)
+        _add_gram(n, num_positive, -one, y, ldy, p, ldp)
     if num_positive < rows:
-        blas.syrk_upper(n, rows - num_positive, one, shift(y, num_positive * ldy), ldy, one, p, ldp)
+        _add_gram(n, rows - num_positive, one, shift(y, num_positive * ldy), ldy, p, ldp)
 
 
 @njit(cache=True, nogil=True)
 def mirror(P):
-    """Copy the strict upper triangle of P (N x N) onto the lower one, in blocks that stay in cache."""
+    """Copy the strict upper triangle of P (N x N) onto the lower one."""
     n = P.shape[0]
-    block = 32
-    for i0 in range(0, n, block):
-        i1 = min(i0 + block, n)
-        for j0 in range(0, i0 + block, block):
+    for i0 in range(0, n, MIRROR_BLOCK):
+        i1 = min(i0 + MIRROR_BLOCK, n)
+        for j0 in range(0, i1, MIRROR_BLOCK):
             for i in range(i0, i1):
-                for j in range(j0, min(j0 + block, i)):
+                for j in range(j0, min(j0 + MIRROR_BLOCK, i)):
                     P[i, j] = P[j, i]
