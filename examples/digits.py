@@ -19,7 +19,7 @@ def load(batch=None):
 
 
 def skinny_net(depth, width=8):
-    """A net of `depth` >= 2 layers: one into `width` neurons, `depth` - 2 with skip connections, one into 10 classes."""
+    """`depth` >= 2 layers: one into `width` neurons, `depth` - 2 with skip connections, one into 10 classes."""
     return nh.Network([nh.Dense(64, width, "tanh"),
                        *[nh.Dense(width, width, "tanh", skip=True) for _ in range(depth - 2)],
                        nh.Dense(width, 10, "identity")],

@@ -1,0 +1,85 @@
+"""The examples and the README's snippets run as a reader would run them: as scripts, in a process of their own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import numba_hinv as nh
+
+ROOT = Path(__file__).resolve().parents[1]
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+
+
+def run(arguments, directory):
+    """What a Python process prints; the package that it imports is the one under test."""
+    paths = [str(Path(nh.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONWARNINGS": "error"}
+    done = subprocess.run([sys.executable, *arguments], cwd=directory, env=environment, capture_output=True, text=True,
+                          timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def row(output, name):
+    """The columns of the printed table's row that starts with `name`."""
+    line = next(line for line in output.splitlines() if line.strip().startswith(name))
+    return line.strip()[len(name):].split()
+
+
+def test_quickstart(tmp_path):
+    output = run([str(ROOT / "examples" / "quickstart.py")], tmp_path)
+    deep, shallow = output.split("beside a dense solve")
+    assert row(deep, "parameters P") == ["7,666"]
+    negative, zero, positive = (int(count.replace(",", "")) for count in
+                                re.search(r"inertia.*?([\d,]+), ([\d,]+), ([\d,]+)$", deep, re.M).groups())
+    assert negative + zero + positive == 7666
+    ours, dense = row(shallow, "negative eigenvalues of H + damping I")
+    assert ours == dense
+    ours, dense = row(shallow, "log of the determinant's size")
+    assert ours == dense
+    # The bounds on accuracy are tested elsewhere; here a condition number of 1e6 is allowed for.
+    assert float(row(shallow, "difference of the two solutions")[0]) < 1e6 * 2266 * np.finfo(float).eps
+    assert float(row(deep, "relative residual")[0]) < 1e6 * 1e-14
+
+
+def test_digits_are_the_uci_test_set():
+    """Counts per class and ranges as the data's authors state them."""
+    with np.load(ROOT / "examples" / "data" / "digits.npz") as data:
+        images, labels = data["images"], data["labels"]
+    assert images.shape == (1797, 8, 8) and images.dtype == np.uint8
+    assert images.min() == 0 and images.max() == 16
+    assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_depth_scaling(tmp_path):
+    """The whole example at small depths, drawn into a folder of the test."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("tqdm")
+    output = run(["-c", f"""
+import sys
+sys.path.insert(0, {str(ROOT / "examples")!r})
+import depth_scaling
+depth_scaling.DEPTHS, depth_scaling.SECONDS = (5, 8), 0.2
+depth_scaling.PICTURE = "picture.png"
+results = depth_scaling.run()
+depth_scaling.draw(results)
+for name, rows in results.items():
+    print(name, max(residual for *_, residual in rows))
+"""], tmp_path)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert float(row(output, "numba_hinv")[0]) < 1e-10
+    assert float(row(output, "dense (LAPACK)")[0]) < 1e-10
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_readme_snippet(number, tmp_path):
+    run(["-c", SNIPPETS[number]], tmp_path)
+
+
+def test_readme_has_a_snippet():
+    assert SNIPPETS
