@@ -3,6 +3,8 @@
 ``solve_block(rows, columns, depth, solve, u, ldu, b, ldb, a, lda, c, ldc, t, ldt)``   C <- T^{-T} (A - U^T B)
 ``eliminate_block(...)``   the same for ``BLOCK`` rows of the matrix being factored; also scales, tests and keeps them
 ``factor_block(rows, tiny, t, ldt, d, inverse)``   U^T D U of a diagonal block without interchanges
+``subtract_rows``, ``largest``, ``scale_row``, ``scale_pair``   single rows, for the pivots that need care
+``solve_vector``, ``solve_vector_back``   T^{-T} x and T^{-1} x for one vector of BLOCK entries
 T is unit upper triangular; matrices are pointers with row strides in elements. The rows of a block stay in registers
 from the products with the rows above to the triangular solve. Numba's disk cache does not see changes of this file.
 """
@@ -17,7 +19,7 @@ BLOCK = 8
 # Accumulators are BLOCK x _VECTORS vectors: 16 of AVX-512's 32 registers, 8 of the 16 that others have.
 _VECTORS = 2 if VECTOR_BYTES == 64 else 1
 _FLAGS = ("nsz", "contract", "reassoc")
-_I64 = ir.IntType(64)
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
 def _int(value):
@@ -44,32 +46,31 @@ def _minus_product(builder, x, y, z):
     return builder.fsub(z, builder.fmul(x, y, flags=_FLAGS), flags=_FLAGS)
 
 
-def _columns(emitter, columns, sweep, done):
-    """Call sweep(first column, vectors, masks) over strips of columns: wide ones, then masked ones one vector wide.
+def _columns(emitter, columns, sweep, done, strips=(_VECTORS, 1)):
+    """Call sweep(first column, vectors, masks, next) over strips of columns of decreasing width, the last one masked.
 
-    sweep leaves the builder where the next strip may start; done() is emitted at the end.
+    sweep ends with a branch to next; done() is emitted at the end.
     """
     builder, width = emitter.builder, emitter.width
     place = builder.alloca(_I64)
     builder.store(_int(0), place)
-    wide, wide_body, narrow, narrow_body, end = (
-        emitter.block(name) for name in ("wide", "wide.body", "narrow", "narrow.body", "end")
-    )
-    builder.branch(wide)
-    for head, body, after, vectors in ((wide, wide_body, narrow, _VECTORS), (narrow, narrow_body, end, 1)):
+    heads = [emitter.block("strips") for _ in (*strips, None)]
+    builder.branch(heads[0])
+    for head, after, vectors in zip(heads, heads[1:], strips):
+        masked = after is heads[-1]
         builder.position_at_end(head)
         j = builder.load(place)
         left = builder.sub(columns, j)
-        enough = _int(vectors * width) if head is wide else _int(1)
-        builder.cbranch(builder.icmp_signed(">=", left, enough), body, after)
+        body = emitter.block("strip")
+        builder.cbranch(builder.icmp_signed(">=", left, _int(1 if masked else vectors * width)), body, after)
         builder.position_at_end(body)
         masks = [None] * vectors
-        if head is narrow:
-            whole = builder.icmp_signed("<", left, _int(width))
-            masks = [emitter.mask(builder.select(whole, left, _int(width)))]
+        if masked:
+            part = builder.icmp_signed("<", left, _int(width))
+            masks = [emitter.mask(builder.select(part, left, _int(width)))]
         builder.store(builder.add(j, _int(vectors * width)), place)
         sweep(j, vectors, masks, head)
-    builder.position_at_end(end)
+    builder.position_at_end(heads[-1])
     done()
 
 
@@ -226,6 +227,162 @@ def _emit_factor(emitter, arguments):
     builder.ret(_int(0))
 
 
+def _emit_subtract(emitter, arguments):
+    columns, depth, u, ldu, b, ldb, a, c = arguments
+
+    def sweep(j, vectors, masks, head):
+        start = [emitter.load(emitter.at(a, j, v * emitter.width), masks[v]) for v in range(vectors)]
+        sums = _accumulate(emitter, depth, u, ldu, b, ldb, j, masks, [_int(0)], start)
+        for v in range(vectors):
+            emitter.store(sums[v], emitter.at(c, j, v * emitter.width), masks[v])
+        emitter.builder.branch(head)
+
+    _columns(emitter, columns, sweep, emitter.builder.ret_void, (4 * _VECTORS, 2, 1))
+
+
+def _emit_largest(emitter, arguments):
+    columns, x, result = arguments
+    builder, width, lane = emitter.builder, emitter.width, emitter.lane
+    places = ir.VectorType(lane, width)
+    iota = ir.Constant(places, list(range(width)))
+    modulus = emitter._declare(f"llvm.fabs.v{width}{emitter.letter}", ir.FunctionType(emitter.vector(), [emitter.vector()]))
+    best, at, total = (builder.alloca(kind) for kind in (emitter.vector(), places, emitter.vector()))
+    for slot, value in ((best, emitter.zero()), (at, ir.Constant(places, None)), (total, emitter.zero())):
+        builder.store(value, slot)
+
+    def keep_larger(value, place, other, other_place):
+        better = builder.fcmp_ordered(">", other, value)
+        return builder.select(better, other, value), builder.select(better, other_place, place)
+
+    def sweep(j, vectors, masks, head):
+        value = builder.call(modulus, [emitter.load(emitter.at(x, j), masks[0])])
+        first = builder.trunc(j, lane) if lane.width < 64 else j
+        larger, place = keep_larger(builder.load(best), builder.load(at), value, builder.add(iota, emitter.splat(first)))
+        builder.store(larger, best)
+        builder.store(place, at)
+        builder.store(builder.fadd(builder.load(total), value), total)
+        builder.branch(head)
+
+    def done():
+        value, place, whole = builder.load(best), builder.load(at), builder.load(total)
+        span = width
+        while span > 1:
+            span //= 2
+            lanes = [*range(span, 2 * span)] + [0] * (width - span)
+            value, place = keep_larger(value, place, emitter.shuffle(value, value, lanes), emitter.shuffle(place, place, lanes))
+            whole = builder.fadd(whole, emitter.shuffle(whole, whole, lanes))
+        first = ir.Constant(_I32, 0)
+        value, place, whole = (builder.extract_element(vector, first) for vector in (value, place, whole))
+        # A total that is not finite times zero is NaN; any other adds nothing.
+        spoiled = builder.fmul(whole, ir.Constant(emitter.scalar, 0.0))
+        builder.store(builder.fadd(value, spoiled), result)
+        builder.ret(builder.sext(place, _I64) if lane.width < 64 else place)
+
+    _columns(emitter, columns, sweep, done, (1, 1))
+
+
+def _emit_scale_row(emitter, arguments):
+    columns, factor, w, c, a, s = arguments
+    builder = emitter.builder
+
+    def sweep(j, vectors, masks, head):
+        x, diagonal = (emitter.load(emitter.at(row, j), masks[0]) for row in (w, s))
+        scaled = builder.fmul(x, emitter.splat(factor))
+        for value, row in ((scaled, c), (x, a), (_minus_product(builder, x, scaled, diagonal), s)):
+            emitter.store(value, emitter.at(row, j), masks[0])
+        builder.branch(head)
+
+    _columns(emitter, columns, sweep, builder.ret_void, (1, 1))
+
+
+def _emit_scale_pair(emitter, arguments):
+    columns, p, q, r, w, v, c, d, a, b, s = arguments
+    builder = emitter.builder
+
+    def sweep(j, vectors, masks, head):
+        x, y, diagonal = (emitter.load(emitter.at(row, j), masks[0]) for row in (w, v, s))
+        across = emitter.splat(q)
+        t = emitter.multiply_add(emitter.splat(p), x, emitter.times(across, y))
+        u = emitter.multiply_add(across, x, emitter.times(emitter.splat(r), y))
+        diagonal = _minus_product(builder, x, t, _minus_product(builder, y, u, diagonal))
+        for value, row in ((t, c), (u, d), (x, a), (y, b), (diagonal, s)):
+            emitter.store(value, emitter.at(row, j), masks[0])
+        builder.branch(head)
+
+    _columns(emitter, columns, sweep, builder.ret_void, (1, 1))
+
+
+def _emit_vector(emitter, arguments, back):
+    t, ldt, x = arguments
+    builder = emitter.builder
+    values = [emitter.load_scalar(emitter.at(x, i)) for i in range(BLOCK)]
+    for i in reversed(range(BLOCK)) if back else range(BLOCK):
+        for j in reversed(range(i)) if back else range(i + 1, BLOCK):
+            upper = emitter.load_scalar(emitter.at(t, builder.mul(_int(min(i, j)), ldt), max(i, j)))
+            values[j] = _minus_product(builder, upper, values[i], values[j])
+        builder.store(values[i], emitter.at(x, i))
+    builder.ret_void()
+
+
+def _emit_vector_forward(emitter, arguments):
+    _emit_vector(emitter, arguments, False)
+
+
+def _emit_vector_back(emitter, arguments):
+    _emit_vector(emitter, arguments, True)
+
+
+def _caller(name, result, kinds, emit, sig, position):
+    """codegen of an intrinsic that calls one of the functions above, of the dtype of the pointer at this position."""
+
+    def codegen(context, builder, sig, args):
+        llvm_result = _I64 if result == types.int64 else ir.VoidType()
+        value = builder.call(_function(builder.module, name, llvm_result, kinds, emit, sig.args[position].dtype), args)
+        return value if result == types.int64 else context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic
+def subtract_rows(typingctx, columns, depth, u, ldu, b, ldb, a, c):
+    """c <- a - u^T B for one row: u has depth entries, ldu apart, B is depth x columns. c may be a."""
+    i = types.int64
+    return _caller("subtract_rows", types.void, "iipipipp", _emit_subtract, types.void(i, i, u, i, b, i, a, c), 2)
+
+
+@intrinsic
+def largest(typingctx, columns, x, result):
+    """Place of the largest modulus among columns entries, which is stored in result: NaN if any is not finite."""
+    return _caller("largest", types.int64, "ipp", _emit_largest, types.int64(types.int64, x, result), 1)
+
+
+@intrinsic
+def scale_row(typingctx, columns, factor, w, c, a, s):
+    """a <- w, c <- factor w, s <- s - w c (entry by entry)."""
+    sig = types.void(types.int64, w.dtype, w, c, a, s)
+    return _caller("scale_row", types.void, "ispppp", _emit_scale_row, sig, 2)
+
+
+@intrinsic
+def scale_pair(typingctx, columns, p, q, r, w, v, c, d, a, b, s):
+    """a, b <- w, v; c, d <- [[p, q], [q, r]] (w, v); s <- s - w c - v d (entry by entry)."""
+    x = w.dtype
+    sig = types.void(types.int64, x, x, x, w, v, c, d, a, b, s)
+    return _caller("scale_pair", types.void, "isssppppppp", _emit_scale_pair, sig, 4)
+
+
+@intrinsic
+def solve_vector(typingctx, t, ldt, x):
+    """x <- T^{-T} x, BLOCK entries."""
+    return _caller("solve_vector", types.void, "pip", _emit_vector_forward, types.void(t, types.int64, x), 0)
+
+
+@intrinsic
+def solve_vector_back(typingctx, t, ldt, x):
+    """x <- T^{-1} x, BLOCK entries."""
+    return _caller("solve_vector_back", types.void, "pip", _emit_vector_back, types.void(t, types.int64, x), 0)
+
+
 @intrinsic
 def solve_block(typingctx, rows, columns, depth, solve, u, ldu, b, ldb, a, lda, c, ldc, t, ldt):
     """C <- T^{-T} (A - U^T B), or A - U^T B if not solve: C, A rows x columns, U depth x rows, T rows x rows.
@@ -234,13 +391,7 @@ def solve_block(typingctx, rows, columns, depth, solve, u, ldu, b, ldb, a, lda, 
     """
     i = types.int64
     sig = types.void(i, i, i, i, u, i, b, i, a, i, c, i, t, i)
-
-    def codegen(context, builder, sig, args):
-        function = _function(builder.module, "solve_block", ir.VoidType(), "iiiipipipipipi", _emit_solve, sig.args[4].dtype)
-        builder.call(function, args)
-        return context.get_dummy_value()
-
-    return sig, codegen
+    return _caller("solve_block", types.void, "iiiipipipipipi", _emit_solve, sig, 4)
 
 
 @intrinsic
@@ -251,12 +402,7 @@ def eliminate_block(typingctx, columns, depth, u, ldu, b, ldb, a, lda, c, ldc, t
     """
     i = types.int64
     sig = i(i, i, u, i, b, i, a, i, c, i, t, i, inverse, before, after, saved, i)
-
-    def codegen(context, builder, sig, args):
-        function = _function(builder.module, "eliminate_block", _I64, "iipipipipipippppi", _emit_eliminate, sig.args[2].dtype)
-        return builder.call(function, args)
-
-    return sig, codegen
+    return _caller("eliminate_block", i, "iipipipipipippppi", _emit_eliminate, sig, 2)
 
 
 @intrinsic
@@ -266,10 +412,5 @@ def factor_block(typingctx, rows, tiny, t, ldt, d, inverse):
     T <- U, zeros on and below the diagonal; d and inverse <- D and its inverse.
     """
     i = types.int64
-    sig = i(i, tiny, t, i, d, inverse)
-
-    def codegen(context, builder, sig, args):
-        function = _function(builder.module, "factor_block", _I64, "ispipp", _emit_factor, sig.args[2].dtype)
-        return builder.call(function, args)
-
-    return sig, codegen
+    sig = i(i, t.dtype, t, i, d, inverse)
+    return _caller("factor_block", i, "ispipp", _emit_factor, sig, 2)

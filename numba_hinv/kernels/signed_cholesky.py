@@ -13,8 +13,17 @@ import math
 import numpy as np
 from numba import njit
 
-from .microkernel import pointer, row_stride
-from .pivot_block import BLOCK, eliminate_block, factor_block, solve_block
+from .microkernel import pointer, row_stride, shift
+from .pivot_block import (
+    BLOCK,
+    eliminate_block,
+    factor_block,
+    largest,
+    scale_pair,
+    scale_row,
+    solve_block,
+    subtract_rows,
+)
 from .product import gemm_tn_upper
 from .status import NOT_FINITE, OK, SINGULAR_PIVOT
 
@@ -53,48 +62,18 @@ def work_size(m):
     return (4 + BLOCK) * m + 2 * BLOCK
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _current_row(M, L, base, stride, k0, start, k, row, w):
-    """w[k:] <- row `row` >= k of the matrix that remains at step k: rows start..k of U are not in M yet."""
-    m = M.shape[0]
-    for j in range(k, row):
-        w[j] = M[j, row]
-    for j in range(row, m):
-        w[j] = M[row, j]
-    for i in range(start, k):
-        u = L[base + (i - k0) * stride + row - k0]
-        for j in range(k, m):
-            w[j] -= u * M[i, j]
-
-
 @njit(cache=True, nogil=True)
-def _largest(w, start, stop):
-    """Largest modulus of w[start:stop] and its place; a NaN anywhere is returned as the modulus."""
-    zero = w.dtype.type(0)
-    largest, place, total = zero, start, zero
-    for j in range(start, stop):
-        a = abs(w[j])
-        total += a
-        if a > largest:
-            largest, place = a, j
-    if total != total:
-        largest = total
-    return largest, place
-
-
-@njit(cache=True, nogil=True)
-def _interchange(M, L, base, stride, k0, start, k, p, q, pivots, s):
+def _interchange(m, M, lda, L, base, k0, start, k, p, q, pivots, s):
     """Swap p and q > p in the rows start..k of M and k0..k of U; index q of the rest of M takes p's entries."""
-    m = M.shape[0]
     for j in range(p + 1, q):
-        M[j, q] = M[p, j]
+        M[j * lda + q] = M[p * lda + j]
     for j in range(q + 1, m):
-        M[q, j] = M[p, j]
-    M[q, q] = M[p, p]
+        M[q * lda + j] = M[p * lda + j]
+    M[q * lda + q] = M[p * lda + p]
     for i in range(start, k):
-        M[i, p], M[i, q] = M[i, q], M[i, p]
-    for i in range(k0, k):
-        at = base + (i - k0) * stride - k0
+        M[i * lda + p], M[i * lda + q] = M[i * lda + q], M[i * lda + p]
+    for i in range(k - k0):
+        at = base + i * (m - k0) - k0
         L[at + p], L[at + q] = L[at + q], L[at + p]
     pivots[p], pivots[q] = pivots[q], pivots[p]
     s[p], s[q] = s[q], s[p]
@@ -144,137 +123,145 @@ def _split_block(a, b, c, tiny, perturbation, block):
 
     Out: block[:3] = (p, q, r) with [[p, q], [q, r]] its inverse; block[3:7] = G^{-1}, row by row.
     Returns the number of replaced eigenvalues (-1: one is singular and may not be replaced), whether the first and
-    whether the second sigma is negative, and log|det|. A block of which nothing is replaced is equilibrated before
-    it is diagonalised, so that G is accurate entry by entry however differently a and c are scaled.
+    whether the second sigma is negative, and two factors of |det|. A block of which nothing is replaced is
+    equilibrated before it is diagonalised, so that G is accurate entry by entry however differently a and c are scaled.
     """
-    big, small, cosine, sine = _eigen(a, b, c)
-    if not abs(small) > tiny:
+    ratio = max(abs(c / b), 1.0) if abs(c) >= abs(a) else min(abs(b / a), 1.0)
+    x, y = a / b * ratio, c / b / ratio
+    det = x * y - 1
+    count = 0
+    # The smaller eigenvalue is at least |det| over the norm of the block.
+    if not abs(det) * abs(b) * (abs(b) / (abs(a) + abs(b) + abs(c))) > tiny:
+        big, small, cosine, sine = _eigen(a, b, c)
+        count = int(not abs(small) > tiny) + int(not abs(big) > tiny)
+    if count > 0:
         if perturbation == 0:
-            return -1, 0, 0, 0.0
-        count = 1
-        small = _replaced(small, perturbation)
-        if not abs(big) > tiny:
-            count = 2
-            big = _replaced(big, perturbation)
+            return -1, 0, 0, 1.0, 1.0
+        small = -perturbation if small < 0 else perturbation
+        if count == 2:
+            big = -perturbation if big < 0 else perturbation
         block[0] = cosine / big * cosine + sine / small * sine
         block[1] = cosine / big * sine - sine / small * cosine
         block[2] = sine / big * sine + cosine / small * cosine
         left, right = 1.0, 1.0
-        logabs = math.log(abs(big)) + math.log(abs(small))
+        one, two = abs(big), abs(small)
     else:
-        count = 0
-        ratio = max(abs(c / b), 1.0) if abs(c) >= abs(a) else min(abs(b / a), 1.0)
-        x, y = a / b * ratio, c / b / ratio
-        det = x * y - 1
         block[0], block[1], block[2] = y / det * (ratio / b), -1 / det / b, x / det / ratio / b
         sign = math.copysign(1.0, b)
         big, small, cosine, sine = _eigen(sign * x, sign, sign * y)
         root, scale = math.sqrt(ratio), math.sqrt(abs(b))
         left, right = root / scale, 1 / root / scale
-        logabs = 2 * math.log(abs(b)) + math.log(abs(det))
+        one, two = abs(b), abs(b) * abs(det)
     first, second = 1 / math.sqrt(abs(big)), 1 / math.sqrt(abs(small))
     block[3], block[4] = first * cosine * left, first * sine * right
     block[5], block[6] = -second * sine * left, second * cosine * right
-    return count, int(big < 0), int(small < 0), logabs
+    return count, int(big < 0), int(small < 0), one, two
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _careful_pivot(M, L, pivots, scales, s, w, v, block, base, k0, start, k, tiny, perturbation):
+def _bounded(m, w, s, d, k):
+    """Whether the 1x1 pivot d > 0 leaves no later diagonal entry negative: then elements do not grow."""
+    inverse, bad = 1 / d, 0
+    for j in range(k + 1, m):
+        bad |= not s[j] >= w[j] * (w[j] * inverse)
+    return bad == 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start, k, tiny, perturbation):
     """Eliminate one 1x1 or 2x2 pivot at step k, with an interchange if it takes one.
 
     Returns (rows eliminated, or 0 if the matrix holds NaN or infinity, or -1 if the pivot is singular and may not be
-    replaced), the numbers of negative and of replaced eigenvalues, and the sum of the logarithms of their moduli.
+    replaced), the numbers of negative and of replaced eigenvalues, and two factors of the modulus of their product.
     """
-    m = M.shape[0]
     stride = m - k0
-    _current_row(M, L, base, stride, k0, start, k, k, w)
+    coefficients, above = shift(L, base + (start - k0) * stride - k0), shift(M, start * lda + k)
+    subtract_rows(m - k, k - start, shift(coefficients, k), stride, above, lda, shift(M, k * lda + k), shift(w, k))
     d = float(w[k])
-    colmax, q = _largest(w, k + 1, m)
+    q = k + 1 + largest(m - k - 1, shift(w, k + 1), block)
+    colmax = float(block[0])
     size, other = 1, k
-    if not (math.isfinite(d) and math.isfinite(colmax)):
-        return 0, 0, 0, 0.0
-    if abs(d) < ALPHA * colmax and not (d > 0 and _bounded(w, s, d, k)):
-        _current_row(M, L, base, stride, k0, start, k, q, v)
-        before, _ = _largest(v, k, q)
-        after, _ = _largest(v, q + 1, m)
-        rowmax = float(before if before > after or before != before else after)
-        e = float(v[q])
-        if not (math.isfinite(e) and math.isfinite(rowmax)):
-            return 0, 0, 0, 0.0
+    if not (abs(d) <= MAX_FLOAT and colmax <= MAX_FLOAT):
+        return 0, 0, 0, 1.0, 1.0
+    if abs(d) < ALPHA * colmax and not (d > 0 and _bounded(m, w, s, d, k)):
+        for j in range(k, q):
+            v[j] = M[j * lda + q]
+        for j in range(q, m):
+            v[j] = M[q * lda + j]
+        subtract_rows(m - k, k - start, shift(coefficients, q), stride, above, lda, shift(v, k), shift(v, k))
+        e = v[q]
+        v[q] = 0
+        largest(m - k, shift(v, k), block)
+        rowmax = float(block[0])
+        v[q] = e
+        if not (abs(e) <= MAX_FLOAT and rowmax <= MAX_FLOAT):
+            return 0, 0, 0, 1.0, 1.0
         if abs(d) < ALPHA * colmax * (colmax / rowmax):
             other = q
             if abs(e) < ALPHA * rowmax:
                 size = 2
+            else:
+                w, v = v, w
+                d = float(e)
     last = k + size - 1
-    if size == 1 and other != k:
-        w, v = v, w
-        d = float(w[other])
     if other != last:
-        _interchange(M, L, base, stride, k0, start, k, last, other, pivots, s)
+        _interchange(m, M, lda, L, base, k0, start, k, last, other, pivots, s)
         w[last], w[other] = w[other], w[last]
         v[last], v[other] = v[other], v[last]
     row = base + (k - k0) * stride - k0
     for j in range(k0, k + 1):
         L[row + j] = 0
-    count = 0
     if size == 1:
+        count = 0
         if not abs(d) > tiny:
             if perturbation == 0:
-                return -1, 0, 0, 0.0
-            d = _replaced(d, perturbation)
+                return -1, 0, 0, 1.0, 1.0
+            d = -perturbation if d < 0 else perturbation
             count = 1
         inverse = 1 / d
-        if math.isfinite(inverse):
-            scale = w.dtype.type(inverse)
-            for j in range(k + 1, m):
-                u = w[j] * scale
-                L[row + j] = u
-                M[k, j] = w[j]
-                s[j] -= u * w[j]
+        block[0] = inverse
+        if abs(float(block[0])) <= MAX_FLOAT:
+            scale_row(m - k - 1, inverse, shift(w, k + 1), shift(L, row + k + 1), shift(M, k * lda + k + 1), shift(s, k + 1))
         else:
             for j in range(k + 1, m):
-                u = w[j] / w.dtype.type(d)
-                L[row + j] = u
-                M[k, j] = w[j]
-                s[j] -= u * w[j]
-        scales[k, 0] = 1 / math.sqrt(abs(d))
-        scales[k, 1] = 0
+                L[row + j] = w[j] / d
+                M[k * lda + j] = w[j]
+                s[j] -= L[row + j] * w[j]
+        scales[2 * k] = 1 / math.sqrt(abs(d))
+        scales[2 * k + 1] = 0
         pivots[m + k] = 4 * other + int(d < 0)
-        return 1, int(d < 0), count, math.log(abs(d))
-    count, first, second, logabs = _split_block(d, float(w[last]), float(v[last]), tiny, perturbation, block)
+        return 1, int(d < 0), count, abs(d), 1.0
+    count, first, second, one, two = _split_block(d, float(w[last]), float(v[last]), tiny, perturbation, block)
     if count < 0:
-        return -1, 0, 0, 0.0
-    if last < k0 + panel_rows(m):
-        below = row + stride
-    else:
+        return -1, 0, 0, 1.0, 1.0
+    below = row + stride
+    if last >= k0 + panel_rows(m):
+        # The block straddles two panels.
         k0 = last
         below = panel_offset(m, panel_rows(m), last // panel_rows(m)) - k0
     for j in range(k0, last + 1):
         L[below + j] = 0
     L[row + last] = 0
-    p, c, r = w.dtype.type(block[0]), w.dtype.type(block[1]), w.dtype.type(block[2])
-    M[k, last] = 0
-    for j in range(last + 1, m):
-        x, y = w[j], v[j]
-        t, u = p * x + c * y, c * x + r * y
-        L[row + j], L[below + j] = t, u
-        M[k, j], M[last, j] = x, y
-        s[j] -= t * x + u * y
-    scales[k, 0], scales[k, 1], scales[last, 1], scales[last, 0] = block[3], block[4], block[5], block[6]
+    M[k * lda + last] = 0
+    after = last + 1
+    scale_pair(m - after, block[0], block[1], block[2], shift(w, after), shift(v, after), shift(L, row + after),
+               shift(L, below + after), shift(M, k * lda + after), shift(M, last * lda + after), shift(s, after))
+    scales[2 * k], scales[2 * k + 1], scales[2 * last + 1], scales[2 * last] = block[3], block[4], block[5], block[6]
     pivots[m + k] = 4 * other + 2 + first
     pivots[m + last] = 4 * last + second
     pivots[k], pivots[last] = ~pivots[k], ~pivots[last]
-    return 2, first + second, count, logabs
+    return 2, first + second, count, one, two
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _bounded(w, s, d, k):
-    """Whether the 1x1 pivot d > 0 leaves no later diagonal entry negative: then elements do not grow."""
-    inverse = w.dtype.type(1 / d)
-    good = True
-    for j in range(k + 1, w.shape[0]):
-        good &= s[j] - w[j] * (w[j] * inverse) >= 0
-    return good
+def _times(product, exponent, factor):
+    """Multiply product e^exponent by a positive factor: a logarithm only where the product would leave the range."""
+    if not 1e-150 < factor < 1e150:
+        return product, exponent + math.log(factor)
+    product *= factor
+    if not 1e-150 < product < 1e150:
+        return 1.0, exponent + math.log(product)
+    return product, exponent
 
 
 @njit(cache=True, nogil=True)
@@ -398,7 +385,7 @@ def signed_cholesky(M, tiny, perturbation, L, pivots, scales, work):
     for k in range(m):
         s[k] = M[k, k]
         pivots[k] = k
-    num_negative, num_perturbed, logabsdet = 0, 0, 0.0
+    num_negative, num_perturbed, product, exponent = 0, 0, 1.0, 0.0
     k, start, interchanged = 0, 0, False
     while k < m:
         k0 = k - k % rows
@@ -414,22 +401,24 @@ def signed_cholesky(M, tiny, perturbation, L, pivots, scales, work):
                         d = float(block[i])
                         if not d <= MAX_FLOAT:
                             return NOT_FINITE, 0, 0, 0.0
-                        logabsdet += math.log(d)
+                        product, exponent = _times(product, exponent, d)
                         scales[k + i, 0] = 1 / math.sqrt(block[i])
                         scales[k + i, 1] = 0
                         pivots[m + k + i] = 4 * (k + i)
                     k += height
                     continue
                 careful = end
-            size, negative, perturbed, logabs = _careful_pivot(
-                M, L, pivots, scales, s, w, v, block, base, k0, start, k, tiny, perturbation
+            size, negative, perturbed, one, two = _careful_pivot(
+                m, pointer(M, 0), row_stride(M), pointer(L, 0), pointer(pivots, 0), pointer(scales, 0), pointer(s, 0),
+                pointer(w, 0), pointer(v, 0), pointer(block, 0), base, k0, start, k, tiny, perturbation
             )
             if size <= 0:
                 return NOT_FINITE if size == 0 else SINGULAR_PIVOT, 0, 0, 0.0
             interchanged = interchanged or pivots[m + k] >> 2 != k
             num_negative += negative
             num_perturbed += perturbed
-            logabsdet += logabs
+            product, exponent = _times(product, exponent, one)
+            product, exponent = _times(product, exponent, two)
             k += size
         if k < m:
             _update(M, L, base, k0, start, end, k)
@@ -440,4 +429,4 @@ def signed_cholesky(M, tiny, perturbation, L, pivots, scales, work):
     if interchanged:
         _late_interchanges(L, pivots, m)
     _order(pivots, m)
-    return OK, num_negative, num_perturbed, logabsdet
+    return OK, num_negative, num_perturbed, exponent + math.log(product)
