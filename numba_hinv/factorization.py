@@ -19,10 +19,10 @@ from .validation import as_flag, as_float_dtype, as_real, as_right_hand_sides
 BLOCK = 32
 # Flops per compiled call of the elimination, so that Ctrl-C is heard in between.
 _CHUNK_FLOPS = 4e9
-# A pivot below this many units of roundoff of its front is singular to working precision.
-_SINGULAR_PIVOT = 8.0
-# Singular pivots become +- this times ||H||: a global scale, since one relative to the pivot cascades (design, section 3).
+# Pivots below this times ||H|| become +- as much: a global scale, since one relative to the pivot's own front cascades
+# (design, section 3). Nor may a pivot take more than this times ||H|| from the next front: it is enlarged.
 _PERTURBATION = 1e-10
+_GROWTH = 1e11
 # H + damping I itself counts as singular where its smallest singular value is below this many units of roundoff of ||H||.
 _SINGULAR_MATRIX = 16.0
 _BACKWARD_ERROR = {np.dtype(np.float64): 1e-14, np.dtype(np.float32): 1e-7}
@@ -98,28 +98,27 @@ class Factorization(LinearOperator):
         )
         params, lin, space = hessian._blocks(self.factor_dtype)
         self._factors = eliminate.allocate(sizes, table.size, self.factor_dtype)
-        perturbation = 0.0
-        code, layer = self._sweep(params, lin, space, perturbation)
-        if code == status.SINGULAR_PIVOT:
-            # The norm costs some products: asked for only now that a pivot needs it.
-            code, layer = self._sweep(params, lin, space, _PERTURBATION * (hessian.norm() + abs(self._shift)))
+        scale = hessian.norm() + abs(self._shift)
+        perturbation = _PERTURBATION * scale
+        # Pivots as small as a small damping are what that damping asks for.
+        singular = min(perturbation, 0.25 * abs(self._shift)) if self._shift else perturbation
+        code, layer = self._sweep(params, lin, space, singular, perturbation, _GROWTH * scale)
         if code != status.OK:
             raise np.linalg.LinAlgError(
                 f"damping: the elimination of layer {layer} met numbers that are not finite with damping="
                 f"{self.damping:g} in {self.factor_dtype}; expected a damping of larger magnitude"
             )
 
-    def _sweep(self, params, lin, space, perturbation):
+    def _sweep(self, params, lin, space, *pivoting):
         table = self.hessian._table
         work = eliminate.workspace(self.hessian._sizes, self.factor_dtype)
-        roundoff = _SINGULAR_PIVOT * np.finfo(self.factor_dtype).eps
         m, N = table["m"].astype(float), table["N"].astype(float)
         flops = np.cumsum((m**3 / 3 + m * m * N + m * N * N)[::-1])
         stop = table.size
         for done in np.unique(np.append(np.searchsorted(flops, np.arange(_CHUNK_FLOPS, flops[-1], _CHUNK_FLOPS)), stop)):
             start = table.size - int(done)
             code, layer = eliminate.eliminate(
-                table, start, stop, params, lin, space, self._shift, roundoff, perturbation, self._factors, work
+                table, start, stop, params, lin, space, self._shift, *pivoting, self._factors, work
             )
             if code != status.OK:
                 return code, layer

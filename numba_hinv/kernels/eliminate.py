@@ -10,6 +10,7 @@ out. The layer's own parameters, in the row space of its input, give
 with A = I (x) W and J = diag(S) A (+ I with a skip). States are sample-major, pivots (k, a) -> k n_out + a.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from .memory import matrix, reshape, vector
 from .product import multiply, multiply_tn, multiply_tn_upper
 from .rank_update import mirror, signed_rank_update
 from .signed_cholesky import pack_size, signed_cholesky, work_size
-from .status import OK
+from .status import NOT_FINITE, OK
 from .triangular import forward_rows
 
 
@@ -33,6 +34,7 @@ class Factors(NamedTuple):
     num_positive: np.ndarray  # (L,), sigma = +1
     num_perturbed: np.ndarray  # (L,)
     logabsdet: np.ndarray  # (L,) float64, log|det M|
+    growth: np.ndarray  # (L,) float64, largest squared norm of a row of Y: what one pivot takes from the next P
 
 
 def allocate(sizes, num_layers, dtype):
@@ -44,6 +46,7 @@ def allocate(sizes, num_layers, dtype):
         np.empty(sizes.Y, dtype),
         np.empty(num_layers, np.int64),
         np.empty(num_layers, np.int64),
+        np.empty(num_layers, np.float64),
         np.empty(num_layers, np.float64),
     )
 
@@ -230,22 +233,44 @@ def _subtract_C2(P_next, lam, Q, damping, work):
                     row[i2 * n_in + j2] -= weight * outside[j, j2]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _largest(M):
-    """Largest magnitude in the upper triangle."""
-    largest = abs(M[0, 0])
-    for k in range(M.shape[0]):
-        for l in range(k, M.shape[0]):
-            largest = max(largest, abs(M[k, l]))
-    return largest
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+def _squared_norm(y):
+    total = 0.0
+    for j in range(y.size):
+        total += y[j] * y[j]
+    return total
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def eliminate(table, start, stop, params, lin, row_space, damping, roundoff, perturbation, factors, work):
+def _limit_growth(Y, pivots, scales, limit):
+    """Enlarge the pivots whose row of Y has a squared norm above ``limit``, until it has just that.
+
+    Returns (largest squared norm before, number of pivots enlarged, what that adds to log|det M|).
+    """
+    m = Y.shape[0]
+    growth, num_enlarged, added = 0.0, 0, 0.0
+    for k in range(m):
+        y = Y[pivots[m + k]]
+        size = float(_squared_norm(y))
+        if not size <= growth:
+            growth = size
+        if size > limit:
+            shrink = math.sqrt(limit / size)
+            for j in range(y.size):
+                y[j] *= shrink
+            scales[k, 0] *= shrink
+            scales[k, 1] *= shrink
+            num_enlarged += 1
+            added -= 2.0 * math.log(shrink)
+    return growth, num_enlarged, added
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def eliminate(table, start, stop, params, lin, row_space, damping, singular, perturbation, limit, factors, work):
     """Eliminate layers stop-1, ..., start; layers after them must have been eliminated with the same workspace.
 
-    A pivot of at most ``roundoff`` times the largest entry of its M is singular to working precision: it is replaced by
-    ``+-perturbation``, or ends the sweep if that is 0. Returns (status, layer at which the sweep ended).
+    Pivots of at most ``singular`` are replaced by ``+-perturbation``; those that would take more than ``limit`` from the
+    next P are enlarged. Returns (status, layer at which the sweep ended).
     """
     B = lin.output.shape[0]
     for l in range(stop - 1, start - 1, -1):
@@ -270,16 +295,23 @@ def eliminate(table, start, stop, params, lin, row_space, damping, roundoff, per
         pivots = vector(factors.pivots, layer.pivots, 2 * m)
         scales = matrix(factors.scales, layer.scales, m, 2)
         status, num_negative, num_perturbed, logabsdet = signed_cholesky(
-            M, roundoff * _largest(M), perturbation, L, pivots, scales, work.cholesky
+            M, singular, perturbation, L, pivots, scales, work.cholesky
         )
         if status != OK:
             return status, l
         factors.num_positive[l] = m - num_negative
         factors.num_perturbed[l] = num_perturbed
         factors.logabsdet[l] = logabsdet
+        factors.growth[l] = 0.0
         if N > 0:
             _add_C1(K, lam, Q, r)
             forward_rows(L, pivots, scales, K, matrix(work.mixed, 0, m, N))
+            growth, num_enlarged, added = _limit_growth(K, pivots, scales, limit)
+            if not math.isfinite(growth):
+                return NOT_FINITE, l
+            factors.growth[l] = growth
+            factors.num_perturbed[l] += num_enlarged
+            factors.logabsdet[l] += added
             signed_rank_update(K, m - num_negative, P_next)
             if r < layer.d:
                 _subtract_C2(P_next, lam, Q, damping, work)
