@@ -5,6 +5,7 @@
 ``factor_block(rows, tiny, t, ldt, d, inverse)``   U^T D U of a diagonal block without interchanges
 ``subtract_rows``, ``largest``, ``scale_row``, ``scale_pair``   single rows, for the pivots that need care
 ``solve_vector``, ``solve_vector_back``   T^{-T} x and T^{-1} x for one vector of BLOCK entries
+``retyped``, ``as_int32``   pointers seen as pointers to another type
 T is unit upper triangular; matrices are pointers with row strides in elements. The rows of a block stay in registers
 from the products with the rows above to the triangular solve. Numba's disk cache does not see changes of this file.
 """
@@ -339,6 +340,28 @@ def _caller(name, result, kinds, emit, sig, position):
         llvm_result = _I64 if result == types.int64 else ir.VoidType()
         value = builder.call(_function(builder.module, name, llvm_result, kinds, emit, sig.args[position].dtype), args)
         return value if result == types.int64 else context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic
+def retyped(typingctx, pointer, like):
+    """The same address as a pointer to what ``like`` points to."""
+    sig = like(pointer, like)
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], context.get_value_type(sig.return_type))
+
+    return sig, codegen
+
+
+@intrinsic
+def as_int32(typingctx, pointer):
+    """The same address as a pointer to int32."""
+    sig = types.CPointer(types.int32)(pointer)
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], context.get_value_type(sig.return_type))
 
     return sig, codegen
 

@@ -13,12 +13,15 @@ import math
 import numpy as np
 from numba import njit
 
+from .binding import POINTER, SCALAR, SIZE, compiled_once
 from .microkernel import pointer, row_stride, shift
 from .pivot_block import (
     BLOCK,
+    as_int32,
     eliminate_block,
     factor_block,
     largest,
+    retyped,
     scale_pair,
     scale_row,
     solve_block,
@@ -29,6 +32,9 @@ from .status import NOT_FINITE, OK, SINGULAR_PIVOT
 
 # Bunch and Kaufman's constant, which balances the growth of a 1x1 against that of a 2x2 step.
 ALPHA = (1.0 + math.sqrt(17.0)) / 8.0
+# Scalars that kernels leave for each other: pivots and inverses of a block, or the parts of a 2x2 block; results.
+NOTES = 3 * BLOCK
+RESULTS = 2 * BLOCK
 MAX_FLOAT = np.finfo(np.float64).max
 
 
@@ -59,7 +65,7 @@ def pack_size(m):
 @njit(cache=True, nogil=True)
 def work_size(m):
     """Number of scalars of scratch that `signed_cholesky` needs."""
-    return (4 + BLOCK) * m + 2 * BLOCK
+    return (4 + BLOCK) * m + NOTES
 
 
 @njit(cache=True, nogil=True)
@@ -167,13 +173,17 @@ def _bounded(m, w, s, d, k):
     return bad == 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled_once("careful_pivot", SIZE, POINTER, SIZE, *[POINTER] * 7, *[SIZE] * 4, SCALAR, SCALAR)
 def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start, k, tiny, perturbation):
     """Eliminate one 1x1 or 2x2 pivot at step k, with an interchange if it takes one.
 
-    Returns (rows eliminated, or 0 if the matrix holds NaN or infinity, or -1 if the pivot is singular and may not be
-    replaced), the numbers of negative and of replaced eigenvalues, and two factors of the modulus of their product.
+    Leaves in block[RESULTS:] the number of rows eliminated (0 if the matrix holds NaN or infinity, -1 if the pivot is
+    singular and may not be replaced), the numbers of negative and of replaced eigenvalues, and two factors of the
+    modulus of their product.
     """
+    pivots = as_int32(pivots)
+    results = shift(block, RESULTS)
+    results[0] = 0
     stride = m - k0
     coefficients, above = shift(L, base + (start - k0) * stride - k0), shift(M, start * lda + k)
     subtract_rows(m - k, k - start, shift(coefficients, k), stride, above, lda, shift(M, k * lda + k), shift(w, k))
@@ -182,7 +192,7 @@ def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start
     colmax = float(block[0])
     size, other = 1, k
     if not (abs(d) <= MAX_FLOAT and colmax <= MAX_FLOAT):
-        return 0, 0, 0, 1.0, 1.0
+        return
     if abs(d) < ALPHA * colmax and not (d > 0 and _bounded(m, w, s, d, k)):
         for j in range(k, q):
             v[j] = M[j * lda + q]
@@ -195,7 +205,7 @@ def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start
         rowmax = float(block[0])
         v[q] = e
         if not (abs(e) <= MAX_FLOAT and rowmax <= MAX_FLOAT):
-            return 0, 0, 0, 1.0, 1.0
+            return
         if abs(d) < ALPHA * colmax * (colmax / rowmax):
             other = q
             if abs(e) < ALPHA * rowmax:
@@ -215,7 +225,8 @@ def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start
         count = 0
         if not abs(d) > tiny:
             if perturbation == 0:
-                return -1, 0, 0, 1.0, 1.0
+                results[0] = -1
+                return
             d = -perturbation if d < 0 else perturbation
             count = 1
         inverse = 1 / d
@@ -230,10 +241,12 @@ def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start
         scales[2 * k] = 1 / math.sqrt(abs(d))
         scales[2 * k + 1] = 0
         pivots[m + k] = 4 * other + int(d < 0)
-        return 1, int(d < 0), count, abs(d), 1.0
+        results[0], results[1], results[2], results[3], results[4] = 1, int(d < 0), count, abs(d), 1
+        return
     count, first, second, one, two = _split_block(d, float(w[last]), float(v[last]), tiny, perturbation, block)
     if count < 0:
-        return -1, 0, 0, 1.0, 1.0
+        results[0] = -1
+        return
     below = row + stride
     if last >= k0 + panel_rows(m):
         # The block straddles two panels.
@@ -250,7 +263,7 @@ def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start
     pivots[m + k] = 4 * other + 2 + first
     pivots[m + last] = 4 * last + second
     pivots[k], pivots[last] = ~pivots[k], ~pivots[last]
-    return 2, first + second, count, one, two
+    results[0], results[1], results[2], results[3], results[4] = 2, first + second, count, one, two
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -298,44 +311,98 @@ def _order(pivots, m):
 
 
 @njit(cache=True, nogil=True)
-def _update(M, L, base, k0, start, stop, k):
+def _update(m, M, lda, L, base, k0, start, stop, k):
     """Subtract the contribution of the rows start..stop of U from M[k:, k:] (upper triangle)."""
-    m = M.shape[0]
-    lda = row_stride(M)
-    gemm_tn_upper(m - k, m - k, stop - start, M.dtype.type(-1),
-                  pointer(L, base + (start - k0) * (m - k0) + k - k0), m - k0, pointer(M, start * lda + k), lda,
-                  M.dtype.type(1), pointer(M, k * lda + k), lda)
+    gemm_tn_upper(m - k, m - k, stop - start, -1, shift(L, base + (start - k0) * (m - k0) + k - k0), m - k0,
+                  shift(M, start * lda + k), lda, 1, shift(M, k * lda + k), lda)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _definite_block(M, L, scales, s, s_after, saved, block, base, k0, start, k, rows, threshold):
-    """Eliminate `rows` positive pivots from step k on if none of them leaves a negative diagonal entry: returns whether.
+@compiled_once("definite_block", SIZE, POINTER, SIZE, *[POINTER] * 5, *[SIZE] * 5, SCALAR)
+def _definite_block(m, M, lda, L, s, s_after, saved, block, base, k0, start, k, rows, threshold):
+    """Eliminate `rows` positive pivots from step k on if none of them leaves a negative diagonal entry.
 
-    If not, M and s are as before. Its new s is s_after.
+    block[RESULTS] says whether it was so; if not, M and s are as before. The new s is s_after; the pivots are in block.
     """
-    m = M.shape[0]
-    lda, stride = row_stride(M), m - k0
-    here = base + (k - k0) * stride + k - k0
-    t, u = pointer(L, here), pointer(L, base + (start - k0) * stride + k - k0)
-    a, b = pointer(M, k * lda + k), pointer(M, start * lda + k)
-    d, inverse = pointer(block, 0), pointer(block, BLOCK)
-    solve_block(rows, rows, k - start, 0, u, stride, b, lda, a, lda, t, stride, t, stride)
+    block[RESULTS] = 0
+    stride = m - k0
+    here, after = base + (k - k0) * stride + k - k0, k + rows
+    t, u, b = shift(L, here), shift(L, base + (start - k0) * stride - k0), shift(M, start * lda)
+    a, d, inverse = shift(M, k * lda), block, shift(block, BLOCK)
+    solve_block(rows, rows, k - start, 0, shift(u, k), stride, shift(b, k), lda, shift(a, k), lda, t, stride, t, stride)
     if not factor_block(rows, threshold, t, stride, d, inverse):
-        return False
-    rest = m - k - rows
-    if rest > 0 and not eliminate_block(
-        rest, k - start, u, stride, pointer(M, start * lda + k + rows), lda, pointer(M, k * lda + k + rows), lda,
-        pointer(L, here + rows), stride, t, stride, inverse, pointer(s, k + rows), pointer(s_after, k + rows),
-        pointer(saved, k + rows), m,
+        return
+    if after < m and not eliminate_block(
+        m - after, k - start, shift(u, k), stride, shift(b, after), lda, shift(a, after), lda, shift(t, rows), stride,
+        t, stride, inverse, shift(s, after), shift(s_after, after), shift(saved, after), m,
     ):
         for i in range(rows):
-            for j in range(k + rows, m):
-                M[k + i, j] = saved[i * m + j]
-        return False
+            for j in range(after, m):
+                M[(k + i) * lda + j] = saved[i * m + j]
+        return
     for i in range(rows):
         for j in range(here - (k - k0), here):
             L[j + i * stride] = 0
-    return True
+    block[RESULTS] = 1
+
+
+@compiled_once("signed_cholesky", SIZE, POINTER, SIZE, SCALAR, SCALAR, SCALAR, *[POINTER] * 4)
+def _factor(m, M, lda, tiny, perturbation, threshold, L, pivots, scales, work):
+    """`signed_cholesky` on pointers; leaves its results, the logarithm in two parts, at the end of work."""
+    s, s_after, w, v, saved = work, shift(work, m), shift(work, 2 * m), shift(work, 3 * m), shift(work, 4 * m)
+    block = shift(work, (4 + BLOCK) * m)
+    results = shift(block, RESULTS)
+    packed_pivots, pivots = pivots, as_int32(pivots)
+    rows = panel_rows(m)
+    for k in range(m):
+        s[k] = M[k * lda + k]
+        pivots[k] = k
+    num_negative, num_perturbed, product, exponent = 0, 0, 1.0, 0.0
+    k, start, interchanged = 0, 0, False
+    while k < m:
+        k0 = k - k % rows
+        base = panel_offset(m, rows, k0 // rows)
+        end = min(k0 + rows, m)
+        careful = 0
+        while k < end:
+            height = min(BLOCK, end - k)
+            if k >= careful and (height == BLOCK or end == m):
+                _definite_block(m, M, lda, L, s, s_after, saved, block, base, k0, start, k, height, threshold)
+                if results[0] > 0:
+                    s, s_after = s_after, s
+                    for i in range(height):
+                        d = float(block[i])
+                        if not d <= MAX_FLOAT:
+                            results[0] = NOT_FINITE
+                            return
+                        product, exponent = _times(product, exponent, d)
+                        scales[2 * (k + i)] = 1 / math.sqrt(d)
+                        scales[2 * (k + i) + 1] = 0
+                        pivots[m + k + i] = 4 * (k + i)
+                    k += height
+                    continue
+                careful = end
+            _careful_pivot(m, M, lda, L, packed_pivots, scales, s, w, v, block, base, k0, start, k, tiny, perturbation)
+            if results[0] <= 0:
+                results[0] = NOT_FINITE if results[0] == 0 else SINGULAR_PIVOT
+                return
+            interchanged = interchanged or pivots[m + k] >> 2 != k
+            num_negative += int(results[1])
+            num_perturbed += int(results[2])
+            product, exponent = _times(product, exponent, float(results[3]))
+            product, exponent = _times(product, exponent, float(results[4]))
+            k += int(results[0])
+        if k < m:
+            _update(m, M, lda, L, base, k0, start, end, k)
+            start = end
+            if k > end:
+                _update(m, M, lda, L, panel_offset(m, rows, end // rows), end, end, k, k)
+                start = k
+    if interchanged:
+        _late_interchanges(L, pivots, m)
+    _order(pivots, m)
+    logarithm = exponent + math.log(product)
+    results[0], results[1], results[2], results[3] = OK, num_negative, num_perturbed, logarithm
+    results[4] = logarithm - float(results[3])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -377,56 +444,12 @@ def signed_cholesky(M, tiny, perturbation, L, pivots, scales, work):
     m^3 / 3 flops where no interchange is made. J. R. Bunch and L. Kaufman, Math. Comp. 31 (1977), 163-179.
     """
     m = M.shape[0]
-    rows = panel_rows(m)
-    s, s_after, w, v = work[:m], work[m : 2 * m], work[2 * m : 3 * m], work[3 * m : 4 * m]
-    saved, block = work[4 * m : (4 + BLOCK) * m], work[(4 + BLOCK) * m : (4 + BLOCK) * m + 2 * BLOCK]
     # Pivots whose inverse could overflow are left to the careful path.
     threshold = max(M.dtype.type(tiny), M.dtype.type(4) * np.finfo(M.dtype).tiny)
-    for k in range(m):
-        s[k] = M[k, k]
-        pivots[k] = k
-    num_negative, num_perturbed, product, exponent = 0, 0, 1.0, 0.0
-    k, start, interchanged = 0, 0, False
-    while k < m:
-        k0 = k - k % rows
-        base = panel_offset(m, rows, k0 // rows)
-        end = min(k0 + rows, m)
-        careful = 0
-        while k < end:
-            height = min(BLOCK, end - k)
-            if k >= careful and (height == BLOCK or end == m):
-                if _definite_block(M, L, scales, s, s_after, saved, block, base, k0, start, k, height, threshold):
-                    s, s_after = s_after, s
-                    for i in range(height):
-                        d = float(block[i])
-                        if not d <= MAX_FLOAT:
-                            return NOT_FINITE, 0, 0, 0.0
-                        product, exponent = _times(product, exponent, d)
-                        scales[k + i, 0] = 1 / math.sqrt(block[i])
-                        scales[k + i, 1] = 0
-                        pivots[m + k + i] = 4 * (k + i)
-                    k += height
-                    continue
-                careful = end
-            size, negative, perturbed, one, two = _careful_pivot(
-                m, pointer(M, 0), row_stride(M), pointer(L, 0), pointer(pivots, 0), pointer(scales, 0), pointer(s, 0),
-                pointer(w, 0), pointer(v, 0), pointer(block, 0), base, k0, start, k, tiny, perturbation
-            )
-            if size <= 0:
-                return NOT_FINITE if size == 0 else SINGULAR_PIVOT, 0, 0, 0.0
-            interchanged = interchanged or pivots[m + k] >> 2 != k
-            num_negative += negative
-            num_perturbed += perturbed
-            product, exponent = _times(product, exponent, one)
-            product, exponent = _times(product, exponent, two)
-            k += size
-        if k < m:
-            _update(M, L, base, k0, start, end, k)
-            start = end
-            if k > end:
-                _update(M, L, panel_offset(m, rows, end // rows), end, end, k, k)
-                start = k
-    if interchanged:
-        _late_interchanges(L, pivots, m)
-    _order(pivots, m)
-    return OK, num_negative, num_perturbed, exponent + math.log(product)
+    scratch = pointer(work, 0)
+    _factor(m, pointer(M, 0), row_stride(M), tiny, perturbation, threshold, pointer(L, 0),
+            retyped(pointer(pivots, 0), scratch), pointer(scales, 0), scratch)
+    results = shift(scratch, (4 + BLOCK) * m + RESULTS)
+    if results[0] != OK:
+        return int(results[0]), 0, 0, 0.0
+    return OK, int(results[1]), int(results[2]), float(results[3]) + float(results[4])

@@ -7,8 +7,9 @@ described, and owned, by ``signed_cholesky``.
 
 from numba import njit
 
-from .microkernel import pointer
-from .pivot_block import BLOCK, solve_block
+from .binding import POINTER, SIZE, compiled_once
+from .microkernel import dot_columns, pointer, shift, tile_nt
+from .pivot_block import BLOCK, solve_block, solve_vector, solve_vector_back, subtract_rows
 from .product import gemm_nn, gemm_nt, gemm_tn
 from .signed_cholesky import panel_rows
 
@@ -26,6 +27,24 @@ def _in_order(pivots, m):
 def _place(pivot):
     """The row of M that a pivot was taken from."""
     return ~pivot if pivot < 0 else pivot
+
+
+@njit(cache=True, nogil=True)
+def _scale(count, factor, x, out):
+    for j in range(count):
+        out[j] = factor * x[j]
+
+
+@njit(cache=True, nogil=True)
+def _combine(count, a, x, b, y, out):
+    for j in range(count):
+        out[j] = a * x[j] + b * y[j]
+
+
+@njit(cache=True, nogil=True)
+def _copy(count, x, out):
+    for j in range(count):
+        out[j] = x[j]
 
 
 @njit(cache=True, nogil=True)
@@ -47,45 +66,97 @@ def forward_rows(L, pivots, scales, K, work):
     """
     m, n = K.shape
     if _in_order(pivots, m):
-        _solve_rows(L, K)
+        _solve_rows(m, n, pointer(L, 0), pointer(K, 0))
         for k in range(m):
-            for j in range(n):
-                K[k, j] *= scales[k, 0]
+            row = pointer(K, k * n)
+            _scale(n, scales[k, 0], row, row)
         return
     for k in range(m):
-        row = _place(pivots[k])
-        for j in range(n):
-            work[k, j] = K[row, j]
-    _solve_rows(L, work)
+        _copy(n, pointer(K, _place(pivots[k]) * n), pointer(work, k * n))
+    _solve_rows(m, n, pointer(L, 0), pointer(work, 0))
     k = 0
     while k < m:
+        x, out = pointer(work, k * n), pointer(K, pivots[m + k] * n)
         if pivots[k] < 0:
-            for j in range(n):
-                K[pivots[m + k], j] = scales[k, 0] * work[k, j] + scales[k, 1] * work[k + 1, j]
-                K[pivots[m + k + 1], j] = scales[k + 1, 0] * work[k + 1, j] + scales[k + 1, 1] * work[k, j]
+            y = shift(x, n)
+            _combine(n, scales[k, 0], x, scales[k, 1], y, out)
+            _combine(n, scales[k + 1, 1], x, scales[k + 1, 0], y, pointer(K, pivots[m + k + 1] * n))
             k += 2
         else:
-            for j in range(n):
-                K[pivots[m + k], j] = scales[k, 0] * work[k, j]
+            _scale(n, scales[k, 0], x, out)
             k += 1
 
 
-@njit(cache=True, nogil=True)
-def _solve_rows(L, K):
-    """K <- U^{-T} K."""
-    m, n = K.shape
+@compiled_once("solve_rows", SIZE, SIZE, POINTER, POINTER)
+def _solve_rows(m, n, L, K):
+    """K (m x n) <- U^{-T} K."""
     rows = panel_rows(m)
-    base = 0
     for k0 in range(0, m, rows):
         stride = m - k0
         height = min(rows, stride)
         for k in range(0, height, BLOCK):
-            here = pointer(K, (k0 + k) * n)
-            solve_block(min(BLOCK, height - k), n, k, 1, pointer(L, base + k), stride, pointer(K, k0 * n), n, here, n,
-                        here, n, pointer(L, base + k * stride + k), stride)
-        gemm_tn(stride - height, n, height, K.dtype.type(-1), pointer(L, base + height), stride,
-                pointer(K, k0 * n), n, K.dtype.type(1), pointer(K, (k0 + height) * n), n)
-        base += height * stride
+            here = shift(K, k * n)
+            solve_block(min(BLOCK, height - k), n, k, 1, shift(L, k), stride, K, n, here, n, here, n,
+                        shift(L, k * stride + k), stride)
+        gemm_tn(stride - height, n, height, -1, shift(L, height), stride, K, n, 1, shift(K, height * n), n)
+        L, K = shift(L, height * stride), shift(K, height * n)
+
+
+@compiled_once("solve_vectors", SIZE, SIZE, POINTER, POINTER)
+def _solve_vectors(count, m, L, Y):
+    """Each row y of Y <- U^{-T} y."""
+    rows = panel_rows(m)
+    for k0 in range(0, m, rows):
+        stride = m - k0
+        height = min(rows, stride)
+        # One vector takes each row of U once, to its end; several leave what is right of the panel to a product.
+        width = stride if count == 1 else height
+        for k in range(0, height, BLOCK):
+            block = min(BLOCK, height - k)
+            t = shift(L, k * stride + k)
+            for c in range(count):
+                y = shift(Y, c * m + k0 + k)
+                if block == BLOCK:
+                    solve_vector(t, stride, y)
+                else:
+                    for i in range(block):
+                        for j in range(i + 1, block):
+                            y[j] -= y[i] * t[i * stride + j]
+                after = shift(y, block)
+                subtract_rows(width - k - block, block, y, 1, shift(t, block), stride, after, after)
+        if width < stride:
+            gemm_nn(count, stride - height, height, -1, shift(Y, k0), m, shift(L, height), stride, 1, shift(Y, k0 + height), m)
+        L = shift(L, height * stride)
+
+
+@compiled_once("solve_vectors_back", SIZE, SIZE, POINTER, POINTER)
+def _solve_vectors_back(count, m, L, Y):
+    """Each row y of Y <- U^{-1} y. L points to the end of the factor."""
+    rows = panel_rows(m)
+    for k0 in range((m - 1) // rows * rows, -1, -rows):
+        stride = m - k0
+        height = min(rows, stride)
+        L = shift(L, -height * stride)
+        width = stride if count == 1 else height
+        if width < stride:
+            gemm_nt(count, height, stride - height, -1, shift(Y, k0 + height), m, shift(L, height), stride, 1,
+                    shift(Y, k0), m)
+        for k in range((height - 1) // BLOCK * BLOCK, -1, -BLOCK):
+            block = min(BLOCK, height - k)
+            t = shift(L, k * stride + k)
+            rest = width - k - block
+            for c in range(count):
+                y = shift(Y, c * m + k0 + k)
+                if rest > 0:
+                    for i in range(0, block, dot_columns(Y)):
+                        tile_nt(1, min(block - i, dot_columns(Y)), rest, -1, shift(y, block), m,
+                                shift(t, i * stride + block), stride, 1, shift(y, i), m)
+                if block == BLOCK:
+                    solve_vector_back(t, stride, y)
+                else:
+                    for i in range(block - 1, -1, -1):
+                        for j in range(i + 1, block):
+                            y[i] -= y[j] * t[i * stride + j]
 
 
 @njit(cache=True, nogil=True)
@@ -112,18 +183,7 @@ def forward_vectors(L, pivots, scales, X, work):
         for c in range(count):
             for k in range(m):
                 work[c, k] = X[c, _place(pivots[k])]
-    rows = panel_rows(m)
-    base = 0
-    for k0 in range(0, m, rows):
-        stride = m - k0
-        height = min(rows, stride)
-        for c in range(count):
-            for k in range(k0, k0 + height):
-                for j in range(k + 1, k0 + height):
-                    Y[c, j] -= Y[c, k] * L[base + (k - k0) * stride + j - k0]
-        gemm_nn(count, stride - height, height, X.dtype.type(-1), pointer(Y, k0), m, pointer(L, base + height), stride,
-                X.dtype.type(1), pointer(Y, k0 + height), m)
-        base += height * stride
+    _solve_vectors(count, m, pointer(L, 0), pointer(Y, 0))
     for c in range(count):
         if in_order:
             for k in range(m):
@@ -176,19 +236,7 @@ def backward_vectors(L, pivots, scales, X, work):
             else:
                 work[c, k] = scales[k, 0] * x
                 k += 1
-    rows = panel_rows(m)
-    last = (m - 1) // rows * rows
-    base = L.shape[0]
-    for k0 in range(last, -1, -rows):
-        stride = m - k0
-        height = min(rows, stride)
-        base -= height * stride
-        gemm_nt(count, height, stride - height, X.dtype.type(-1), pointer(Y, k0 + height), m,
-                pointer(L, base + height), stride, X.dtype.type(1), pointer(Y, k0), m)
-        for c in range(count):
-            for k in range(k0 + height - 1, k0 - 1, -1):
-                for j in range(k + 1, k0 + height):
-                    Y[c, k] -= Y[c, j] * L[base + (k - k0) * stride + j - k0]
+    _solve_vectors_back(count, m, pointer(L, L.shape[0]), pointer(Y, 0))
     if not in_order:
         for c in range(count):
             for k in range(m):
