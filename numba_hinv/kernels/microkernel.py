@@ -2,8 +2,10 @@
 
 ``pointer(array, offset)``, ``shift(pointer, offset)``, ``row_stride(array)``   addresses; ``p[i]`` reads and writes
 ``tile_nn``, ``tile_tn``   C (rows x columns) <- alpha op(A) B + beta C, rows <= tile_rows, columns <= tile_columns
+                           (``tile_nn`` with rows == 1: columns <= row_columns)
 ``tile_nt``                C (rows x columns) <- alpha A B^T + beta C, rows <= DOT_ROWS, columns <= dot_columns
-``tile_rows(pointer)``, ``tile_columns(pointer)``, ``dot_columns(pointer)``     those limits, constants per dtype
+``tile_rows(pointer)``, ``tile_columns``, ``row_columns``, ``dot_columns``, ``vector_columns``   constants per dtype
+``transpose(columns, k, b, ldb, out, ldo)``, ``panel(pointer)``                 B^T (k x columns) into scratch memory
 Accumulators are vector phis of the loop over k, so LLVM keeps them in registers, and edges are masked vectors, so there
 is no scalar code. One function per dtype and tile kind holds all tile sizes. The tables at the top fit the CPU that
 Numba compiles for; change them there. Numba's disk cache does not see changes of this file: clear it after editing.
@@ -13,11 +15,15 @@ import platform
 
 from llvmlite import ir
 from numba import types
-from numba.core import config
+from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 DOT_ROWS = 3
+# Vectors in a tile of one row: enough independent sums to hide the latency of additions.
+ROW_VECTORS = 8
+# Rows of the scratch panel: with tile_columns columns it takes half of a first-level cache of 48 KiB.
+PANEL_ROWS = 128
 # Reassociation and contraction to FMA, but not "no NaNs" or "no infinities": those must reach the status codes.
 _FLAGS = ("nsz", "contract", "reassoc")
 
@@ -102,7 +108,23 @@ def _constant(value):
 
 tile_rows = _constant(lambda dtype: TILE_ROWS)
 tile_columns = _constant(lambda dtype: TILE_VECTORS * _width(dtype))
+vector_columns = _constant(_width)
+row_columns = _constant(lambda dtype: ROW_VECTORS * _width(dtype))
 dot_columns = _constant(_group)
+
+
+@intrinsic
+def panel(typingctx, pointer):
+    """Scratch memory on the stack for PANEL_ROWS x tile_columns elements."""
+    sig = pointer(pointer)
+
+    def codegen(context, builder, sig, args):
+        size = ir.Constant(_I64, PANEL_ROWS * TILE_VECTORS * _width(pointer.dtype))
+        memory = cgutils.alloca_once(builder, context.get_value_type(pointer.dtype), size)
+        memory.align = VECTOR_BYTES
+        return memory
+
+    return sig, codegen
 
 
 class _Emitter:
@@ -306,14 +328,19 @@ def _emit_dot_tile(emitter, group, rows, arguments):
                                  emitter.at(c, builder.mul(ir.Constant(_I64, r), ldc)), mask) for r in range(rows)])
 
 
+def _pair_lanes(width, span):
+    """Of two vectors side by side: the even blocks of span lanes, alternately from each, and the odd ones."""
+    low = []
+    for base in range(0, width, 2 * span):
+        low += [*range(base, base + span), *range(width + base, width + base + span)]
+    return low, [lane + span for lane in low]
+
+
 def _sum_lanes(emitter, vectors):
     """The vector whose lane g is the sum of the lanes of vectors[g], by a tree of shuffles and additions."""
     width, span = emitter.width, 1
     while len(vectors) > 1:
-        low, high = [], []
-        for base in range(0, width, 2 * span):
-            low += [*range(base, base + span), *range(width + base, width + base + span)]
-        high = [lane + span for lane in low]
+        low, high = _pair_lanes(width, span)
         vectors = [emitter.add(emitter.shuffle(x, y, low), emitter.shuffle(x, y, high))
                    for x, y in zip(vectors[::2], vectors[1::2])]
         span *= 2
@@ -325,20 +352,68 @@ def _sum_lanes(emitter, vectors):
     return total
 
 
+def _emit_transpose(emitter, arguments):
+    """Blocks of width x width through registers, by a network of shuffles; rows are rounded up to whole blocks."""
+    builder = emitter.builder
+    columns, k, b, ldb, out, ldo = arguments
+    width = emitter.width
+    last = builder.sub(columns, ir.Constant(_I64, 1))
+    zero = ir.Constant(_I64, 0)
+
+    def over_columns(first, _):
+        b_rows = []
+        for g in range(width):
+            row = builder.add(first, ir.Constant(_I64, g))
+            # Rows beyond the last one repeat it, and fill columns of the panel that no tile reads.
+            row = builder.select(builder.icmp_signed("<", row, columns), row, last)
+            b_rows.append(emitter.at(b, builder.mul(row, ldb)))
+
+        def over_rows(step, _):
+            mask = emitter.mask(builder.select(builder.icmp_signed("<", builder.sub(k, step), width_),
+                                               builder.sub(k, step), width_))
+            block, span = [emitter.load(emitter.at(row, step), mask) for row in b_rows], 1
+            while span < width:
+                low, high = _pair_lanes(width, span)
+                for i in range(width):
+                    if not i & span:
+                        x, y = block[i], block[i + span]
+                        block[i], block[i + span] = emitter.shuffle(x, y, low), emitter.shuffle(x, y, high)
+                span *= 2
+            target = emitter.at(out, first, builder.mul(step, ldo))
+            for row in block:
+                emitter.store(row, target)
+                target = emitter.at(target, ldo)
+            return []
+
+        return emitter.loop(zero, width, k, [], over_rows)
+
+    width_ = ir.Constant(_I64, width)
+    emitter.loop(zero, width, columns, [], over_columns)
+    builder.ret_void()
+
+
+def _define(module, name, argument_types):
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), argument_types), name)
+    function.linkage = "linkonce_odr"
+    # optsize keeps LLVM from unrolling the loops over k: the tiles are unrolled already.
+    for attribute in ("noinline", "nounwind", "optsize"):
+        function.attributes.add(attribute)
+    return function, ir.IRBuilder(function.append_basic_block("entry"))
+
+
+def _scalar(dtype):
+    return ir.DoubleType() if dtype.bitwidth == 64 else ir.FloatType()
+
+
 def _tile_function(module, dtype, kind):
     """Get or emit the function of this kind ("nn", "tn" or "nt") that dispatches on the tile's size."""
     name = f"numba_hinv_tile_{kind}_f{dtype.bitwidth}"
     if name in module.globals:
         return module.globals[name]
-    scalar = ir.DoubleType() if dtype.bitwidth == 64 else ir.FloatType()
+    scalar = _scalar(dtype)
     address = scalar.as_pointer()
-    function = ir.Function(module, ir.FunctionType(
-        ir.VoidType(), [_I64, _I64, _I64, scalar, address, _I64, address, _I64, scalar, address, _I64]), name)
-    function.linkage = "linkonce_odr"
-    function.attributes.add("noinline")
-    function.attributes.add("nounwind")
-    function.attributes.add("optsize")
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    function, builder = _define(module, name, [_I64, _I64, _I64, scalar, address, _I64, address, _I64, scalar,
+                                               address, _I64])
     width = _width(dtype)
     emitter = _Emitter(builder, dtype, width)
     rows, columns = function.args[:2]
@@ -353,17 +428,17 @@ def _tile_function(module, dtype, kind):
             _emit_dot_tile(emitter, _group(dtype), r, function.args)
         return function
     # Case number: ((vectors - 1) * 2 + whole) * TILE_ROWS + rows - 1, where whole says that no mask is needed.
-    whole = builder.zext(builder.icmp_unsigned("==", builder.urem(columns, ir.Constant(_I64, width)),
-                                               ir.Constant(_I64, 0)), _I64)
-    if MASKS_ARE_CHEAP:
-        whole = ir.Constant(_I64, 0)
+    whole = ir.Constant(_I64, 0)
+    if not MASKS_ARE_CHEAP:
+        rest = builder.urem(columns, ir.Constant(_I64, width))
+        whole = builder.zext(builder.icmp_unsigned("==", rest, ir.Constant(_I64, 0)), _I64)
     vectors = builder.udiv(builder.sub(columns, ir.Constant(_I64, 1)), ir.Constant(_I64, width))
     case = builder.add(builder.mul(vectors, ir.Constant(_I64, 2)), whole)
     case = builder.add(builder.mul(case, ir.Constant(_I64, TILE_ROWS)), builder.sub(rows, ir.Constant(_I64, 1)))
     switch = builder.switch(case, unreachable)
-    for v in range(1, TILE_VECTORS + 1):
-        for w in (0,) if MASKS_ARE_CHEAP else (0, 1):
-            for r in range(1, TILE_ROWS + 1):
+    for r in range(1, TILE_ROWS + 1):
+        for v in range(1, (ROW_VECTORS if r == 1 and kind == "nn" else TILE_VECTORS) + 1):
+            for w in (0,) if MASKS_ARE_CHEAP else (0, 1):
                 block = function.append_basic_block(f"rows{r}.vectors{v}.whole{w}")
                 switch.add_case(ir.Constant(_I64, ((v - 1) * 2 + w) * TILE_ROWS + r - 1), block)
                 builder.position_at_end(block)
@@ -387,3 +462,22 @@ def _tile(kind):
 
 
 tile_nn, tile_tn, tile_nt = _tile("nn"), _tile("tn"), _tile("nt")
+
+
+@intrinsic
+def transpose(typingctx, columns, k, b, ldb, out, ldo):
+    """out (k x columns) <- B^T, B (columns x k); writes up to whole vectors in both directions (see ``panel``)."""
+    size, dtype = types.int64, b.dtype
+    sig = types.void(size, size, b, size, out, size)
+
+    def codegen(context, builder, sig, args):
+        name = f"numba_hinv_transpose_f{dtype.bitwidth}"
+        function = builder.module.globals.get(name)
+        if function is None:
+            address = _scalar(dtype).as_pointer()
+            function, inner = _define(builder.module, name, [_I64, _I64, address, _I64, address, _I64])
+            _emit_transpose(_Emitter(inner, dtype, _width(dtype)), function.args)
+        builder.call(function, args)
+        return context.get_dummy_value()
+
+    return sig, codegen

@@ -12,11 +12,17 @@ from numba import njit
 
 from . import blas
 from .binding import POINTER, SCALAR, SIZE, compiled_once
-from .microkernel import (DOT_ROWS, dot_columns, pointer, row_stride, shift, tile_columns, tile_nn, tile_nt, tile_rows,
-                          tile_tn)
+from .microkernel import (DOT_ROWS, PANEL_ROWS, dot_columns, panel, pointer, row_columns, row_stride, shift,
+                          tile_columns, tile_nn, tile_nt, tile_rows, tile_tn, transpose, vector_columns)
 
 # A product of m * n * k at least this goes to BLAS.
 BLAS_WORK = 192**3
+# A row vector times a matrix of at least this many elements goes to BLAS gemv, which uses all cores.
+GEMV_WORK = 512**2
+# A B^T by inner products costs about k/16 + 2 cycles per element of C (float64, AVX-512), on a transposed copy of B
+# k/16 + 0.4 k/m: the copy is made from this many rows of C on, for k up to TRANSPOSE_DEPTH * m. It is
+# made in whole vectors, so for smaller k it needs four times as many rows.
+TRANSPOSE_ROWS, TRANSPOSE_DEPTH = 4, 5
 # Columns per block of the upper triangle in BLAS products.
 UPPER_BLOCK = 128
 
@@ -30,6 +36,20 @@ def _scale(m, n, beta, c, ldc):
             c[i * ldc + j] = c[i * ldc + j] * beta if beta != 0 else 0 * beta
 
 
+@njit(cache=True, nogil=True)
+def _part(left, most):
+    """How many of the rows or columns left to take: most, or about half of them where two tiles are left."""
+    if left <= most:
+        return left
+    return (left + 1) >> 1 if left < 2 * most else most
+
+
+@njit(cache=True, nogil=True)
+def _part_of_columns(left, most, unit):
+    """As _part, in whole vectors of unit columns."""
+    return left if left <= most else (2 * unit if left <= 4 * unit and most == 3 * unit else most)
+
+
 @compiled_once("gemm_nn", *_ARGUMENTS)
 def gemm_nn(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     """C (m x n) <- alpha A B + beta C, A (m x k), B (k x n)."""
@@ -38,18 +58,19 @@ def gemm_nn(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     if k <= 0:
         _scale(m, n, beta, c, ldc)
         return
+    if m == 1 and n * k >= GEMV_WORK:
+        blas.gemv_rows(True, k, n, alpha, b, ldb, a, 1, beta, c, 1)
+        return
     if m * n * k >= BLAS_WORK:
         blas.gemm(False, False, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
         return
-    height, width = tile_rows(c), tile_columns(c)
+    height, width = tile_rows(c), row_columns(c) if m == 1 else tile_columns(c)
     j = 0
     while j < n:
-        columns = min(n - j, width)
+        columns = _part_of_columns(n - j, width, vector_columns(c))
         i = 0
         while i < m:
-            rows = m - i
-            if rows > height:
-                rows = (rows + 1) >> 1 if rows < 2 * height else height
+            rows = _part(m - i, height)
             tile_nn(rows, columns, k, alpha, shift(a, i * lda), lda, shift(b, j), ldb,
                     beta, shift(c, i * ldc + j), ldc)
             i += rows
@@ -63,6 +84,9 @@ def _gemm_tn_part(upper, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     if k <= 0:
         _scale(m, n, beta, c, ldc)
         return
+    if m == 1 and n * k >= GEMV_WORK:
+        blas.gemv_rows(True, k, n, alpha, b, ldb, a, lda, beta, c, 1)
+        return
     if m * n * k >= BLAS_WORK:
         width = UPPER_BLOCK if upper else n
         for j in range(0, n, width):
@@ -73,13 +97,11 @@ def _gemm_tn_part(upper, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     height, width = tile_rows(c), tile_columns(c)
     j = 0
     while j < n:
-        columns = min(n - j, width)
+        columns = _part_of_columns(n - j, width, vector_columns(c))
         end = min(m, j + columns) if upper else m
         i = 0
         while i < end:
-            rows = end - i
-            if rows > height:
-                rows = (rows + 1) >> 1 if rows < 2 * height else height
+            rows = _part(end - i, height)
             tile_tn(rows, columns, k, alpha, shift(a, i), lda, shift(b, j), ldb,
                     beta, shift(c, i * ldc + j), ldc)
             i += rows
@@ -106,8 +128,23 @@ def gemm_nt(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     if k <= 0:
         _scale(m, n, beta, c, ldc)
         return
+    if m == 1 and n * k >= GEMV_WORK:
+        blas.gemv_rows(False, n, k, alpha, b, ldb, a, 1, beta, c, 1)
+        return
     if m * n * k >= BLAS_WORK:
         blas.gemm(False, True, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+        return
+    if m >= TRANSPOSE_ROWS and k <= TRANSPOSE_DEPTH * m and (k >= vector_columns(c) or m >= 4 * TRANSPOSE_ROWS):
+        width, b_panel, kept = tile_columns(c), panel(c), beta
+        for p in range(0, k, PANEL_ROWS):
+            depth = min(k - p, PANEL_ROWS)
+            j = 0
+            while j < n:
+                columns = _part_of_columns(n - j, width, vector_columns(c))
+                transpose(columns, depth, shift(b, j * ldb + p), ldb, b_panel, width)
+                gemm_nn(m, columns, depth, alpha, shift(a, p), lda, b_panel, width, kept, shift(c, j), ldc)
+                j += columns
+            kept = 1.0
         return
     width = dot_columns(c)
     j = 0
@@ -115,9 +152,7 @@ def gemm_nt(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
         columns = min(n - j, width)
         i = 0
         while i < m:
-            rows = m - i
-            if rows > DOT_ROWS:
-                rows = (rows + 1) >> 1 if rows < 2 * DOT_ROWS else DOT_ROWS
+            rows = _part(m - i, DOT_ROWS)
             tile_nt(rows, columns, k, alpha, shift(a, i * lda), lda, shift(b, j * ldb), ldb,
                     beta, shift(c, i * ldc + j), ldc)
             i += rows
