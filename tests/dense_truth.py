@@ -240,4 +240,8 @@ def backward_error(hessian, damping, x, b):
     b = np.asarray(b, dtype=real).reshape(len(A), -1)
     residual = b - A @ x - real(damping) * x
     scale = norm2(hessian) * np.linalg.norm(x, axis=0) + np.linalg.norm(b, axis=0)
-    return float((np.linalg.norm(residual, axis=0) / scale).max(initial=0.0))
+    size = np.linalg.norm(residual, axis=0)
+    # A zero column has the solution zero, exactly.
+    size[scale == 0] = np.where(size[scale == 0] == 0, 0, np.inf)
+    scale[scale == 0] = 1
+    return float((size / scale).max(initial=0.0))

@@ -1,0 +1,97 @@
+"""Several Python threads at once get right answers: the kernels release the interpreter lock and share no workspace."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from problems import chain
+
+import numba_hinv as nh
+
+WORKERS = 6
+
+
+def together(functions):
+    """Run all of them at once, started by a barrier, and return their results in order."""
+    barrier = threading.Barrier(len(functions))
+
+    def run(function):
+        barrier.wait(timeout=60)
+        return function()
+
+    with ThreadPoolExecutor(len(functions)) as pool:
+        return [f.result(timeout=300) for f in [pool.submit(run, function) for function in functions]]
+
+
+def test_one_factorization_many_threads():
+    problem = chain(6, 40, batch=3, gain=0.3)
+    F = problem.hessian.factorize(damping=0.1)
+    sides = [problem.right_hand_side(*([] if k % 2 else [k + 1]), seed=k) for k in range(WORKERS)]
+    expected = [F.solve(b) for b in sides]
+    for _ in range(5):
+        results = together([lambda b=b: [F.solve(b) for _ in range(10)] for b in sides])
+        for answers, x in zip(results, expected):
+            for answer in answers:
+                np.testing.assert_array_equal(answer, x)
+
+
+def test_one_operator_many_threads():
+    problem = chain(6, 40, batch=3, gain=0.3)
+    H = problem.hessian
+    sides = [problem.right_hand_side(2, seed=k) for k in range(WORKERS)]
+    expected = [H @ b for b in sides]
+    dampings = [0.1, 0.2, -0.05, 0.5, 1.0, 0.05]
+    solutions = [H.factorize(damping=d).solve(b) for d, b in zip(dampings, sides)]
+
+    def work(k):
+        return [(H @ sides[k], H.factorize(damping=dampings[k]).solve(sides[k])) for _ in range(10)]
+
+    for k, answers in enumerate(together([lambda k=k: work(k) for k in range(WORKERS)])):
+        for product, x in answers:
+            np.testing.assert_array_equal(product, expected[k])
+            np.testing.assert_array_equal(x, solutions[k])
+
+
+def test_many_nets_many_threads():
+    cases = [
+        chain(3 + k % 3, 4 + 5 * k, batch=1 + 2 * k, seed=k, gain=0.5, activation=a, loss=loss)
+        for k, (a, loss) in enumerate(
+            [
+                ("tanh", "softmax_cross_entropy"),
+                ("gelu", "mean_squared_error"),
+                ("silu", "binary_cross_entropy"),
+                ("sin", "softmax_cross_entropy"),
+                ("softplus", "mean_squared_error"),
+                ("relu", "softmax_cross_entropy"),
+            ]
+        )
+    ]
+
+    def work(p, dtype):
+        params, b = p.params.astype(dtype), p.right_hand_side().astype(dtype)
+        return p.net.loss(params, p.X, p.y), nh.solve(p.net, params, p.X, p.y, b, damping=0.3)
+
+    jobs = [(p, dtype) for p in cases for dtype in (np.float64, np.float32)]
+    expected = [work(*job) for job in jobs]
+    for _ in range(3):
+        for (loss, x), (expected_loss, expected_x) in zip(together([lambda j=j: work(*j) for j in jobs]), expected):
+            assert loss == expected_loss
+            np.testing.assert_array_equal(x, expected_x)
+
+
+def test_first_use_in_many_threads_at_once():
+    """Registered functions are compiled at their first use, which may happen in several threads together."""
+
+    @nh.register_activation("test_threads_square")
+    def square(u):
+        return u * u, 2 * u, 2.0
+
+    X, y = np.ones((2, 2)), np.zeros((2, 2))
+
+    def work():
+        net = nh.Network([nh.Dense(2, 2, "test_threads_square")], "mean_squared_error")
+        return nh.solve(net, np.arange(6.0), X, y, np.ones(6), damping=1.0)
+
+    results = together([work] * WORKERS)
+    for x in results:
+        np.testing.assert_array_equal(x, results[0])
