@@ -51,6 +51,15 @@ def allocate(sizes, num_layers, dtype):
     )
 
 
+class Pivoting(NamedTuple):
+    """How small pivots are perturbed. All four on the global scale of ||H||, not on that of their front."""
+
+    singular: float  # pivots up to this
+    perturbation: float  # become +- this
+    limit: float  # those that would take more than this from the next P
+    largest: float  # are enlarged, up to this
+
+
 class Workspace(NamedTuple):
     """Scratch of `eliminate`. Layer l reads its P in ``front[(l + 1) % 2]`` and leaves the next in ``front[l % 2]``."""
 
@@ -242,8 +251,8 @@ def _squared_norm(y):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _limit_growth(Y, pivots, scales, limit):
-    """Enlarge the pivots whose row of Y has a squared norm above ``limit``, until it has just that.
+def _limit_growth(Y, pivots, scales, limit, largest):
+    """Enlarge small pivots, to at most ``largest``, whose row of Y has a squared norm above ``limit``.
 
     Returns (largest squared norm before, number of pivots enlarged, what that adds to log|det M|).
     """
@@ -255,22 +264,24 @@ def _limit_growth(Y, pivots, scales, limit):
         if not size <= growth:
             growth = size
         if size > limit:
-            shrink = math.sqrt(limit / size)
-            for j in range(y.size):
-                y[j] *= shrink
-            scales[k, 0] *= shrink
-            scales[k, 1] *= shrink
-            num_enlarged += 1
-            added -= 2.0 * math.log(shrink)
+            pivot = 1.0 / (float(scales[k, 0]) ** 2 + float(scales[k, 1]) ** 2)
+            if pivot < largest:
+                shrink = math.sqrt(max(limit / size, pivot / largest))
+                for j in range(y.size):
+                    y[j] *= shrink
+                scales[k, 0] *= shrink
+                scales[k, 1] *= shrink
+                num_enlarged += 1
+                added -= 2.0 * math.log(shrink)
     return growth, num_enlarged, added
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def eliminate(table, start, stop, params, lin, row_space, damping, singular, perturbation, limit, factors, work):
+def eliminate(table, start, stop, params, lin, row_space, damping, pivoting, factors, work):
     """Eliminate layers stop-1, ..., start; layers after them must have been eliminated with the same workspace.
 
-    Pivots of at most ``singular`` are replaced by ``+-perturbation``; those that would take more than ``limit`` from the
-    next P are enlarged. Returns (status, layer at which the sweep ended).
+    Pivots that are singular or would blow the next P up are perturbed as ``pivoting`` says.
+    Returns (status, layer at which the sweep ended).
     """
     B = lin.output.shape[0]
     for l in range(stop - 1, start - 1, -1):
@@ -295,7 +306,7 @@ def eliminate(table, start, stop, params, lin, row_space, damping, singular, per
         pivots = vector(factors.pivots, layer.pivots, 2 * m)
         scales = matrix(factors.scales, layer.scales, m, 2)
         status, num_negative, num_perturbed, logabsdet = signed_cholesky(
-            M, singular, perturbation, L, pivots, scales, work.cholesky
+            M, pivoting.singular, pivoting.perturbation, L, pivots, scales, work.cholesky
         )
         if status != OK:
             return status, l
@@ -306,7 +317,7 @@ def eliminate(table, start, stop, params, lin, row_space, damping, singular, per
         if N > 0:
             _add_C1(K, lam, Q, r)
             forward_rows(L, pivots, scales, K, matrix(work.mixed, 0, m, N))
-            growth, num_enlarged, added = _limit_growth(K, pivots, scales, limit)
+            growth, num_enlarged, added = _limit_growth(K, pivots, scales, pivoting.limit, pivoting.largest)
             if not math.isfinite(growth):
                 return NOT_FINITE, l
             factors.growth[l] = growth
