@@ -1,7 +1,7 @@
 """SciPy's BLAS for nopython code: row-major matrix products and symmetric rank-k updates on raw pointers.
 
-Three intrinsics, ``gemm``, ``gemv_rows`` and ``syrk_upper``, take matrices as (pointer, row stride in elements) and call the
-BLAS that SciPy is linked to. BLAS is column-major, so each call states the transposed problem. The symbols are
+Three intrinsics, ``gemm``, ``gemv_rows`` and ``syrk_upper``, take matrices as (pointer, row stride in elements) and
+call the BLAS that SciPy is linked to. BLAS is column-major, so each call states the transposed problem. The symbols are
 registered when this module is imported, by name: compiled code that refers to them can be cached on disk.
 To bind another routine, add its name to ``ROUTINES`` and an intrinsic that calls ``_call``.
 """
@@ -86,7 +86,8 @@ def gemv_rows(typingctx, transposed, rows, columns, alpha, a, lda, x, incx, beta
         _, rows, columns, alpha, a, lda, x, incx, beta, y, incy = args
         return _call(context, builder, "gemv", dtype, "N" if transposed.literal_value else "T",
                      [("int", columns), ("int", rows), ("scalar", alpha), ("pointer", a),
-                      ("int", _stride(builder, lda, columns)), ("pointer", x), ("int", incx), ("scalar", beta), ("pointer", y), ("int", incy)])
+                      ("int", _stride(builder, lda, columns)), ("pointer", x), ("int", incx),
+                      ("scalar", beta), ("pointer", y), ("int", incy)])
 
     return sig, codegen
 

@@ -1,14 +1,11 @@
 """The dense micro-kernels in LLVM vector IR, and pointers into arrays, as Numba intrinsics.
 
-``pointer(array, offset)``, ``shift(pointer, offset)``, ``row_stride(array)``   addresses; ``p[i]`` reads and writes
-``tile_nn``, ``tile_tn``   C (rows x columns) <- alpha op(A) B + beta C, rows <= tile_rows, columns <= tile_columns
-                           (``tile_nn`` with rows == 1: columns <= row_columns)
-``tile_nt``                C (rows x columns) <- alpha A B^T + beta C, rows <= DOT_ROWS, columns <= dot_columns
-``tile_rows(pointer)``, ``tile_columns``, ``row_columns``, ``dot_columns``, ``vector_columns``   constants per dtype
-``transpose(columns, k, b, ldb, out, ldo)``, ``panel(pointer)``                 B^T (k x columns) into scratch memory
-Accumulators are vector phis of the loop over k, so LLVM keeps them in registers, and edges are masked vectors, so there
-is no scalar code. One function per dtype and tile kind holds all tile sizes. The tables at the top fit the CPU that
-Numba compiles for; change them there. Numba's disk cache does not see changes of this file: clear it after editing.
+``pointer(array, offset)``, ``shift(pointer, offset)``, ``row_stride(array)``: addresses; ``p[i]`` reads and writes.
+``tile_nn``, ``tile_tn``, ``tile_nt``: C <- alpha op(A) op(B) + beta C, at most ``tile_rows`` x ``tile_columns``
+(one row of ``tile_nn``: ``row_columns``; ``tile_nt``: ``DOT_ROWS`` x ``dot_columns``). ``transpose``: B^T to a panel.
+Accumulators are vector phis of the loop over k, so LLVM keeps them in registers; edges are masked vectors, so there is
+no scalar code; one function per dtype and kind holds all tile sizes. The tables at the top fit the CPU that Numba
+compiles for and may be changed after a measurement. Numba's disk cache does not see changes here: clear it then.
 """
 
 import platform
@@ -301,7 +298,8 @@ def _emit_dot_tile(emitter, group, rows, arguments):
     builder.cbranch(builder.icmp_signed(">", whole, ir.Constant(_I64, 0)), any_whole, edge)
     builder.position_at_end(any_whole)
     zeros = [emitter.zero()] * (rows * group)
-    whole_sums = emitter.loop(ir.Constant(_I64, 0), width, whole, zeros, lambda step, sums: accumulate(step, sums, None))
+    whole_sums = emitter.loop(ir.Constant(_I64, 0), width, whole, zeros,
+                              lambda step, sums: accumulate(step, sums, None))
     whole_end = builder.block
     builder.branch(edge)
 

@@ -1,6 +1,6 @@
 """Dense matrix products, row-major: ``multiply``, ``multiply_tn``, ``multiply_nt``, ``multiply_tn_upper`` on arrays.
 
-The same on raw pointers, for sub-blocks: ``gemm_nn``, ``gemm_tn``, ``gemm_nt``, ``gemm_tn_upper``, all with the arguments
+The same on raw pointers, for sub-blocks: ``gemm_nn``, ``gemm_tn``, ``gemm_nt``, ``gemm_tn_upper``, with arguments
 ``(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)``: C is m x n, k is summed over, ld* are row strides in elements.
 Pointers come from ``microkernel.pointer`` and ``microkernel.shift``; their element type decides the precision.
 ``beta == 0`` means that C is not read; any dimension may be zero. All of these are for nopython code (the ``multiply``
@@ -15,9 +15,15 @@ from .binding import POINTER, SCALAR, SIZE, compiled_once
 from .microkernel import (DOT_ROWS, PANEL_ROWS, dot_columns, panel, pointer, row_columns, row_stride, shift,
                           tile_columns, tile_nn, tile_nt, tile_rows, tile_tn, transpose, vector_columns)
 
-# A product of m * n * k at least this goes to BLAS.
+# A product of m * n * k at least this goes to BLAS, an upper triangle (half the work) where it is at least the second.
+# Rates in GF/s, float64, AVX-512, OpenBLAS 0.3.30, of the micro-kernel / BLAS on one core / BLAS on two free cores, for
+# n x n x n: A B: 128: 75 / 60 / 67, 192: 80 / 67 / 102, 256: 74 / 69 / 95, 384: 70 / 70 / 121. A^T B: much the same.
+# Upper triangle of A^T B, useful flops: 192: 53 / 35 / 49, 256: 54 / 39 / 53, 512: 22 / 36 / 65.
 BLAS_WORK = 192**3
-# A row vector times a matrix of at least this many elements goes to BLAS gemv, which uses all cores.
+UPPER_BLAS_WORK = 256**3
+# A row vector times a matrix of at least this many elements goes to BLAS gemv, which uses all cores; up to there a
+# matrix stays in the second-level cache. GB/s of the tiles / gemv on one core, x^T B: 64: 220 / 64, 256: 62 / 45,
+# 500: 27 / 38, 1000: 21 / 29.
 GEMV_WORK = 512**2
 # A B^T by inner products costs about k/16 + 2 cycles per element of C (float64, AVX-512), on a transposed copy of B
 # k/16 + 0.4 k/m: the copy is made from this many rows of C on, for k up to TRANSPOSE_DEPTH * m. It is
@@ -87,7 +93,7 @@ def _gemm_tn_part(upper, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     if m == 1 and n * k >= GEMV_WORK:
         blas.gemv_rows(True, k, n, alpha, b, ldb, a, lda, beta, c, 1)
         return
-    if m * n * k >= BLAS_WORK:
+    if m * n * k >= (UPPER_BLAS_WORK if upper else BLAS_WORK):
         width = UPPER_BLOCK if upper else n
         for j in range(0, n, width):
             columns = min(n - j, width)
