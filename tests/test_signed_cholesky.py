@@ -143,6 +143,53 @@ def test_definite_is_never_reordered(dtype):
         assert (pivots == np.r_[:m, :m]).all() and (scales[:, 1] == 0).all()
 
 
+def plain_pivots(M):
+    """The pivot rule, written out without panels: the permutation, 2x2 blocks as one's complement."""
+    A, alpha, m, k = M.copy(), (1 + np.sqrt(17)) / 8, len(M), 0
+    perm = np.arange(m)
+
+    def swap(p, q):
+        for array in (A, A.T, perm):
+            array[[p, q]] = array[[q, p]]
+
+    while k < m:
+        size, d, w = 1, A[k, k], A[k, k + 1 :]
+        colmax = abs(w).max(initial=0)
+        definite = d > 0 and (np.diag(A)[k + 1 :] >= w**2 / d).all()
+        if abs(d) < alpha * colmax and not definite:
+            q = k + 1 + abs(w).argmax()
+            rowmax = abs(np.delete(A[q, k:], q - k)).max()
+            if abs(d) * rowmax < alpha * colmax**2:
+                size = 1 if abs(A[q, q]) >= alpha * rowmax else 2
+                swap(k + size - 1, q)
+        D, W = A[k : k + size, k : k + size], A[k : k + size, k + size :]
+        A[k + size :, k + size :] -= W.T @ np.linalg.solve(D, W)
+        if size == 2:
+            perm[k : k + 2] = ~perm[k : k + 2]
+        k += size
+    return perm
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pivot_rule(kind):
+    for m in (2, 6, 17, 40, 61):
+        for seed in range(8):
+            M = symmetric(kind, m, seed)
+            (_, pivots, _), _ = factor(M)
+            assert (pivots[:m] == plain_pivots(M)).all()
+
+
+@pytest.mark.parametrize("kind", ["definite", "zero diagonal", "late"])
+def test_widest_panels(kind):
+    m = 801
+    assert panel_rows(m) > panel_rows(300) > panel_rows(200)
+    M = symmetric(kind, m)
+    factors, (status, num_negative, num_perturbed, _) = factor(M)
+    assert (status, num_perturbed) == (OK, 0)
+    assert max(residual(M, factors, num_negative)) <= 4 * m * np.finfo(float).eps
+    assert num_negative == (np.linalg.eigvalsh(M) < 0).sum()
+
+
 def test_definite_is_cholesky():
     for m in SIZES:
         M = symmetric("definite", m)
@@ -221,7 +268,9 @@ def test_not_finite(bad):
                 assert factor(M, 1e-12, 1e-8)[1][0] == NOT_FINITE
 
 
-@pytest.mark.parametrize("dtype, scale", [(np.float64, 1e150), (np.float64, 1e-150), (np.float32, 1e18), (np.float32, 1e-18)])
+@pytest.mark.parametrize(
+    "dtype, scale", [(np.float64, 1e150), (np.float64, 1e-150), (np.float32, 1e18), (np.float32, 1e-18)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_scales(kind, dtype, scale):
     for m in (2, 3, 8, 21, 40, 70):

@@ -246,7 +246,8 @@ def _emit_largest(emitter, arguments):
     builder, width, lane = emitter.builder, emitter.width, emitter.lane
     places = ir.VectorType(lane, width)
     iota = ir.Constant(places, list(range(width)))
-    modulus = emitter._declare(f"llvm.fabs.v{width}{emitter.letter}", ir.FunctionType(emitter.vector(), [emitter.vector()]))
+    kind = ir.FunctionType(emitter.vector(), [emitter.vector()])
+    modulus = emitter._declare(f"llvm.fabs.v{width}{emitter.letter}", kind)
     best, at, total = (builder.alloca(kind) for kind in (emitter.vector(), places, emitter.vector()))
     for slot, value in ((best, emitter.zero()), (at, ir.Constant(places, None)), (total, emitter.zero())):
         builder.store(value, slot)
@@ -258,7 +259,8 @@ def _emit_largest(emitter, arguments):
     def sweep(j, vectors, masks, head):
         value = builder.call(modulus, [emitter.load(emitter.at(x, j), masks[0])])
         first = builder.trunc(j, lane) if lane.width < 64 else j
-        larger, place = keep_larger(builder.load(best), builder.load(at), value, builder.add(iota, emitter.splat(first)))
+        here = builder.add(iota, emitter.splat(first))
+        larger, place = keep_larger(builder.load(best), builder.load(at), value, here)
         builder.store(larger, best)
         builder.store(place, at)
         builder.store(builder.fadd(builder.load(total), value), total)
@@ -270,7 +272,8 @@ def _emit_largest(emitter, arguments):
         while span > 1:
             span //= 2
             lanes = [*range(span, 2 * span)] + [0] * (width - span)
-            value, place = keep_larger(value, place, emitter.shuffle(value, value, lanes), emitter.shuffle(place, place, lanes))
+            others = emitter.shuffle(value, value, lanes), emitter.shuffle(place, place, lanes)
+            value, place = keep_larger(value, place, *others)
             whole = builder.fadd(whole, emitter.shuffle(whole, whole, lanes))
         first = ir.Constant(_I32, 0)
         value, place, whole = (builder.extract_element(vector, first) for vector in (value, place, whole))
@@ -418,7 +421,9 @@ def solve_block(typingctx, rows, columns, depth, solve, u, ldu, b, ldb, a, lda, 
 
 
 @intrinsic
-def eliminate_block(typingctx, columns, depth, u, ldu, b, ldb, a, lda, c, ldc, t, ldt, inverse, before, after, saved, lds):
+def eliminate_block(
+    typingctx, columns, depth, u, ldu, b, ldb, a, lda, c, ldc, t, ldt, inverse, before, after, saved, lds
+):
     """A <- W = T^{-T} (A - U^T B), C <- diag(inverse) W, after <- before - the diagonal of W^T C; saved <- the old A.
 
     BLOCK rows. Returns 1 if no entry of after is negative or NaN, else 0.

@@ -125,7 +125,8 @@ def _solve_vectors(count, m, L, Y):
                 after = shift(y, block)
                 subtract_rows(width - k - block, block, y, 1, shift(t, block), stride, after, after)
         if width < stride:
-            gemm_nn(count, stride - height, height, -1, shift(Y, k0), m, shift(L, height), stride, 1, shift(Y, k0 + height), m)
+            gemm_nn(count, stride - height, height, -1, shift(Y, k0), m, shift(L, height), stride, 1,
+                    shift(Y, k0 + height), m)
         L = shift(L, height * stride)
 
 
