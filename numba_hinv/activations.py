@@ -118,7 +118,9 @@ def silu(u):
 def gelu(u):
     below = 0.5 * math.erfc(-u * math.sqrt(0.5))
     density = math.exp(-0.5 * u * u) / math.sqrt(2.0 * math.pi)
-    return u * below, below + u * density, density * (2.0 - u * u)
+    # Far out the density is 0 and u * u may be infinite.
+    bend = density * (2.0 - u * u) if density > 0.0 else 0.0
+    return u * below, below + u * density, bend
 
 
 @register_activation("sin")

@@ -6,7 +6,7 @@ from . import memory_budget
 from .activations import activation_address
 from .dense import Dense
 from .hessian import Hessian
-from .kernels import linearise
+from .kernels import binding, linearise
 from .kernels.layers import layer_table
 from .losses import get_loss, loss_address
 from .validation import as_array, as_float_dtype, as_labels, as_real, as_size, check_finite
@@ -186,7 +186,8 @@ class Network:
         return Hessian(self, work, lin, loss, gradient.astype(params.dtype, copy=False))
 
     def _table(self, num_samples, dtype):
-        """Layer table and buffer sizes for a batch of ``num_samples`` and sweeps in ``dtype``."""
+        """Layer table and buffer sizes for a batch of ``num_samples`` and sweeps in ``dtype``; loads their kernels."""
+        binding.load(np.dtype(dtype))
         addresses = {name: activation_address(name, dtype) for name in {layer.activation for layer in self.layers}}
         activation = np.array([addresses[layer.activation] for layer in self.layers], np.int64)
         return layer_table(self._n_in, self._n_out, self._bias, self._skip, activation, num_samples)

@@ -100,3 +100,26 @@ def _krylov(multiply, solve, norm, b, x, error, row, goal):
         if error_new <= goal:
             break
     return len(taken)
+
+
+def contraction(multiply, solve, size):
+    """How fast plain refinement shrinks a residual: estimate of the spectral radius of ``I - A F``.
+
+    With A the matrix and F the inverse of A' = A + E, ``I - A F = E A'^-1``. A and A' have the same inertia if it has no
+    real eigenvalue of 1 or more: then no matrix on the way from A' to A is singular. A radius below 1 says so.
+    """
+    residual = np.random.default_rng(2).standard_normal((1, size))
+    residual /= np.linalg.norm(residual)
+    worst = 0.0
+    for step in range(3):
+        residual = residual - multiply(solve(residual))
+        length = np.linalg.norm(residual)
+        if not np.isfinite(length):
+            return np.inf
+        if length == 0.0:
+            break
+        residual /= length
+        # The first step depends on the start more than on the matrix.
+        if step:
+            worst = max(worst, float(length))
+    return worst

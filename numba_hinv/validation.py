@@ -32,12 +32,9 @@ def as_flag(name, value):
 
 def as_real(name, value):
     """``value`` as a finite float."""
-    if isinstance(value, (bool, np.bool_)) or np.ndim(value) != 0:
+    if np.ndim(value) != 0 or np.asarray(value).dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected a real number, got {value!r}")
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{name}: expected a real number, got {value!r}") from None
+    number = float(value)
     if not np.isfinite(number):
         raise ValueError(f"{name}: expected a finite number, got {value!r}")
     return number
@@ -80,6 +77,9 @@ def as_array(name, value, shape, dtype=None, meaning=""):
         raise ValueError(f"{name}: expected shape ({wanted}){meaning}, got {array.shape}")
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype or common_dtype(array))
+    if not (array.flags.writeable and array.flags.aligned):
+        # Another type to Numba, for which every kernel would be compiled again.
+        array = array.copy()
     check_finite(name, array)
     return array
 
@@ -121,6 +121,6 @@ def as_right_hand_sides(name, value, num_rows, default_dtype):
         raise ValueError(f"{name}: expected shape ({num_rows},) or ({num_rows}, k), got {array.shape}")
     dtype = np.result_type(array.dtype, default_dtype) if array.dtype.kind == "f" else default_dtype
     dtype = np.dtype(np.float32) if dtype == np.float16 else dtype
-    rows = np.ascontiguousarray(array.reshape(num_rows, -1).T, np.float64)
+    rows = np.require(array.reshape(num_rows, -1).T, np.float64, ["C", "A", "W"])
     check_finite(name, rows)
     return rows, np.dtype(dtype)
