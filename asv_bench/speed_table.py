@@ -3,10 +3,12 @@
 Run it with ``python asv_bench/speed_table.py [--rounds N] [--minres-seconds S]`` where numba_hinv is installed. Each
 round takes every stage of both programs in turn, so that whatever else the machine does meets both; the figures are
 medians over the rounds, each followed by how many times longer NumPy takes. New rows belong into
-benchmarks/problem.py, faster NumPy into numpy_reference.py.
+benchmarks/problem.py, faster NumPy into numpy_reference.py. OPENBLAS_NUM_THREADS sets the threads of both: small
+blocks run faster with 1, large ones with all.
 """
 
 import argparse
+import os
 import platform
 import time
 from statistics import median
@@ -102,17 +104,24 @@ def minres_column(problem, allowed):
 
 def cell(pair):
     """The library's time and how many times longer NumPy takes."""
-    ratio = pair[1] / pair[0]
-    return f"{pair[0] * 1e3:.3g} ms, {ratio:.2g}x" if ratio < 100 else f"{pair[0] * 1e3:.3g} ms, {ratio:.0f}x"
+    ours, ratio = pair[0], pair[1] / pair[0]
+    text = f"{ours:.3g} s" if ours >= 1 else f"{ours * 1e3:.3g} ms"
+    return f"{text}, {ratio:.2g}x" if ratio < 100 else f"{text}, {ratio:.0f}x"
 
 
 def machine():
     """The machine and the versions, in one line."""
     features = llvmlite.binding.get_host_cpu_features()
     vectors = next((name for key, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if features.get(key)), "SSE2")
-    return (f"{numba.config.NUMBA_DEFAULT_NUM_THREADS} cores, {vectors}, all BLAS threads, float64, "
+    threads = os.environ.get("OPENBLAS_NUM_THREADS", "all")
+    return (f"{os.cpu_count()} cores, {vectors}, BLAS threads: {threads}, float64, "
             f"Python {platform.python_version()}, numba {numba.__version__}, numpy {np.__version__}, "
             f"scipy {scipy.__version__}")
+
+
+def print_table_head(*columns):
+    columns = ("width, B, L", "parameters", *columns)
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
 
 
 def main():
@@ -121,15 +130,20 @@ def main():
     arguments.add_argument("--minres-seconds", type=float, default=20.0)
     options = arguments.parse_args()
     print(machine(), f"; medians of {options.rounds} rounds; damping {DAMPING:g}\n", sep="")
-    print("| width, B, L | parameters | " + " | ".join(STAGES) + " | backward errors | dense solve | MINRES |")
-    print("|---" * (len(STAGES) + 5) + "|")
+    print_table_head("factorize", "solve", "net to solution", "dense solve", "MINRES")
+    details = []
     for row in ROWS.values():
         times, ours, theirs = measure(row, options.rounds)
         problem = Problem(row)
-        cells = [f"{row.width}, {row.batch}, {row.depth}{', skip' * row.skip}", f"{problem.net.num_params:,}",
-                 *(cell(times[stage]) for stage in STAGES), f"{ours:.0e}, {theirs:.0e}", dense_column(problem),
-                 minres_column(problem, options.minres_seconds)]
-        print("| " + " | ".join(cells) + " |", flush=True)
+        name = f"{row.width}, {row.batch}, {row.depth:,}{', skip' * row.skip} | {problem.net.num_params:,}"
+        cells = [cell(times[stage]) for stage in ("factorize", "solve", "net to solution")]
+        print(f"| {name}", *cells, dense_column(problem), minres_column(problem, options.minres_seconds), sep=" | ",
+              end=" |\n", flush=True)
+        details.append(f"| {name} | {cell(times['linearise'])} | {cell(times['multiply'])} | {ours:.0e} "
+                       f"| {theirs:.0e} |")
+    print()
+    print_table_head("linearise", "multiply", "backward error", "that of NumPy")
+    print(*details, sep="\n")
 
 
 if __name__ == "__main__":
