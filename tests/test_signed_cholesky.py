@@ -215,11 +215,14 @@ def test_zero_matrix(m, dtype):
 
 
 def test_perturbed_pivots_keep_their_sign():
-    M = np.diag([1.0, 1e-12, -1e-12, 0.0, -2.0])
-    factors, result = factor(M, 1e-10, 1e-4)
-    assert result[:3] == (OK, 2, 3)
-    F = dense_factor(*factors)
-    assert np.allclose((F * [1, 1, 1, -1, -1]) @ F.T, np.diag([1.0, 1e-4, -1e-4, 1e-4, -2.0]), rtol=1e-14, atol=0)
+    # 0 takes the sign of the trace.
+    for last, zero in ((-2.0, -1.0), (-0.5, 1.0)):
+        M = np.diag([1.0, 1e-12, -1e-12, 0.0, last])
+        factors, result = factor(M, 1e-10, 1e-4)
+        assert result[:3] == (OK, 2 + (zero < 0), 3)
+        F = dense_factor(*factors)
+        signs = np.repeat([1, -1], [5 - result[1], result[1]])
+        assert np.allclose((F * signs) @ F.T, np.diag([1.0, 1e-4, -1e-4, zero * 1e-4, last]), rtol=1e-14, atol=0)
     assert factor(M, 1e-10, 0.0)[1][0] == SINGULAR_PIVOT
     assert factor(M, 1e-13, 0.0)[1][0] == SINGULAR_PIVOT
     M[3, 3] = 1.0

@@ -17,7 +17,8 @@ import numpy as np
 from numba import njit
 
 from .memory import matrix, reshape, vector
-from .product import multiply, multiply_tn, multiply_tn_upper
+from .microkernel import pointer
+from .product import gemm_nn, multiply, multiply_tn, multiply_tn_upper
 from .rank_update import mirror, signed_rank_update
 from .signed_cholesky import pack_size, signed_cholesky, work_size
 from .status import NOT_FINITE, OK
@@ -181,7 +182,12 @@ def _inner_front(layer, B, W, S, D, R, damping, P, K, P_next, work):
         if layer.skip:
             P_next[:] = E
         _form_E(E, S, D, W)
-        multiply(1.0, R, reshape(E, B, n * B * n_in), 0.0, reshape(K, r, n * B * n_in))
+        if B == 1:
+            for a in range(n):
+                for j in range(n_in):
+                    K[a, j] = R[0, 0] * E[a, j]
+        else:
+            multiply(1.0, R, reshape(E, B, n * B * n_in), 0.0, reshape(K, r, n * B * n_in))
         for i in range(B):
             rows, columns = i * n_in, (i + 1) * n_in
             multiply_tn_upper(1.0, W, E[i * n : (i + 1) * n, rows:columns], beta, P_next[rows:columns, rows:columns])
@@ -194,13 +200,23 @@ def _inner_front(layer, B, W, S, D, R, damping, P, K, P_next, work):
             for j in range(B * n):
                 P[i * n + a, j] *= S[i, a]
             P[i * n + a, i * n + a] += D[i, a]
+    if B == 1:
+        square = R[0, 0] * R[0, 0]
+        for a in range(n):
+            for b in range(n):
+                M[a, b] = square * P[a, b]
+            M[a, a] += damping
+        return
     # (R (x) I) V, then the same from the right, a row at a time.
     T = matrix(work.mixed, 0, m, B * n)
     multiply(1.0, R, reshape(P, B, n * B * n), 0.0, reshape(T, r, n * B * n))
+    one, zero = R.dtype.type(1), R.dtype.type(0)
     for k in range(r):
         for a in range(n):
             row = k * n + a
-            multiply(1.0, R[k:], reshape(T[row], B, n), 0.0, reshape(M[row], r, n)[k:])
+            gemm_nn(
+                r - k, n, B, one, pointer(R, k * B), B, pointer(T, row * B * n), n, zero, pointer(M, row * m + k * n), n
+            )
             M[row, row] += damping
 
 
@@ -251,10 +267,11 @@ def _squared_norm(y):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _limit_growth(Y, pivots, scales, limit, largest):
-    """Enlarge small pivots, to at most ``largest``, whose row of Y has a squared norm above ``limit``.
+def _limit_growth(Y, pivots, scales, pivoting):
+    """Enlarge small pivots whose row of Y has a squared norm above the limit.
 
-    Returns (largest squared norm before, number of pivots enlarged, what that adds to log|det M|).
+    Returns (largest squared norm before, number of pivots enlarged that were not perturbed already, what that adds to
+    log|det M|).
     """
     m = Y.shape[0]
     growth, num_enlarged, added = 0.0, 0, 0.0
@@ -263,15 +280,15 @@ def _limit_growth(Y, pivots, scales, limit, largest):
         size = float(_squared_norm(y))
         if not size <= growth:
             growth = size
-        if size > limit:
+        if size > pivoting.limit:
             pivot = 1.0 / (float(scales[k, 0]) ** 2 + float(scales[k, 1]) ** 2)
-            if pivot < largest:
-                shrink = math.sqrt(max(limit / size, pivot / largest))
+            if pivot < pivoting.largest:
+                shrink = math.sqrt(max(pivoting.limit / size, pivot / pivoting.largest))
                 for j in range(y.size):
                     y[j] *= shrink
                 scales[k, 0] *= shrink
                 scales[k, 1] *= shrink
-                num_enlarged += 1
+                num_enlarged += abs(pivot - pivoting.perturbation) > 1e-5 * pivot
                 added -= 2.0 * math.log(shrink)
     return growth, num_enlarged, added
 
@@ -317,7 +334,7 @@ def eliminate(table, start, stop, params, lin, row_space, damping, pivoting, fac
         if N > 0:
             _add_C1(K, lam, Q, r)
             forward_rows(L, pivots, scales, K, matrix(work.mixed, 0, m, N))
-            growth, num_enlarged, added = _limit_growth(K, pivots, scales, pivoting.limit, pivoting.largest)
+            growth, num_enlarged, added = _limit_growth(K, pivots, scales, pivoting)
             if not math.isfinite(growth):
                 return NOT_FINITE, l
             factors.growth[l] = growth

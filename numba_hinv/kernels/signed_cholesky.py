@@ -356,6 +356,15 @@ def _factor(m, M, lda, tiny, perturbation, threshold, L, pivots, scales, work):
     results = shift(block, RESULTS)
     packed_pivots, pivots = pivots, as_int32(pivots)
     rows = panel_rows(m)
+    trace = 0.0
+    for k in range(m):
+        trace += M[k * lda + k]
+    # Only positive pivots are eliminated in blocks: where negative ones prevail, -M is factorized.
+    flip = int(trace < 0)
+    if flip:
+        for k in range(m):
+            for j in range(k * lda + k, k * lda + m):
+                M[j] = -M[j]
     for k in range(m):
         s[k] = M[k * lda + k]
         pivots[k] = k
@@ -402,6 +411,10 @@ def _factor(m, M, lda, tiny, perturbation, threshold, L, pivots, scales, work):
                 start = k
     if interchanged:
         _late_interchanges(L, pivots, m)
+    if flip:
+        num_negative = m - num_negative
+        for k in range(m):
+            pivots[m + k] ^= 1
     _order(pivots, m)
     logarithm = exponent + math.log(product)
     results[0], results[1], results[2], results[3] = OK, num_negative, num_perturbed, logarithm
@@ -414,7 +427,7 @@ def signed_cholesky(M, tiny, perturbation, L, pivots, scales, work):
 
     Each pivot is taken where it stands if it is positive and leaves every later diagonal entry nonnegative, which
     bounds the growth of elements as in a Cholesky factorization and holds for every pivot of a positive definite
-    matrix. The other pivots follow Bunch and Kaufman's partial pivoting (LAPACK's sytrf).
+    matrix (of -M if the trace of M is negative). The other pivots follow Bunch and Kaufman's partial pivoting (LAPACK's sytrf).
 
     Parameters
     ----------
@@ -423,7 +436,7 @@ def signed_cholesky(M, tiny, perturbation, L, pivots, scales, work):
     tiny : float
         A pivot (1x1, or eigenvalue of a 2x2 block) of modulus at most `tiny` is singular to working precision.
     perturbation : float
-        What such a pivot is replaced by, with its sign (+ for 0). Zero: none is replaced.
+        What such a pivot is replaced by, with its sign (that of the trace for 0). Zero: none is replaced.
     L : (pack_size(m),) array
         Out: U, in the layout that this file's opening describes.
     pivots : (2m,) int32 array
