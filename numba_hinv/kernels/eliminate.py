@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .memory import matrix, reshape, vector
-from .microkernel import pointer
-from .product import gemm_nn, multiply, multiply_tn, multiply_tn_upper
+from .memory import copy, fill, matrix, reshape, rows, vector
+from .microkernel import pointer, shift
+from .product import gemm_nn, gemm_tn, gemm_tn_upper, multiply, multiply_tn
 from .rank_update import mirror, signed_rank_update
 from .signed_cholesky import pack_size, signed_cholesky, work_size
 from .status import NOT_FINITE, OK
@@ -117,18 +117,16 @@ def _terminal_front(layer, B, W, S, D, R, damping, curvature, P, K, P_next, work
     n, n_in, r = layer.n_out, layer.n_in, layer.r
     M = matrix(work.M, 0, layer.m, layer.m)
     E = matrix(work.mixed, 0, B * n, n_in)
-    for i in range(B):
-        for a in range(n):
-            for b in range(n):
-                P[i * n + a, b] = curvature[i, a, b]
+    one, zero = W.dtype.type(1), W.dtype.type(0)
+    copy(P.size, curvature, 0, P, 0)
     if layer.N > 0:
         beta = 0.0
         if layer.skip:
             beta = 1.0
-            E[:] = P
+            copy(E.size, P, 0, E, 0)
         _scale_columns(P, S)
         multiply(1.0, P, W, beta, E)
-        P_next[:] = 0.0
+        fill(P_next.size, 0.0, P_next, 0)
         if layer.skip:
             for i in range(B):
                 for a in range(n_in):
@@ -136,8 +134,11 @@ def _terminal_front(layer, B, W, S, D, R, damping, curvature, P, K, P_next, work
                         P_next[i * n_in + a, i * n_in + b] = E[i * n_in + a, b]
         _form_E(E, S, D, W)
         for i in range(B):
-            E_i = reshape(E[i * n :], n, n_in)
-            multiply_tn(1.0, W, E_i, beta, P_next[i * n_in : (i + 1) * n_in, i * n_in : (i + 1) * n_in])
+            E_i = rows(E, i * n, n)
+            gemm_tn(
+                n_in, n_in, n, one, pointer(W, 0), n_in, pointer(E_i, 0), n_in, one if layer.skip else zero,
+                pointer(P_next, i * n_in * (B * n_in + 1)), B * n_in,
+            )
             for k in range(r):
                 for a in range(n):
                     for j in range(n_in):
@@ -156,7 +157,7 @@ def _terminal_front(layer, B, W, S, D, R, damping, curvature, P, K, P_next, work
         for l in range(k, r):
             for i in range(B):
                 pairs[l, i] = R[k, i] * R[l, i]
-        multiply(1.0, pairs[k:], reshape(P, B, n * n), 0.0, blocks[k:])
+        multiply(1.0, rows(pairs, k, r - k), reshape(P, B, n * n), 0.0, rows(blocks, k, r - k))
         for l in range(k, r):
             for a in range(n):
                 for b in range(n):
@@ -168,19 +169,20 @@ def _terminal_front(layer, B, W, S, D, R, damping, curvature, P, K, P_next, work
 @njit(cache=True, nogil=True, error_model="numpy")
 def _inner_front(layer, B, W, S, D, R, damping, P, K, P_next, work):
     """M, K without C1 and the structured part of the next P (upper triangle). P is destroyed."""
-    n, n_in, r, m = layer.n_out, layer.n_in, layer.r, layer.m
+    n, n_in, r, m, N = layer.n_out, layer.n_in, layer.r, layer.m, layer.N
     M = matrix(work.M, 0, m, m)
+    one, zero = W.dtype.type(1), W.dtype.type(0)
     if layer.N > 0:
         # E = P J first: column scaling, then one product with W for all rows and samples.
         E = matrix(work.mixed, 0, B * n, B * n_in)
         beta = 0.0
         if layer.skip:
             beta = 1.0
-            E[:] = P
+            copy(E.size, P, 0, E, 0)
         _scale_columns(P, S)
         multiply(1.0, reshape(P, B * n * B, n), W, beta, reshape(E, B * n * B, n_in))
         if layer.skip:
-            P_next[:] = E
+            copy(E.size, E, 0, P_next, 0)
         _form_E(E, S, D, W)
         if B == 1:
             for a in range(n):
@@ -188,11 +190,15 @@ def _inner_front(layer, B, W, S, D, R, damping, P, K, P_next, work):
                     K[a, j] = R[0, 0] * E[a, j]
         else:
             multiply(1.0, R, reshape(E, B, n * B * n_in), 0.0, reshape(K, r, n * B * n_in))
+        # P' = A^T E + skip P J, one block row of its upper triangle a sample.
+        keep = one if layer.skip else zero
         for i in range(B):
-            rows, columns = i * n_in, (i + 1) * n_in
-            multiply_tn_upper(1.0, W, E[i * n : (i + 1) * n, rows:columns], beta, P_next[rows:columns, rows:columns])
-            if columns < B * n_in:
-                multiply_tn(1.0, W, E[i * n : (i + 1) * n, columns:], beta, P_next[rows:columns, columns:])
+            here, row = i * n_in, pointer(E, i * n * N + i * n_in)
+            to = pointer(P_next, here * N + here)
+            gemm_tn_upper(n_in, n_in, n, one, pointer(W, 0), n_in, row, N, keep, to, N)
+            gemm_tn(
+                n_in, N - here - n_in, n, one, pointer(W, 0), n_in, shift(row, n_in), N, keep, shift(to, n_in), N
+            )
     else:
         _scale_columns(P, S)
     for i in range(B):
@@ -210,7 +216,6 @@ def _inner_front(layer, B, W, S, D, R, damping, P, K, P_next, work):
     # (R (x) I) V, then the same from the right, a row at a time.
     T = matrix(work.mixed, 0, m, B * n)
     multiply(1.0, R, reshape(P, B, n * B * n), 0.0, reshape(T, r, n * B * n))
-    one, zero = R.dtype.type(1), R.dtype.type(0)
     for k in range(r):
         for a in range(n):
             row = k * n + a
@@ -227,7 +232,7 @@ def _add_C1(K, lam, Q, r):
     n_in = K.shape[1] // B
     for k in range(r):
         for a in range(n):
-            row = K[k * n + a]
+            row = vector(K, (k * n + a) * K.shape[1], K.shape[1])
             for i in range(B):
                 if Q.shape[0] == 0:
                     if k < n_in:
@@ -253,9 +258,9 @@ def _subtract_C2(P_next, lam, Q, damping, work):
                 weight += lam[i, a] * lam[i2, a]
             weight /= damping
             for j in range(n_in):
-                row = P_next[i * n_in + j]
+                row = vector(P_next, (i * n_in + j) * P_next.shape[1] + i2 * n_in, n_in)
                 for j2 in range(n_in):
-                    row[i2 * n_in + j2] -= weight * outside[j, j2]
+                    row[j2] -= weight * outside[j, j2]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
@@ -276,7 +281,7 @@ def _limit_growth(Y, pivots, scales, pivoting):
     m = Y.shape[0]
     growth, num_enlarged, added = 0.0, 0, 0.0
     for k in range(m):
-        y = Y[pivots[m + k]]
+        y = vector(Y, pivots[m + k] * Y.shape[1], Y.shape[1])
         size = float(_squared_norm(y))
         if not size <= growth:
             growth = size
@@ -312,12 +317,12 @@ def eliminate(table, start, stop, params, lin, row_space, damping, pivoting, fac
         R = matrix(row_space.R, layer.R, r, B)
         M = matrix(work.M, 0, m, m)
         K = matrix(factors.Y, layer.Y, m, N)
-        P_next = matrix(work.front[l % 2], 0, N, N)
+        P_next = matrix(work.front, (l % 2) * work.front.shape[1], N, N)
         if l == table.size - 1:
-            P = matrix(work.front[(l + 1) % 2], 0, B * n, n)
+            P = matrix(work.front, ((l + 1) % 2) * work.front.shape[1], B * n, n)
             _terminal_front(layer, B, W, S, D, R, damping, lin.curvature, P, K, P_next, work)
         else:
-            P = matrix(work.front[(l + 1) % 2], 0, B * n, B * n)
+            P = matrix(work.front, ((l + 1) % 2) * work.front.shape[1], B * n, B * n)
             _inner_front(layer, B, W, S, D, R, damping, P, K, P_next, work)
         L = vector(factors.L, layer.L, pack_size(m))
         pivots = vector(factors.pivots, layer.pivots, 2 * m)

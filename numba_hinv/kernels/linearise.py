@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .memory import matrix, vector
+from .memory import add, fill, matrix, vector
 from .microkernel import pointer
 from .product import multiply, multiply_nt, multiply_tn
 
@@ -98,9 +98,7 @@ def forward(table, start, stop, params, lin, U):
             B * n,
         )
         if layer.skip:
-            for i in range(B):
-                for a in range(n):
-                    Z_next[i, a] += Z[i, a]
+            add(Z.size, Z, 0, Z_next, 0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -144,8 +142,8 @@ def backward(table, start, stop, params, lin, gradient, G):
         S = matrix(lin.S, layer.u, B, n)
         D = matrix(lin.D, layer.u, B, n)
         lam = matrix(lin.lam, layer.u, B, n)
-        G_out = matrix(G[(l + 1) % 2], 0, B, n)
-        G_in = matrix(G[l % 2], 0, B, n_in)
+        G_out = matrix(G, G.shape[1] * ((l + 1) % 2), B, n)
+        G_in = matrix(G, G.shape[1] * (l % 2), B, n_in)
         for i in range(B):
             for a in range(n):
                 lam[i, a] = S[i, a] * G_out[i, a]
@@ -153,13 +151,11 @@ def backward(table, start, stop, params, lin, gradient, G):
         multiply_tn(1.0, lam, Z, 0.0, matrix(gradient, layer.parameters, n, n_in))
         if layer.bias:
             dc = vector(gradient, layer.parameters + n * n_in, n)
-            dc[:] = 0.0
+            fill(n, 0.0, dc, 0)
             for i in range(B):
                 for a in range(n):
                     dc[a] += lam[i, a]
         if l > 0:
             multiply(1.0, lam, W, 0.0, G_in)
             if layer.skip:
-                for i in range(B):
-                    for a in range(n):
-                        G_in[i, a] += G_out[i, a]
+                add(G_in.size, G_out, 0, G_in, 0)

@@ -7,7 +7,7 @@ Vectors are stored one a row: k of them at once are a (k, P) array, and the k ba
 import numpy as np
 from numba import njit
 
-from .memory import matrix, vector
+from .memory import add, copy, fill, matrix, rows, vector
 from .product import multiply, multiply_nt, multiply_tn
 
 
@@ -36,7 +36,7 @@ def multiply_hessian(table, params, lin, V, HV, dZ, dU, q):
         dU_l = matrix(dU, k * layer.u, k * B, n)
         # dU = dZ W^T + Zt dWt^T; nothing comes into the first layer.
         for t in range(k):
-            dU_t = matrix(dU, k * layer.u + t * B * n, B, n)
+            dU_t = rows(dU_l, t * B, B)
             dW = matrix(V, t * P + layer.parameters, n, n_in)
             if layer.bias:
                 dc = vector(V, t * P + layer.parameters + n * n_in, n)
@@ -51,24 +51,23 @@ def multiply_hessian(table, params, lin, V, HV, dZ, dU, q):
         if l + 1 < L:
             dZ_next = matrix(dZ, k * table[l + 1].z, k * B, n)
         else:
-            dZ_next = matrix(q[L % 2], 0, k * B, n)
+            dZ_next = matrix(q, q.shape[1] * (L % 2), k * B, n)
         # dZ' = S dU (+ dZ)
         for t in range(k):
             for i in range(B):
                 for a in range(n):
                     dZ_next[t * B + i, a] = S[i, a] * dU_l[t * B + i, a]
         if layer.skip and l > 0:
-            for i in range(k * B):
-                for a in range(n):
-                    dZ_next[i, a] += dZ_l[i, a]
+            add(dZ_l.size, dZ_l, 0, dZ_next, 0)
 
     # q = (loss curvature) dZ_L, through row (L + 1) % 2 as scratch.
     for t in range(k):
         for i in range(B):
             at = (t * B + i) * n_L
             curvature = matrix(lin.curvature, i * n_L * n_L, n_L, n_L)
-            multiply(1.0, matrix(q[L % 2], at, 1, n_L), curvature, 0.0, matrix(q[(L + 1) % 2], at, 1, n_L))
-    q[L % 2, : k * B * n_L] = q[(L + 1) % 2, : k * B * n_L]
+            q_i = matrix(q, q.shape[1] * (L % 2) + at, 1, n_L)
+            multiply(1.0, q_i, curvature, 0.0, matrix(q, q.shape[1] * ((L + 1) % 2) + at, 1, n_L))
+    copy(k * B * n_L, q, q.shape[1] * ((L + 1) % 2), q, q.shape[1] * (L % 2))
 
     for l in range(L - 1, -1, -1):
         layer = table[l]
@@ -79,8 +78,9 @@ def multiply_hessian(table, params, lin, V, HV, dZ, dU, q):
         D = matrix(lin.D, layer.u, B, n)
         lam = matrix(lin.lam, layer.u, B, n)
         nu = matrix(dU, k * layer.u, k * B, n)
-        q_out = matrix(q[(l + 1) % 2], 0, k * B, n)
-        q_in = matrix(q[l % 2], 0, k * B, n_in)
+        q_out = matrix(q, q.shape[1] * ((l + 1) % 2), k * B, n)
+        q_in = matrix(q, q.shape[1] * (l % 2), k * B, n_in)
+        dZ_l = matrix(dZ, k * layer.z, k * B, n_in)
         # nu = S q + D dU
         for t in range(k):
             for i in range(B):
@@ -89,21 +89,19 @@ def multiply_hessian(table, params, lin, V, HV, dZ, dU, q):
         if l > 0:
             multiply(1.0, nu, W, 0.0, q_in)
             if layer.skip:
-                for i in range(k * B):
-                    for a in range(n):
-                        q_in[i, a] += q_out[i, a]
+                add(q_in.size, q_out, 0, q_in, 0)
         for t in range(k):
-            nu_t = matrix(dU, k * layer.u + t * B * n, B, n)
+            nu_t = rows(nu, t * B, B)
             Hv = matrix(HV, t * P + layer.parameters, n, n_in)
             # (Hv)_l = nu^T Zt + lam^T [dZ, 0];  q <- nu W + lam dW (+ q)
             multiply_tn(1.0, nu_t, Z, 0.0, Hv)
             if l > 0:
-                multiply_tn(1.0, lam, matrix(dZ, k * layer.z + t * B * n_in, B, n_in), 1.0, Hv)
+                multiply_tn(1.0, lam, rows(dZ_l, t * B, B), 1.0, Hv)
                 dW = matrix(V, t * P + layer.parameters, n, n_in)
-                multiply(1.0, lam, dW, 1.0, matrix(q[l % 2], t * B * n_in, B, n_in))
+                multiply(1.0, lam, dW, 1.0, rows(q_in, t * B, B))
             if layer.bias:
                 Hv_c = vector(HV, t * P + layer.parameters + n * n_in, n)
-                Hv_c[:] = 0.0
+                fill(n, 0.0, Hv_c, 0)
                 for i in range(B):
                     for a in range(n):
                         Hv_c[a] += nu_t[i, a]

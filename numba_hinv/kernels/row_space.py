@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .memory import matrix, vector
+from .memory import copy, fill, matrix, vector
 
 
 class RowSpace(NamedTuple):
@@ -73,30 +73,30 @@ def span(table, lin, row_space, work):
                 for i in range(B):
                     R[j, i] = Z[i, j]
             if layer.bias:
-                R[n_in, :] = 1.0
+                fill(B, 1.0, R, n_in * B)
             continue
         # Row i of A is column i of Zt^T; after step i it holds reflector i behind its diagonal.
-        A = matrix(work[0], 0, B, d)
+        A = matrix(work, 0, B, d)
         for i in range(B):
-            A[i, :n_in] = Z[i]
+            copy(n_in, Z, i * n_in, A, i * d)
             if layer.bias:
                 A[i, n_in] = 1.0
-        R[:] = 0.0
-        tau = vector(work[1], B * d, B)
+        fill(R.size, 0.0, R, 0)
+        tau = vector(work, work.shape[1] + B * d, B)
         for k in range(B):
-            tau[k], R[k, k] = _reflector(A[k, k:])
+            tau[k], R[k, k] = _reflector(vector(A, k * d + k, d - k))
             for i in range(k + 1, B):
-                _reflect(tau[k], A[k, k:], A[i, k:])
+                _reflect(tau[k], vector(A, k * d + k, d - k), vector(A, i * d + k, d - k))
                 R[k, i] = A[i, k]
-        Qt = matrix(work[1], 0, B, d)
+        Qt = matrix(work, work.shape[1], B, d)
         for k in range(B):
-            Qt[k] = 0.0
+            fill(d, 0.0, Qt, k * d)
             Qt[k, k] = 1.0
             for i in range(k, -1, -1):
-                _reflect(tau[i], A[i, i:], Qt[k, i:])
+                _reflect(tau[i], vector(A, i * d + i, d - i), vector(Qt, k * d + i, d - i))
         Q = matrix(row_space.Q, layer.Q, r, n_in)
         for k in range(r):
-            Q[k] = Qt[k, :n_in]
+            copy(n_in, Qt, k * d, Q, k * n_in)
         if layer.bias:
             q = vector(row_space.Q, layer.Q + r * n_in, r)
             for k in range(r):

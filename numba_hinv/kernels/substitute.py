@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .memory import matrix, reshape, vector
+from .memory import add, copy, fill, matrix, reshape, rows, vector
 from .product import multiply, multiply_nt, multiply_tn
 from .signed_cholesky import pack_size
 from .triangular import backward_vectors, forward_vectors
@@ -60,12 +60,20 @@ def _project(layer, g, at, Q, row_space, gQ):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _apply_signs(num_positive, y):
+    """sigma y for each row y."""
+    for t in range(y.shape[0]):
+        for j in range(num_positive, y.shape[1]):
+            y[t, j] = -y[t, j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def substitute_back(table, start, stop, params, lin, row_space, factors, damping, b, x, work):
     """Layers stop-1..start: leaves y of each layer in its slice of x. v starts at 0 in the last layer."""
     k, P = b.shape
     B = lin.output.shape[0]
     if stop == table.size:
-        work.state[stop % 2, :] = 0.0
+        fill(work.state.shape[1], 0.0, work.state, work.state.shape[1] * (stop % 2))
     for l in range(stop - 1, start - 1, -1):
         layer = table[l]
         n, n_in, r, m, N = layer.n_out, layer.n_in, layer.r, layer.m, layer.N
@@ -74,40 +82,38 @@ def substitute_back(table, start, stop, params, lin, row_space, factors, damping
         lam = matrix(lin.lam, layer.u, B, n)
         Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
         R = matrix(row_space.R, layer.R, r, B)
-        v = matrix(work.state[(l + 1) % 2], 0, k * B, n)
-        v_next = matrix(work.state[l % 2], 0, k * B, n_in)
+        v = matrix(work.state, work.state.shape[1] * ((l + 1) % 2), k * B, n)
+        v_next = matrix(work.state, work.state.shape[1] * (l % 2), k * B, n_in)
         vu = matrix(work.u, 0, k * B, n)
-        y = matrix(work.y[0], 0, k, m)
-        gQ = matrix(work.y[1], 0, k, m)
+        y = matrix(work.y, 0, k, m)
+        gQ = matrix(work.y, work.y.shape[1], k, m)
         for t in range(k):
             for i in range(B):
                 for a in range(n):
                     vu[t * B + i, a] = S[i, a] * v[t * B + i, a]
-            gQ_t = reshape(gQ[t], r, n)
-            _project(layer, b, t * P + layer.parameters, Q, row_space, gQ_t)
-            y[t] = gQ[t]
-            multiply(1.0, R, vu[t * B : (t + 1) * B], 1.0, reshape(y[t], r, n))
+            y_t = matrix(y, t * m, r, n)
+            _project(layer, b, t * P + layer.parameters, Q, row_space, matrix(gQ, t * m, r, n))
+            copy(m, gQ, t * m, y, t * m)
+            multiply(1.0, R, rows(vu, t * B, B), 1.0, y_t)
         if N > 0:
             multiply(1.0, vu, W, 0.0, v_next)
             if layer.skip:
-                for i in range(k * B):
-                    for a in range(n):
-                        v_next[i, a] += v[i, a]
+                add(v.size, v, 0, v_next, 0)
             if r < layer.d:
                 for t in range(k):
-                    v_t = v_next[t * B : (t + 1) * B]
+                    v_t = rows(v_next, t * B, B)
                     multiply(-1.0 / damping, lam, matrix(b, t * P + layer.parameters, n, n_in), 1.0, v_t)
                     lam_gQ = matrix(work.small, 0, B, r)
-                    multiply_nt(1.0 / damping, lam, reshape(gQ[t], r, n), 0.0, lam_gQ)
+                    multiply_nt(1.0 / damping, lam, matrix(gQ, t * m, r, n), 0.0, lam_gQ)
                     multiply(1.0, lam_gQ, Q, 1.0, v_t)
         L = vector(factors.L, layer.L, pack_size(m))
         pivots = vector(factors.pivots, layer.pivots, 2 * m)
         scales = matrix(factors.scales, layer.scales, m, 2)
         forward_vectors(L, pivots, scales, y, gQ)
         for t in range(k):
-            vector(x, t * P + layer.parameters, m)[:] = y[t]
+            copy(m, y, t * m, x, t * P + layer.parameters)
         if N > 0:
-            y[:, factors.num_positive[l] :] *= -1.0
+            _apply_signs(factors.num_positive[l], y)
             multiply(-1.0, y, matrix(factors.Y, layer.Y, m, N), 1.0, reshape(v_next, k, N))
 
 
@@ -124,36 +130,37 @@ def substitute_forth(table, start, stop, params, lin, row_space, factors, dampin
         lam = matrix(lin.lam, layer.u, B, n)
         Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
         R = matrix(row_space.R, layer.R, r, B)
-        dZ = matrix(work.state[l % 2], 0, k * B, n_in)
-        dZ_next = matrix(work.state[(l + 1) % 2], 0, k * B, n)
+        dZ = matrix(work.state, work.state.shape[1] * (l % 2), k * B, n_in)
+        dZ_next = matrix(work.state, work.state.shape[1] * ((l + 1) % 2), k * B, n)
         dU = matrix(work.u, 0, k * B, n)
-        W1 = matrix(work.y[0], 0, k, m)
+        W1 = matrix(work.y, 0, k, m)
         for t in range(k):
-            W1[t] = vector(x, t * P + layer.parameters, m)
+            copy(m, x, t * P + layer.parameters, W1, t * m)
         if N > 0:
             multiply_nt(-1.0, reshape(dZ, k, N), matrix(factors.Y, layer.Y, m, N), 1.0, W1)
-        W1[:, factors.num_positive[l] :] *= -1.0
+        _apply_signs(factors.num_positive[l], W1)
         L = vector(factors.L, layer.L, pack_size(m))
         pivots = vector(factors.pivots, layer.pivots, 2 * m)
         scales = matrix(factors.scales, layer.scales, m, 2)
-        forward_scratch = matrix(work.y[1], 0, k, m)
-        backward_vectors(L, pivots, scales, W1, forward_scratch)
+        scratch = matrix(work.y, work.y.shape[1], k, m)
+        backward_vectors(L, pivots, scales, W1, scratch)
         for t in range(k):
             at = t * P + layer.parameters
-            W1_t = reshape(W1[t], r, n)
+            W1_t = matrix(W1, t * m, r, n)
+            dZ_t = rows(dZ, t * B, B)
             x_W = matrix(x, at, n, n_in)
             # dU = Zt dWt^T + dZ W^T, and Zt dWt^T = R^T W1: W2 is orthogonal to Zt.
-            multiply_tn(1.0, R, W1_t, 0.0, dU[t * B : (t + 1) * B])
+            multiply_tn(1.0, R, W1_t, 0.0, rows(dU, t * B, B))
             if r < layer.d:
                 # x = h / eps + (W1 - h Q / eps) Q^T
-                for i in range(n * (n_in + layer.bias)):
-                    vector(x, at, n * layer.d)[i] = b[t, layer.parameters + i]
+                h = vector(x, at, n * layer.d)
+                copy(h.size, b, at, x, at)
                 if N > 0:
-                    multiply_tn(-1.0, lam, dZ[t * B : (t + 1) * B], 1.0, x_W)
-                hQ = reshape(forward_scratch[t], r, n)
+                    multiply_tn(-1.0, lam, dZ_t, 1.0, x_W)
+                hQ = matrix(scratch, t * m, r, n)
                 _project(layer, x, at, Q, row_space, hQ)
-                for i in range(n * layer.d):
-                    vector(x, at, n * layer.d)[i] /= damping
+                for i in range(h.size):
+                    h[i] /= damping
                 for j in range(r):
                     for a in range(n):
                         hQ[j, a] = W1_t[j, a] - hQ[j, a] / damping
@@ -169,7 +176,7 @@ def substitute_forth(table, start, stop, params, lin, row_space, factors, dampin
                     for j in range(n_in):
                         x_W[a, j] = W1_t[j, a]
                 if layer.bias:
-                    vector(x, at + n * n_in, n)[:] = W1_t[n_in]
+                    copy(n, W1_t, n_in * n, x, at + n * n_in)
         if N > 0:
             multiply_nt(1.0, dZ, W, 1.0, dU)
         if l + 1 < table.size:
@@ -178,6 +185,4 @@ def substitute_forth(table, start, stop, params, lin, row_space, factors, dampin
                     for a in range(n):
                         dZ_next[t * B + i, a] = S[i, a] * dU[t * B + i, a]
             if layer.skip and N > 0:
-                for i in range(k * B):
-                    for a in range(n):
-                        dZ_next[i, a] += dZ[i, a]
+                add(dZ.size, dZ, 0, dZ_next, 0)
