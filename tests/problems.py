@@ -109,6 +109,15 @@ def chain(width, depth, out=3, activation="tanh", skip=True, bias=True, **kwargs
     return make([*hidden, layer(width, out, "identity", bias)], **kwargs)
 
 
+def norm_estimate(H, steps=12):
+    """2-norm of a symmetric operator, from below, by power steps."""
+    v = np.random.default_rng(5).standard_normal(H.shape[0])
+    for _ in range(steps):
+        v /= np.linalg.norm(v)
+        v = H @ v
+    return np.linalg.norm(v)
+
+
 @functools.lru_cache(maxsize=None)
 def golden(name):
     """(Problem, arrays) of a golden file."""

@@ -223,7 +223,7 @@ def test_overflow_inside_the_net_is_an_error():
     problem = make([layer(2, 2, "identity"), layer(2, 2, "identity")], "mean_squared_error", batch=2)
     huge = 1e200 * np.abs(problem.params)
     X = np.abs(problem.X)
-    with np.errstate(all="ignore"), pytest.raises((ValueError, FloatingPointError, OverflowError, np.linalg.LinAlgError)):
+    with np.errstate(all="ignore"), pytest.raises((ValueError, FloatingPointError, OverflowError)):
         H = problem.net.hessian(huge, X, problem.y)
         F = H.factorize(damping=1.0)
         x = F.solve(np.ones(problem.size))
@@ -407,7 +407,9 @@ anything = st.one_of(
         )
     ),
 )
-SMALL = make([layer(2, 2), layer(2, 2, "sin", skip=True), layer(2, 1, "sin", bias=False)], "mean_squared_error", batch=2)
+SMALL = make(
+    [layer(2, 2), layer(2, 2, "sin", skip=True), layer(2, 1, "sin", bias=False)], "mean_squared_error", batch=2
+)
 
 
 @settings(max_examples=200)
@@ -427,7 +429,8 @@ def test_any_value_of_any_argument(name, value):
             assert re.search(rf"\b{name}\b", str(error)) or (name in "Xy" and re.search(r"\b[Xy]\b", str(error))), error
             return
         # A plain vector of targets is taken where there is one output.
-        t = dense_truth.differentiate(SMALL.layers, SMALL.loss, data["params"], data["X"], np.reshape(data["y"], (-1, 1)))
+        y = np.reshape(data["y"], (-1, 1))
+        t = dense_truth.differentiate(SMALL.layers, SMALL.loss, data["params"], data["X"], y)
     damping = float(data["damping"])
     warned = any(issubclass(w.category, scipy.linalg.LinAlgWarning) for w in caught)
     if refused or warned:

@@ -131,7 +131,8 @@ def test_shapes(name, relative_damping):
 @pytest.mark.parametrize("activation", sorted(dense_truth.ACTIVATIONS))
 @pytest.mark.parametrize("loss", sorted(dense_truth.LOSSES))
 def test_every_activation_with_every_loss(activation, loss):
-    problem = make([layer(3, 4, activation), layer(4, 4, activation, skip=True), layer(4, 3, activation)], loss, batch=4)
+    layers = [layer(3, 4, activation), layer(4, 4, activation, skip=True), layer(4, 3, activation)]
+    problem = make(layers, loss, batch=4)
     for relative_damping in (0.5, 1e-3, -0.01):
         check_everything(problem, relative_damping * problem.norm)
 

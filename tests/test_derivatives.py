@@ -129,9 +129,8 @@ def test_gradient_against_differences_of_the_loss(problem):
         return problem.net.loss(problem.params + t * d, problem.X, problem.y)
 
     step = 2e-3
-    slope = (45 * (loss(step) - loss(-step)) - 9 * (loss(2 * step) - loss(-2 * step)) + loss(3 * step) - loss(-3 * step)) / (
-        60 * step
-    )
+    values = {k: loss(k * step) for k in (-3, -2, -1, 1, 2, 3)}
+    slope = (45 * (values[1] - values[-1]) - 9 * (values[2] - values[-2]) + values[3] - values[-3]) / (60 * step)
     gradient = problem.net.gradient(problem.params, problem.X, problem.y)
     scale = max(1.0, loss(0.0), np.linalg.norm(gradient), problem.norm) * (1 + np.abs(problem.params).max()) ** 3
     # Sixth order: step^6 times a seventh derivative, plus rounding / step.

@@ -108,9 +108,8 @@ def data(batch=4, n_in=3, n_out=2):
 
 def test_own_activation(cube):
     X, y = data()
-    net = nh.Network(
-        [nh.Dense(3, 3, "test_cube", skip=True), nh.Dense(3, 4, "tanh"), nh.Dense(4, 2, "test_cube")], "mean_squared_error"
-    )
+    layers = [nh.Dense(3, 3, "test_cube", skip=True), nh.Dense(3, 4, "tanh"), nh.Dense(4, 2, "test_cube")]
+    net = nh.Network(layers, "mean_squared_error")
     check(net, X, y)
     single = nh.Network([nh.Dense(3, 3, "test_cube", bias=False)], "mean_squared_error")
     np.testing.assert_allclose(single.forward(np.eye(3).ravel(), X), X**3 / 3, rtol=1e-15)

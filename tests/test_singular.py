@@ -78,7 +78,7 @@ def test_stage_singular(name, offset):
 
 
 def test_perturbed_pivots_are_counted_and_do_not_cascade():
-    """On the eigenvalue itself the pivot is zero up to rounding; one inflated pivot must not make others look singular."""
+    """On the eigenvalue the pivot is zero up to rounding; one inflated pivot must not make others look singular."""
     counts, multiplicities, wrong = [], [], 0
     for problem in STAGES.values():
         H = problem.truth.hessian.astype(np.float64)
@@ -91,7 +91,7 @@ def test_perturbed_pivots_are_counted_and_do_not_cascade():
     counts, multiplicities = np.array(counts), np.array(multiplicities)
     assert len(counts) >= 400
     assert np.mean(counts >= 1) >= 0.9
-    # The pivots of a singular eigenvalue may share their smallness with one neighbour each, but never with later layers.
+    # The pivot of a singular eigenvalue may share its smallness with a neighbour, but not with later layers.
     assert (counts <= 2 * multiplicities).all()
     # A perturbation at the global scale keeps even the flagged counts right.
     assert wrong <= 0.02 * len(counts)
@@ -104,7 +104,7 @@ def exactly_stage_singular(coupling=1.0):
 
 
 def test_an_exactly_zero_pivot():
-    """H = [[2, -2], [-2, 2]] at w = (1, 1), x = 1, y = 3 (with the residual's share): damping -2 zeroes the last pivot."""
+    """H = [[2, -2], [-2, 2]] at w = (1, 1), x = 1, y = 3: damping -2 zeroes the last pivot."""
     problem = exactly_stage_singular()
     H = problem.truth.hessian.astype(float)
     assert H[1, 1] == 2.0 and problem.gap(-2.0) > 0.1

@@ -4,7 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from problems import chain
+from problems import chain, norm_estimate
 
 import numba_hinv as nh
 
@@ -67,9 +67,11 @@ def test_many_nets_many_threads():
         )
     ]
 
+    dampings = {p: 0.3 * norm_estimate(p.hessian) for p in cases}
+
     def work(p, dtype):
         params, b = p.params.astype(dtype), p.right_hand_side().astype(dtype)
-        return p.net.loss(params, p.X, p.y), nh.solve(p.net, params, p.X, p.y, b, damping=0.3)
+        return p.net.loss(params, p.X, p.y), nh.solve(p.net, params, p.X, p.y, b, damping=dampings[p])
 
     jobs = [(p, dtype) for p in cases for dtype in (np.float64, np.float32)]
     expected = [work(*job) for job in jobs]
