@@ -1,6 +1,10 @@
 """Exact solves with the Hessian of a deep net, in time and memory linear in its depth."""
 
-from ._version import __version__
+from . import compilation_cache
+
+compilation_cache.prepare()
+
+from ._version import __version__  # noqa: E402 - nothing may be compiled or loaded before
 from .activations import activation_names, register_activation
 from .dense import Dense
 from .factorization import Factorization, Inertia

@@ -64,10 +64,10 @@ def activation_address(name, dtype):
     return _registry.address(name, dtype, _compile)
 
 
-def _compile(function, scalar):
+def _compile(function, scalar, cache):
     array = types.CPointer(scalar)
 
-    @cfunc(types.void(array, array, array, array, types.int64), cache=True, error_model="numpy")
+    @cfunc(types.void(array, array, array, array, types.int64), cache=cache, error_model="numpy")
     def activate(u, phi, dphi, d2phi, n):
         for i in range(n):
             phi[i], dphi[i], d2phi[i] = function(u[i])

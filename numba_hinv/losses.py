@@ -67,11 +67,11 @@ def loss_address(name, dtype):
     return _registry.address(name, dtype, _compile)
 
 
-def _compile(function, scalar):
+def _compile(function, scalar, cache):
     array = types.CPointer(scalar)
 
     @cfunc(
-        types.float64(array, array, array, array, types.int64, types.int64), cache=True, error_model="numpy"
+        types.float64(array, array, array, array, types.int64, types.int64), cache=cache, error_model="numpy"
     )
     def evaluate(z, y, gradient, curvature, n, num_targets):
         return function(carray(z, (n,)), carray(y, (num_targets,)), carray(gradient, (n,)), carray(curvature, (n, n)))

@@ -43,8 +43,11 @@ class Registry:
             raise ValueError(f"{self.noun}: expected one of {', '.join(self.names())}; got {name!r}") from None
 
     def address(self, name, dtype, build):
-        """Address of ``build(function, numba scalar type)``, compiled at its first use."""
+        """Address of ``build(function, numba scalar type, cache)``, compiled at its first use."""
         key = name, str(dtype)
         if key not in self._compiled:
-            self._compiled[key] = build(self.get(name)["function"], numba.from_dtype(dtype))
+            function = self.get(name)["function"]
+            # Numba would not notice that a user's function has changed: only our own come from the disk cache.
+            is_own = function.__module__.partition(".")[0] == __package__
+            self._compiled[key] = build(function, numba.from_dtype(dtype), is_own)
         return self._compiled[key].address

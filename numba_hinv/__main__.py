@@ -1,0 +1,86 @@
+"""``python -m numba_hinv warmup`` compiles everything ahead; ``python -m numba_hinv info`` says what is at hand."""
+
+import argparse
+import importlib.util
+import os
+import platform
+import sys
+import time
+
+import llvmlite.binding
+import numba
+import numpy as np
+import scipy
+
+import numba_hinv as nh
+
+from .activations import activation_address
+from .compilation_cache import cache_directories
+from .losses import loss_address
+
+
+def info():
+    """Print versions, processor, threads, BLAS, GPU and where compiled code is cached."""
+    blas = scipy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    blas_threads = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or "its own choice"
+    cuda = "numba-cuda is installed" if importlib.util.find_spec("numba_cuda") else "numba-cuda is not installed"
+    for name, value in (
+        ("numba_hinv", nh.__version__),
+        ("Python", platform.python_version()),
+        ("Numba", numba.__version__),
+        ("NumPy", np.__version__),
+        ("SciPy", scipy.__version__),
+        ("processor", f"{llvmlite.binding.get_host_cpu_name()}, {os.cpu_count()} CPUs"),
+        ("BLAS", f"{blas['name']} {blas['version']} (SciPy's), threads: {blas_threads}"),
+        ("GPU", f"not used ({cuda})"),
+        *(("cache", directory) for directory in cache_directories()),
+    ):
+        print(f"{name:12}{value}")
+
+
+def _steps():
+    """What there is to compile, as (name, function)."""
+    for dtype in (np.dtype(np.float64), np.dtype(np.float32)):
+        for name in nh.activation_names():
+            yield f"{name}, {dtype}", lambda name=name, dtype=dtype: activation_address(name, dtype)
+        for name in nh.loss_names():
+            yield f"{name}, {dtype}", lambda name=name, dtype=dtype: loss_address(name, dtype)
+        yield f"gradient, {dtype}", lambda dtype=dtype: _small_problem(dtype, lambda net, *data: net.gradient(*data))
+        yield f"solve, {dtype}", lambda dtype=dtype: _small_problem(dtype, _solve)
+
+
+def _small_problem(dtype, job):
+    net = nh.Network([nh.Dense(3, 3, skip=True), nh.Dense(3, 2, "identity")], loss="mean_squared_error")
+    return job(net, net.init(dtype=dtype), np.eye(2, 3, dtype=dtype), np.zeros((2, 2), dtype))
+
+
+def _solve(net, params, X, y):
+    H = net.hessian(params, X, y)
+    H @ params
+    F = H.factorize(damping=1.0)
+    return F.solve(params), F.inertia
+
+
+def warmup():
+    """Compile every kernel, activation and loss for float64 and float32, or find it in the cache."""
+    start = time.perf_counter()
+    steps = list(_steps())
+    for done, (name, compile_step) in enumerate(steps):
+        bar = "#" * (30 * done // len(steps))
+        print(f"\r[{bar:30}] {done}/{len(steps)} {name:40.40}", end="", flush=True)
+        compile_step()
+    print(f"\r[{'#' * 30}] {len(steps)}/{len(steps)} {f'{time.perf_counter() - start:.1f} s':40.40}")
+    for directory in cache_directories():
+        print("cached in", directory)
+
+
+def main(arguments=None):
+    """Entry point of ``python -m numba_hinv``."""
+    parser = argparse.ArgumentParser(prog="python -m numba_hinv", description=__doc__)
+    parser.add_argument("command", choices=("warmup", "info"))
+    {"warmup": warmup, "info": info}[parser.parse_args(arguments).command]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

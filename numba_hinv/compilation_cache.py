@@ -1,0 +1,60 @@
+"""Numba's disk cache of this package's compiled code: that there is one, where it lies, and that it is never stale.
+
+Numba checks the file of a cached function, but not the files of the functions that were compiled into it: after an
+upgrade it could run an old sweep on new kernels. So a digest of all source files is kept beside the cache, and the
+cache's indices are dropped where it differs. `prepare` runs before anything is compiled or loaded.
+"""
+
+import atexit
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import numba
+
+_PACKAGE = Path(__file__).parent
+_STAMP = "numba_hinv.sha256"
+
+
+def prepare():
+    """Make sure that compiled code can be cached, and drop what other sources have left in the cache."""
+    try:
+        directories = cache_directories()
+    except RuntimeError:
+        # Numba refuses cached functions where it can write neither beside the source nor to the user's cache.
+        numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="numba_hinv_")
+        atexit.register(shutil.rmtree, numba.config.CACHE_DIR, ignore_errors=True)
+        directories = cache_directories()
+    digest = _digest()
+    for directory in directories:
+        stamp = directory / _STAMP
+        try:
+            if stamp.is_file() and stamp.read_text() == digest:
+                continue
+            for index in directory.glob("*.nbi"):
+                index.unlink(missing_ok=True)
+            stamp.write_text(digest)
+        except OSError:
+            # A full or read-only cache: Numba warns by itself when it cannot write.
+            continue
+
+
+def cache_directories():
+    """Directories of the cached code: that of activations and losses, and that of the sweeps."""
+    return [_cache_directory(folder) for folder in (_PACKAGE, _PACKAGE / "kernels")]
+
+
+def _cache_directory(folder):
+    # Numba tells where it caches a function once there is one; this one is never compiled.
+    namespace = {}
+    exec(compile("def probe():\n    pass\n", str(folder / "__init__.py"), "exec"), namespace)
+    return Path(numba.njit(cache=True)(namespace["probe"]).stats.cache_path)
+
+
+def _digest():
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,84 @@
+"""The disk cache of compiled code is never stale: not after an edit of the package, nor of a user's own function."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numba_hinv
+
+PACKAGE = Path(numba_hinv.__file__).parent
+
+SOLVE = """
+import numpy as np, numba_hinv as nh
+net = nh.Network([nh.Dense(2, 2, skip=True), nh.Dense(2, 1, "identity")], loss="mean_squared_error")
+print(repr(net.loss(net.init(), np.ones((1, 2)), np.zeros((1, 1)))))
+"""
+
+CUSTOM = """
+import numpy as np, numba_hinv as nh
+import own
+net = nh.Network([nh.Dense(1, 1, "own", bias=False)], loss="mean_squared_error")
+print(repr(float(net.forward(np.array([3.0]), np.ones((1, 1)))[0, 0])))
+"""
+
+
+def run(code, folder, **environment):
+    """Standard output of a fresh process that starts in, and imports from, ``folder`` first."""
+    path = os.pathsep.join([str(folder), str(PACKAGE.parent)])
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+def copy_package(folder):
+    shutil.copytree(PACKAGE, folder / "numba_hinv", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder / "numba_hinv"
+
+
+def test_the_cache_is_used_until_a_kernel_is_edited(tmp_path):
+    """memory.add is compiled into linearise.forward, whose own file does not change."""
+    package = copy_package(tmp_path)
+    cache = tmp_path / "cache"
+    before = run(SOLVE, tmp_path, NUMBA_CACHE_DIR=str(cache))
+    written = {path: path.stat().st_mtime_ns for path in cache.rglob("*.nb?")}
+    assert written
+    assert run(SOLVE, tmp_path, NUMBA_CACHE_DIR=str(cache)) == before
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.nb?")} == written
+    source = package / "kernels" / "memory.py"
+    source.write_text(source.read_text().replace("out[i] += given[i]", "out[i] -= given[i]"))
+    assert run(SOLVE, tmp_path, NUMBA_CACHE_DIR=str(cache)) != before
+
+
+def test_an_edited_activation_is_compiled_again(tmp_path):
+    for factor in (2.0, 5.0):
+        (tmp_path / "own.py").write_text(
+            "import numba_hinv as nh\n\n\n"
+            f"@nh.register_activation('own')\ndef own(u):\n    return {factor} * u, {factor}, 0.0\n"
+        )
+        assert float(run(CUSTOM, tmp_path)) == 3.0 * factor
+
+
+def test_no_place_for_a_cache(tmp_path):
+    """Where Numba can cache nowhere, the library still works: in a temporary directory of its own."""
+    package = copy_package(tmp_path)
+    for folder in (package, package / "kernels"):
+        (folder / "__pycache__").write_text("not a directory")
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    code = "import os\nos.environ.pop('NUMBA_CACHE_DIR', None)\n" + SOLVE
+    places = dict.fromkeys(("HOME", "XDG_CACHE_HOME"), str(blocked))
+    assert float(run(code, tmp_path, **places, PYTHONDONTWRITEBYTECODE="1")) >= 0.0
+
+
+def test_command_line_info():
+    finished = subprocess.run([sys.executable, "-m", "numba_hinv", "info"], capture_output=True, text=True, check=True)
+    assert numba_hinv.__version__ in finished.stdout and "cache" in finished.stdout
