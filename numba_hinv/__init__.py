@@ -7,7 +7,7 @@ compilation_cache.prepare()
 from ._version import __version__  # noqa: E402 - nothing may be compiled or loaded before
 from .activations import activation_names, register_activation
 from .dense import Dense
-from .factorization import Factorization, Inertia
+from .factorization import Factorization, Inertia, SolveInfo
 from .hessian import Hessian
 from .losses import loss_names, register_loss
 from .network import Network
@@ -42,6 +42,7 @@ __all__ = [
     "Hessian",
     "Inertia",
     "Network",
+    "SolveInfo",
     "__version__",
     "activation_names",
     "loss_names",

@@ -3,6 +3,7 @@
 Kernels return status codes; this file is where they become errors.
 """
 
+import copy
 import warnings
 from typing import NamedTuple
 
@@ -10,9 +11,10 @@ import numpy as np
 from scipy.linalg import LinAlgWarning
 from scipy.sparse.linalg import LinearOperator
 
-from . import memory_budget
+from . import condition, memory_budget
 from .kernels import binding, eliminate, status, substitute
-from .refinement import contraction, refine
+from .refinement import backward_error, contraction, refine
+from .scaling import lengths, row_exponents
 from .validation import as_flag, as_float_dtype, as_real, as_right_hand_sides
 
 # Right-hand sides per blocked pass.
@@ -29,10 +31,16 @@ _ENLARGED = 1e-2
 _GROWTH = 1e10
 # H + damping I itself counts as singular where its smallest singular value is below this many units of roundoff of ||H||.
 _SINGULAR_MATRIX = 16.0
-# Pivots above this many units of roundoff of the largest front have their sign for certain; otherwise the contraction
-# of refinement decides.
-_SAFE = 1e3
+# Pivots above the root of roundoff times the largest front have their sign for certain; otherwise the contraction of
+# refinement decides. (The triangular factors are not bounded: an eigenvalue can be far below the smallest pivot.)
 _CONTRACTION = 0.5
+# Where the damping is below this times ||H|| and solves fail, a factorization with this damping comes to their help: of
+# 65 solves at 1e-10 to 1e-12 ||H|| that Krylov steps could not mend, it mended 29, in 2 to 29 steps; 1e-9 took more steps.
+_RESCUE = 1e-8
+# Rounding of a residual, in units of roundoff of ||H + damping I|| ||x|| + ||b||.
+_RESIDUAL_ROUNDING = 8.0
+# Right-hand sides whose largest entries are outside 2^+- this are scaled.
+_LARGEST_EXPONENT = 100
 _BACKWARD_ERROR = {np.dtype(np.float64): 1e-14, np.dtype(np.float32): 1e-7}
 
 
@@ -46,6 +54,21 @@ class Inertia(NamedTuple):
     zero: int
     positive: int
     exact: bool
+
+
+class SolveInfo(NamedTuple):
+    """What is known of the solutions of one `Factorization.solve`, per column of b (0-dimensional for a vector b).
+
+    ``backward_error`` is ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)``. ``error_bound`` bounds
+    ``||x - exact x|| / ||exact x||``, by that residual and its own rounding times an estimate of
+    ``||(H + damping I)^-1||``. All norms are 2-norms, those of matrices estimates from below that seldom miss by more
+    than a factor of 2, which the bound allows for.
+    """
+
+    backward_error: np.ndarray
+    error_bound: np.ndarray
+    refinement_steps: int  # the most that a column took
+    krylov_steps: int  # likewise
 
 
 class Factorization(LinearOperator):
@@ -70,11 +93,19 @@ class Factorization(LinearOperator):
         self.hessian = hessian
         self.damping = as_real("damping", damping)
         self.factor_dtype = as_float_dtype("factor_dtype", hessian.dtype if factor_dtype is None else factor_dtype)
-        self._exact = None
+        self._exact = self._inverse_norm = self._rescuer = self._kept_blocks = None
+        # From here on everything is about 2^-k (H + damping I), k = _scale.matrix, and its norm.
+        self._scale = hessian._scaling(self.damping, self.factor_dtype)
+        self._eps = float(np.ldexp(self.damping, -self._scale.matrix))
+        self._hessian_norm = float(np.ldexp(hessian.norm(), -self._scale.matrix))
+        self._norm = self._hessian_norm + abs(self._eps)
         self._shift = self._choose_shift()
         self._eliminate()
         if self._is_suspect():
             self._check_nonsingular()
+
+    def __getstate__(self):
+        return {**self.__dict__, "_rescuer": None, "_kept_blocks": None}
 
     def __repr__(self):
         return f"<Inverse of {self.hessian!r} + {self.damping:g} I>"
@@ -83,8 +114,8 @@ class Factorization(LinearOperator):
         """The damping that is eliminated with: a tiny one for 0 where the elimination divides by it."""
         table = self.hessian._table
         outside = table["r"] < table["d"]
-        if self.damping != 0.0 or not outside.any():
-            return self.damping
+        if self._eps != 0.0 or not outside.any():
+            return self._eps
         # Parameters that no sample sees meet the rest only through lam and the states that come in.
         B = self.hessian.num_samples
         alone = outside & (table["n_out"] > B)
@@ -96,7 +127,7 @@ class Factorization(LinearOperator):
                 f"per output and {B} samples, so that part of its parameters does not act on the loss; "
                 "expected a nonzero damping"
             )
-        return _PERTURBATION * self.hessian.norm()
+        return _PERTURBATION * self._hessian_norm
 
     def _eliminate(self):
         hessian = self.hessian
@@ -109,9 +140,9 @@ class Factorization(LinearOperator):
             f"{sizes.width} units (pivots of up to {sizes.m} rows)",
         )
         binding.load(self.factor_dtype)
-        params, lin, space = hessian._blocks(self.factor_dtype)
+        params, lin, space = self._blocks()
         self._factors = eliminate.allocate(sizes, table.size, self.factor_dtype)
-        scale = hessian.norm() + abs(self._shift)
+        scale = self._hessian_norm + abs(self._shift)
         perturbation = _PERTURBATION * scale
         # Pivots as small as a small damping are what that damping asks for.
         singular = min(perturbation, 0.25 * abs(self._shift)) if self._shift else perturbation
@@ -123,16 +154,26 @@ class Factorization(LinearOperator):
                 f"{self.damping:g} in {self.factor_dtype}; expected a damping of larger magnitude"
             )
 
+    def _blocks(self):
+        """What the sweeps read of the Hessian, scaled and in their precision."""
+        if self._kept_blocks is None:
+            self._kept_blocks = self.hessian._blocks(self.factor_dtype, self._scale)
+        return self._kept_blocks
+
     def _sweep(self, params, lin, space, pivoting):
         table = self.hessian._table
         work = eliminate.workspace(self.hessian._sizes, self.factor_dtype)
         m, N = table["m"].astype(float), table["N"].astype(float)
         flops = np.cumsum((m**3 / 3 + m * m * N + m * N * N)[::-1])
+        ends = table.size - np.searchsorted(flops, np.arange(_CHUNK_FLOPS, flops[-1], _CHUNK_FLOPS))
+        levels = dict(self._scale.levels)
         stop = table.size
-        for done in np.unique(np.append(np.searchsorted(flops, np.arange(_CHUNK_FLOPS, flops[-1], _CHUNK_FLOPS)), stop)):
-            start = table.size - int(done)
+        for start in sorted({*ends.tolist(), *levels} - {stop}, reverse=True):
+            level = levels[max(first for first in levels if first <= start)]
+            with np.errstate(over="ignore"):
+                limited = pivoting._replace(limit=float(np.ldexp(pivoting.limit, -2 * level)))
             code, layer = eliminate.eliminate(
-                table, start, stop, params, lin, space, self._shift, pivoting, self._factors, work
+                table, start, stop, params, lin, space, self._shift, limited, self._factors, work
             )
             if code != status.OK:
                 return code, layer
@@ -147,29 +188,39 @@ class Factorization(LinearOperator):
     def num_perturbed(self):
         return int(self._factors.num_perturbed.sum())
 
+    def _num_free(self):
+        """Parameters that no sample sees: their pivot is the damping itself."""
+        table = self.hessian._table
+        return int((table["n_out"] * (table["d"] - table["r"])).sum())
+
     @property
     def inertia(self):
         table = self.hessian._table
-        free = int((table["n_out"] * (table["d"] - table["r"])).sum())
-        negative = int((table["m"] - self._factors.num_positive).sum()) + (free if self._shift < 0 else 0)
+        negative = int((table["m"] - self._factors.num_positive).sum())
+        negative += self._num_free() if self._shift < 0 else 0
         return Inertia(negative, 0, self.shape[0] - negative, self._is_exact())
 
     def _is_exact(self):
         """Whether the pivots have the signs of the eigenvalues: none perturbed, and rounding too small to turn one."""
-        if self.num_perturbed or self._shift != self.damping:
+        if self.num_perturbed or self._shift != self._eps:
             return False
         if self._exact is None:
-            hessian, roundoff = self.hessian, np.finfo(self.factor_dtype).eps
-            growth = hessian.norm() + abs(self.damping) + float(self._factors.growth.max())
-            if (hessian._table["r"] < hessian._table["d"]).any():
+            roundoff = np.finfo(self.factor_dtype).eps
+            # On the Hessian's own scale, that of the parameters.
+            levels = self._scale.levels_by_layer(self.hessian._table.size)
+            growth = float(np.ldexp(self._factors.growth, 2 * levels).max())
+            if self._num_free():
                 # What the parameters that no sample sees take from the fronts: (1/eps) lam lam^T.
-                growth += float(np.abs(hessian._lin.lam).max()) ** 2 * hessian._sizes.front**0.5 / abs(self.damping)
+                _, lin, _ = self._blocks()
+                lam = np.maximum.reduceat(np.abs(lin.lam), self.hessian._table["u"]).astype(float)
+                growth += float(np.ldexp(lam, levels).max()) ** 2 * self.hessian._sizes.front**0.5 / abs(self._eps)
             smallest = 1.0 / float(np.square(self._factors.scales, dtype=float).max())
-            self._exact = (
-                _SAFE * roundoff * growth < smallest
-                or contraction(self._multiply, self._substitute, self.shape[0]) < _CONTRACTION
-            )
+            self._exact = bool(np.sqrt(roundoff) * (self._norm + growth) < smallest) or self._is_certified()
         return self._exact
+
+    def _is_certified(self):
+        """Whether refinement contracts, so that the inertia is that of ``H + damping I`` even if pivots were perturbed."""
+        return bool(contraction(self._multiply, self._substitute, self.shape[0]) < _CONTRACTION)
 
     def slogdet(self):
         """Sign and logarithm of the magnitude of ``det(H + damping I)``.
@@ -181,14 +232,35 @@ class Factorization(LinearOperator):
         logabsdet : float
             Not to be trusted where ``inertia.exact`` is False: refinement does not repair it.
         """
-        table = self.hessian._table
-        free = int((table["n_out"] * (table["d"] - table["r"])).sum())
         logabsdet = float(self._factors.logabsdet.sum())
+        free = self._num_free()
         if free:
             logabsdet += free * float(np.log(abs(self._shift)))
+        if self._scale.matrix:
+            logabsdet += self.shape[0] * (self._scale.matrix * float(np.log(2.0)))
         return -1.0 if self.inertia.negative % 2 else 1.0, logabsdet
 
-    def solve(self, b, refine=True):
+    def condition(self):
+        """Estimate of the condition number ``||A||_1 ||A^-1||_1`` of ``A = H + damping I``.
+
+        By `scipy.sparse.linalg.onenormest` on both factors, with one column and a fixed start, so that the answer is
+        always the same. A lower bound, seldom by more than a factor of 3.
+
+        Returns
+        -------
+        condition : float
+
+        Notes
+        -----
+        About five products with H and five solves, in general; each solve is refined.
+        """
+        size = self.shape[0]
+        return condition.one_norm(self._multiply, size) * condition.one_norm(self._refined_inverse, size)
+
+    def _refined_inverse(self, rows):
+        return self._refine(rows, np.dtype(np.float64)).x
+
+    def solve(self, b, refine=True, full_output=False):
         """Solve ``(H + damping I) x = b``.
 
         Parameters
@@ -198,11 +270,15 @@ class Factorization(LinearOperator):
             Whether to refine on the residual in float64, to a normwise backward error
             ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)`` near machine precision. Without it, the answer of the
             two sweeps alone.
+        full_output : bool
+            Whether to return what is known of the solution, too.
 
         Returns
         -------
         x : array of the shape of b
             In the wider dtype of b and the parameters.
+        info : SolveInfo
+            Only with ``full_output``.
 
         Warns
         -----
@@ -218,51 +294,116 @@ class Factorization(LinearOperator):
 
         Notes
         -----
-        Reads the factors twice, and the blocks once a refinement step.
+        Reads the factors twice, and the blocks once a refinement step. ``full_output`` costs one product more a column
+        and, once for a factorization, four refined solves that estimate the norm of the inverse.
         """
+        refine, full_output = as_flag("refine", refine), as_flag("full_output", full_output)
         rows, dtype = as_right_hand_sides("b", b, self.shape[0], self.dtype)
+        exponents = row_exponents(rows)
+        if (np.abs(exponents) > _LARGEST_EXPONENT).any():
+            rows = np.ldexp(rows, -exponents[:, None])
+        else:
+            exponents[:] = 0
         x = np.empty_like(rows)
+        errors, bounds = np.empty(rows.shape[0]), np.empty(rows.shape[0])
+        steps = krylov_steps = 0
         for start in range(0, rows.shape[0], BLOCK):
-            block = rows[start : start + BLOCK]
-            if as_flag("refine", refine):
-                refined = self._refine(block, dtype)
-                x[start : start + BLOCK] = refined.x
-                self._warn(refined, dtype)
+            block = slice(start, start + BLOCK)
+            if refine:
+                refined = self._refine(rows[block], dtype)
+                x[block], errors[block] = refined.x, refined.backward_error
+                steps, krylov_steps = max(steps, refined.steps), max(krylov_steps, refined.krylov_steps)
+                self._check_solution(refined, rows[block])
             else:
-                x[start : start + BLOCK] = self._substitute(block)
+                x[block] = self._substitute(rows[block])
+            if full_output:
+                errors[block], bounds[block] = self._judge(x[block], rows[block])
+        with np.errstate(over="ignore", under="ignore"):
+            x = np.ldexp(x, (exponents - self._scale.matrix)[:, None]).T.astype(dtype, order="C", copy=False)
         if not np.isfinite(x).all():
-            raise np.linalg.LinAlgError("b: the solution overflows")
-        x = x.T.astype(dtype, order="C", copy=False)
-        return x.reshape(np.shape(b))
+            raise np.linalg.LinAlgError(f"b: the solution overflows, with damping={self.damping:g}")
+        if refine:
+            self._warn(errors.max(initial=0.0), steps, krylov_steps, dtype)
+        x = x.reshape(np.shape(b))
+        if not full_output:
+            return x
+        shape = np.shape(b)[1:]
+        return x, SolveInfo(errors.reshape(shape), bounds.reshape(shape), steps, krylov_steps)
 
     def _refine(self, rows, dtype):
         limit = _BACKWARD_ERROR[dtype]
-        goal = limit / 16
-        norm = self.hessian.norm() + abs(self.damping)
-        return refine(self._multiply, self._substitute, norm, rows, goal, limit)
+        rescue = self._rescue if abs(self._eps) < _RESCUE * self._norm else None
+        return refine(self._multiply, self._substitute, self._hessian_norm, rows, limit / 16, limit, rescue)
 
-    def _warn(self, refined, dtype):
-        worst = refined.backward_error.max(initial=0.0)
+    def _rescue(self):
+        """The sweeps of another factorization, of H with a larger damping, or None where it cannot be had.
+
+        Its error in the eigenvalues near zero is large but nearly the same for all of them, so that a few Krylov steps
+        remove it, where the rounding errors of a tiny damping, ||H|| / damping times as large as usual, are all different.
+        """
+        if self._rescuer is None:
+            rescuer = copy.copy(self)
+            rescuer._shift = float(np.copysign(_RESCUE * self._norm, self._eps))
+            try:
+                rescuer._eliminate()
+            except (MemoryError, np.linalg.LinAlgError):
+                return None
+            self._rescuer = rescuer
+        return self._rescuer._substitute
+
+    def _check_solution(self, refined, b):
+        """``LinAlgError`` where a solution is so large that it shows the matrix to be singular."""
+        size = lengths(refined.x)
+        image = lengths(b) + refined.backward_error * (self._hessian_norm * size + lengths(b))
+        shown = np.divide(image, size, out=np.full_like(image, np.inf), where=image > 0)
+        if shown.min(initial=np.inf) <= _SINGULAR_MATRIX * np.finfo(np.float64).eps * self._norm:
+            self._raise_singular(shown.min())
+
+    def _judge(self, x, b):
+        """Backward error, and bound of the relative error, of each row of x."""
+        residual = b - self._multiply(x)
+        rounding = _RESIDUAL_ROUNDING * np.finfo(float).eps * (self._norm * lengths(x) + lengths(b))
+        size = lengths(x)
+        error = self._norm_of_inverse() * (lengths(residual) + rounding)
+        # Of x first, then of the exact solution, which is smaller than x by the error at most.
+        error = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
+        error = np.where(error < 1.0, error / np.maximum(1.0 - error, 0.5), np.inf)
+        return backward_error(self._hessian_norm, x, b, residual), error
+
+    def _norm_of_inverse(self):
+        """Twice an estimate, from below, of the 2-norm of the inverse; computed once."""
+        if self._inverse_norm is None:
+            smallest = self._smallest_singular_value(4)
+            self._inverse_norm = 2.0 / smallest if smallest > 0.0 else np.inf
+        return self._inverse_norm
+
+    def _warn(self, worst, steps, krylov_steps, dtype):
         if worst > _BACKWARD_ERROR[dtype]:
+            narrow = self.factor_dtype == np.float32 and self.hessian.dtype == np.float64
+            advice = " for factors in float32" if narrow else ""
             warnings.warn(
-                f"the solution has a backward error of {worst:.1e} after {refined.steps} refinement and "
-                f"{refined.krylov_steps} Krylov steps; expected at most {_BACKWARD_ERROR[dtype]:.0e}: H + damping I is "
-                f"too ill-conditioned for damping={self.damping:g}",
+                f"the solution has a backward error of {worst:.1e} after {steps} refinement and "
+                f"{krylov_steps} Krylov steps; expected at most {_BACKWARD_ERROR[dtype]:.0e}: H + damping I is "
+                f"too ill-conditioned{advice} with damping={self.damping:g}",
                 LinAlgWarning,
                 stacklevel=3,
             )
 
     def _multiply(self, rows):
-        """rows (H + damping I)."""
-        product = self.hessian._multiply(rows)
-        if self.damping != 0.0:
-            product += self.damping * rows
+        """rows times 2^-k (H + damping I)."""
+        product = self.hessian._multiply(rows, self._scale)
+        if self._eps != 0.0:
+            product += self._eps * rows
         return product
 
     def _substitute(self, rows):
         """The two sweeps: rows (k, P) times the factors' inverse, in their precision."""
         hessian = self.hessian
-        params, lin, space = hessian._blocks(self.factor_dtype)
+        params, lin, space = self._blocks()
+        narrow = self.factor_dtype != np.float64
+        if narrow:
+            exponents = row_exponents(rows)[:, None]
+            rows = np.ldexp(rows, -exponents)
         b = np.ascontiguousarray(rows, self.factor_dtype)
         x = np.empty_like(b)
         work = substitute.workspace(hessian._sizes, b.shape[0], hessian.num_samples, self.factor_dtype)
@@ -270,7 +411,7 @@ class Factorization(LinearOperator):
         arguments = table, 0, table.size, params, lin, space, self._factors, self._shift, b, x, work
         substitute.substitute_back(*arguments)
         substitute.substitute_forth(*arguments)
-        return x.astype(np.float64, copy=False)
+        return np.ldexp(x.astype(np.float64), exponents) if narrow else x
 
     def _is_suspect(self):
         """Whether H + damping I may be singular: a perturbed pivot, or one tiny beside the largest."""
@@ -280,30 +421,37 @@ class Factorization(LinearOperator):
         scales = scales[scales > 0]
         if not scales.size:
             return False
-        return scales.min() < np.finfo(self.factor_dtype).eps ** 0.4 * scales.max()
+        return scales.min() < np.finfo(self.factor_dtype).eps ** 0.25 * scales.max()
 
     def _check_nonsingular(self):
         """``LinAlgError`` where the smallest singular value, by inverse iteration, is at the roundoff of ||H||."""
+        smallest = self._smallest_singular_value(3)
+        if smallest <= _SINGULAR_MATRIX * np.finfo(np.float64).eps * self._norm:
+            self._raise_singular(smallest)
+
+    def _raise_singular(self, smallest):
+        by_layer = np.split(self._factors.scales, self.hessian._table["scales"][1:])
+        layer = int(np.argmax([np.abs(block).max(initial=0.0) for block in by_layer]))
+        raise np.linalg.LinAlgError(
+            f"damping: H + damping I is singular to working precision with damping={self.damping:g}: its smallest "
+            f"singular value is about {np.ldexp(smallest, self._scale.matrix):.1e} where ||H|| is "
+            f"{self.hessian.norm():.1e}, by the pivot of layer {layer}; expected a damping further from minus an "
+            "eigenvalue of H"
+        )
+
+    def _smallest_singular_value(self, num_steps):
+        """Estimate from above by inverse iteration, always from the same start."""
         v = np.random.default_rng(1).standard_normal((1, self.shape[0]))
-        norm = self.hessian.norm() + abs(self.damping)
+        v /= lengths(v)
         smallest = np.inf
-        for _ in range(3):
-            v = refine(self._multiply, self._substitute, norm, v, 1e-15, 1e-14).x
-            length = np.linalg.norm(v)
+        for _ in range(num_steps):
+            v = self._refined_inverse(v)
+            length = lengths(v)[0]
             if not np.isfinite(length) or length == 0.0:
                 break
             v /= length
-            smallest = min(smallest, float(np.linalg.norm(self._multiply(v))))
-        if smallest <= _SINGULAR_MATRIX * np.finfo(np.float64).eps * norm:
-            layer = int(np.argmax([np.abs(block).max(initial=0.0) for block in self._scales_by_layer()]))
-            raise np.linalg.LinAlgError(
-                f"damping: H + damping I is singular to working precision with damping={self.damping:g}: its smallest "
-                f"singular value is about {smallest:.1e} where ||H|| is {self.hessian.norm():.1e}, by the pivot of "
-                f"layer {layer}; expected a damping further from minus an eigenvalue of H"
-            )
-
-    def _scales_by_layer(self):
-        return np.split(self._factors.scales, self.hessian._table["scales"][1:])
+            smallest = min(smallest, float(lengths(self._multiply(v))[0]))
+        return smallest
 
     def _matvec(self, b):
         return self.solve(b.reshape(-1)).reshape(b.shape)

@@ -3,15 +3,19 @@
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from . import memory_budget
+from . import memory_budget, scaling
 from .factorization import Factorization
 from .kernels import multiply, row_space
 from .kernels.linearise import Linearisation
-from .validation import as_right_hand_sides
+from .scaling import lengths
+from .validation import as_real, as_right_hand_sides
 
 # Vectors per blocked pass of the sweeps: enough for matrix kernels to run at speed, few enough for their tangents to fit.
 BLOCK = 32
-_POWER_STEPS = 8
+# On 60 small nets these reached 0.74 of the norm at least, 0.97 in the median.
+_POWER_STEPS = 4
+# Where a count of eigenvalues is uncertain, the shifts around it that are tried, in units of ||H||.
+_BESIDE = (1e-10, 1e-8, 1e-6)
 
 
 class Hessian(LinearOperator):
@@ -35,17 +39,19 @@ class Hessian(LinearOperator):
         self.gradient = gradient
         self._params = params
         self._lin = lin
+        self._norm = self._logarithms = None
         self._prepare()
 
     def _prepare(self):
         # The table holds addresses of compiled functions, so that it is made anew in another process.
         self._table, self._sizes = self.network._table(self._lin.output.shape[0], np.float64)
-        self._norm = None
-        self._views = {}
+        self._spaces = {}
+        self._last_scaled = self._last_narrow = (None,)
 
     def __getstate__(self):
+        # The norm and the logarithms stay: factors belong to the scaling that they were made with.
         state = self.__dict__.copy()
-        for name in ("_table", "_sizes", "_norm", "_views"):
+        for name in ("_table", "_sizes", "_spaces", "_last_scaled", "_last_narrow"):
             del state[name]
         return state
 
@@ -90,6 +96,58 @@ class Hessian(LinearOperator):
         """
         return Factorization(self, damping, factor_dtype)
 
+    def count_below(self, t):
+        """How many eigenvalues of H are less than ``t``, exactly.
+
+        By Sylvester's law from the signs of the pivots of ``H - t I``. Where a pivot is too small to be sure of its sign,
+        refinement with the factors must contract; where it does not, the counts at two shifts closely around ``t`` must
+        agree.
+
+        Parameters
+        ----------
+        t : float
+
+        Returns
+        -------
+        count : int
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            An eigenvalue is too close to ``t`` to say on which side it lies, or H is too ill-conditioned there.
+        TypeError, ValueError
+            ``t`` is not a finite real number.
+
+        Notes
+        -----
+        Costs one factorization and, in doubt, a few solves; at worst, seven factorizations. "Exactly" rests on two
+        estimates, of a norm and of a spectral radius, which random vectors make: thousands of random cases with
+        shifts on and near eigenvalues of H and of its trailing blocks have found no wrong count.
+        """
+        t = as_real("t", t)
+        count, reason = self._certified_count(t)
+        if count is not None:
+            return count
+        for distance in _BESIDE:
+            counts = {self._certified_count(t + side * distance * (self.norm() + abs(t)))[0] for side in (-1, 1)}
+            if len(counts) == 1 and None not in counts:
+                return counts.pop()
+        raise np.linalg.LinAlgError(
+            f"t: the eigenvalues below t={t:g} cannot be counted for certain: {reason}; expected a t further from an "
+            f"eigenvalue of H (||H|| is {self.norm():.1e})"
+        )
+
+    def _certified_count(self, t):
+        """(count, why not): the eigenvalues below t, or None and the reason."""
+        try:
+            factorization = Factorization(self, -t, np.float64)
+        except np.linalg.LinAlgError as error:
+            return None, str(error).removeprefix("damping: ")
+        inertia = factorization.inertia
+        if inertia.exact or (factorization.num_perturbed and factorization._is_certified()):
+            return inertia.negative, ""
+        return None, "a pivot has the size of rounding errors"
+
     def todense(self):
         """H as a (P, P) array, by P products."""
         P = self.shape[0]
@@ -104,17 +162,51 @@ class Hessian(LinearOperator):
         return dense.astype(self.dtype, copy=False)
 
     def norm(self):
-        """Estimate of the 2-norm of H from below, by power steps from a fixed start; computed once."""
+        """Estimate of the 2-norm of H from below, by power steps; computed once, always from the same start."""
         if self._norm is None:
+            # The gradient is rich in the leading eigenvectors; the random part is there for where it vanishes.
             v = np.random.default_rng(0).standard_normal((1, self.shape[0]))
-            length = np.linalg.norm(v)
+            v /= lengths(v)
+            slope = self.gradient.astype(np.float64)[None]
+            if lengths(slope)[0] > 0.0:
+                # Twice, so that the two cannot cancel.
+                v += 2.0 * slope / lengths(slope)
+            v /= lengths(v)
+            product = np.empty_like(v)
+            scratch = multiply.workspace(self._sizes, 1, self.num_samples, v.dtype)
             for _ in range(_POWER_STEPS):
-                v = self._multiply(v / length)
-                length = np.linalg.norm(v)
+                multiply.multiply_hessian(self._table, self._params, self._lin, v, product, *scratch)
+                v, product = product, v
+                length = lengths(v)[0]
                 if length == 0.0 or not np.isfinite(length):
                     break
+                v /= length
+            if not np.isfinite(length):
+                raise np.linalg.LinAlgError("params, X, y: the Hessian overflows")
             self._norm = float(length)
         return self._norm
+
+    def _state_logarithms(self):
+        """How far the parameters move the states (`scaling.state_logarithms`), (L + 1,); computed once."""
+        if self._logarithms is None:
+            table, lin, B = self._table, self._lin, self.num_samples
+            # Signs: as good as normal numbers here, and drawn faster.
+            bits = np.unpackbits(np.frombuffer(np.random.default_rng(3).bytes(self.shape[0] // 8 + 1), np.uint8))
+            v = 1.0 - 2.0 * bits[: self.shape[0]].reshape(1, -1)
+            tangents, *scratch = multiply.workspace(self._sizes, 1, B, v.dtype)
+            multiply.multiply_hessian(table, self._params, lin, v, np.empty_like(v), tangents, *scratch)
+            last = table[-1]
+            n, n_in = int(last["n_out"]), int(last["n_in"])
+            Z, dZ = (block[last["z"] :].reshape(B, n_in) for block in (lin.Z, tangents))
+            if table.size == 1:
+                dZ = np.zeros_like(Z)
+            W, dW = (flat[last["parameters"] :][: n * n_in].reshape(n, n_in) for flat in (self._params, v[0]))
+            dU = Z @ dW.T + dZ @ W.T
+            if last["bias"]:
+                dU += v[0, -n:]
+            output_tangent = lin.S[last["u"] :].reshape(B, n) * dU + (dZ if last["skip"] else 0.0)
+            self._logarithms = scaling.state_logarithms(table, tangents, output_tangent)
+        return self._logarithms
 
     def _matvec(self, v):
         return self._matmat(v.reshape(-1, 1)).reshape(v.shape)
@@ -131,26 +223,48 @@ class Hessian(LinearOperator):
 
     _transpose = _adjoint
 
-    def _multiply(self, rows):
-        """rows H in float64, rows (k, P)."""
+    def _multiply(self, rows, scale=None):
+        """rows H in float64, rows (k, P); H scaled as ``scale`` says."""
         product = np.empty_like(rows)
         scratch = multiply.workspace(self._sizes, rows.shape[0], self.num_samples, rows.dtype)
-        multiply.multiply_hessian(self._table, self._params, self._lin, rows, product, *scratch)
+        params, lin = (self._params, self._lin) if scale is None else self._scaled(scale)
+        multiply.multiply_hessian(self._table, params, lin, rows, product, *scratch)
         return product
 
-    def _blocks(self, dtype):
-        """(params, Linearisation, RowSpace) that the elimination reads, in ``dtype``; made once."""
-        if dtype not in self._views:
+    def _scaling(self, damping, dtype):
+        """The `Scaling` of ``H + damping I`` for sweeps in ``dtype``."""
+        return scaling.choose(self._state_logarithms(), self._table["skip"], self.norm() + abs(damping), dtype)
+
+    def _scaled(self, scale):
+        """(params, Linearisation) of the scaled problem in float64; the last one made is kept."""
+        if scale.matrix == 0 and not scale.states:
+            return self._params, self._lin
+        key, *blocks = self._last_scaled
+        if key != scale:
+            blocks = scaling.scale_blocks(scale, self._table, self.num_samples, self._params, self._lin)
+            self._last_scaled = scale, *blocks
+        return blocks
+
+    def _row_space(self, dtype):
+        """`RowSpace` of the layers' inputs in ``dtype``; made once."""
+        if dtype not in self._spaces:
             if dtype == np.float64:
                 space = row_space.RowSpace(np.empty(self._sizes.Q), np.empty(self._sizes.R))
                 scratch = row_space.workspace(self._sizes, self.num_samples, np.dtype(np.float64))
                 row_space.span(self._table, self._lin, space, scratch)
-                self._views[dtype] = self._params, self._lin, space
+                self._spaces[dtype] = space
             else:
-                params, lin, space = self._blocks(np.dtype(np.float64))
-                self._views[dtype] = (
-                    params.astype(dtype),
-                    Linearisation(*(block.astype(dtype) for block in lin)),
-                    row_space.RowSpace(*(block.astype(dtype) for block in space)),
-                )
-        return self._views[dtype]
+                space = self._row_space(np.dtype(np.float64))
+                self._spaces[dtype] = row_space.RowSpace(*(block.astype(dtype) for block in space))
+        return self._spaces[dtype]
+
+    def _blocks(self, dtype, scale):
+        """(params, Linearisation, RowSpace) that the sweeps of a factorization read, in ``dtype``."""
+        params, lin = self._scaled(scale)
+        if dtype != np.float64:
+            key, *blocks = self._last_narrow
+            if key != scale:
+                blocks = params.astype(dtype), Linearisation(*(block.astype(dtype) for block in lin))
+                self._last_narrow = scale, *blocks
+            params, lin = blocks
+        return params, lin, self._row_space(dtype)

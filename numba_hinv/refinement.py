@@ -1,17 +1,19 @@
 """Refinement of solutions on the true residual (design, section 3, "Accuracy").
 
-Plain iterative refinement first; right-preconditioned GMRES (SciPy's) for the right-hand sides where that stalls.
+Plain iterative refinement first; right-preconditioned flexible GMRES for the right-hand sides where that stalls.
 Right-hand sides and solutions are rows, (k, P) in float64.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, gmres
+
+from .scaling import lengths
 
 MAX_STEPS = 10
 _KRYLOV_STEPS = 20
 _KRYLOV_CYCLES = 3
+_CONTRACTION_STEPS = 6
 
 
 class Refined(NamedTuple):
@@ -25,13 +27,13 @@ class Refined(NamedTuple):
 
 def backward_error(norm, x, b, residual):
     """Normwise backward error of each row; infinity where something is not finite."""
-    size = norm * np.linalg.norm(x, axis=1) + np.linalg.norm(b, axis=1)
-    error = np.linalg.norm(residual, axis=1)
+    size = norm * lengths(x) + lengths(b)
+    error = lengths(residual)
     error = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
     return np.where(np.isfinite(error), error, np.inf)
 
 
-def refine(multiply, solve, norm, b, goal, limit):
+def refine(multiply, solve, norm, b, goal, limit, rescue=None):
     """Solve ``A x = b`` from an approximate inverse.
 
     Parameters
@@ -45,6 +47,8 @@ def refine(multiply, solve, norm, b, goal, limit):
         Backward error at which refinement stops.
     limit : float
         Backward error above which a right-hand side is given to GMRES.
+    rescue : callable, optional
+        Returns another approximate inverse (or None), for what is above the limit after one cycle with the first.
     """
     x = solve(b)
     residual = b - multiply(x)
@@ -62,44 +66,75 @@ def refine(multiply, solve, norm, b, goal, limit):
         improved = active[better]
         x[improved], residual[improved], error[improved] = x_new[better], residual_new[better], error_new[better]
         active = active[going_on]
-    krylov_steps = 0
+    krylov_steps = np.zeros(b.shape[0], np.int64)
+    cycles = _KRYLOV_CYCLES if rescue is None else 1
     for row in np.flatnonzero(error > limit):
-        taken = _krylov(multiply, solve, norm, b, x, error, row, goal)
-        krylov_steps = max(krylov_steps, taken)
-    return Refined(x, error, steps, krylov_steps)
+        krylov_steps[row] = _krylov(multiply, solve, norm, b, x, error, row, goal, limit, cycles)
+    left = np.flatnonzero(error > limit)
+    other = rescue() if rescue is not None and left.size else None
+    if other is not None:
+        for row in left:
+            krylov_steps[row] += _krylov(multiply, other, norm, b, x, error, row, goal, limit, _KRYLOV_CYCLES)
+    return Refined(x, error, steps, int(krylov_steps.max(initial=0)))
 
 
-def _krylov(multiply, solve, norm, b, x, error, row, goal):
-    """GMRES on ``A F u = residual``, ``x += F u``, in place for one row; the number of its steps."""
-    P = b.shape[1]
-    preconditioned = LinearOperator((P, P), lambda u: multiply(solve(u.reshape(1, P)))[0], dtype=np.float64)
-    taken = []
+def _krylov(multiply, solve, norm, b, x, error, row, goal, limit, cycles):
+    """Flexible GMRES for the correction of one row, in place; the number of its steps.
+
+    Flexible: the corrections ``z = F v`` are kept and ``A z`` is what is made orthogonal, so that rounding in F, which is
+    large where A is nearly singular, cannot separate the solution from its residual (Saad, 1993).
+    """
+    taken = 0
     if not np.isfinite(error[row]):
         x[row] = 0.0
-    for _ in range(_KRYLOV_CYCLES):
+    for _ in range(cycles):
         residual = b[row] - multiply(x[row : row + 1])[0]
-        length = np.linalg.norm(residual)
-        if length == 0.0:
-            break
-        target = goal * (norm * np.linalg.norm(x[row]) + np.linalg.norm(b[row]))
-        u, _ = gmres(
-            preconditioned,
-            residual / length,
-            rtol=min(0.1, max(0.5 * target / length, np.finfo(float).eps)),
-            restart=min(_KRYLOV_STEPS, P),
-            maxiter=1,
-            callback=taken.append,
-            callback_type="pr_norm",
-        )
-        x_new = x[row : row + 1] + length * solve(u.reshape(1, P))
-        residual_new = b[row : row + 1] - multiply(x_new)
-        error_new = backward_error(norm, x_new, b[row : row + 1], residual_new)[0]
+        x_new, steps = _flexible_cycle(multiply, solve, norm, b[row], x[row], residual, goal)
+        taken += steps
+        residual_new = b[row : row + 1] - multiply(x_new[None])
+        error_new = backward_error(norm, x_new[None], b[row : row + 1], residual_new)[0]
         if not error_new < error[row]:
             break
-        x[row], error[row] = x_new[0], error_new
-        if error_new <= goal:
+        stalled = error_new > 0.5 * error[row]
+        x[row], error[row] = x_new, error_new
+        if error_new <= goal or (stalled and error_new <= limit):
             break
-    return len(taken)
+    return taken
+
+
+def _flexible_cycle(multiply, solve, norm, b, x, residual, goal):
+    """One cycle from ``x`` with its ``residual``: (the new x, number of steps)."""
+    size = min(_KRYLOV_STEPS, b.size)
+    basis, corrections = np.empty((size + 1, b.size)), np.empty((size, b.size))
+    hessenberg = np.zeros((size + 1, size))
+    length = np.linalg.norm(residual)
+    if length == 0.0:
+        return x, 0
+    basis[0] = residual / length
+    best, steps = x, 0
+    for j in range(size):
+        correction = solve(basis[j : j + 1])[0]
+        scale = np.linalg.norm(correction)
+        if not (np.isfinite(scale) and scale > 0.0):
+            break
+        corrections[j] = correction / scale
+        image = multiply(corrections[j : j + 1])[0]
+        steps += 1
+        # Twice: once leaves the basis orthogonal only up to rounding times the condition.
+        for _ in range(2):
+            part = basis[: j + 1] @ image
+            image -= part @ basis[: j + 1]
+            hessenberg[: j + 1, j] += part
+        hessenberg[j + 1, j] = np.linalg.norm(image)
+        right = np.zeros(j + 2)
+        right[0] = length
+        y = np.linalg.lstsq(hessenberg[: j + 2, : j + 1], right, rcond=None)[0]
+        remaining = np.linalg.norm(right - hessenberg[: j + 2, : j + 1] @ y)
+        best = x + y @ corrections[: j + 1]
+        if remaining <= 0.5 * goal * (norm * np.linalg.norm(best) + np.linalg.norm(b)) or hessenberg[j + 1, j] == 0.0:
+            break
+        basis[j + 1] = image / hessenberg[j + 1, j]
+    return best, steps
 
 
 def contraction(multiply, solve, size):
@@ -109,11 +144,11 @@ def contraction(multiply, solve, size):
     real eigenvalue of 1 or more: then no matrix on the way from A' to A is singular. A radius below 1 says so.
     """
     residual = np.random.default_rng(2).standard_normal((1, size))
-    residual /= np.linalg.norm(residual)
+    residual /= lengths(residual)
     worst = 0.0
-    for step in range(3):
+    for step in range(_CONTRACTION_STEPS):
         residual = residual - multiply(solve(residual))
-        length = np.linalg.norm(residual)
+        length = lengths(residual)[0]
         if not np.isfinite(length):
             return np.inf
         if length == 0.0:
@@ -122,4 +157,6 @@ def contraction(multiply, solve, size):
         # The first step depends on the start more than on the matrix.
         if step:
             worst = max(worst, float(length))
+            if worst >= 1.0:
+                break
     return worst
