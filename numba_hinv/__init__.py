@@ -11,6 +11,7 @@ from .factorization import Factorization, Inertia, SolveInfo
 from .hessian import Hessian
 from .losses import loss_names, register_loss
 from .network import Network
+from .storage import load
 
 
 def solve(network, params, X, y, b, damping):
@@ -45,6 +46,7 @@ __all__ = [
     "SolveInfo",
     "__version__",
     "activation_names",
+    "load",
     "loss_names",
     "register_activation",
     "register_loss",

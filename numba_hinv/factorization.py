@@ -11,7 +11,7 @@ import numpy as np
 from scipy.linalg import LinAlgWarning
 from scipy.sparse.linalg import LinearOperator
 
-from . import condition, memory_budget
+from . import condition, memory_budget, storage
 from .kernels import binding, eliminate, status, substitute
 from .refinement import backward_error, contraction, refine
 from .scaling import lengths, row_exponents
@@ -31,6 +31,9 @@ _ENLARGED = 1e-2
 _GROWTH = 1e10
 # H + damping I itself counts as singular where its smallest singular value is below this many units of roundoff of ||H||.
 _SINGULAR_MATRIX = 16.0
+# A solve that enlarges a random vector by this over ||H|| makes singularity worth a closer look: of a vector of P entries,
+# 1 / sqrt(P) lies in the null space, where the factors of a singular matrix give 1e14 or more over ||H||.
+_EXPLODED = 1e8
 # Pivots above the root of roundoff times the largest front have their sign for certain; otherwise the contraction of
 # refinement decides. (The triangular factors are not bounded: an eigenvalue can be far below the smallest pivot.)
 _CONTRACTION = 0.5
@@ -89,20 +92,36 @@ class Factorization(LinearOperator):
     """
 
     def __init__(self, hessian, damping, factor_dtype=None):
+        self._prepare(hessian, damping, factor_dtype)
+        self._rescale(hessian._scaling(self.damping, self.factor_dtype))
+        self._shift = self._choose_shift()
+        self._eliminate()
+        if self._is_suspect():
+            self._check_nonsingular()
+
+    @classmethod
+    def _restore(cls, hessian, damping, factor_dtype, scale, shift, factors):
+        """The factorization of these parts, which `storage` has read from a file."""
+        factorization = cls.__new__(cls)
+        factorization._prepare(hessian, damping, factor_dtype)
+        factorization._rescale(scale)
+        factorization._shift, factorization._factors = float(shift), factors
+        binding.load(factorization.factor_dtype)
+        return factorization
+
+    def _prepare(self, hessian, damping, factor_dtype):
         super().__init__(hessian.dtype, hessian.shape)
         self.hessian = hessian
         self.damping = as_real("damping", damping)
         self.factor_dtype = as_float_dtype("factor_dtype", hessian.dtype if factor_dtype is None else factor_dtype)
         self._exact = self._inverse_norm = self._rescuer = self._kept_blocks = None
-        # From here on everything is about 2^-k (H + damping I), k = _scale.matrix, and its norm.
-        self._scale = hessian._scaling(self.damping, self.factor_dtype)
-        self._eps = float(np.ldexp(self.damping, -self._scale.matrix))
-        self._hessian_norm = float(np.ldexp(hessian.norm(), -self._scale.matrix))
+
+    def _rescale(self, scale):
+        # From here on everything is about 2^-k (H + damping I), k = scale.matrix, and its norm.
+        self._scale = scale
+        self._eps = float(np.ldexp(self.damping, -scale.matrix))
+        self._hessian_norm = float(np.ldexp(self.hessian.norm(), -scale.matrix))
         self._norm = self._hessian_norm + abs(self._eps)
-        self._shift = self._choose_shift()
-        self._eliminate()
-        if self._is_suspect():
-            self._check_nonsingular()
 
     def __getstate__(self):
         return {**self.__dict__, "_rescuer": None, "_kept_blocks": None}
@@ -239,6 +258,23 @@ class Factorization(LinearOperator):
         if self._scale.matrix:
             logabsdet += self.shape[0] * (self._scale.matrix * float(np.log(2.0)))
         return -1.0 if self.inertia.negative % 2 else 1.0, logabsdet
+
+    def save(self, path):
+        """Write the factorization, with its Hessian and net, to a file that `load` reads.
+
+        An npz archive of plain arrays with a checksum; no pickle. Written completely or not at all.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The name is taken as it is. An existing file is replaced.
+
+        Raises
+        ------
+        TypeError, OSError
+            ``path`` is not a path, or cannot be written.
+        """
+        storage.save(path, self)
 
     def condition(self):
         """Estimate of the condition number ``||A||_1 ||A^-1||_1`` of ``A = H + damping I``.
@@ -414,14 +450,15 @@ class Factorization(LinearOperator):
         return np.ldexp(x.astype(np.float64), exponents) if narrow else x
 
     def _is_suspect(self):
-        """Whether H + damping I may be singular: a perturbed pivot, or one tiny beside the largest."""
+        """Whether H + damping I may be singular: a pivot was perturbed, or is tiny and one solve explodes."""
         if self.num_perturbed or self.damping == 0.0:
             return True
         scales = np.abs(self._factors.scales[::2])
         scales = scales[scales > 0]
-        if not scales.size:
+        if not scales.size or scales.min() >= np.finfo(self.factor_dtype).eps ** 0.25 * scales.max():
             return False
-        return scales.min() < np.finfo(self.factor_dtype).eps ** 0.25 * scales.max()
+        probe = np.random.default_rng(1).standard_normal((1, self.shape[0]))
+        return not lengths(self._substitute(probe))[0] * self._norm < _EXPLODED * lengths(probe)[0]
 
     def _check_nonsingular(self):
         """``LinAlgError`` where the smallest singular value, by inverse iteration, is at the roundoff of ||H||."""
