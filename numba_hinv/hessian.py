@@ -120,7 +120,7 @@ class Hessian(LinearOperator):
 
         Notes
         -----
-        Costs one factorization and, in doubt, a few solves; at worst, seven factorizations. "Exactly" rests on two
+        Costs one factorization and, in doubt, a few solves; at worst, fourteen factorizations. "Exactly" rests on two
         estimates, of a norm and of a spectral radius, which random vectors make: thousands of random cases with
         shifts on and near eigenvalues of H and of its trailing blocks have found no wrong count.
         """
@@ -141,11 +141,16 @@ class Hessian(LinearOperator):
         """(count, why not): the eigenvalues below t, or None and the reason."""
         try:
             factorization = Factorization(self, -t, np.float64)
+            inertia = factorization.inertia
+            if inertia.exact or (factorization.num_perturbed and factorization._is_certified()):
+                return inertia.negative, ""
+            if factorization.num_perturbed:
+                # Without the limit on growth some pivots may need no perturbation.
+                factorization._eliminate(np.inf)
+                if factorization._is_certified():
+                    return factorization.inertia.negative, ""
         except np.linalg.LinAlgError as error:
             return None, str(error).removeprefix("damping: ")
-        inertia = factorization.inertia
-        if inertia.exact or (factorization.num_perturbed and factorization._is_certified()):
-            return inertia.negative, ""
         return None, "a pivot has the size of rounding errors"
 
     def todense(self):
