@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from . import condition, memory_budget, storage
 from .kernels import binding, eliminate, status, substitute
+from .probe import random_signs
 from .refinement import backward_error, contraction, refine
 from .scaling import lengths, row_exponents
 from .validation import as_flag, as_float_dtype, as_real, as_right_hand_sides
@@ -465,7 +466,7 @@ class Factorization(LinearOperator):
         scales = scales[scales > 0]
         if not scales.size or scales.min() >= np.finfo(self.factor_dtype).eps ** 0.25 * scales.max():
             return False
-        probe = np.random.default_rng(1).standard_normal((1, self.shape[0]))
+        probe = random_signs(1, self.shape[0])
         return not lengths(self._substitute(probe))[0] * self._norm < _EXPLODED * lengths(probe)[0]
 
     def _check_nonsingular(self):
@@ -486,7 +487,7 @@ class Factorization(LinearOperator):
 
     def _smallest_singular_value(self, num_steps):
         """Estimate from above by inverse iteration, always from the same start."""
-        v = np.random.default_rng(1).standard_normal((1, self.shape[0]))
+        v = random_signs(1, self.shape[0])
         v /= lengths(v)
         smallest = np.inf
         for _ in range(num_steps):

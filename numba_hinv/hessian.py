@@ -7,6 +7,7 @@ from . import memory_budget, scaling
 from .factorization import Factorization
 from .kernels import multiply, row_space
 from .kernels.linearise import Linearisation
+from .probe import random_signs
 from .scaling import lengths
 from .validation import as_real, as_right_hand_sides
 
@@ -170,12 +171,13 @@ class Hessian(LinearOperator):
         """Estimate of the 2-norm of H from below, by power steps; computed once, always from the same start."""
         if self._norm is None:
             # The gradient is rich in the leading eigenvectors; the random part is there for where it vanishes.
-            v = np.random.default_rng(0).standard_normal((1, self.shape[0]))
-            v /= lengths(v)
-            slope = self.gradient.astype(np.float64)[None]
-            if lengths(slope)[0] > 0.0:
+            v = random_signs(0, self.shape[0])
+            v /= self.shape[0] ** 0.5
+            slope = self.gradient.astype(np.float64, copy=False)[None]
+            steepness = lengths(slope)[0]
+            if steepness > 0.0:
                 # Twice, so that the two cannot cancel.
-                v += 2.0 * slope / lengths(slope)
+                v += slope / (0.5 * steepness)
             v /= lengths(v)
             product = np.empty_like(v)
             scratch = multiply.workspace(self._sizes, 1, self.num_samples, v.dtype)
@@ -195,9 +197,7 @@ class Hessian(LinearOperator):
         """How far the parameters move the states (`scaling.state_logarithms`), (L + 1,); computed once."""
         if self._logarithms is None:
             table, lin, B = self._table, self._lin, self.num_samples
-            # Signs: as good as normal numbers here, and drawn faster.
-            bits = np.unpackbits(np.frombuffer(np.random.default_rng(3).bytes(self.shape[0] // 8 + 1), np.uint8))
-            v = 1.0 - 2.0 * bits[: self.shape[0]].reshape(1, -1)
+            v = random_signs(3, self.shape[0])
             tangents, *scratch = multiply.workspace(self._sizes, 1, B, v.dtype)
             multiply.multiply_hessian(table, self._params, lin, v, np.empty_like(v), tangents, *scratch)
             last = table[-1]
