@@ -71,6 +71,11 @@ class Network:
         self._weight_sizes = self._n_in * self._n_out
         self._ends = np.cumsum(self._weight_sizes + self._bias * self._n_out)
         self.num_params = int(self._ends[-1])
+        self._tables = {}
+
+    def __getstate__(self):
+        # The tables hold addresses of compiled functions, which are others in another process.
+        return {**self.__dict__, "_tables": {}}
 
     def __repr__(self):
         return f"Network({len(self.layers)} layers, {self.num_params} parameters, loss={self.loss_name!r})"
@@ -187,10 +192,16 @@ class Network:
 
     def _table(self, num_samples, dtype):
         """Layer table and buffer sizes for a batch of ``num_samples`` and sweeps in ``dtype``; loads their kernels."""
-        binding.load(np.dtype(dtype))
-        addresses = {name: activation_address(name, dtype) for name in {layer.activation for layer in self.layers}}
-        activation = np.array([addresses[layer.activation] for layer in self.layers], np.int64)
-        return layer_table(self._n_in, self._n_out, self._bias, self._skip, activation, num_samples)
+        key = num_samples, np.dtype(dtype)
+        found = self._tables.get(key)
+        if found is None:
+            binding.load(key[1])
+            addresses = {name: activation_address(name, dtype) for name in {layer.activation for layer in self.layers}}
+            activation = np.array([addresses[layer.activation] for layer in self.layers], np.int64)
+            found = layer_table(self._n_in, self._n_out, self._bias, self._skip, activation, num_samples)
+            # Two: training asks for the same batch again and again, a forward pass in chunks for two sizes.
+            self._tables = dict([*self._tables.items(), (key, found)][-2:])
+        return found
 
     def _check_params(self, params):
         return as_array("params", params, (self.num_params,), meaning=" (the parameters of all layers)")
