@@ -145,13 +145,13 @@ def test_100_layers(seed):
     deep_case(seed, 100)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 2, 3, 4])
 def test_1000_layers(seed):
     deep_case(seed, 1000)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 160))
+@pytest.mark.parametrize("seed", [1, 5, *range(100, 160)])
 def test_1000_layers_more(seed):
     deep_case(seed, 1000)
 
