@@ -9,7 +9,7 @@ from .hessian import Hessian
 from .kernels import binding, linearise
 from .kernels.layers import layer_table
 from .losses import get_loss, loss_address
-from .validation import as_array, as_float_dtype, as_labels, as_real, as_size, check_finite
+from .validation import as_array, as_float_dtype, as_labels, as_real, check_finite
 
 # Samples per compiled call of a plain forward pass, which keeps its memory independent of the batch.
 _FORWARD_CHUNK = 1024

@@ -119,12 +119,6 @@ def _eigen(a, b, c):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _replaced(value, perturbation):
-    """The eigenvalue that stands in for one that is singular to working precision."""
-    return -perturbation if value < 0 else perturbation
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
 def _split_block(a, b, c, tiny, perturbation, block):
     """Take the block [[a, b], [b, c]] = G diag(sigma) G^T apart.
 
