@@ -104,7 +104,7 @@ def draw(results):
             for at, height, reached in zip(depth, taken, residual):
                 left.annotate(f"{reached:.0e}", (at, height), (0, 7), textcoords="offset points", ha="center",
                               fontsize=8, color=left.lines[-1].get_color())
-    left.set(xlabel="layers", ylabel="seconds", title=f"Time (MINRES: with its relative residual, {SECONDS:g} s allowed)")
+    left.set(xlabel="layers", ylabel="seconds", title=f"Time (MINRES: relative residual after {SECONDS:g} s)")
     right.set(xlabel="layers", ylabel="MB", title="Peak memory of arrays")
     left.margins(y=0.12)
     for axes in (left, right):

@@ -16,6 +16,8 @@ def one_norm(multiply, size):
     def product(V):
         return multiply(np.ascontiguousarray(V.reshape(size, -1).T, np.float64)).T
 
-    operator = LinearOperator((size, size), matvec=product, matmat=product, rmatvec=product, rmatmat=product, dtype=float)
+    operator = LinearOperator(
+        (size, size), matvec=product, matmat=product, rmatvec=product, rmatmat=product, dtype=float
+    )
     alternating = (1.0 + np.arange(size) / (size - 1)) * np.where(np.arange(size) % 2, -1.0, 1.0)
     return max(float(onenormest(operator, t=1)), float(2.0 * np.abs(product(alternating)).sum() / (3.0 * size)))

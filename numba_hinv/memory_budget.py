@@ -4,7 +4,7 @@ import os
 
 
 def available_bytes():
-    """Bytes that can still be allocated: the least of free memory and the limit on the address space; None if unknown."""
+    """Bytes that can still be allocated: the least of free memory and the address space's limit; None if unknown."""
     limits = []
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
@@ -31,4 +31,6 @@ def require(num_bytes, purpose):
     """``MemoryError`` if ``num_bytes`` for ``purpose`` are not available."""
     available = available_bytes()
     if available is not None and num_bytes > available:
-        raise MemoryError(f"{purpose} would need {num_bytes:,} bytes ({num_bytes / 2**30:.2f} GiB), {available:,} are available")
+        raise MemoryError(
+            f"{purpose} would need {num_bytes:,} bytes ({num_bytes / 2**30:.2f} GiB), {available:,} are available"
+        )

@@ -82,8 +82,8 @@ def refine(multiply, solve, norm, b, goal, limit, rescue=None):
 def _krylov(multiply, solve, norm, b, x, error, row, goal, limit, cycles):
     """Flexible GMRES for the correction of one row, in place; the number of its steps.
 
-    Flexible: the corrections ``z = F v`` are kept and ``A z`` is what is made orthogonal, so that rounding in F, which is
-    large where A is nearly singular, cannot separate the solution from its residual (Saad, 1993).
+    Flexible: the corrections ``z = F v`` are kept and ``A z`` is what is made orthogonal, so that rounding in F, which
+    is large where A is nearly singular, cannot separate the solution from its residual (Saad, 1993).
     """
     taken = 0
     if not np.isfinite(error[row]):
@@ -141,8 +141,8 @@ def _flexible_cycle(multiply, solve, norm, b, x, residual, goal):
 def contraction(multiply, solve, size):
     """How fast plain refinement shrinks a residual: estimate of the spectral radius of ``I - A F``.
 
-    With A the matrix and F the inverse of A' = A + E, ``I - A F = E A'^-1``. A and A' have the same inertia if it has no
-    real eigenvalue of 1 or more: then no matrix on the way from A' to A is singular. A radius below 1 says so.
+    With A the matrix and F the inverse of A' = A + E, ``I - A F = E A'^-1``. A and A' have the same inertia if it has
+    no real eigenvalue of 1 or more: then no matrix on the way from A' to A is singular. A radius below 1 says so.
     """
     residual = random_signs(2, size)
     residual /= lengths(residual)

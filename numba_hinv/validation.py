@@ -32,7 +32,11 @@ def as_flag(name, value):
 
 def as_real(name, value):
     """``value`` as a finite float."""
-    if np.ndim(value) != 0 or np.asarray(value).dtype.kind not in "fiu":
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"{name}: expected a real number ({error})") from None
+    if array.ndim != 0 or array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected a real number, got {value!r}")
     number = float(value)
     if not np.isfinite(number):
@@ -44,7 +48,8 @@ def as_float_dtype(name, dtype):
     """``dtype`` as one of float64 and float32."""
     try:
         dtype = np.dtype(dtype)
-    except TypeError:
+    except Exception:
+        # NumPy parses strings as lists of types, and lets through whatever its parser and Python's raise.
         raise TypeError(f"{name}: expected float64 or float32, got {dtype!r}") from None
     if dtype not in DTYPES:
         raise TypeError(f"{name}: expected float64 or float32, got {dtype}")
@@ -56,6 +61,8 @@ def _as_numbers(name, value):
         array = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name}: expected an array of numbers ({error})") from None
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name}: expected an array of numbers, got one with masked entries")
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         raise TypeError(f"{name}: expected an array of real numbers (float64 or float32), got dtype {array.dtype}")
     return array
@@ -69,7 +76,7 @@ def common_dtype(array):
 def as_array(name, value, shape, dtype=None, meaning=""):
     """``value`` as a finite contiguous array of the given shape; None in ``shape`` is any length.
 
-    Converted to ``dtype`` (by default: float32 stays, all else becomes float64); a copy is made only where one is needed.
+    Converted to ``dtype`` (by default: float32 stays, all else becomes float64); copied only where that is needed.
     """
     array = _as_numbers(name, value)
     if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape)):

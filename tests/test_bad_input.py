@@ -193,6 +193,20 @@ def test_dtypes_that_cannot_be_converted(dtype):
         VALUES.hessian.factorize(damping=0.1).solve(converted(VALUES.params))
 
 
+def test_masked_entries_are_not_taken_for_numbers():
+    def masked(a):
+        return np.ma.masked_array(a, mask=np.arange(a.size).reshape(a.shape) == a.size // 2)
+
+    for name, array in [("params", VALUES.params), ("X", VALUES.X), ("y", VALUES.y)]:
+        for call in calls(VALUES, **{name: masked(array)}):
+            with rejected(name, "masked"):
+                call()
+    F, b = VALUES.hessian.factorize(damping=0.1), VALUES.right_hand_side()
+    with rejected("b", "masked"):
+        F.solve(masked(b))
+    np.testing.assert_array_equal(F.solve(np.ma.masked_array(b, mask=False)), F.solve(b))
+
+
 @pytest.mark.parametrize("extra", [(-1,), (1,), (0, 1, 1)])
 def test_shape_of_b(extra):
     F = LABELS.hessian.factorize(damping=0.1)
@@ -210,12 +224,21 @@ def test_a_transposed_right_hand_side():
         F.solve(np.ones((2, LABELS.size)))
 
 
-@pytest.mark.parametrize("damping", [np.nan, np.inf, -np.inf, 1j, "0.1", None, [0.1, 0.2], np.zeros(3)])
+@pytest.mark.parametrize("damping", [np.nan, np.inf, -np.inf, 1j, "0.1", None, [0.1, 0.2], [[1], [2, 3]], np.zeros(3)])
 def test_damping(damping):
     with rejected("damping"):
         LABELS.hessian.factorize(damping=damping)
     with rejected("damping"):
         nh.solve(LABELS.net, LABELS.params, LABELS.X, LABELS.y, LABELS.params, damping=damping)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "f8,f8", "01", "0:", "(", ">f8", int, complex, object, 8, "\ud800"])
+def test_dtypes_other_than_float64_and_float32(dtype):
+    """NumPy parses strings, with errors of all kinds."""
+    with rejected("dtype"):
+        LABELS.net.init(dtype=dtype)
+    with rejected("factor_dtype"):
+        LABELS.hessian.factorize(0.1, dtype)
 
 
 def test_overflow_inside_the_net_is_an_error():

@@ -144,9 +144,11 @@ def test_a_numerically_singular_system_is_not_silent():
 
 def test_determinant_and_inertia():
     problem = single(chain(4, 5, batch=6))
-    for relative_damping in (1.0, 0.1, -0.1):
+    # Not 1.0: the eigenvalue of largest magnitude is negative, and -norm lies on it.
+    for relative_damping in (1.1, 0.1, -0.1):
         damping = np.float32(relative_damping * problem.norm)
         F = problem.hessian.factorize(damping=damping)
+        assert problem.gap(float(damping)) > 1e-4 and F.inertia.exact
         shifted = problem.eigenvalues + float(damping)
         sign, logabsdet = F.slogdet()
         assert F.inertia.negative == (shifted < 0).sum() and sign == (-1) ** int((shifted < 0).sum())

@@ -37,11 +37,13 @@ scalars = st.one_of(
     st.floats(),
     st.complex_numbers(max_magnitude=3),
     st.floats(-3, 3).map(np.float32),
-    st.sampled_from([np.float64(0.3), np.array(0.3), np.array([0.3]), np.int8(1), np.bool_(True), [], {}, (), object()]),
+    st.sampled_from([np.float64(0.3), np.array(0.3), np.array([0.3]), np.int8(1), np.bool_(True)]),
+    st.sampled_from([[], {}, (), object()]),
 )
 numbers = st.one_of(
     st.floats(-3, 3),
-    st.sampled_from([0.0, 1.0, -0.0, 1e-300, 5e-324, 1e-150, 1e-30, 1e30, 1e150, 1e300, -1e300, np.nan, np.inf, -np.inf]),
+    st.sampled_from([0.0, 1.0, -0.0, 1e-300, 5e-324, 1e-150, 1e-30, 1e30, 1e150, 1e300, -1e300]),
+    st.sampled_from([np.nan, np.inf, -np.inf]),
 )
 dtypes = st.sampled_from(["f8", ">f8", "f4", "f2", "g", "i1", "i8", "u8", "?", "c16", "O", "U3", "M8[s]"])
 
@@ -97,7 +99,8 @@ def like(draw, array):
     return filled
 
 
-CALLS = ["forward", "loss", "gradient", "hessian", "product", "solve", "one call", "count_below", "init", "unpack", "save"]
+CALLS = ["forward", "loss", "gradient", "hessian", "product", "solve", "one call", "count_below"]
+CALLS += ["init", "unpack", "save"]
 
 
 def run(call, p, a):
@@ -148,7 +151,8 @@ def attempt(data):
     call = data.draw(st.sampled_from(CALLS), label="call")
     b = p.right_hand_side()
     arguments = {"params": p.params, "X": p.X, "y": p.y, "b": b, "v": b, "damping": 0.37, "t": 0.01}
-    arguments |= {"factor_dtype": None, "refine": True, "full_output": False, "seed": 0, "gain": 1.0, "dtype": "float64"}
+    arguments |= {"factor_dtype": None, "refine": True, "full_output": False}
+    arguments |= {"seed": 0, "gain": 1.0, "dtype": "float64"}
     changed = data.draw(st.lists(st.sampled_from(USES[call]), min_size=1, max_size=2, unique=True), label="changed")
     for name in changed:
         near = like(arguments[name]) if isinstance(arguments[name], np.ndarray) else scalars
@@ -242,7 +246,7 @@ def test_any_call_nightly(data):
 
 
 @settings(max_examples=200)
-@given(st.one_of(scalars, st.just(3)), st.one_of(scalars, st.just(3)), st.one_of(scalars, st.just("tanh")), scalars, scalars)
+@given(*(st.one_of(scalars, st.just(valid)) for valid in (3, 3, "tanh", True, True)))
 def test_any_layer(n_in, n_out, activation, bias, skip):
     try:
         made = nh.Dense(n_in, n_out, activation, bias, skip)
@@ -250,7 +254,8 @@ def test_any_layer(n_in, n_out, activation, bias, skip):
         assert re.match("in_features|out_features|activation|bias|skip", str(error)), error
         return
     assert made.in_features == n_in and made.out_features == n_out and made.activation == activation
-    assert made.in_features > 0 and made.out_features > 0 and isinstance(made.bias, bool) and isinstance(made.skip, bool)
+    assert made.in_features > 0 and made.out_features > 0
+    assert isinstance(made.bias, bool) and isinstance(made.skip, bool)
 
 
 @settings(max_examples=200)

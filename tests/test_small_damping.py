@@ -105,7 +105,7 @@ def test_against_the_dense_hessian(first):
                     warned_early += power > -10
                 assert info.krylov_steps <= 80
                 count = int((eigenvalues + damping < 0).sum())
-                # Beyond rounding of the dense eigenvalues, right or flagged; and with more damping than rounding, right.
+                # Beyond rounding of the dense eigenvalues, right or flagged; with more damping than rounding, right.
                 if gap > 1e-14:
                     assert not F.inertia.exact or F.inertia.negative == count, (problem.name, damping)
                 flagged += power >= -7 and not F.inertia.exact
@@ -165,7 +165,8 @@ def test_10000_layers(seed):
 def test_trained_weights():
     """A net that has been trained: the gradient nearly vanishes, and most eigenvalues are close to zero."""
     rng = np.random.default_rng(0)
-    net = nh.Network([nh.Dense(4, 4, skip=True) for _ in range(12)] + [nh.Dense(4, 3, "identity")], "softmax_cross_entropy")
+    layers = [nh.Dense(4, 4, skip=True) for _ in range(12)] + [nh.Dense(4, 3, "identity")]
+    net = nh.Network(layers, "softmax_cross_entropy")
     X = rng.standard_normal((12, 4))
     y = np.argmax(X[:, :3], axis=1)
     params = net.init(0)

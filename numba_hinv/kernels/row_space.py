@@ -28,7 +28,7 @@ def workspace(sizes, num_samples, dtype):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _reflector(x):
-    """Overwrite x by v of the reflection ``I - tau v v^T`` that maps x to ``beta e_1``; return (tau, beta). v[0] = 1."""
+    """Overwrite x by v, v[0] = 1, of the reflection ``I - tau v v^T`` that maps x to ``beta e_1``: (tau, beta)."""
     largest = 0.0
     for j in range(1, x.size):
         largest = max(largest, abs(x[j]))

@@ -421,7 +421,8 @@ def signed_cholesky(M, tiny, perturbation, L, pivots, scales, work):
 
     Each pivot is taken where it stands if it is positive and leaves every later diagonal entry nonnegative, which
     bounds the growth of elements as in a Cholesky factorization and holds for every pivot of a positive definite
-    matrix (of -M if the trace of M is negative). The other pivots follow Bunch and Kaufman's partial pivoting (LAPACK's sytrf).
+    matrix (of -M if the trace of M is negative). The other pivots follow Bunch and Kaufman's partial pivoting (LAPACK's
+    sytrf).
 
     Parameters
     ----------
