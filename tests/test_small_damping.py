@@ -67,8 +67,14 @@ def attempt(H, damping, b, full_output=True):
     return F, x, info, float(figures[0].split("backward error of ")[1].split()[0]) if figures else None
 
 
+def length(v):
+    """2-norm, also where the squares leave the range of numbers: Hessians reach 1e177 here, and solutions 1e-177."""
+    top = np.abs(v).max()
+    return top * np.linalg.norm(v / top) if 0 < top < np.inf else top
+
+
 def backward_error(product, damping, norm, x, b):
-    return np.linalg.norm(b - product - damping * x) / (norm * np.linalg.norm(x) + np.linalg.norm(b))
+    return length(b - product - damping * x) / (norm * length(x) + length(b))
 
 
 POWERS = [-1, -3, -5, -7, -8, -9, -10, -11, -12]
