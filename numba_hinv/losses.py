@@ -127,6 +127,7 @@ def binary_cross_entropy(z, y, gradient, curvature):
     for a in range(z.size):
         e = math.exp(-abs(z[a]))
         value += max(z[a], 0.0) - z[a] * y[a] + math.log1p(e)
-        gradient[a] = (1.0 if z[a] >= 0.0 else e) / (1.0 + e) - y[a]
+        # p - y without the cancellation where p is close to y = 1: p = 1 - e / (1 + e) there.
+        gradient[a] = (1.0 - y[a]) - e / (1.0 + e) if z[a] >= 0.0 else e / (1.0 + e) - y[a]
         curvature[a, a] = e / ((1.0 + e) * (1.0 + e))
     return value

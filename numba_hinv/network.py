@@ -101,8 +101,11 @@ class Network:
         rng = np.random.default_rng(seed)
         deviation = gain / np.sqrt(self._n_in * np.where(self._skip, max(1, self._skip.sum()), 1))
         params = np.zeros(self.num_params, dtype)
-        for (weight, _), scale in zip(self.unpack(params), deviation):
-            weight[:] = rng.standard_normal(weight.shape) * scale
+        with np.errstate(over="ignore"):
+            for (weight, _), scale in zip(self.unpack(params), deviation):
+                weight[:] = rng.standard_normal(weight.shape) * scale
+        if not np.isfinite(params).all():
+            raise ValueError(f"gain: expected weights that {dtype} can hold, got gain={gain:g}")
         return params
 
     def unpack(self, params):

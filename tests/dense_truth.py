@@ -106,10 +106,13 @@ def softmax_cross_entropy(z, y):
     p = weights / weights.sum(axis=1, keepdims=True)
     rows = np.arange(batch)
     value = (np.log(weights.sum(axis=1)) - shifted[rows, y]).sum() / batch
-    hot = np.zeros_like(z)
-    hot[rows, y] = 1
-    curvature = p[:, :, None] * np.eye(width, dtype=z.dtype) - p[:, :, None] * p[:, None, :]
-    return value, (p - hot) / batch, curvature / batch
+    # 1 - p as the sum of the other probabilities: both may be far below the roundoff of 1.
+    eye = np.eye(width, dtype=z.dtype)
+    others = p @ (1 - eye)
+    gradient = p.copy()
+    gradient[rows, y] = -others[rows, y]
+    curvature = (p * others)[:, :, None] * eye - (p[:, :, None] * p[:, None, :]) * (1 - eye)
+    return value, gradient / batch, curvature / batch
 
 
 def mean_squared_error(z, y):
@@ -123,7 +126,8 @@ def binary_cross_entropy(z, y):
     s, c = _logistic(z), _logistic(-z)
     value = (np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z)))).sum() / count
     curvature = (s * c)[:, :, None] * np.eye(z.shape[1], dtype=z.dtype)
-    return value, (s - y) / count, curvature / count
+    # s - y, with y s subtracted from both, so that nothing cancels at the labels 0 and 1.
+    return value, (s * (1 - y) - c * y) / count, curvature / count
 
 
 LOSSES = {f.__name__: f for f in (softmax_cross_entropy, mean_squared_error, binary_cross_entropy)}

@@ -241,6 +241,14 @@ def test_dtypes_other_than_float64_and_float32(dtype):
         LABELS.hessian.factorize(0.1, dtype)
 
 
+def test_weights_that_float32_cannot_hold():
+    assert np.isfinite(LABELS.net.init(gain=1e60)).all()
+    with rejected("gain", "float32"):
+        LABELS.net.init(gain=1e60, dtype="float32")
+    with rejected("gain"):
+        LABELS.net.init(gain=1.7e308)
+
+
 def test_overflow_inside_the_net_is_an_error():
     """Finite input whose output, loss or derivatives are not: no NaN may come out without an error."""
     problem = make([layer(2, 2, "identity"), layer(2, 2, "identity")], "mean_squared_error", batch=2)

@@ -167,6 +167,23 @@ def test_hessian_against_the_truth(problem):
     assert np.abs(H @ V[:, 0] - expected[:, 0]).max() <= 1e-12 * size * np.linalg.norm(V[:, 0])
 
 
+@pytest.mark.parametrize("margin", [10.0, 40.0, 150.0])
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "binary_cross_entropy"])
+def test_confident_and_right_predictions_keep_their_relative_accuracy(loss, margin):
+    """H is about exp(-margin), far below the roundoff of the probabilities, and must be right relative to itself."""
+    p = make([layer(3, 4), layer(4, 4, skip=True), layer(4, 3, "identity")], loss, batch=4)
+    y = np.ones(4, int) if loss == "softmax_cross_entropy" else np.array([[0.0, 1.0, 0.0]] * 4)
+    params = p.params.copy()
+    params[-3:] = margin * np.array([-1, 1, -1])
+    H = p.net.hessian(params, p.X, y)
+    t = dense_truth.differentiate(p.layers, loss, params, p.X, y)
+    assert 0 < np.abs(t.hessian).max() < 1e3 * np.exp(-margin)
+    # A rounded output, of condition |z| in exp(z), and the 1e-12 of `test_hessian_against_the_truth`.
+    tolerance = 1e-12 + 2 * margin * 8 * eps
+    assert np.abs(H.gradient - t.gradient).max() <= tolerance * np.abs(t.gradient).max()
+    assert np.abs(H.todense() - t.hessian).max() <= tolerance * np.abs(t.hessian).max()
+
+
 @given(problems(max_layers=7), st.integers(0, 2**20))
 def test_hessian_is_symmetric(problem, seed):
     u, v = problem.right_hand_side(2, seed=seed).T
