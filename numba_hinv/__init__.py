@@ -9,6 +9,7 @@ from .activations import activation_names, register_activation
 from .dense import Dense
 from .factorization import Factorization, Inertia, SolveInfo
 from .hessian import Hessian
+from .layer_blocks import LayerBlocks
 from .losses import loss_names, register_loss
 from .network import Network
 from .storage import load
@@ -42,6 +43,7 @@ __all__ = [
     "Factorization",
     "Hessian",
     "Inertia",
+    "LayerBlocks",
     "Network",
     "SolveInfo",
     "__version__",

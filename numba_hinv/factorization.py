@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from . import condition, memory_budget, storage
 from .kernels import binding, eliminate, status, substitute
+from .kernels.layers import DENSE
 from .probe import random_signs
 from .refinement import backward_error, contraction, refine
 from .scaling import lengths, row_exponents
@@ -234,8 +235,9 @@ class Factorization(LinearOperator):
             if self._num_free():
                 # What the parameters that no sample sees take from the fronts: (1/eps) lam lam^T.
                 _, lin, _ = self._blocks()
-                lam = np.maximum.reduceat(np.abs(lin.lam), self.hessian._table["u"]).astype(float)
-                growth += float(np.ldexp(lam, levels).max()) ** 2 * self.hessian._sizes.front**0.5 / abs(self._eps)
+                is_dense = self.hessian._table["kind"] == DENSE
+                lam = np.maximum.reduceat(np.abs(lin.lam), self.hessian._table["u"][is_dense]).astype(float)
+                growth += float(np.ldexp(lam, levels[is_dense]).max()) ** 2 * self.hessian._sizes.front**0.5 / abs(self._eps)
             smallest = 1.0 / float(np.square(self._factors.scales, dtype=float).max())
             self._exact = bool(np.sqrt(roundoff) * (self._norm + growth) < smallest) or self._is_certified()
         return self._exact

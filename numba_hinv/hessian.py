@@ -1,11 +1,12 @@
-"""The Hessian of a net's loss as a SciPy linear operator; `Hessian.factorize` gives its inverse."""
+"""The Hessian of a chain of layers as a SciPy linear operator; `Hessian.factorize` gives its inverse."""
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from . import memory_budget, scaling
+from . import layer_blocks, memory_budget, scaling
 from .factorization import Factorization
-from .kernels import multiply, row_space
+from .kernels import binding, multiply, row_space
+from .kernels.layers import layer_table
 from .kernels.linearise import Linearisation
 from .probe import random_signs
 from .scaling import lengths
@@ -20,32 +21,69 @@ _BESIDE = (1e-10, 1e-8, 1e-6)
 
 
 class Hessian(LinearOperator):
-    """Hessian H of a net's loss in its parameters, (P, P) and symmetric. Made by `Network.hessian`.
+    """Hessian H of a net's loss in its parameters, (P, P) and symmetric.
 
-    A `scipy.sparse.linalg.LinearOperator`: ``H @ v`` costs about 6 B P multiply-adds and H is never stored.
+    Made by `Network.hessian`, or by `Hessian.from_blocks` for any chain whose derivatives are at hand. A
+    `scipy.sparse.linalg.LinearOperator`: ``H @ v`` costs about 6 B P multiply-adds for a net, and H is never stored.
 
     Attributes
     ----------
-    loss : float
-    gradient : (P,) array
+    loss : float or None
+        None, as the gradient and the network, where H was made from blocks.
+    gradient : (P,) array or None
         Of the loss, at the parameters that the Hessian was taken at.
+    network : Network or None
+    num_layers : int
+        L.
     dtype : numpy.dtype
         That of the parameters. Products are computed in float64 in any case.
     """
 
-    def __init__(self, network, params, lin, loss, gradient):
-        super().__init__(gradient.dtype, (params.size, params.size))
+    def __init__(self, chain, params, lin, dtype, loss=None, gradient=None, network=None):
+        super().__init__(np.dtype(dtype), (params.size, params.size))
         self.network = network
         self.loss = loss
         self.gradient = gradient
+        self._chain = chain
         self._params = params
         self._lin = lin
         self._norm = self._logarithms = None
         self._prepare()
 
+    @classmethod
+    def from_blocks(cls, blocks, terminal=None):
+        """The Hessian of any chain ``z_l = f_l(z_{l-1}; x_l)`` from the derivatives of its layers (design, section 4).
+
+        Parameters
+        ----------
+        blocks : sequence of LayerBlocks
+            First layer first. The states that layer l takes are as many as layer l - 1 leaves; those of the first layer
+            are fixed, so that its Dz, Dzx and Dzz do not matter.
+        terminal : (a_L, a_L) symmetric array, optional
+            Curvature of the loss in the last state; 0 by default.
+
+        Returns
+        -------
+        Hessian
+            In the parameters of all layers, first layer first; float32 where all blocks are.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The layers do not meet, or a block is not finite or not symmetric: which one.
+
+        Notes
+        -----
+        The blocks are copied. With a states, p parameters and a_in incoming states, a factorization costs about
+        2 a^2 (p + a_in) + a (p + a_in)^2 + p^3/3 + p^2 a_in + p a_in^2 flops a layer.
+        """
+        chain, lin, dtype = layer_blocks.pack(blocks, terminal)
+        return cls(chain, np.zeros(int(chain.p.sum())), lin, dtype)
+
     def _prepare(self):
-        # The table holds addresses of compiled functions, so that it is made anew in another process.
-        self._table, self._sizes = self.network._table(self._lin.output.shape[0], np.float64)
+        # The offsets follow from the chain, so that they are not pickled.
+        self._table, self._sizes = layer_table(self._chain, self.num_samples)
+        binding.load(np.dtype(np.float64))
         self._spaces = {}
         self._last_scaled = self._last_narrow = (None,)
 
@@ -61,12 +99,45 @@ class Hessian(LinearOperator):
         self._prepare()
 
     def __repr__(self):
+        if self.network is None:
+            return f"<Hessian of a chain of {self.num_layers} layers, {self.shape[0]} parameters, {self.dtype}>"
         return f"<Hessian of {self.network!r}, B = {self.num_samples}, {self.dtype}>"
+
+    @property
+    def num_layers(self):
+        return self._table.size
 
     @property
     def num_samples(self):
         """B, the samples that the loss is the mean over."""
         return self._lin.output.shape[0]
+
+    @property
+    def terminal(self):
+        """Curvature of the loss in the last state, (B n_L, B n_L), block diagonal over the samples."""
+        return layer_blocks.block_diagonal(self._lin.curvature).astype(self.dtype, copy=False)
+
+    def blocks(self, l):
+        """The derivatives of layer ``l`` as `LayerBlocks`: what the elimination is about, whatever structure it uses.
+
+        ``Hessian.from_blocks([H.blocks(l) for l in range(H.num_layers)], H.terminal)`` is H again. The states of B samples
+        follow one another; the first layer takes none (a_in = 0).
+
+        Parameters
+        ----------
+        l : int
+            From 0; negative from the end.
+
+        Raises
+        ------
+        TypeError, IndexError
+            ``l`` is not an integer, or there is no such layer.
+
+        Notes
+        -----
+        Takes 8 (a + a_in + p) (a_in + p) bytes, a = B n_out and a_in = B n_in.
+        """
+        return layer_blocks.unpack(self._table, self._params, self._lin, l, self.dtype)
 
     def factorize(self, damping, factor_dtype=None):
         """Factorize ``H + damping I`` (design, section 3).
@@ -173,11 +244,12 @@ class Hessian(LinearOperator):
             # The gradient is rich in the leading eigenvectors; the random part is there for where it vanishes.
             v = random_signs(0, self.shape[0])
             v /= self.shape[0] ** 0.5
-            slope = self.gradient.astype(np.float64, copy=False)[None]
-            steepness = lengths(slope)[0]
-            if steepness > 0.0:
-                # Twice, so that the two cannot cancel.
-                v += slope / (0.5 * steepness)
+            if self.gradient is not None:
+                slope = self.gradient.astype(np.float64, copy=False)[None]
+                steepness = lengths(slope)[0]
+                if steepness > 0.0:
+                    # Twice, so that the two cannot cancel.
+                    v += slope / (0.5 * steepness)
             v /= lengths(v)
             product = np.empty_like(v)
             scratch = multiply.workspace(self._sizes, 1, self.num_samples, v.dtype)
@@ -196,21 +268,10 @@ class Hessian(LinearOperator):
     def _state_logarithms(self):
         """How far the parameters move the states (`scaling.state_logarithms`), (L + 1,); computed once."""
         if self._logarithms is None:
-            table, lin, B = self._table, self._lin, self.num_samples
             v = random_signs(3, self.shape[0])
-            tangents, *scratch = multiply.workspace(self._sizes, 1, B, v.dtype)
-            multiply.multiply_hessian(table, self._params, lin, v, np.empty_like(v), tangents, *scratch)
-            last = table[-1]
-            n, n_in = int(last["n_out"]), int(last["n_in"])
-            Z, dZ = (block[last["z"] :].reshape(B, n_in) for block in (lin.Z, tangents))
-            if table.size == 1:
-                dZ = np.zeros_like(Z)
-            W, dW = (flat[last["parameters"] :][: n * n_in].reshape(n, n_in) for flat in (self._params, v[0]))
-            dU = Z @ dW.T + dZ @ W.T
-            if last["bias"]:
-                dU += v[0, -n:]
-            output_tangent = lin.S[last["u"] :].reshape(B, n) * dU + (dZ if last["skip"] else 0.0)
-            self._logarithms = scaling.state_logarithms(table, tangents, output_tangent)
+            tangents, *scratch = multiply.workspace(self._sizes, 1, self.num_samples, v.dtype)
+            multiply.multiply_hessian(self._table, self._params, self._lin, v, np.empty_like(v), tangents, *scratch)
+            self._logarithms = scaling.state_logarithms(self._table, tangents, self._lin.output.size)
         return self._logarithms
 
     def _matvec(self, v):

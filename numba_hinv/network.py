@@ -7,7 +7,7 @@ from .activations import activation_address
 from .dense import Dense
 from .hessian import Hessian
 from .kernels import binding, linearise
-from .kernels.layers import layer_table
+from .kernels.layers import DENSE, Chain, layer_table
 from .losses import get_loss, loss_address
 from .validation import as_array, as_float_dtype, as_labels, as_real, check_finite
 
@@ -64,13 +64,11 @@ class Network:
         get_loss(loss)
         self.layers = layers
         self.loss_name = loss
-        self._n_in = np.array([layer.in_features for layer in layers], np.int64)
-        self._n_out = np.array([layer.out_features for layer in layers], np.int64)
-        self._bias = np.array([layer.bias for layer in layers], np.int64)
-        self._skip = np.array([layer.skip for layer in layers], np.int64)
-        self._weight_sizes = self._n_in * self._n_out
-        self._ends = np.cumsum(self._weight_sizes + self._bias * self._n_out)
-        self.num_params = int(self._ends[-1])
+        fields = [
+            (DENSE, layer.in_features, layer.out_features, layer.num_params, layer.bias, layer.skip) for layer in layers
+        ]
+        self._chain = Chain(*np.array(fields, np.int64).T.copy())
+        self.num_params = int(self._chain.p.sum())
         self._tables = {}
 
     def __getstate__(self):
@@ -99,7 +97,8 @@ class Network:
         dtype = as_float_dtype("dtype", dtype)
         gain = as_real("gain", gain)
         rng = np.random.default_rng(seed)
-        deviation = gain / np.sqrt(self._n_in * np.where(self._skip, max(1, self._skip.sum()), 1))
+        skip = self._chain.skip
+        deviation = gain / np.sqrt(self._chain.n_in * np.where(skip, max(1, skip.sum()), 1))
         params = np.zeros(self.num_params, dtype)
         with np.errstate(over="ignore"):
             for (weight, _), scale in zip(self.unpack(params), deviation):
@@ -126,9 +125,10 @@ class Network:
             raise ValueError(f"params: expected shape ({self.num_params},), got {params.shape}")
         blocks = []
         start = 0
-        for layer, weight_size, end in zip(self.layers, self._weight_sizes, self._ends):
-            weight = params[start : start + weight_size].reshape(layer.out_features, layer.in_features)
-            blocks.append((weight, params[start + weight_size : end] if layer.bias else None))
+        for layer in self.layers:
+            middle, end = start + layer.out_features * layer.in_features, start + layer.num_params
+            weight = params[start:middle].reshape(layer.out_features, layer.in_features)
+            blocks.append((weight, params[middle:end] if layer.bias else None))
             start = end
         return blocks
 
@@ -187,11 +187,11 @@ class Network:
         X = self._check_X(X, np.float64)
         targets = self._check_y(y, X.shape[0], np.float64)
         memory_budget.require(
-            8 * X.shape[0] * int(self._n_in.sum() + 3 * self._n_out.sum() + self._n_out[-1] ** 2),
+            8 * X.shape[0] * int(self._chain.n_in.sum() + 3 * self._chain.n_out.sum() + self._chain.n_out[-1] ** 2),
             f"the derivative blocks of {len(self.layers)} layers for B = {X.shape[0]} samples",
         )
         _, lin, loss, gradient = self._linearise(work, X, targets)
-        return Hessian(self, work, lin, loss, gradient.astype(params.dtype, copy=False))
+        return Hessian(self._chain, work, lin, params.dtype, loss, gradient.astype(params.dtype, copy=False), self)
 
     def _table(self, num_samples, dtype):
         """Layer table and buffer sizes for a batch of ``num_samples`` and sweeps in ``dtype``; loads their kernels."""
@@ -201,7 +201,7 @@ class Network:
             binding.load(key[1])
             addresses = {name: activation_address(name, dtype) for name in {layer.activation for layer in self.layers}}
             activation = np.array([addresses[layer.activation] for layer in self.layers], np.int64)
-            found = layer_table(self._n_in, self._n_out, self._bias, self._skip, activation, num_samples)
+            found = layer_table(self._chain, num_samples, activation)
             # Two: training asks for the same batch again and again, a forward pass in chunks for two sizes.
             self._tables = dict([*self._tables.items(), (key, found)][-2:])
         return found
@@ -210,14 +210,14 @@ class Network:
         return as_array("params", params, (self.num_params,), meaning=" (the parameters of all layers)")
 
     def _check_X(self, X, dtype):
-        X = as_array("X", X, (None, int(self._n_in[0])), dtype, " (samples x inputs of the first layer)")
+        X = as_array("X", X, (None, int(self._chain.n_in[0])), dtype, " (samples x inputs of the first layer)")
         if X.shape[0] == 0:
             raise ValueError("X: expected at least one sample, got an empty batch")
         return X
 
     def _check_y(self, y, num_samples, dtype):
         """Targets as (B, 1) labels or (B, n_L) values, in ``dtype``."""
-        outputs = int(self._n_out[-1])
+        outputs = int(self._chain.n_out[-1])
         if get_loss(self.loss_name)["targets"] == "labels":
             return as_labels("y", y, num_samples, outputs).astype(dtype).reshape(-1, 1)
         if outputs == 1 and np.ndim(y) == 1:
@@ -226,7 +226,7 @@ class Network:
 
     def _forward(self, params, X):
         B = X.shape[0]
-        output = np.empty((B, int(self._n_out[-1])), params.dtype)
+        output = np.empty((B, int(self._chain.n_out[-1])), params.dtype)
         for start in range(0, B, _FORWARD_CHUNK):
             X_chunk = X[start : start + _FORWARD_CHUNK]
             table, sizes = self._table(X_chunk.shape[0], params.dtype)
@@ -235,7 +235,7 @@ class Network:
 
     def _propagate(self, table, sizes, params, X):
         """A `Linearisation` whose forward part is filled; lam and the curvature are not."""
-        lin = linearise.allocate(sizes, X.shape[0], int(self._n_out[-1]), params.dtype)
+        lin = linearise.allocate(sizes, X.shape[0], int(self._chain.n_out[-1]), params.dtype)
         lin.Z[: X.size] = X.ravel()
         U = np.empty(X.shape[0] * sizes.width, params.dtype)
         linearise.forward(table, 0, table.size, params, lin, U)

@@ -3,6 +3,7 @@
 With ``z_l = 2^s_l z~_l`` for the states between the layers and ``H~ = 2^-k H``, the derivative blocks become
 
     W~ = 2^s_in W,   S~ = 2^-s_out S,   lam~ = 2^(s_in - k) lam,   D~ = 2^-k D,   curvature~ = 2^(2 s_L - k) curvature
+    Dx~ = 2^-s_out Dx,   Dz~ = 2^(s_in - s_out) Dz,   Dxx~ = 2^-k Dxx,   Dzx~ = 2^(s_in - k) Dzx,   Dzz~ = 2^(2 s_in - k) Dzz
 
 and every sweep works on them as it stands: the pivots stay those of ``2^-k (H + damping I)``, and the fronts become the
 curvature in states that move by about one when the parameters do. Without it the fronts of a net whose Jacobians vanish
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .kernels.linearise import Linearisation
+from .kernels.layers import DENSE
 
 # States are scaled one by one only where their exponents differ from the mean by more than this: it takes a copy.
 _SPREAD = 4
@@ -36,19 +37,19 @@ class Scaling(NamedTuple):
         return np.repeat(exponents, np.diff(np.append(firsts, num_layers)))
 
 
-def state_logarithms(table, tangents, output_tangent):
+def state_logarithms(table, tangents, num_outputs):
     """Logarithms to base 2 of how far each state moves for random parameters of unit variance, (L + 1,).
 
     Parameters
     ----------
     table : layer table
-    tangents : (sizes.z,) array
-        Of the inputs of all layers along one random direction, as `multiply_hessian` leaves them.
-    output_tangent : array
-        Of the net's output.
+    tangents : array
+        Of the inputs of all layers and of the output along one random direction, as `multiply_hessian` leaves them.
+    num_outputs : int
+        How many of them are the output's.
     """
     # The largest entry: a single one is smaller than a hundredth of what is usual in 1 case of 100, and does no harm.
-    sizes = np.append(np.maximum.reduceat(np.abs(tangents), table["z"]), np.abs(output_tangent).max())
+    sizes = np.maximum.reduceat(np.abs(tangents), np.append(table["z"], tangents.size - num_outputs))
     logs = np.log2(np.maximum(sizes, np.finfo(float).tiny))
     # Nothing moves the net's input: it goes with the next state.
     logs[0] = logs[1]
@@ -95,16 +96,23 @@ def scale_blocks(scaling, table, num_samples, params, lin):
         return params, lin
     states = np.array(scaling.states or np.zeros(table.size + 1, np.int64))
     before, after = states[:-1], states[1:]
-    units = num_samples * table["n_out"]
+    k, B, is_dense = scaling.matrix, num_samples, table["kind"] == DENSE
+
+    units = np.where(is_dense, B * table["n_out"], 0)
+    p, a, N = np.where(is_dense, 0, table["p"]), B * table["n_out"], B * table["n_in"]
+    per_sample = np.where(is_dense, 0, B)
     if scaling.states:
-        params = np.ldexp(params, np.repeat(before, table["n_out"] * table["d"]))
-    return params, Linearisation(
-        lin.Z,
-        np.ldexp(lin.S, np.repeat(-after, units)),
-        np.ldexp(lin.D, -scaling.matrix),
-        np.ldexp(lin.lam, np.repeat(before, units) - scaling.matrix),
-        lin.output,
-        np.ldexp(lin.curvature, int(2 * states[-1]) - scaling.matrix),
+        params = np.ldexp(params, np.repeat(np.where(is_dense, before, 0), table["p"]))
+    return params, lin._replace(
+        S=np.ldexp(lin.S, np.repeat(-after, units)),
+        D=np.ldexp(lin.D, -k),
+        lam=np.ldexp(lin.lam, np.repeat(before, units) - k),
+        Dx=np.ldexp(lin.Dx, np.repeat(-after, a * p)),
+        Dz=np.ldexp(lin.Dz, np.repeat(before - after, per_sample * table["n_out"] * table["n_in"])),
+        Dxx=np.ldexp(lin.Dxx, -k),
+        Dzx=np.ldexp(lin.Dzx, np.repeat(before, p * N) - k),
+        Dzz=np.ldexp(lin.Dzz, np.repeat(2 * before, per_sample * table["n_in"] ** 2) - k),
+        curvature=np.ldexp(lin.curvature, int(2 * states[-1]) - k),
     )
 
 

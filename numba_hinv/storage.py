@@ -19,13 +19,16 @@ import numpy as np
 from . import memory_budget
 from .dense import Dense
 from .kernels.eliminate import Factors
+from .kernels.layers import BLOCKS, DENSE, Chain, layer_table
 from .kernels.linearise import Linearisation
 from .scaling import Scaling
 
-FORMAT = 1
+FORMAT = 2
 _KIND = "numba_hinv factorization"
 # A header is about 100 bytes a layer; this much is a million layers.
 _LARGEST_HEADER = 1 << 28
+# No buffer may be so long that offsets into it overflow.
+_LARGEST_COUNT = 1 << 58
 
 
 class _Array(NamedTuple):
@@ -37,12 +40,11 @@ def save(path, factorization):
     """Write ``factorization`` to ``path``, completely or not at all."""
     path = _as_path(path)
     hessian, F = factorization.hessian, factorization
-    network = hessian.network
     header = {
         "kind": _KIND,
         "format": FORMAT,
-        "layers": [[l.in_features, l.out_features, l.activation, l.bias, l.skip] for l in network.layers],
-        "loss_name": network.loss_name,
+        "chain": {name: values.tolist() for name, values in hessian._chain._asdict().items()},
+        "network": _describe_network(hessian.network),
         "dtype": str(hessian.dtype),
         "factor_dtype": str(F.factor_dtype),
         "num_samples": hessian.num_samples,
@@ -55,7 +57,9 @@ def save(path, factorization):
         "levels": [list(level) for level in F._scale.levels],
     }
     arrays = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
-    arrays |= {"params": hessian._params, "gradient": hessian.gradient, "logarithms": hessian._state_logarithms()}
+    arrays |= {"params": hessian._params, "logarithms": hessian._state_logarithms()}
+    if hessian.gradient is not None:
+        arrays["gradient"] = hessian.gradient
     arrays |= {f"blocks_{name}": block for name, block in hessian._lin._asdict().items()}
     arrays |= {f"factors_{name}": block for name, block in F._factors._asdict().items()}
     arrays["digest"] = _digest(arrays)
@@ -76,7 +80,8 @@ def load(path):
     """Load a factorization that `Factorization.save` wrote.
 
     Runs no code from the file. The net's activations and loss are looked up by name: those that the user registered must
-    have been registered again, as the same functions.
+    have been registered again, as the same functions. Where the Hessian came from blocks, or the net has layers other than
+    dense ones, the factorization works as it did, and ``hessian.network`` is None.
 
     Parameters
     ----------
@@ -140,12 +145,12 @@ def _read(archive):
     arrays = {"header": _member(archive, "header", np.dtype(np.uint8))}
     header = _parse(arrays["header"].tobytes())
     try:
-        network, table, sizes, scale = _describe(header)
+        chain, network, table, sizes, scale = _describe(header)
     except (KeyError, TypeError, OverflowError, AttributeError, IndexError) as error:
         raise _refusal(f"has a malformed header ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise _refusal(f"cannot be used here: {error}") from None
-    expected = _expected(header, network, table, sizes)
+    expected = _expected(header, table, sizes)
     names = {name.removesuffix(".npy") for name in archive.namelist()}
     if names != {"header", *expected} or len(archive.namelist()) != len(names):
         raise _refusal(f"has other arrays than it should: {', '.join(sorted(names ^ {'header', *expected}))}")
@@ -160,7 +165,7 @@ def _read(archive):
     if not np.array_equal(_digest(arrays), arrays["digest"]):
         raise _refusal("was altered: its checksum does not match")
     _check_values(arrays, table)
-    return _assemble(header, network, scale, arrays)
+    return _assemble(header, chain, network, scale, arrays)
 
 
 def _parse(text):
@@ -175,22 +180,40 @@ def _parse(text):
     return header
 
 
+def _describe_network(network):
+    """A net of dense layers in the header's terms. Other layers are code, which a file does not hold."""
+    if network is None or not all(isinstance(layer, Dense) for layer in network.layers):
+        return None
+    layers = [[l.in_features, l.out_features, l.activation, l.bias, l.skip] for l in network.layers]
+    return {"layers": layers, "loss_name": network.loss_name}
+
+
 def _describe(header):
-    """The net, its layer table and the scaling that a header states."""
+    """The chain, the net (or None), the layer table and the scaling that a header states."""
     from .network import Network
 
-    layers = [Dense(*layer) for layer in header["layers"]]
-    network = Network(layers, header["loss_name"])
     num_samples = header["num_samples"]
     if type(num_samples) is not int or not 0 < num_samples < 1 << 40:
         raise ValueError(f"num_samples is {num_samples!r}")
-    for name in ("loss", "norm", "damping", "shift"):
+    for name in ("norm", "damping", "shift"):
         if type(header[name]) not in (int, float) or not np.isfinite(header[name]):
             raise ValueError(f"{name} is {header[name]!r}")
+    loss = header["loss"]
+    if loss is not None and (type(loss) not in (int, float) or not np.isfinite(loss)):
+        raise ValueError(f"loss is {loss!r}")
     for name in ("dtype", "factor_dtype"):
         if header[name] not in ("float64", "float32"):
             raise ValueError(f"{name} is {header[name]!r}")
-    table, sizes = network._table(num_samples, np.float64)
+    chain = _as_chain(header["chain"])
+    network = header["network"]
+    if network is not None:
+        network = Network([Dense(*layer) for layer in network["layers"]], network["loss_name"])
+        if not all(np.array_equal(one, other) for one, other in zip(network._chain, chain)):
+            raise ValueError("network and chain are different")
+    units = num_samples * (chain.n_in + chain.n_out + 1.0) + chain.p
+    if (units * units).sum() > _LARGEST_COUNT:
+        raise ValueError(f"num_samples is {num_samples}, for a chain of {chain.n_in.size} layers: more bytes than can be counted")
+    table, sizes = layer_table(chain, num_samples)
     states, levels = header["state_exponents"], [tuple(level) for level in header["levels"]]
     numbers = [header["matrix_exponent"], *states, *(number for level in levels for number in level)]
     if any(type(number) is not int or abs(number) > 1 << 30 for number in numbers):
@@ -200,23 +223,48 @@ def _describe(header):
     firsts = [first for first, _ in levels]
     if firsts[0] != 0 or firsts != sorted(set(firsts)) or firsts[-1] >= table.size:
         raise ValueError("levels are out of order")
-    return network, table, sizes, Scaling(header["matrix_exponent"], tuple(states), tuple(levels))
+    return chain, network, table, sizes, Scaling(header["matrix_exponent"], tuple(states), tuple(levels))
 
 
-def _expected(header, network, table, sizes):
+def _as_chain(fields):
+    """The `Chain` of a header, once it is sure that it is one."""
+    if set(fields) != set(Chain._fields):
+        raise ValueError(f"chain has the fields {', '.join(fields)}")
+    for name, values in fields.items():
+        if type(values) is not list or any(type(value) is not int or not 0 <= value < 1 << 31 for value in values):
+            raise ValueError(f"{name} of the chain is not a list of sizes")
+    lengths = {len(values) for values in fields.values()}
+    if lengths != {len(fields["kind"])} or lengths == {0}:
+        raise ValueError("chain has fields of different lengths")
+    chain = Chain(**{name: np.array(values, np.int64) for name, values in fields.items()})
+    is_dense = chain.kind == DENSE
+    flags = np.concatenate([chain.bias, chain.skip])
+    if ((chain.kind != BLOCKS) & ~is_dense).any() or (flags > 1).any() or (flags[np.tile(~is_dense, 2)] != 0).any():
+        raise ValueError("chain has a layer of an unknown kind")
+    p = chain.n_out.astype(float) * (chain.n_in + chain.bias)
+    if (chain.p != p)[is_dense].any() or (chain.n_out < 1).any() or (chain.n_in[1:] != chain.n_out[:-1]).any():
+        raise ValueError("layers of the chain do not meet")
+    if (chain.skip > (chain.n_in == chain.n_out)).any() or (chain.n_in < 1)[is_dense].any():
+        raise ValueError("chain has a layer of impossible size")
+    return chain
+
+
+def _expected(header, table, sizes):
     """Type and shape of every array."""
-    B, L, P, n = header["num_samples"], table.size, network.num_params, network.layers[-1].out_features
+    B, L, P, n = header["num_samples"], table.size, sizes.parameters, sizes.outputs
     wide, narrow = np.dtype(np.float64), np.dtype(header["factor_dtype"])
     counts = np.dtype(np.int64)
     blocks = {"Z": (sizes.z,), "output": (B, n), "curvature": (B, n, n)}
     blocks |= dict.fromkeys(("S", "D", "lam"), (sizes.u,))
+    blocks |= {name: (getattr(sizes, name),) for name in ("Dx", "Dz", "Dxx", "Dzx", "Dzz")}
     factors = {name: _Array(narrow, (getattr(sizes, name),)) for name in ("L", "scales", "Y")}
     factors["pivots"] = _Array(np.dtype(np.int32), (sizes.pivots,))
     factors |= {name: _Array(counts, (L,)) for name in ("num_positive", "num_perturbed")}
     factors |= {name: _Array(wide, (L,)) for name in ("logabsdet", "growth")}
+    gradient = {} if header["loss"] is None else {"gradient": _Array(np.dtype(header["dtype"]), (P,))}
     return {
         "params": _Array(wide, (P,)),
-        "gradient": _Array(np.dtype(header["dtype"]), (P,)),
+        **gradient,
         "logarithms": _Array(wide, (L + 1,)),
         **{f"blocks_{name}": _Array(wide, blocks[name]) for name in Linearisation._fields},
         **{f"factors_{name}": factors[name] for name in Factors._fields},
@@ -274,12 +322,14 @@ def _check_values(arrays, table):
         raise _refusal("has half a 2 x 2 pivot")
 
 
-def _assemble(header, network, scale, arrays):
+def _assemble(header, chain, network, scale, arrays):
     from .factorization import Factorization
     from .hessian import Hessian
 
     lin = Linearisation(*(arrays[f"blocks_{name}"] for name in Linearisation._fields))
-    hessian = Hessian(network, arrays["params"], lin, header["loss"], arrays["gradient"])
+    hessian = Hessian(
+        chain, arrays["params"], lin, header["dtype"], header["loss"], arrays.get("gradient"), network
+    )
     hessian._norm, hessian._logarithms = float(header["norm"]), arrays["logarithms"]
     factors = Factors(*(arrays[f"factors_{name}"] for name in Factors._fields))
     return Factorization._restore(hessian, header["damping"], header["factor_dtype"], scale, header["shift"], factors)

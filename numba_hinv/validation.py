@@ -56,7 +56,8 @@ def as_float_dtype(name, dtype):
     return dtype
 
 
-def _as_numbers(name, value):
+def as_numbers(name, value):
+    """``value`` as an array of real numbers of any shape."""
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -78,7 +79,7 @@ def as_array(name, value, shape, dtype=None, meaning=""):
 
     Converted to ``dtype`` (by default: float32 stays, all else becomes float64); copied only where that is needed.
     """
-    array = _as_numbers(name, value)
+    array = as_numbers(name, value)
     if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape)):
         wanted = ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name}: expected shape ({wanted}){meaning}, got {array.shape}")
@@ -123,7 +124,7 @@ def as_labels(name, value, num_samples, num_classes):
 
 def as_right_hand_sides(name, value, num_rows, default_dtype):
     """``value`` (P,) or (P, k) as rows (k, P) in float64, contiguous, with the dtype that the answer takes."""
-    array = _as_numbers(name, value)
+    array = as_numbers(name, value)
     if array.ndim not in (1, 2) or array.shape[0] != num_rows:
         raise ValueError(f"{name}: expected shape ({num_rows},) or ({num_rows}, k), got {array.shape}")
     dtype = np.result_type(array.dtype, default_dtype) if array.dtype.kind == "f" else default_dtype

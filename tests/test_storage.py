@@ -202,15 +202,39 @@ def state(**fields):
     return lambda header, arrays: header.update(fields)
 
 
+def in_chain(name, at, value, **fields):
+    def change(header, arrays):
+        header["chain"][name][at] = value
+        header.update(fields)
+
+    return change
+
+
 FORGED = {
-    "later format": (state(format=2), "format 2"),
+    "later format": (state(format=storage.FORMAT + 1), f"format {storage.FORMAT + 1}"),
     "no format": (lambda header, arrays: header.pop("format"), "format None"),
-    "unknown activation": (lambda h, a: h["layers"][0].__setitem__(2, "stranger"), "stranger"),
-    "unknown loss": (state(loss_name="stranger"), "stranger"),
-    "sizes that do not meet": (lambda h, a: h["layers"][0].__setitem__(1, 7), "layer"),
-    "a layer of a wrong kind": (lambda h, a: h["layers"].__setitem__(0, {"a": 1}), "header"),
+    "unknown activation": (lambda h, a: h["network"]["layers"][0].__setitem__(2, "stranger"), "stranger"),
+    "unknown loss": (lambda h, a: h["network"].update(loss_name="stranger"), "stranger"),
+    "net with sizes that do not meet": (lambda h, a: h["network"]["layers"][0].__setitem__(1, 7), "layer"),
+    "net other than the chain": (lambda h, a: h["network"]["layers"].pop(), "different"),
+    "a layer of a wrong type": (lambda h, a: h["network"]["layers"].__setitem__(0, {"a": 1}), "header"),
+    "a net of a wrong type": (state(network=7), "header"),
+    "a chain of a wrong type": (state(chain=[1, 2]), "header"),
+    "a chain that does not meet": (in_chain("n_out", 0, 7, network=None), "meet"),
+    "a layer of an unknown kind": (in_chain("kind", 0, 2, network=None), "kind"),
+    "a dense layer turned to blocks": (in_chain("kind", 0, 1, network=None), "kind"),
+    "more parameters": (in_chain("p", 0, 10**6, network=None), "meet"),
+    "a skip of two": (in_chain("skip", 0, 2, network=None), "kind"),
+    "a negative size": (in_chain("p", 0, -1, network=None), "sizes"),
+    "a size of true": (in_chain("bias", 0, True, network=None), "sizes"),
+    "a size beyond integers": (in_chain("p", 0, 10**30, network=None), "sizes"),
+    "layers of different number": (lambda h, a: h["chain"]["p"].pop(), "lengths"),
+    "a chain without a field": (lambda h, a: h["chain"].pop("p"), "fields"),
+    "no gradient, but a loss": (lambda h, a: a.pop("gradient"), "gradient"),
+    "a loss of a wrong type": (state(loss="1"), "loss"),
     "fewer samples": (state(num_samples=8), "array"),
-    "samples beyond memory": (state(num_samples=10**9), "bytes"),
+    "samples beyond memory": (state(num_samples=10**7), "bytes"),
+    "samples beyond counting": (state(num_samples=10**10), "counted"),
     "samples beyond integers": (state(num_samples=10**30), "num_samples"),
     "no samples": (state(num_samples=0), "num_samples"),
     "other dtype": (state(factor_dtype="float32"), "factors"),
@@ -246,7 +270,8 @@ def test_forged(saved, name):
 def test_half_a_block_pivot(saved):
     def change(header, arrays):
         pivots = arrays["factors_pivots"].copy()
-        m = header["layers"][0][1] * min(header["num_samples"], header["layers"][0][0] + 1)
+        sizes = header["chain"]
+        m = sizes["n_out"][0] * min(header["num_samples"], sizes["n_in"][0] + 1)
         for k in range(m):
             pivots[k] = pivots[k] if pivots[k] >= 0 else ~pivots[k]
         pivots[0] = ~pivots[0]

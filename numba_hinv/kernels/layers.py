@@ -1,8 +1,9 @@
 """The layer table: sizes of every layer and where its blocks lie in the packed buffers.
 
 One record a layer, read by all the sweeps. A new kind of block gets its offset here, in `layer_table`, and nowhere
-else. Sizes use the letters of the design: B samples, n_in inputs, n_out outputs, d columns of ``Zt = [Z, 1]``,
-r = min(B, d), m = n_out r (the pivot), N = B n_in (the front that the layer hands down).
+else. Sizes use the letters of the design: B samples, n_in inputs, n_out outputs, p parameters, m (the pivot), N = B n_in
+(the front that the layer hands down). For dense layers, d columns of ``Zt = [Z, 1]``, r = min(B, d), m = n_out r; layers
+given as blocks are eliminated with all their parameters, m = p, and have d = r = 0.
 """
 
 from typing import NamedTuple
@@ -11,22 +12,33 @@ import numpy as np
 
 from .signed_cholesky import pack_size
 
+# Kinds of layers: the structured ones of the design's section 3, and those of section 4, of which the sweeps know nothing
+# but their derivative blocks.
+DENSE, BLOCKS = 0, 1
+
 LAYER = np.dtype(
     [
         (name, np.int64)
         for name in (
+            "kind",
             "n_in",
             "n_out",
             "bias",
             "skip",
             "activation",  # address of the compiled function
+            "p",
             "d",
             "r",
             "m",
             "N",
             "parameters",  # of W, then c, in a flat parameter vector
             "z",  # of a B x n_in block among those of all layers
-            "u",  # of a B x n_out block
+            "u",  # of a B x n_out block of a dense layer
+            "Dx",  # of the B n_out x p block of a layer given as blocks
+            "Dz",  # of its B blocks n_out x n_in
+            "Dxx",  # of its p x p block
+            "Dzx",  # of its p x B n_in block
+            "Dzz",  # of its B blocks n_in x n_in
             "Q",  # of the r x n_in block, then the r bias entries
             "R",  # of the r x B block
             "L",  # of the packed triangular factor of the pivot
@@ -45,12 +57,18 @@ class Sizes(NamedTuple):
     parameters: int
     z: int
     u: int
+    Dx: int
+    Dz: int
+    Dxx: int
+    Dzx: int
+    Dzz: int
     Q: int
     R: int
     L: int
     pivots: int
     scales: int
     Y: int
+    outputs: int  # n_out of the last layer
     width: int  # largest n_in or n_out
     r: int
     m: int
@@ -58,43 +76,51 @@ class Sizes(NamedTuple):
     mixed: int  # largest scratch of the elimination of a layer
 
 
-def layer_table(n_in, n_out, bias, skip, activation, num_samples):
+class Chain(NamedTuple):
+    """What the sweeps must know of a chain's layers beside the batch: (L,) int64 arrays."""
+
+    kind: np.ndarray  # DENSE or BLOCKS
+    n_in: np.ndarray
+    n_out: np.ndarray
+    p: np.ndarray  # parameters
+    bias: np.ndarray  # 0 or 1, as skip; both 0 for BLOCKS
+    skip: np.ndarray
+
+
+def layer_table(chain, num_samples, activation=0):
     """The table of a chain for a batch of ``num_samples``, and the `Sizes` of the buffers it points into.
 
     Parameters
     ----------
-    n_in, n_out, bias, skip : (L,) int64 arrays
-    activation : (L,) int64 array
-        Addresses of the compiled activations.
+    chain : Chain
     num_samples : int
         B.
+    activation : (L,) int64 array, optional
+        Addresses of the compiled activations. Only linearising needs them.
     """
-    B, L = num_samples, n_in.size
+    B, L = num_samples, chain.n_in.size
+    n_in, n_out, p = chain.n_in, chain.n_out, chain.p
+    is_dense = chain.kind == DENSE
     table = np.zeros(L, LAYER)
-    d = n_in + bias
+    d = np.where(is_dense, n_in + chain.bias, 0)
     r = np.minimum(B, d)
-    m = n_out * r
+    m = np.where(is_dense, n_out * r, p)
     # The first layer hands no front down: nothing comes before it.
     N = B * n_in
     N[0] = 0
-    for name, value in (
-        ("n_in", n_in),
-        ("n_out", n_out),
-        ("bias", bias),
-        ("skip", skip),
-        ("activation", activation),
-        ("d", d),
-        ("r", r),
-        ("m", m),
-        ("N", N),
-    ):
+    for name, value in (*chain._asdict().items(), ("activation", activation), ("d", d), ("r", r), ("m", m), ("N", N)):
         table[name] = value
     distinct, which = np.unique(m, return_inverse=True)
     packed = np.array([pack_size(int(size)) for size in distinct])[which]
     buffers = {
-        "parameters": n_out * d,
+        "parameters": p,
         "z": B * n_in,
-        "u": B * n_out,
+        "u": np.where(is_dense, B * n_out, 0),
+        "Dx": np.where(is_dense, 0, B * n_out * p),
+        "Dz": np.where(is_dense, 0, B * n_out * n_in),
+        "Dxx": np.where(is_dense, 0, p * p),
+        "Dzx": np.where(is_dense, 0, p * B * n_in),
+        "Dzz": np.where(is_dense, 0, B * n_in * n_in),
         # With B >= d, Q is the identity and is not stored.
         "Q": np.where(r < d, r * d, 0),
         "R": r * B,
@@ -108,12 +134,13 @@ def layer_table(n_in, n_out, bias, skip, activation, num_samples):
         ends = np.cumsum(sizes)
         table[name] = ends - sizes
         totals[name] = int(ends[-1])
-    # The loss's own curvature is block diagonal over the samples and is kept so.
-    P_columns, E_columns = B * n_out, N.copy()
-    P_columns[-1], E_columns[-1] = n_out[-1], n_in[-1] if L > 1 else 0
-    from_pivot = m * B * n_out
-    from_pivot[-1] = r[-1] * (B + n_out[-1] ** 2)
+    P_columns, E_columns, from_pivot = B * n_out, N.copy(), m * B * n_out
+    if is_dense[-1]:
+        # The loss's own curvature is block diagonal over the samples and is kept so.
+        P_columns[-1], E_columns[-1] = n_out[-1], n_in[-1] if L > 1 else 0
+        from_pivot[-1] = r[-1] * (B + n_out[-1] ** 2)
     front = np.maximum(B * n_out * P_columns, N * N)
     mixed = np.maximum.reduce([m * N, B * n_out * E_columns, from_pivot, n_in**2])
+    mixed = np.where(is_dense, mixed, np.maximum(B * n_out * (p + N), m * N))
     largest = {"width": np.maximum(n_in, n_out), "r": r, "m": m, "front": front, "mixed": mixed}
-    return table, Sizes(**totals, **{name: int(values.max()) for name, values in largest.items()})
+    return table, Sizes(**totals, outputs=int(n_out[-1]), **{name: int(values.max()) for name, values in largest.items()})

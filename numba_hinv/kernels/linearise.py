@@ -17,12 +17,17 @@ from .product import multiply, multiply_nt, multiply_tn
 
 
 class Linearisation(NamedTuple):
-    """The derivative blocks of all layers, packed (offsets ``z`` and ``u`` of the layer table)."""
+    """The derivative blocks of all layers, packed; offsets are in the layer table, under these names or ``z`` and ``u``."""
 
     Z: np.ndarray  # B x n_in each, the layer's input
-    S: np.ndarray  # B x n_out each
-    D: np.ndarray  # B x n_out each
-    lam: np.ndarray  # B x n_out each
+    S: np.ndarray  # B x n_out each, of dense layers
+    D: np.ndarray  # B x n_out each, of dense layers
+    lam: np.ndarray  # B x n_out each, of dense layers
+    Dx: np.ndarray  # B n_out x p each, of layers given as blocks, as the four that follow
+    Dz: np.ndarray  # B blocks n_out x n_in each
+    Dxx: np.ndarray  # p x p each; second derivatives are contracted with dLoss/dZ' and summed over the samples
+    Dzx: np.ndarray  # p x B n_in each
+    Dzz: np.ndarray  # B blocks n_in x n_in each
     output: np.ndarray  # B x n_L
     curvature: np.ndarray  # B x n_L x n_L
 
@@ -34,6 +39,11 @@ def allocate(sizes, num_samples, num_outputs, dtype):
         np.empty(sizes.u, dtype),
         np.empty(sizes.u, dtype),
         np.empty(sizes.u, dtype),
+        np.empty(sizes.Dx, dtype),
+        np.empty(sizes.Dz, dtype),
+        np.empty(sizes.Dxx, dtype),
+        np.empty(sizes.Dzx, dtype),
+        np.empty(sizes.Dzz, dtype),
         np.empty((num_samples, num_outputs), dtype),
         np.empty((num_samples, num_outputs, num_outputs), dtype),
     )

@@ -1,4 +1,4 @@
-"""The Hessian-vector product (design, section 2; Pearlmutter): tangents forward, adjoints backward.
+"""The Hessian-vector product (design, sections 2 and 4; Pearlmutter): tangents forward, adjoints backward.
 
 Vectors are stored one a row: k of them at once are a (k, P) array, and the k batches of tangents of a layer are a
 (k B) x n block.
@@ -7,101 +7,161 @@ Vectors are stored one a row: k of them at once are a (k, P) array, and the k ba
 import numpy as np
 from numba import njit
 
+from .layers import BLOCKS
 from .memory import add, copy, fill, matrix, rows, vector
-from .product import multiply, multiply_nt, multiply_tn
+from .microkernel import pointer
+from .product import gemm_nn, gemm_nt, multiply, multiply_nt, multiply_tn
 
 
 def workspace(sizes, num_vectors, num_samples, dtype):
-    """Arrays (dZ, dU, q) for `multiply_hessian`: tangents of all layers, and two adjoints of one."""
+    """Arrays (dZ, dU, q) for `multiply_hessian`: tangents of all layers' inputs and, last, of the output; two adjoints."""
     return (
-        np.empty(num_vectors * sizes.z, dtype),
+        np.empty(num_vectors * (sizes.z + num_samples * sizes.outputs), dtype),
         np.empty(num_vectors * sizes.u, dtype),
         np.empty((2, num_vectors * num_samples * sizes.width), dtype),
     )
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _dense_tangent(layer, params, lin, V, dZ, dU, dZ_next):
+    """dU = dZ W^T + Zt dWt^T and dZ' = S dU (+ dZ); nothing comes into the first layer."""
+    k, P = V.shape
+    B = lin.output.shape[0]
+    n, n_in = layer.n_out, layer.n_in
+    W = matrix(params, layer.parameters, n, n_in)
+    Z = matrix(lin.Z, layer.z, B, n_in)
+    S = matrix(lin.S, layer.u, B, n)
+    for t in range(k):
+        dU_t = rows(dU, t * B, B)
+        dW = matrix(V, t * P + layer.parameters, n, n_in)
+        if layer.bias:
+            dc = vector(V, t * P + layer.parameters + n * n_in, n)
+            for i in range(B):
+                for a in range(n):
+                    dU_t[i, a] = dc[a]
+            multiply_nt(1.0, Z, dW, 1.0, dU_t)
+        else:
+            multiply_nt(1.0, Z, dW, 0.0, dU_t)
+    if layer.N > 0:
+        multiply_nt(1.0, dZ, W, 1.0, dU)
+    for t in range(k):
+        for i in range(B):
+            for a in range(n):
+                dZ_next[t * B + i, a] = S[i, a] * dU[t * B + i, a]
+    if layer.skip and layer.N > 0:
+        add(dZ.size, dZ, 0, dZ_next, 0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _dense_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next):
+    """nu = S q + D dU; (Hv)_l = nu^T Zt + lam^T [dZ, 0]; q <- nu W + lam dW (+ q). nu takes the place of dU."""
+    k, P = V.shape
+    B = lin.output.shape[0]
+    n, n_in = layer.n_out, layer.n_in
+    W = matrix(params, layer.parameters, n, n_in)
+    Z = matrix(lin.Z, layer.z, B, n_in)
+    S = matrix(lin.S, layer.u, B, n)
+    D = matrix(lin.D, layer.u, B, n)
+    lam = matrix(lin.lam, layer.u, B, n)
+    nu = dU
+    for t in range(k):
+        for i in range(B):
+            for a in range(n):
+                nu[t * B + i, a] = S[i, a] * q[t * B + i, a] + D[i, a] * nu[t * B + i, a]
+    if layer.N > 0:
+        multiply(1.0, nu, W, 0.0, q_next)
+        if layer.skip:
+            add(q_next.size, q, 0, q_next, 0)
+    for t in range(k):
+        nu_t = rows(nu, t * B, B)
+        Hv = matrix(HV, t * P + layer.parameters, n, n_in)
+        multiply_tn(1.0, nu_t, Z, 0.0, Hv)
+        if layer.N > 0:
+            multiply_tn(1.0, lam, rows(dZ, t * B, B), 1.0, Hv)
+            dW = matrix(V, t * P + layer.parameters, n, n_in)
+            multiply(1.0, lam, dW, 1.0, rows(q_next, t * B, B))
+        if layer.bias:
+            Hv_c = vector(HV, t * P + layer.parameters + n * n_in, n)
+            fill(n, 0.0, Hv_c, 0)
+            for i in range(B):
+                for a in range(n):
+                    Hv_c[a] += nu_t[i, a]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def blocks_tangent(layer, lin, V, dZ, dZ_next):
+    """dZ' = Dx dx + Dz dZ, for k vectors at once."""
+    k, P = V.shape
+    B = lin.output.shape[0]
+    n, n_in, p = layer.n_out, layer.n_in, layer.p
+    one, zero = V.dtype.type(1), V.dtype.type(0)
+    dx, to = pointer(V, layer.parameters), pointer(dZ_next, 0)
+    gemm_nt(k, B * n, p, one, dx, P, pointer(lin.Dx, layer.Dx), p, zero, to, B * n)
+    if layer.N > 0:
+        for i in range(B):
+            gemm_nt(
+                k, n, n_in, one, pointer(dZ, i * n_in), B * n_in, pointer(lin.Dz, layer.Dz + i * n * n_in), n_in,
+                one, pointer(dZ_next, i * n), B * n,
+            )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _blocks_adjoint(layer, lin, V, HV, dZ, q, q_next):
+    """(Hv)_l = Dxx dx + Dzx dZ + Dx^T q; q <- Dzx^T dx + Dzz dZ + Dz^T q."""
+    k, P = V.shape
+    B = lin.output.shape[0]
+    n, n_in, p = layer.n_out, layer.n_in, layer.p
+    N = B * n_in
+    one, zero = V.dtype.type(1), V.dtype.type(0)
+    dx, Hv = pointer(V, layer.parameters), pointer(HV, layer.parameters)
+    Dzx = pointer(lin.Dzx, layer.Dzx)
+    gemm_nn(k, p, p, one, dx, P, pointer(lin.Dxx, layer.Dxx), p, zero, Hv, P)
+    gemm_nn(k, p, B * n, one, pointer(q, 0), B * n, pointer(lin.Dx, layer.Dx), p, one, Hv, P)
+    if layer.N > 0:
+        gemm_nt(k, p, N, one, pointer(dZ, 0), N, Dzx, N, one, Hv, P)
+        gemm_nn(k, N, p, one, dx, P, Dzx, N, zero, pointer(q_next, 0), N)
+        for i in range(B):
+            to = pointer(q_next, i * n_in)
+            gemm_nn(
+                k, n_in, n_in, one, pointer(dZ, i * n_in), N, pointer(lin.Dzz, layer.Dzz + i * n_in * n_in), n_in,
+                one, to, N,
+            )
+            gemm_nn(
+                k, n_in, n, one, pointer(q, i * n), B * n, pointer(lin.Dz, layer.Dz + i * n * n_in), n_in, one, to, N
+            )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def multiply_hessian(table, params, lin, V, HV, dZ, dU, q):
-    """HV (k, P) <- V H, H being the Hessian (symmetric). Cost: about 6 k B P multiply-adds."""
+    """HV (k, P) <- V H, H being the Hessian (symmetric). Cost: about 6 k B P multiply-adds where layers are dense."""
     k, P = V.shape
     B, n_L = lin.output.shape
     L = table.size
     for l in range(L):
         layer = table[l]
-        n, n_in = layer.n_out, layer.n_in
-        W = matrix(params, layer.parameters, n, n_in)
-        Z = matrix(lin.Z, layer.z, B, n_in)
-        S = matrix(lin.S, layer.u, B, n)
-        dZ_l = matrix(dZ, k * layer.z, k * B, n_in)
-        dU_l = matrix(dU, k * layer.u, k * B, n)
-        # dU = dZ W^T + Zt dWt^T; nothing comes into the first layer.
-        for t in range(k):
-            dU_t = rows(dU_l, t * B, B)
-            dW = matrix(V, t * P + layer.parameters, n, n_in)
-            if layer.bias:
-                dc = vector(V, t * P + layer.parameters + n * n_in, n)
-                for i in range(B):
-                    for a in range(n):
-                        dU_t[i, a] = dc[a]
-                multiply_nt(1.0, Z, dW, 1.0, dU_t)
-            else:
-                multiply_nt(1.0, Z, dW, 0.0, dU_t)
-        if l > 0:
-            multiply_nt(1.0, dZ_l, W, 1.0, dU_l)
-        if l + 1 < L:
-            dZ_next = matrix(dZ, k * table[l + 1].z, k * B, n)
+        dZ_l = matrix(dZ, k * layer.z, k * B, layer.n_in)
+        dZ_next = matrix(dZ, k * (layer.z + B * layer.n_in), k * B, layer.n_out)
+        if layer.kind == BLOCKS:
+            blocks_tangent(layer, lin, V, dZ_l, dZ_next)
         else:
-            dZ_next = matrix(q, q.shape[1] * (L % 2), k * B, n)
-        # dZ' = S dU (+ dZ)
-        for t in range(k):
-            for i in range(B):
-                for a in range(n):
-                    dZ_next[t * B + i, a] = S[i, a] * dU_l[t * B + i, a]
-        if layer.skip and l > 0:
-            add(dZ_l.size, dZ_l, 0, dZ_next, 0)
+            _dense_tangent(layer, params, lin, V, dZ_l, matrix(dU, k * layer.u, k * B, layer.n_out), dZ_next)
 
-    # q = (loss curvature) dZ_L, through row (L + 1) % 2 as scratch.
+    # q = (loss curvature) dZ_L
+    dZ_L = k * (table[L - 1].z + B * table[L - 1].n_in)
     for t in range(k):
         for i in range(B):
             at = (t * B + i) * n_L
             curvature = matrix(lin.curvature, i * n_L * n_L, n_L, n_L)
             q_i = matrix(q, q.shape[1] * (L % 2) + at, 1, n_L)
-            multiply(1.0, q_i, curvature, 0.0, matrix(q, q.shape[1] * ((L + 1) % 2) + at, 1, n_L))
-    copy(k * B * n_L, q, q.shape[1] * ((L + 1) % 2), q, q.shape[1] * (L % 2))
+            multiply(1.0, matrix(dZ, dZ_L + at, 1, n_L), curvature, 0.0, q_i)
 
     for l in range(L - 1, -1, -1):
         layer = table[l]
-        n, n_in = layer.n_out, layer.n_in
-        W = matrix(params, layer.parameters, n, n_in)
-        Z = matrix(lin.Z, layer.z, B, n_in)
-        S = matrix(lin.S, layer.u, B, n)
-        D = matrix(lin.D, layer.u, B, n)
-        lam = matrix(lin.lam, layer.u, B, n)
-        nu = matrix(dU, k * layer.u, k * B, n)
-        q_out = matrix(q, q.shape[1] * ((l + 1) % 2), k * B, n)
-        q_in = matrix(q, q.shape[1] * (l % 2), k * B, n_in)
-        dZ_l = matrix(dZ, k * layer.z, k * B, n_in)
-        # nu = S q + D dU
-        for t in range(k):
-            for i in range(B):
-                for a in range(n):
-                    nu[t * B + i, a] = S[i, a] * q_out[t * B + i, a] + D[i, a] * nu[t * B + i, a]
-        if l > 0:
-            multiply(1.0, nu, W, 0.0, q_in)
-            if layer.skip:
-                add(q_in.size, q_out, 0, q_in, 0)
-        for t in range(k):
-            nu_t = rows(nu, t * B, B)
-            Hv = matrix(HV, t * P + layer.parameters, n, n_in)
-            # (Hv)_l = nu^T Zt + lam^T [dZ, 0];  q <- nu W + lam dW (+ q)
-            multiply_tn(1.0, nu_t, Z, 0.0, Hv)
-            if l > 0:
-                multiply_tn(1.0, lam, rows(dZ_l, t * B, B), 1.0, Hv)
-                dW = matrix(V, t * P + layer.parameters, n, n_in)
-                multiply(1.0, lam, dW, 1.0, rows(q_in, t * B, B))
-            if layer.bias:
-                Hv_c = vector(HV, t * P + layer.parameters + n * n_in, n)
-                fill(n, 0.0, Hv_c, 0)
-                for i in range(B):
-                    for a in range(n):
-                        Hv_c[a] += nu_t[i, a]
+        dZ_l = matrix(dZ, k * layer.z, k * B, layer.n_in)
+        q_l = matrix(q, q.shape[1] * ((l + 1) % 2), k * B, layer.n_out)
+        q_next = matrix(q, q.shape[1] * (l % 2), k * B, layer.n_in)
+        if layer.kind == BLOCKS:
+            _blocks_adjoint(layer, lin, V, HV, dZ_l, q_l, q_next)
+        else:
+            nu = matrix(dU, k * layer.u, k * B, layer.n_out)
+            _dense_adjoint(layer, params, lin, V, HV, dZ_l, nu, q_l, q_next)

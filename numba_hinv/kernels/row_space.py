@@ -1,4 +1,4 @@
-"""The row space of every layer's input (design, section 3): ``Zt^T = Q R``, ``Zt = [Z, 1]``.
+"""The row space of every dense layer's input (design, section 3): ``Zt^T = Q R``, ``Zt = [Z, 1]``.
 
 Only the part of a weight perturbation in the row space of Zt reaches later layers. Where B < d: thin QR by Householder
 reflections, which leaves Q orthonormal even if samples repeat or vanish. Otherwise Q is the identity, not stored, and
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from .layers import BLOCKS
 from .memory import copy, fill, matrix, vector
 
 
@@ -61,10 +62,12 @@ def _reflect(tau, v, x):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def span(table, lin, row_space, work):
-    """Fill Q and R of every layer. Cost: 4 d B^2 flops a layer where B < d, a transpose elsewhere."""
+    """Fill Q and R of every dense layer. Cost: 4 d B^2 flops a layer where B < d, a transpose elsewhere."""
     B = lin.output.shape[0]
     for l in range(table.size):
         layer = table[l]
+        if layer.kind == BLOCKS:
+            continue
         n_in, d, r = layer.n_in, layer.d, layer.r
         Z = matrix(lin.Z, layer.z, B, n_in)
         R = matrix(row_space.R, layer.R, r, B)

@@ -1,9 +1,11 @@
-"""The solve (design, section 3): the sweep back over the layers and the sweep forth, for k right-hand sides.
+"""The solve (design, sections 3 and 4): the sweep back over the layers and the sweep forth, for k right-hand sides.
 
 Right-hand sides are rows: b and x are (k, P). Per layer, with g the layer's slice of b as a matrix:
 
     back   y = F^-1 (g Q + (R vu)^T),  vu = S v;   v <- vu W (+ v) - Y^T sigma y - (1/eps) lam (g - g Q Q^T)
     forth  W1 = F^-T sigma (y - Y dZ);  x = W1 Q^T + (h - h Q Q^T) / eps,  h = g - [lam^T dZ, 0];  dZ as in the tangent
+
+and for a layer given as blocks  y = F^-1 (g + Dx^T v);  v <- Dz^T v - Y^T sigma y;  x = F^-T sigma (y - Y dZ).
 """
 
 from typing import NamedTuple
@@ -11,8 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from .layers import BLOCKS
 from .memory import add, copy, fill, matrix, reshape, rows, vector
-from .product import multiply, multiply_nt, multiply_tn
+from .microkernel import pointer
+from .multiply import blocks_tangent
+from .product import gemm_nn, multiply, multiply_nt, multiply_tn
 from .signed_cholesky import pack_size
 from .triangular import backward_vectors, forward_vectors
 
@@ -68,6 +73,56 @@ def _apply_signs(num_positive, y):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ, work):
+    """y = g Q + (R vu)^T and v_next = vu W (+ v) - (1/eps) lam (g - g Q Q^T), vu = S v."""
+    k, P = b.shape
+    B = lin.output.shape[0]
+    n, n_in, r, m = layer.n_out, layer.n_in, layer.r, layer.m
+    W = matrix(params, layer.parameters, n, n_in)
+    S = matrix(lin.S, layer.u, B, n)
+    lam = matrix(lin.lam, layer.u, B, n)
+    Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
+    R = matrix(row_space.R, layer.R, r, B)
+    vu = matrix(work.u, 0, k * B, n)
+    for t in range(k):
+        for i in range(B):
+            for a in range(n):
+                vu[t * B + i, a] = S[i, a] * v[t * B + i, a]
+        _project(layer, b, t * P + layer.parameters, Q, row_space, matrix(gQ, t * m, r, n))
+        copy(m, gQ, t * m, y, t * m)
+        multiply(1.0, R, rows(vu, t * B, B), 1.0, matrix(y, t * m, r, n))
+    if layer.N > 0:
+        multiply(1.0, vu, W, 0.0, v_next)
+        if layer.skip:
+            add(v.size, v, 0, v_next, 0)
+        if r < layer.d:
+            for t in range(k):
+                v_t = rows(v_next, t * B, B)
+                multiply(-1.0 / damping, lam, matrix(b, t * P + layer.parameters, n, n_in), 1.0, v_t)
+                lam_gQ = matrix(work.small, 0, B, r)
+                multiply_nt(1.0 / damping, lam, matrix(gQ, t * m, r, n), 0.0, lam_gQ)
+                multiply(1.0, lam_gQ, Q, 1.0, v_t)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _blocks_back(layer, lin, b, v, v_next, y):
+    """y = g + Dx^T v and v_next = Dz^T v."""
+    k, P = b.shape
+    B = lin.output.shape[0]
+    n, n_in, p = layer.n_out, layer.n_in, layer.p
+    one, zero = b.dtype.type(1), b.dtype.type(0)
+    for t in range(k):
+        copy(p, b, t * P + layer.parameters, y, t * p)
+    gemm_nn(k, p, B * n, one, pointer(v, 0), B * n, pointer(lin.Dx, layer.Dx), p, one, pointer(y, 0), p)
+    if layer.N > 0:
+        for i in range(B):
+            gemm_nn(
+                k, n_in, n, one, pointer(v, i * n), B * n, pointer(lin.Dz, layer.Dz + i * n * n_in), n_in,
+                zero, pointer(v_next, i * n_in), B * n_in,
+            )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def substitute_back(table, start, stop, params, lin, row_space, factors, damping, b, x, work):
     """Layers stop-1..start: leaves y of each layer in its slice of x. v starts at 0 in the last layer."""
     k, P = b.shape
@@ -76,45 +131,79 @@ def substitute_back(table, start, stop, params, lin, row_space, factors, damping
         fill(work.state.shape[1], 0.0, work.state, work.state.shape[1] * (stop % 2))
     for l in range(stop - 1, start - 1, -1):
         layer = table[l]
-        n, n_in, r, m, N = layer.n_out, layer.n_in, layer.r, layer.m, layer.N
-        W = matrix(params, layer.parameters, n, n_in)
-        S = matrix(lin.S, layer.u, B, n)
-        lam = matrix(lin.lam, layer.u, B, n)
-        Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
-        R = matrix(row_space.R, layer.R, r, B)
-        v = matrix(work.state, work.state.shape[1] * ((l + 1) % 2), k * B, n)
-        v_next = matrix(work.state, work.state.shape[1] * (l % 2), k * B, n_in)
-        vu = matrix(work.u, 0, k * B, n)
+        m, N = layer.m, layer.N
+        v = matrix(work.state, work.state.shape[1] * ((l + 1) % 2), k * B, layer.n_out)
+        v_next = matrix(work.state, work.state.shape[1] * (l % 2), k * B, layer.n_in)
         y = matrix(work.y, 0, k, m)
-        gQ = matrix(work.y, work.y.shape[1], k, m)
-        for t in range(k):
-            for i in range(B):
-                for a in range(n):
-                    vu[t * B + i, a] = S[i, a] * v[t * B + i, a]
-            y_t = matrix(y, t * m, r, n)
-            _project(layer, b, t * P + layer.parameters, Q, row_space, matrix(gQ, t * m, r, n))
-            copy(m, gQ, t * m, y, t * m)
-            multiply(1.0, R, rows(vu, t * B, B), 1.0, y_t)
-        if N > 0:
-            multiply(1.0, vu, W, 0.0, v_next)
-            if layer.skip:
-                add(v.size, v, 0, v_next, 0)
-            if r < layer.d:
-                for t in range(k):
-                    v_t = rows(v_next, t * B, B)
-                    multiply(-1.0 / damping, lam, matrix(b, t * P + layer.parameters, n, n_in), 1.0, v_t)
-                    lam_gQ = matrix(work.small, 0, B, r)
-                    multiply_nt(1.0 / damping, lam, matrix(gQ, t * m, r, n), 0.0, lam_gQ)
-                    multiply(1.0, lam_gQ, Q, 1.0, v_t)
+        scratch = matrix(work.y, work.y.shape[1], k, m)
+        if layer.kind == BLOCKS:
+            _blocks_back(layer, lin, b, v, v_next, y)
+        else:
+            _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, scratch, work)
         L = vector(factors.L, layer.L, pack_size(m))
         pivots = vector(factors.pivots, layer.pivots, 2 * m)
         scales = matrix(factors.scales, layer.scales, m, 2)
-        forward_vectors(L, pivots, scales, y, gQ)
+        forward_vectors(L, pivots, scales, y, scratch)
         for t in range(k):
             copy(m, y, t * m, x, t * P + layer.parameters)
         if N > 0:
             _apply_signs(factors.num_positive[l], y)
             multiply(-1.0, y, matrix(factors.Y, layer.Y, m, N), 1.0, reshape(v_next, k, N))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _dense_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, scratch, work):
+    """x = W1 Q^T + (h - h Q Q^T) / eps, h = g - [lam^T dZ, 0], and dZ' as in the tangent pass."""
+    k, P = b.shape
+    B = lin.output.shape[0]
+    n, n_in, r, m = layer.n_out, layer.n_in, layer.r, layer.m
+    W = matrix(params, layer.parameters, n, n_in)
+    S = matrix(lin.S, layer.u, B, n)
+    lam = matrix(lin.lam, layer.u, B, n)
+    Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
+    R = matrix(row_space.R, layer.R, r, B)
+    dU = matrix(work.u, 0, k * B, n)
+    for t in range(k):
+        at = t * P + layer.parameters
+        W1_t = matrix(W1, t * m, r, n)
+        dZ_t = rows(dZ, t * B, B)
+        x_W = matrix(x, at, n, n_in)
+        # dU = Zt dWt^T + dZ W^T, and Zt dWt^T = R^T W1: W2 is orthogonal to Zt.
+        multiply_tn(1.0, R, W1_t, 0.0, rows(dU, t * B, B))
+        if r < layer.d:
+            # x = h / eps + (W1 - h Q / eps) Q^T
+            h = vector(x, at, n * layer.d)
+            copy(h.size, b, at, x, at)
+            if layer.N > 0:
+                multiply_tn(-1.0, lam, dZ_t, 1.0, x_W)
+            hQ = matrix(scratch, t * m, r, n)
+            _project(layer, x, at, Q, row_space, hQ)
+            for i in range(h.size):
+                h[i] /= damping
+            for j in range(r):
+                for a in range(n):
+                    hQ[j, a] = W1_t[j, a] - hQ[j, a] / damping
+            multiply_tn(1.0, hQ, Q, 1.0, x_W)
+            if layer.bias:
+                q = vector(row_space.Q, layer.Q + r * n_in, r)
+                x_c = vector(x, at + n * n_in, n)
+                for j in range(r):
+                    for a in range(n):
+                        x_c[a] += hQ[j, a] * q[j]
+        else:
+            for a in range(n):
+                for j in range(n_in):
+                    x_W[a, j] = W1_t[j, a]
+            if layer.bias:
+                copy(n, W1_t, n_in * n, x, at + n * n_in)
+    if layer.N > 0:
+        multiply_nt(1.0, dZ, W, 1.0, dU)
+    for t in range(k):
+        for i in range(B):
+            for a in range(n):
+                dZ_next[t * B + i, a] = S[i, a] * dU[t * B + i, a]
+    if layer.skip and layer.N > 0:
+        add(dZ.size, dZ, 0, dZ_next, 0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -124,15 +213,9 @@ def substitute_forth(table, start, stop, params, lin, row_space, factors, dampin
     B = lin.output.shape[0]
     for l in range(start, stop):
         layer = table[l]
-        n, n_in, r, m, N = layer.n_out, layer.n_in, layer.r, layer.m, layer.N
-        W = matrix(params, layer.parameters, n, n_in)
-        S = matrix(lin.S, layer.u, B, n)
-        lam = matrix(lin.lam, layer.u, B, n)
-        Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
-        R = matrix(row_space.R, layer.R, r, B)
-        dZ = matrix(work.state, work.state.shape[1] * (l % 2), k * B, n_in)
-        dZ_next = matrix(work.state, work.state.shape[1] * ((l + 1) % 2), k * B, n)
-        dU = matrix(work.u, 0, k * B, n)
+        m, N = layer.m, layer.N
+        dZ = matrix(work.state, work.state.shape[1] * (l % 2), k * B, layer.n_in)
+        dZ_next = matrix(work.state, work.state.shape[1] * ((l + 1) % 2), k * B, layer.n_out)
         W1 = matrix(work.y, 0, k, m)
         for t in range(k):
             copy(m, x, t * P + layer.parameters, W1, t * m)
@@ -144,45 +227,9 @@ def substitute_forth(table, start, stop, params, lin, row_space, factors, dampin
         scales = matrix(factors.scales, layer.scales, m, 2)
         scratch = matrix(work.y, work.y.shape[1], k, m)
         backward_vectors(L, pivots, scales, W1, scratch)
-        for t in range(k):
-            at = t * P + layer.parameters
-            W1_t = matrix(W1, t * m, r, n)
-            dZ_t = rows(dZ, t * B, B)
-            x_W = matrix(x, at, n, n_in)
-            # dU = Zt dWt^T + dZ W^T, and Zt dWt^T = R^T W1: W2 is orthogonal to Zt.
-            multiply_tn(1.0, R, W1_t, 0.0, rows(dU, t * B, B))
-            if r < layer.d:
-                # x = h / eps + (W1 - h Q / eps) Q^T
-                h = vector(x, at, n * layer.d)
-                copy(h.size, b, at, x, at)
-                if N > 0:
-                    multiply_tn(-1.0, lam, dZ_t, 1.0, x_W)
-                hQ = matrix(scratch, t * m, r, n)
-                _project(layer, x, at, Q, row_space, hQ)
-                for i in range(h.size):
-                    h[i] /= damping
-                for j in range(r):
-                    for a in range(n):
-                        hQ[j, a] = W1_t[j, a] - hQ[j, a] / damping
-                multiply_tn(1.0, hQ, Q, 1.0, x_W)
-                if layer.bias:
-                    q = vector(row_space.Q, layer.Q + r * n_in, r)
-                    x_c = vector(x, at + n * n_in, n)
-                    for j in range(r):
-                        for a in range(n):
-                            x_c[a] += hQ[j, a] * q[j]
-            else:
-                for a in range(n):
-                    for j in range(n_in):
-                        x_W[a, j] = W1_t[j, a]
-                if layer.bias:
-                    copy(n, W1_t, n_in * n, x, at + n * n_in)
-        if N > 0:
-            multiply_nt(1.0, dZ, W, 1.0, dU)
-        if l + 1 < table.size:
+        if layer.kind == BLOCKS:
             for t in range(k):
-                for i in range(B):
-                    for a in range(n):
-                        dZ_next[t * B + i, a] = S[i, a] * dU[t * B + i, a]
-            if layer.skip and N > 0:
-                add(dZ.size, dZ, 0, dZ_next, 0)
+                copy(m, W1, t * m, x, t * P + layer.parameters)
+            blocks_tangent(layer, lin, x, dZ, dZ_next)
+        else:
+            _dense_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, scratch, work)
