@@ -12,7 +12,7 @@ from .probe import random_signs
 from .scaling import lengths
 from .validation import as_real, as_right_hand_sides
 
-# Vectors per blocked pass of the sweeps: enough for matrix kernels to run at speed, few enough for their tangents to fit.
+# Vectors per blocked pass of the sweeps: enough for matrix kernels to run at speed, few enough for tangents to fit.
 BLOCK = 32
 # On 60 small nets these reached 0.74 of the norm at least, 0.97 in the median.
 _POWER_STEPS = 4
@@ -120,8 +120,8 @@ class Hessian(LinearOperator):
     def blocks(self, l):
         """The derivatives of layer ``l`` as `LayerBlocks`: what the elimination is about, whatever structure it uses.
 
-        ``Hessian.from_blocks([H.blocks(l) for l in range(H.num_layers)], H.terminal)`` is H again. The states of B samples
-        follow one another; the first layer takes none (a_in = 0).
+        ``Hessian.from_blocks([H.blocks(l) for l in range(H.num_layers)], H.terminal)`` is H again. The states of B
+        samples follow one another; the first layer takes none (a_in = 0).
 
         Parameters
         ----------
@@ -171,9 +171,9 @@ class Hessian(LinearOperator):
     def count_below(self, t):
         """How many eigenvalues of H are less than ``t``, exactly.
 
-        By Sylvester's law from the signs of the pivots of ``H - t I``. Where a pivot is too small to be sure of its sign,
-        refinement with the factors must contract; where it does not, the counts at two shifts closely around ``t`` must
-        agree.
+        By Sylvester's law from the signs of the pivots of ``H - t I``. Where a pivot is too small to be sure of its
+        sign, refinement with the factors must contract; where it does not, the counts at two shifts closely around
+        ``t`` must agree.
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
 """A layer given as its derivative blocks: the public `LayerBlocks`, and how they lie in the sweeps' packed buffers.
 
-With the layer ``z' = f(z; x)``, a = len(z'), a_in = len(z) and p = len(x), the blocks are the paper's (arXiv:2601.06096,
-and section 4 of the design). Packing checks all layers at once, since there may be a hundred thousand.
+With the layer ``z' = f(z; x)``, a = len(z'), a_in = len(z) and p = len(x), the blocks are those of arXiv:2601.06096.
+Packing checks all layers at once, since there may be a hundred thousand.
 """
 
 import operator
@@ -33,7 +33,7 @@ class LayerBlocks:
     Dzz : (a_in, a_in) symmetric array
 
     a is at least 1; p = 0 is a layer without parameters, and a_in = 0 one without incoming states. Arrays are kept as
-    they are given, in float64 or float32, and are neither copied nor changed; `Hessian.from_blocks` checks their values.
+    they are given, in float64 or float32, neither copied nor changed; `Hessian.from_blocks` checks their values.
 
     Raises
     ------
@@ -131,7 +131,9 @@ def _check_finite(name, arrays, packed):
         bad = np.argwhere(~np.isfinite(array))
         if bad.size:
             place = tuple(int(i) for i in bad[0])
-            raise ValueError(f"blocks: expected finite numbers, got {array[place]} in {name} of layer {l} at index {place}")
+            raise ValueError(
+                f"blocks: expected finite numbers, got {array[place]} in {name} of layer {l} at index {place}"
+            )
 
 
 def _symmetrise(name, packed, sizes, tolerance):
@@ -147,10 +149,10 @@ def _symmetrise(name, packed, sizes, tolerance):
         difference = np.abs(square - transposed).max(axis=(1, 2), initial=0.0)
         wrong = np.flatnonzero(difference > tolerance * np.abs(square).max(axis=(1, 2), initial=0.0))
         if wrong.size:
-            which = "" if name == "terminal" else f" in {name} of layer {layers[wrong[0]]}"
+            argument, place = ("terminal", "") if name == "terminal" else ("blocks", f" of layer {layers[wrong[0]]}")
             raise ValueError(
-                f"{'terminal' if name == 'terminal' else 'blocks'}: expected a symmetric matrix, got entries{which} that "
-                f"differ by {difference[wrong[0]]:.1e} from those across the diagonal"
+                f"{argument}: expected {name}{place} to be symmetric, got entries that differ by "
+                f"{difference[wrong[0]]:.1e} from those across the diagonal"
             )
         symmetric[at] = (0.5 * square + 0.5 * transposed).reshape(at.shape)
     return symmetric
@@ -203,7 +205,8 @@ def _expand_dense(layer, B, params, lin):
     S, D, lam = (_cut(block, layer["u"], B, n) for block in (lin.S, lin.D, lin.lam))
     Zt = np.hstack([Z, np.ones((B, d - n_in))])
     eye, eye_in = np.eye(n), np.eye(d, n_in)
-    flat = np.concatenate([(np.arange(n)[:, None] * d + np.arange(n_in)).ravel(), np.arange(n)[: n * (d - n_in)] * d + n_in])
+    by_row = np.arange(n * d).reshape(n, d)
+    flat = np.concatenate([by_row[:, :n_in].ravel(), by_row[:, n_in:].ravel()])
     Dx = np.einsum("ia,ab,ij->iabj", S, eye, Zt).reshape(B * n, n * d)
     Dxx = np.einsum("ia,ab,ij,ik->ajbk", D, eye, Zt, Zt).reshape(n * d, n * d)
     Dzx = np.einsum("ia,ij,ak->ajik", D, Zt, W) + np.einsum("ia,jk->ajik", lam, eye_in)

@@ -3,7 +3,8 @@
 With ``z_l = 2^s_l z~_l`` for the states between the layers and ``H~ = 2^-k H``, the derivative blocks become
 
     W~ = 2^s_in W,   S~ = 2^-s_out S,   lam~ = 2^(s_in - k) lam,   D~ = 2^-k D,   curvature~ = 2^(2 s_L - k) curvature
-    Dx~ = 2^-s_out Dx,   Dz~ = 2^(s_in - s_out) Dz,   Dxx~ = 2^-k Dxx,   Dzx~ = 2^(s_in - k) Dzx,   Dzz~ = 2^(2 s_in - k) Dzz
+    Dx~ = 2^-s_out Dx,   Dz~ = 2^(s_in - s_out) Dz
+    Dxx~ = 2^-k Dxx,   Dzx~ = 2^(s_in - k) Dzx,   Dzz~ = 2^(2 s_in - k) Dzz
 
 and every sweep works on them as it stands: the pivots stay those of ``2^-k (H + damping I)``, and the fronts become the
 curvature in states that move by about one when the parameters do. Without it the fronts of a net whose Jacobians vanish

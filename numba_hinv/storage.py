@@ -2,8 +2,8 @@
 
 A file is an npz archive of plain arrays: ``header`` (JSON, as bytes), the arrays that it describes, and ``digest``, the
 SHA-256 of all that. Nothing in it is code, and nothing in it is believed: shapes and types are compared with what the
-header's net implies before anything is read, and whatever the sweeps use as an index is checked. A new field means a new
-`FORMAT`; older formats may be read, never guessed.
+header's chain implies before anything is read, and whatever the sweeps use as an index is checked. A new field means a
+new `FORMAT`; older formats may be read, never guessed.
 """
 
 import contextlib
@@ -79,9 +79,9 @@ def save(path, factorization):
 def load(path):
     """Load a factorization that `Factorization.save` wrote.
 
-    Runs no code from the file. The net's activations and loss are looked up by name: those that the user registered must
-    have been registered again, as the same functions. Where the Hessian came from blocks, or the net has layers other than
-    dense ones, the factorization works as it did, and ``hessian.network`` is None.
+    Runs no code from the file. The net's activations and loss are looked up by name: those that the user registered
+    must have been registered again, as the same functions. Where the Hessian came from blocks, or the net has layers
+    other than dense ones, the factorization works as it did, and ``hessian.network`` is None.
 
     Parameters
     ----------
@@ -212,7 +212,7 @@ def _describe(header):
             raise ValueError("network and chain are different")
     units = num_samples * (chain.n_in + chain.n_out + 1.0) + chain.p
     if (units * units).sum() > _LARGEST_COUNT:
-        raise ValueError(f"num_samples is {num_samples}, for a chain of {chain.n_in.size} layers: more bytes than can be counted")
+        raise ValueError(f"num_samples is {num_samples}: more bytes than can be counted")
     table, sizes = layer_table(chain, num_samples)
     states, levels = header["state_exponents"], [tuple(level) for level in header["levels"]]
     numbers = [header["matrix_exponent"], *states, *(number for level in levels for number in level)]
@@ -282,7 +282,8 @@ def _member(archive, name, dtype, shape=None):
         except Exception as error:
             # NumPy's parser of these headers lets errors of several kinds through.
             raise _refusal(f"has a malformed array {name!r} ({error!r})") from None
-        is_right = found_shape == shape if shape is not None else len(found_shape) == 1 and found_shape[0] < _LARGEST_HEADER
+        is_header = len(found_shape) == 1 and found_shape[0] < _LARGEST_HEADER
+        is_right = is_header if shape is None else found_shape == shape
         # A one-dimensional array may carry either order.
         if found_dtype != dtype or not is_right or (is_fortran and len(found_shape) > 1):
             expected = "" if shape is None else f" {shape}"

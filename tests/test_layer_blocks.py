@@ -205,7 +205,8 @@ def test_scaled_states():
 def test_precisions():
     blocks, terminal = random_chain(6, dtype=np.float32)
     H = nh.Hessian.from_blocks(blocks, terminal)
-    assert H.dtype == H.blocks(3).Dzz.dtype == np.float32 and H.factorize(10.0).solve(np.ones(H.shape[0], "f4")).dtype == "f4"
+    assert H.dtype == H.blocks(3).Dzz.dtype == np.float32
+    assert H.factorize(10.0).solve(np.ones(H.shape[0], "f4")).dtype == np.float32
     wide = nh.Hessian.from_blocks(blocks, terminal.astype(np.float64))
     assert wide.dtype == np.float64
     A = dense(blocks, terminal.astype(np.float64)) + 10.0 * np.eye(H.shape[0])

@@ -1,14 +1,14 @@
 """The front of one layer (design, sections 3 and 4): pivot M, coupling K and the structured part of the next P.
 
-P is the curvature of the loss in the layer's outputs after all later parameters have been minimised out. The elimination
-takes K^T M^-1 K from what stands here. Dense layers, in the row space of their input:
+P is the curvature of the loss in the layer's outputs after all later parameters have been minimised out. The
+elimination takes K^T M^-1 K from what stands here. Dense layers, in the row space of their input:
 
     pivot      M  = eps I + (R (x) I) V (R (x) I)^T,   V = diag(S) P diag(S) + diag(D)
     coupling   K  = (R (x) I) E + C1,                  E = diag(S) P J + diag(D) A
     next P     P' = A^T E + skip P J - (1/eps) C2^T C2
 
-with A = I (x) W and J = diag(S) A (+ I with a skip). States are sample-major, pivots (k, a) -> k n_out + a. Layers given
-as blocks:
+with A = I (x) W and J = diag(S) A (+ I with a skip). States are sample-major, pivots (k, a) -> k n_out + a. Layers
+given as blocks:
 
     M = Dxx + eps I + Dx^T P Dx,   K = Dzx + Dx^T P Dz,   P' = Dzz + Dz^T P Dz
 

@@ -1,9 +1,9 @@
 """The layer table: sizes of every layer and where its blocks lie in the packed buffers.
 
 One record a layer, read by all the sweeps. A new kind of block gets its offset here, in `layer_table`, and nowhere
-else. Sizes use the letters of the design: B samples, n_in inputs, n_out outputs, p parameters, m (the pivot), N = B n_in
-(the front that the layer hands down). For dense layers, d columns of ``Zt = [Z, 1]``, r = min(B, d), m = n_out r; layers
-given as blocks are eliminated with all their parameters, m = p, and have d = r = 0.
+else. Sizes use the letters of the design: B samples, n_in inputs, n_out outputs, p parameters, m (the pivot),
+N = B n_in (the front that the layer hands down). For dense layers, d columns of ``Zt = [Z, 1]``, r = min(B, d),
+m = n_out r; layers given as blocks are eliminated with all their parameters, m = p, and have d = r = 0.
 """
 
 from typing import NamedTuple
@@ -12,8 +12,8 @@ import numpy as np
 
 from .signed_cholesky import pack_size
 
-# Kinds of layers: the structured ones of the design's section 3, and those of section 4, of which the sweeps know nothing
-# but their derivative blocks.
+# Kinds of layers: the structured ones of the design's section 3, and those of section 4, of which the sweeps know
+# nothing but their derivative blocks.
 DENSE, BLOCKS = 0, 1
 
 LAYER = np.dtype(
@@ -143,4 +143,5 @@ def layer_table(chain, num_samples, activation=0):
     mixed = np.maximum.reduce([m * N, B * n_out * E_columns, from_pivot, n_in**2])
     mixed = np.where(is_dense, mixed, np.maximum(B * n_out * (p + N), m * N))
     largest = {"width": np.maximum(n_in, n_out), "r": r, "m": m, "front": front, "mixed": mixed}
-    return table, Sizes(**totals, outputs=int(n_out[-1]), **{name: int(values.max()) for name, values in largest.items()})
+    maxima = {name: int(values.max()) for name, values in largest.items()}
+    return table, Sizes(**totals, outputs=int(n_out[-1]), **maxima)

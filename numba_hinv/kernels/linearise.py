@@ -17,7 +17,7 @@ from .product import multiply, multiply_nt, multiply_tn
 
 
 class Linearisation(NamedTuple):
-    """The derivative blocks of all layers, packed; offsets are in the layer table, under these names or ``z`` and ``u``."""
+    """The derivative blocks of all layers, packed; the table has their offsets, under these names or ``z`` and ``u``."""
 
     Z: np.ndarray  # B x n_in each, the layer's input
     S: np.ndarray  # B x n_out each, of dense layers
@@ -139,9 +139,10 @@ def terminal(loss, scale, targets, output, gradient, curvature):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def backward(table, start, stop, params, lin, gradient, G):
-    """Fill lam and D of layers stop-1..start and the flat gradient; G holds dLoss/dZ' of layer stop-1 and of start-1 after.
+    """Fill lam and D of layers stop-1..start and the flat gradient.
 
-    G : (2, B times the largest width); row ``stop % 2`` is read, row ``start % 2`` is written last.
+    G, (2, B times the largest width), holds dLoss/dZ' of layer stop-1 in row ``stop % 2``, and that of layer start-1 in
+    row ``start % 2`` at the end.
     """
     B = lin.output.shape[0]
     for l in range(stop - 1, start - 1, -1):

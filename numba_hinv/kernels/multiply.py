@@ -14,7 +14,7 @@ from .product import gemm_nn, gemm_nt, multiply, multiply_nt, multiply_tn
 
 
 def workspace(sizes, num_vectors, num_samples, dtype):
-    """Arrays (dZ, dU, q) for `multiply_hessian`: tangents of all layers' inputs and, last, of the output; two adjoints."""
+    """Arrays (dZ, dU, q) for `multiply_hessian`: tangents of all inputs and, last, of the output; two adjoints."""
     return (
         np.empty(num_vectors * (sizes.z + num_samples * sizes.outputs), dtype),
         np.empty(num_vectors * sizes.u, dtype),
