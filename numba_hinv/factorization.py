@@ -3,6 +3,7 @@
 Kernels return status codes; this file is where they become errors.
 """
 
+import collections
 import copy
 import warnings
 from typing import NamedTuple
@@ -11,7 +12,8 @@ import numpy as np
 from scipy.linalg import LinAlgWarning
 from scipy.sparse.linalg import LinearOperator
 
-from . import condition, memory_budget, storage
+from . import checkpoints, condition, memory_budget, storage
+from .chunks import chunks
 from .kernels import binding, eliminate, status, substitute
 from .kernels.layers import DENSE
 from .probe import random_signs
@@ -21,8 +23,8 @@ from .validation import as_flag, as_float_dtype, as_real, as_right_hand_sides
 
 # Right-hand sides per blocked pass.
 BLOCK = 32
-# Flops per compiled call of the elimination, so that Ctrl-C is heard in between.
-_CHUNK_FLOPS = 4e9
+# Layers whose scales are looked through at a time.
+_LOOKED_THROUGH = 4096
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
 # Static pivoting, in units of ||H||: a scale relative to the pivot's own front would cascade (design, section 3).
 # Pivots below _PERTURBATION become +- as much. Pivots below _ENLARGED that would take more than _GROWTH from the next
@@ -77,6 +79,77 @@ class SolveInfo(NamedTuple):
     krylov_steps: int  # likewise
 
 
+class Pivots(NamedTuple):
+    """What is kept of the pivots of every layer even where their factors are not, (L,) each."""
+
+    num_positive: np.ndarray
+    num_perturbed: np.ndarray
+    logabsdet: np.ndarray
+    growth: np.ndarray
+    smallest: np.ndarray  # smallest and largest scale: 1 / sqrt(the largest pivot), 1 / sqrt(the smallest)
+    largest: np.ndarray
+
+    @classmethod
+    def allocate(cls, num_layers):
+        counts = (np.empty(num_layers, np.int64) for _ in range(2))
+        return cls(*counts, *(np.empty(num_layers) for _ in range(4)))
+
+    def fill(self, segment, table, factors):
+        """Take those of a segment from its factors."""
+        for array, found in zip(self, (factors.num_positive, factors.num_perturbed, factors.logabsdet, factors.growth)):
+            array[segment.start : segment.stop] = found[: segment.stop - segment.start]
+        self.smallest[segment.start : segment.stop], self.largest[segment.start : segment.stop] = np.inf, 0.0
+        # Layers without parameters have no pivot.
+        layers = segment.start + np.flatnonzero(table["m"][segment.start : segment.stop])
+        for start in range(0, layers.size, _LOOKED_THROUGH):
+            part = layers[start : start + _LOOKED_THROUGH]
+            first = table["scales"][part] - table["scales"][segment.start]
+            sizes = np.abs(factors.scales[first[0] : first[-1] + 2 * table["m"][part[-1]]])
+            self.largest[part] = np.maximum.reduceat(sizes, first - first[0])
+            # The second column is zero but for 2 x 2 pivots.
+            sizes[1::2] = np.inf
+            sizes[sizes == 0.0] = np.inf
+            self.smallest[part] = np.minimum.reduceat(sizes, first - first[0])
+
+
+def _no_tick(num_layers):
+    """Nobody waits for progress."""
+
+
+def segments_of(hessian, dtype, checkpoint):
+    """`checkpoints.Segment` of the chain: one, or those between the checkpoints."""
+    table, sizes = hessian._table, hessian._sizes
+    return checkpoints.cut(table, sizes, dtype) if checkpoint else checkpoints.whole(table, sizes)
+
+
+def factor_nbytes(hessian, factor_dtype, checkpoint):
+    """`Hessian.nbytes_to_factorize`."""
+    dtype = factor_dtype_of(hessian, factor_dtype)
+    segments = segments_of(hessian, dtype, as_flag("checkpoint", checkpoint))
+    return _nbytes(hessian, segments, dtype, [hessian._scaling(0.0, dtype)], 1, 1)
+
+
+def factor_dtype_of(hessian, factor_dtype):
+    """The dtype of the factors, by default that of the Hessian."""
+    return as_float_dtype("factor_dtype", hessian.dtype if factor_dtype is None else factor_dtype)
+
+
+def _nbytes(hessian, segments, dtype, scales, num_kept, num_working):
+    kept, work = checkpoints.kept_bytes(segments, dtype), eliminate.work_bytes(hessian._sizes, dtype)
+    kept += 8 * hessian._table.size * len(Pivots._fields)
+    return num_kept * kept + num_working * work + sum(hessian._block_bytes(dtype, scale) for scale in scales)
+
+
+def require_memory(hessian, segments, dtype, scales, num_kept=1, num_working=1):
+    """``MemoryError`` where so many factorizations, at most ``num_working`` of them at a time, would not fit."""
+    sizes, count = hessian._sizes, "a factorization" if num_kept == 1 else f"{num_kept} factorizations"
+    memory_budget.require(
+        _nbytes(hessian, segments, dtype, scales, num_kept, num_working),
+        f"{count} for B = {hessian.num_samples} samples, {hessian._table.size} layers of up to "
+        f"{sizes.width} units (pivots of up to {sizes.m} rows)",
+    )
+
+
 class Factorization(LinearOperator):
     """Inverse of ``H + damping I``. Made by `Hessian.factorize`.
 
@@ -90,15 +163,22 @@ class Factorization(LinearOperator):
         Of ``H + damping I``, by Sylvester's law from the signs of the pivots.
     num_perturbed : int
         Pivots that were singular to working precision and were perturbed.
+    checkpoint : bool
+        Whether the factors of all but a few layers are made again in every solve.
     nbytes : int
-        Bytes that the factors take.
+        Bytes that the factors take, with the checkpoints.
     """
 
-    def __init__(self, hessian, damping, factor_dtype=None):
-        self._prepare(hessian, damping, factor_dtype)
+    def __init__(self, hessian, damping, factor_dtype=None, checkpoint=False, blocks=None, tick=_no_tick):
+        """Private: `Hessian.factorize`.
+
+        ``blocks`` are those of `Hessian._blocks`, if at hand. ``tick(n)`` is called after every n layers and may raise.
+        """
+        self._prepare(hessian, damping, factor_dtype, checkpoint)
         self._rescale(hessian._scaling(self.damping, self.factor_dtype))
         self._shift = self._choose_shift()
-        self._eliminate()
+        self._kept_blocks = blocks
+        self._eliminate(tick=tick)
         if self._is_suspect():
             self._check_nonsingular()
 
@@ -106,18 +186,22 @@ class Factorization(LinearOperator):
     def _restore(cls, hessian, damping, factor_dtype, scale, shift, factors):
         """The factorization of these parts, which `storage` has read from a file."""
         factorization = cls.__new__(cls)
-        factorization._prepare(hessian, damping, factor_dtype)
+        factorization._prepare(hessian, damping, factor_dtype, False)
         factorization._rescale(scale)
         factorization._shift, factorization._factors = float(shift), factors
+        factorization._pivots = Pivots.allocate(hessian._table.size)
+        factorization._pivots.fill(factorization._segments[0], hessian._table, factors)
         binding.load(factorization.factor_dtype)
         return factorization
 
-    def _prepare(self, hessian, damping, factor_dtype):
+    def _prepare(self, hessian, damping, factor_dtype, checkpoint):
         super().__init__(hessian.dtype, hessian.shape)
         self.hessian = hessian
         self.damping = as_real("damping", damping)
-        self.factor_dtype = as_float_dtype("factor_dtype", hessian.dtype if factor_dtype is None else factor_dtype)
+        self.factor_dtype = factor_dtype_of(hessian, factor_dtype)
+        self.checkpoint = as_flag("checkpoint", checkpoint)
         self._exact = self._inverse_norm = self._rescuer = self._kept_blocks = None
+        self._segments = segments_of(hessian, self.factor_dtype, checkpoint)
 
     def _rescale(self, scale):
         # From here on everything is about 2^-k (H + damping I), k = scale.matrix, and its norm.
@@ -127,7 +211,15 @@ class Factorization(LinearOperator):
         self._norm = self._hessian_norm + abs(self._eps)
 
     def __getstate__(self):
-        return {**self.__dict__, "_rescuer": None, "_kept_blocks": None}
+        # The table holds addresses of compiled functions, which are others in another process.
+        state = {**self.__dict__, "_rescuer": None, "_kept_blocks": None, "_segments": None}
+        if len(self._segments) > 1:
+            state["_held"] = collections.deque(maxlen=1)
+        return state
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._segments = segments_of(self.hessian, self.factor_dtype, self.checkpoint)
 
     def __repr__(self):
         return f"<Inverse of {self.hessian!r} + {self.damping:g} I>"
@@ -151,31 +243,32 @@ class Factorization(LinearOperator):
             )
         return _PERTURBATION[_DOUBLE] * self._hessian_norm
 
-    def _eliminate(self, growth=None):
-        hessian = self.hessian
-        sizes, table = hessian._sizes, hessian._table
-        itemsize = self.factor_dtype.itemsize
-        floats = sizes.L + sizes.scales + sizes.Y + 2 * sizes.front + sizes.mixed + sizes.m**2
-        memory_budget.require(
-            itemsize * floats + 4 * sizes.pivots,
-            f"a factorization for B = {hessian.num_samples} samples, {table.size} layers of up to "
-            f"{sizes.width} units (pivots of up to {sizes.m} rows)",
-        )
+    def _eliminate(self, growth=None, tick=_no_tick):
+        hessian, segments = self.hessian, self._segments
+        sizes = hessian._sizes
+        require_memory(hessian, segments, self.factor_dtype, [] if self._kept_blocks else [self._scale])
         binding.load(self.factor_dtype)
-        params, lin, space = self._blocks()
-        self._factors = eliminate.allocate(sizes, table.size, self.factor_dtype)
         scale = self._hessian_norm + abs(self._shift)
         perturbation = _PERTURBATION[self.factor_dtype] * scale
         # Pivots as small as a small damping are what that damping asks for.
         singular = min(perturbation, 0.25 * abs(self._shift)) if self._shift else perturbation
         limit = _GROWTH[self.factor_dtype] if growth is None else growth
-        pivoting = eliminate.Pivoting(singular, perturbation, limit * scale, _ENLARGED * scale)
-        code, layer = self._sweep(params, lin, space, pivoting)
-        if code != status.OK:
-            raise np.linalg.LinAlgError(
-                f"damping: the elimination of layer {layer} met numbers that are not finite with damping="
-                f"{self.damping:g} in {self.factor_dtype}; expected a damping of larger magnitude"
-            )
+        self._pivoting = eliminate.Pivoting(singular, perturbation, limit * scale, _ENLARGED * scale)
+        self._fronts = [None] * len(segments)
+        factors = checkpoints.allocate(segments, sizes, self.factor_dtype)
+        work = eliminate.workspace(sizes, self.factor_dtype)
+        pivots = Pivots.allocate(hessian._table.size)
+        for index in reversed(range(len(segments))):
+            segment = segments[index]
+            self._eliminate_segment(segment, factors, work, tick)
+            pivots.fill(segment, hessian._table, factors)
+            if index:
+                self._fronts[index] = checkpoints.pack(segment.front, work.front[segment.start % 2])
+        self._pivots = pivots
+        if len(segments) == 1:
+            self._factors = factors
+        else:
+            self._held = collections.deque([(0, factors)], maxlen=1)
 
     def _blocks(self):
         """What the sweeps read of the Hessian, scaled and in their precision."""
@@ -183,33 +276,68 @@ class Factorization(LinearOperator):
             self._kept_blocks = self.hessian._blocks(self.factor_dtype, self._scale)
         return self._kept_blocks
 
-    def _sweep(self, params, lin, space, pivoting):
-        table = self.hessian._table
-        work = eliminate.workspace(self.hessian._sizes, self.factor_dtype)
-        m, N = table["m"].astype(float), table["N"].astype(float)
-        flops = np.cumsum((m**3 / 3 + m * m * N + m * N * N)[::-1])
-        ends = table.size - np.searchsorted(flops, np.arange(_CHUNK_FLOPS, flops[-1], _CHUNK_FLOPS))
+    def _eliminate_segment(self, segment, factors, work, tick=_no_tick):
+        """Eliminate its layers, with the front that comes into it in ``work``; ``LinAlgError`` if that fails."""
+        params, lin, space = self._blocks()
+        start, stop, table = segment.start, segment.stop, segment.table(self.hessian._table)
+        m, N, n_out = (table[name][: stop - start].astype(float) for name in ("m", "N", "n_out"))
+        a = np.where(table["kind"][: stop - start] == DENSE, 0.0, self.hessian.num_samples * n_out)
+        flops = m**3 / 3 + m * m * N + m * N * N + a * (m + N) * (2 * a + m + N)
         levels = dict(self._scale.levels)
-        stop = table.size
-        for start in sorted({*ends.tolist(), *levels} - {stop}, reverse=True):
-            level = levels[max(first for first in levels if first <= start)]
+        cuts = [first - start for first in levels if start < first < stop]
+        for first, last in reversed(chunks(flops, cuts)):
+            level = levels[max(at for at in levels if at <= start + first)]
             with np.errstate(over="ignore"):
-                limited = pivoting._replace(limit=float(np.ldexp(pivoting.limit, -2 * level)))
+                limit = float(np.ldexp(self._pivoting.limit, -2 * level))
             code, layer = eliminate.eliminate(
-                table, start, stop, params, lin, space, self._shift, limited, self._factors, work
+                table, first, last, params, lin, space, self._shift, self._pivoting._replace(limit=limit), factors, work
             )
             if code != status.OK:
-                return code, layer
-            stop = start
-        return status.OK, 0
+                raise np.linalg.LinAlgError(
+                    f"damping: the elimination of layer {start + layer} met numbers that are not finite with damping="
+                    f"{self.damping:g} in {self.factor_dtype}; expected a damping of larger magnitude"
+                )
+            tick(last - first)
+
+    def _borrow(self):
+        """(index of a segment or None, factors): for one solve alone, to be given back through ``self._held``."""
+        try:
+            return self._held.pop()
+        except IndexError:
+            # Another thread has them.
+            sizes = self.hessian._sizes
+            memory_budget.require(
+                checkpoints.kept_bytes(self._segments, self.factor_dtype), "another solve with checkpoints"
+            )
+            return None, checkpoints.allocate(self._segments, sizes, self.factor_dtype)
+
+    def _visit(self):
+        """Every segment with its factors: from the last to the first, then from the first to the last."""
+        if len(self._segments) == 1:
+            for _ in range(2):
+                yield self._segments[0], self._factors
+            return
+        held, factors = self._borrow()
+        work = eliminate.workspace(self.hessian._sizes, self.factor_dtype)
+        order = list(range(len(self._segments)))
+        for index in order[::-1] + order:
+            segment = self._segments[index]
+            if index != held:
+                if index < order[-1]:
+                    n = self._segments[index + 1].front
+                    checkpoints.unpack(self._fronts[index + 1], n, work.front[segment.stop % 2])
+                self._eliminate_segment(segment, factors, work)
+                held = index
+            yield segment, factors
+        self._held.append((held, factors))
 
     @property
     def nbytes(self):
-        return sum(array.nbytes for array in self._factors)
+        return checkpoints.kept_bytes(self._segments, self.factor_dtype)
 
     @property
     def num_perturbed(self):
-        return int(self._factors.num_perturbed.sum())
+        return int(self._pivots.num_perturbed.sum())
 
     def _num_free(self):
         """Parameters that no sample sees: their pivot is the damping itself."""
@@ -219,7 +347,7 @@ class Factorization(LinearOperator):
     @property
     def inertia(self):
         table = self.hessian._table
-        negative = int((table["m"] - self._factors.num_positive).sum())
+        negative = int((table["m"] - self._pivots.num_positive).sum())
         negative += self._num_free() if self._shift < 0 else 0
         return Inertia(negative, 0, self.shape[0] - negative, self._is_exact())
 
@@ -231,14 +359,14 @@ class Factorization(LinearOperator):
             roundoff = np.finfo(self.factor_dtype).eps
             # On the Hessian's own scale, that of the parameters.
             levels = self._scale.levels_by_layer(self.hessian._table.size)
-            growth = float(np.ldexp(self._factors.growth, 2 * levels).max())
+            growth = float(np.ldexp(self._pivots.growth, 2 * levels).max())
             if self._num_free():
                 # What the parameters that no sample sees take from the fronts: (1/eps) lam lam^T.
                 _, lin, _ = self._blocks()
                 is_dense = self.hessian._table["kind"] == DENSE
                 lam = np.maximum.reduceat(np.abs(lin.lam), self.hessian._table["u"][is_dense]).astype(float)
                 growth += float(np.ldexp(lam, levels[is_dense]).max()) ** 2 * self.hessian._sizes.front**0.5 / abs(self._eps)
-            smallest = 1.0 / float(np.square(self._factors.scales, dtype=float).max())
+            smallest = 1.0 / float(self._pivots.largest.max()) ** 2
             self._exact = bool(np.sqrt(roundoff) * (self._norm + growth) < smallest) or self._is_certified()
         return self._exact
 
@@ -256,7 +384,7 @@ class Factorization(LinearOperator):
         logabsdet : float
             Not to be trusted where ``inertia.exact`` is False: refinement does not repair it.
         """
-        logabsdet = float(self._factors.logabsdet.sum())
+        logabsdet = float(self._pivots.logabsdet.sum())
         free = self._num_free()
         if free:
             logabsdet += free * float(np.log(abs(self._shift)))
@@ -443,30 +571,44 @@ class Factorization(LinearOperator):
             product += self._eps * rows
         return product
 
+    def _pieces(self, segment, num_vectors, sweep):
+        """Runs of the segment's layers for one compiled call of a solve, in the order of the sweep."""
+        layers, B = self.hessian._table[segment.start : segment.stop], self.hessian.num_samples
+        m, N, n_in, n_out, p = (layers[name].astype(float) for name in ("m", "N", "n_in", "n_out", "p"))
+        through = np.where(layers["kind"] == DENSE, 2 * n_in * n_out, 2 * n_out * (n_in + p))
+        flops = num_vectors * (m * m + 2 * m * N + B * through + 8 * p) + m * m + 2 * m * N
+        pieces = chunks(flops)
+        return pieces[::-1] if sweep is substitute.substitute_back else pieces
+
     def _substitute(self, rows):
         """The two sweeps: rows (k, P) times the factors' inverse, in their precision."""
         hessian = self.hessian
         params, lin, space = self._blocks()
         narrow = self.factor_dtype != np.float64
+        b = rows
         if narrow:
             exponents = row_exponents(rows)[:, None]
-            rows = np.ldexp(rows, -exponents)
-        b = np.ascontiguousarray(rows, self.factor_dtype)
+            b = np.ldexp(rows, -exponents, out=np.empty(rows.shape, self.factor_dtype), casting="same_kind")
         x = np.empty_like(b)
         work = substitute.workspace(hessian._sizes, b.shape[0], hessian.num_samples, self.factor_dtype)
-        table = hessian._table
-        arguments = table, 0, table.size, params, lin, space, self._factors, self._shift, b, x, work
-        substitute.substitute_back(*arguments)
-        substitute.substitute_forth(*arguments)
-        return np.ldexp(x.astype(np.float64), exponents) if narrow else x
+        sweep = substitute.substitute_back
+        for segment, factors in self._visit():
+            table = segment.table(hessian._table)
+            for start, stop in self._pieces(segment, b.shape[0], sweep):
+                sweep(table, start, stop, params, lin, space, factors, self._shift, b, x, work)
+            if segment.start == 0:
+                sweep = substitute.substitute_forth
+        if narrow:
+            x = x.astype(np.float64)
+            np.ldexp(x, exponents, out=x)
+        return x
 
     def _is_suspect(self):
         """Whether H + damping I may be singular: a pivot was perturbed, or is tiny and one solve explodes."""
         if self.num_perturbed or self.damping == 0.0:
             return True
-        scales = np.abs(self._factors.scales[::2])
-        scales = scales[scales > 0]
-        if not scales.size or scales.min() >= np.finfo(self.factor_dtype).eps ** 0.25 * scales.max():
+        smallest = self._pivots.smallest.min()
+        if not smallest < np.finfo(self.factor_dtype).eps ** 0.25 * self._pivots.largest.max():
             return False
         probe = random_signs(1, self.shape[0])
         return not lengths(self._substitute(probe))[0] * self._norm < _EXPLODED * lengths(probe)[0]
@@ -478,8 +620,7 @@ class Factorization(LinearOperator):
             self._raise_singular(smallest)
 
     def _raise_singular(self, smallest):
-        by_layer = np.split(self._factors.scales, self.hessian._table["scales"][1:])
-        layer = int(np.argmax([np.abs(block).max(initial=0.0) for block in by_layer]))
+        layer = int(np.argmax(self._pivots.largest))
         raise np.linalg.LinAlgError(
             f"damping: H + damping I is singular to working precision with damping={self.damping:g}: its smallest "
             f"singular value is about {np.ldexp(smallest, self._scale.matrix):.1e} where ||H|| is "

@@ -4,11 +4,13 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from . import layer_blocks, memory_budget, scaling
-from .factorization import Factorization
+from .factorization import Factorization, factor_nbytes
 from .kernels import binding, multiply, row_space
 from .kernels.layers import layer_table
 from .kernels.linearise import Linearisation
+from .many import factorize_many
 from .probe import random_signs
+from .progress import bar
 from .scaling import lengths
 from .validation import as_real, as_right_hand_sides
 
@@ -139,7 +141,7 @@ class Hessian(LinearOperator):
         """
         return layer_blocks.unpack(self._table, self._params, self._lin, l, self.dtype)
 
-    def factorize(self, damping, factor_dtype=None):
+    def factorize(self, damping, factor_dtype=None, checkpoint=False, progress=False):
         """Factorize ``H + damping I`` (design, section 3).
 
         Parameters
@@ -148,6 +150,12 @@ class Hessian(LinearOperator):
             Any real; negative is a shift. 0 works where H is nonsingular.
         factor_dtype : float64 or float32, optional
             Precision of the factors, by default that of the parameters. Solves are refined in float64 all the same.
+        checkpoint : bool
+            Keep the factors of about sqrt(L) of the L layers, and make the rest again in every solve, from fronts kept
+            at every sqrt(L)-th layer. The answers are the same, bit for bit. Every solve, and every step of its
+            refinement, then costs two eliminations more, for all right-hand sides of a call together.
+        progress : bool
+            Show a progress bar, for which tqdm must be installed.
 
         Returns
         -------
@@ -161,12 +169,80 @@ class Hessian(LinearOperator):
             The factors would not fit; nothing has been allocated.
         ValueError, TypeError
             ``damping`` is not a finite real number.
+        ImportError
+            A progress bar is asked for and tqdm is not there.
+
+        See Also
+        --------
+        factorize_many : for many dampings. factor_nbytes : the memory that it takes.
 
         Notes
         -----
         Per layer, with m = n_out min(B, d) and N = B n_in: m^3/3 + m^2 N + m N^2 flops and m^2/2 + m N numbers kept.
         """
-        return Factorization(self, damping, factor_dtype)
+        with bar(progress, self._table.size, "factorize", "layer") as shown:
+            return Factorization(self, damping, factor_dtype, checkpoint, tick=shown.update)
+
+    def factorize_many(self, dampings, factor_dtype=None, checkpoint=False, num_threads=None, progress=False):
+        """Factorize ``H + damping I`` for many dampings at once, on all cores.
+
+        Parameters
+        ----------
+        dampings : (k,) array
+        factor_dtype, checkpoint : as for `factorize`
+        num_threads : int, optional
+            At most so many dampings at the same time; by default as many as this process has cores. Pivots of about 190
+            rows or more go to BLAS, which has threads of its own: then as many at the same time as leave every one its
+            BLAS threads, so with OPENBLAS_NUM_THREADS=1 (set before Python starts) one a core.
+        progress : bool
+            Show a progress bar, for which tqdm must be installed.
+
+        Returns
+        -------
+        list of Factorization
+            Each bitwise that of `factorize`, in the order of the dampings.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            One of the matrices is singular: the first such damping and its index are named, and nothing is returned.
+        MemoryError
+            They would not fit all together; nothing has been allocated.
+        ValueError, TypeError
+            ``dampings`` is not an array of finite real numbers.
+
+        Notes
+        -----
+        Norm, row spaces and scaled blocks are computed once. Each elimination at work needs its workspace, two fronts and
+        a few blocks, beside the factors that are kept.
+        """
+        return factorize_many(self, dampings, factor_dtype, checkpoint, num_threads, progress)
+
+    @property
+    def factor_nbytes(self):
+        """Bytes that ``factorize`` takes at its peak, as `nbytes_to_factorize` gives them for its defaults."""
+        return self.nbytes_to_factorize()
+
+    def nbytes_to_factorize(self, factor_dtype=None, checkpoint=False):
+        """Bytes that `factorize` takes at its peak, beyond what this Hessian has in memory already.
+
+        Factors, two fronts and the workspace of one layer, and what factorizations of this Hessian share: row spaces, and
+        scaled or narrower copies of the derivative blocks. A few vectors of P numbers, for estimates and solves, come and
+        go at other times and are not counted.
+
+        Parameters
+        ----------
+        factor_dtype, checkpoint : as for `factorize`
+
+        Returns
+        -------
+        num_bytes : int
+
+        Notes
+        -----
+        Allocates none of it. Costs the five products with H of a first factorization, once.
+        """
+        return factor_nbytes(self, factor_dtype, checkpoint)
 
     def count_below(self, t):
         """How many eigenvalues of H are less than ``t``, exactly.
@@ -323,6 +399,19 @@ class Hessian(LinearOperator):
                 space = self._row_space(np.dtype(np.float64))
                 self._spaces[dtype] = row_space.RowSpace(*(block.astype(dtype) for block in space))
         return self._spaces[dtype]
+
+    def _block_bytes(self, dtype, scale):
+        """Bytes that `_blocks` has to allocate."""
+        lin, scalars = self._lin, self._sizes.Q + self._sizes.R
+        num_bytes = 0 if np.dtype(np.float64) in self._spaces else 8 * scalars
+        if (scale.matrix or scale.states) and self._last_scaled[0] != scale:
+            num_bytes += sum(block.nbytes for block in lin) - lin.Z.nbytes - lin.output.nbytes
+            num_bytes += self._params.nbytes if scale.states else 0
+        if dtype != np.float64:
+            num_bytes += 0 if dtype in self._spaces else dtype.itemsize * scalars
+            if self._last_narrow[0] != scale:
+                num_bytes += dtype.itemsize * (self._params.size + sum(block.size for block in lin))
+        return num_bytes
 
     def _blocks(self, dtype, scale):
         """(params, Linearisation, RowSpace) that the sweeps of a factorization read, in ``dtype``."""

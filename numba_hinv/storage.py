@@ -39,6 +39,8 @@ class _Array(NamedTuple):
 def save(path, factorization):
     """Write ``factorization`` to ``path``, completely or not at all."""
     path = _as_path(path)
+    if factorization.checkpoint:
+        raise ValueError("checkpoint: expected a factorization with all its factors to save, got one with checkpoint=True")
     hessian, F = factorization.hessian, factorization
     header = {
         "kind": _KIND,

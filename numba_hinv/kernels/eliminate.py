@@ -76,6 +76,11 @@ def workspace(sizes, dtype):
     )
 
 
+def work_bytes(sizes, dtype):
+    """Bytes of `workspace`."""
+    return dtype.itemsize * (2 * sizes.front + sizes.mixed + sizes.m**2 + int(work_size(sizes.m)))
+
+
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def _squared_norm(y):
     total = 0.0

@@ -1,0 +1,25 @@
+"""Runs of layers that are short enough for one compiled call: Ctrl-C is heard, and progress shown, between two."""
+
+import numpy as np
+
+# Flops per call: a tenth of a second to half a second, for products that run at memory's pace.
+_CALL = 1e9
+# A layer costs at least this: fixed costs of its small products.
+_LAYER = 2e4
+
+
+def chunks(costs, cuts=()):
+    """Ends ``(start, stop)`` of runs of layers, from the first on.
+
+    Parameters
+    ----------
+    costs : (L,) array
+        Flops of each layer.
+    cuts : sequence of int
+        Where a new run must start in any case.
+    """
+    num_layers = len(costs)
+    done = np.cumsum(np.asarray(costs, float) + _LAYER)
+    starts = np.searchsorted(done, np.arange(_CALL, done[-1], _CALL)) + 1 if done[-1] > _CALL else []
+    bounds = sorted({0, num_layers, *(int(s) for s in starts if s < num_layers), *cuts})
+    return list(zip(bounds[:-1], bounds[1:]))

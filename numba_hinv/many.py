@@ -1,0 +1,53 @@
+"""Factorizations of ``H + damping I`` for many dampings at once: `factorize_many`."""
+
+import numpy as np
+
+from . import threads
+from .factorization import Factorization, factor_dtype_of, require_memory, segments_of
+from .kernels import binding
+from .progress import bar
+from .validation import as_array, as_flag
+
+# Blocks with fewer rows and columns than this never reach BLAS (`kernels.product`).
+_BLAS_SIZE = 192
+
+
+def factorize_many(hessian, dampings, factor_dtype=None, checkpoint=False, num_threads=None, progress=False):
+    """`Hessian.factorize_many`."""
+    dampings = as_array("dampings", dampings, (None,), np.float64).tolist()
+    dtype = factor_dtype_of(hessian, factor_dtype)
+    segments = segments_of(hessian, dtype, as_flag("checkpoint", checkpoint))
+    workers = threads.num_workers(num_threads, len(dampings), reaches_blas(hessian))
+    # All that factorizations share is made here, before there are threads.
+    scales = [hessian._scaling(damping, dtype) for damping in dampings]
+    require_memory(hessian, segments, dtype, dict.fromkeys(scales), len(dampings), workers)
+    binding.load(dtype)
+    blocks = {scale: hessian._blocks(dtype, scale) for scale in dict.fromkeys(scales)}
+    with bar(progress, len(dampings) * hessian._table.size, "factorize_many", "layer") as shown:
+
+        def job_of(damping, scale):
+            def job(check):
+                def tick(num_layers):
+                    check()
+                    shown.update(num_layers)
+
+                return Factorization(hessian, damping, dtype, checkpoint, blocks[scale], tick)
+
+            return job
+
+        try:
+            return threads.run([job_of(*pair) for pair in zip(dampings, scales)], workers)
+        except threads.JobFailed as failure:
+            error = failure.__cause__
+            if isinstance(error, np.linalg.LinAlgError):
+                reason = str(error).removeprefix("damping: ")
+                raise np.linalg.LinAlgError(f"dampings: at index {failure.index}: {reason}") from None
+            raise error from None
+
+
+def reaches_blas(hessian):
+    """Whether the elimination has products that are large enough for BLAS."""
+    table = hessian._table
+    return max(int(table[name].max()) for name in ("m", "N")) >= _BLAS_SIZE or (
+        hessian.num_samples * hessian._sizes.width >= _BLAS_SIZE
+    )

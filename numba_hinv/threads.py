@@ -1,0 +1,119 @@
+"""Threads: how many, and running independent jobs on them.
+
+Jobs release the interpreter lock in compiled code, so Python threads suffice. BLAS has threads of its own, whose number
+`OPENBLAS_NUM_THREADS` sets before the process starts: jobs that reach BLAS run on as many threads as leave each BLAS its
+own, never more than there are cores. With more BLAS threads than one, such jobs run one after the other and BLAS uses the
+cores. The number of threads never changes a result.
+"""
+
+import ctypes
+import os
+import threading
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import scipy
+
+from .validation import as_size
+
+_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def available_cores():
+    """Cores that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def blas_threads():
+    """Threads of SciPy's BLAS: asked of OpenBLAS, else by the environment, else one a core."""
+    for path in Path(scipy.__file__).parent.with_name("scipy.libs").glob("libscipy_openblas*"):
+        try:
+            # Loaded already: by that name nothing else is.
+            return int(ctypes.CDLL(str(path)).scipy_openblas_get_num_threads())
+        except (OSError, AttributeError):
+            continue
+    for name in _VARIABLES:
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value):
+            return int(value)
+    return available_cores()
+
+
+def num_workers(num_threads, num_jobs, reach_blas):
+    """Threads for independent jobs.
+
+    Parameters
+    ----------
+    num_threads : int or None
+        The caller's limit; None is one a core.
+    num_jobs : int
+    reach_blas : bool
+        Whether the jobs call BLAS, which brings its own threads.
+    """
+    cores = available_cores() if num_threads is None else as_size("num_threads", num_threads)
+    return max(1, min(num_jobs, cores // blas_threads() if reach_blas else cores))
+
+
+class Cancelled(Exception):
+    """Raised inside a job that is no longer wanted."""
+
+
+class JobFailed(Exception):
+    """The first job that failed, in their order; the reason is the ``__cause__``."""
+
+    def __init__(self, index):
+        super().__init__(index)
+        self.index = index
+
+
+def run(jobs, workers):
+    """Results of ``job(check)`` of every job, in their order.
+
+    ``check()`` is for a job to call now and then; it raises `Cancelled` where the job is no longer wanted: after Ctrl-C,
+    or after a job before it has failed. That job is the one which `JobFailed` names, however the threads ran.
+    """
+    jobs = list(jobs)
+    if workers <= 1 or len(jobs) <= 1:
+        results = []
+        for index, job in enumerate(jobs):
+            try:
+                results.append(job(lambda: None))
+            except Exception as error:
+                raise JobFailed(index) from error
+        return results
+    # The index of the first failure: what comes after it is not wanted.
+    failed = [len(jobs)]
+    lock = threading.Lock()
+
+    def guarded(index):
+        def check():
+            if failed[0] < index:
+                raise Cancelled
+
+        check()
+        try:
+            return jobs[index](check)
+        except Cancelled:
+            raise
+        except BaseException:
+            with lock:
+                failed[0] = min(failed[0], index)
+            raise
+
+    with ThreadPoolExecutor(workers, "numba_hinv") as pool:
+        try:
+            futures = [pool.submit(guarded, index) for index in range(len(jobs))]
+            left = set(futures)
+            while left:
+                # With a limit, so that Ctrl-C is heard on every system.
+                _, left = wait(left, timeout=0.5, return_when=FIRST_COMPLETED)
+        except BaseException:
+            failed[0] = -1
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    if failed[0] < len(jobs):
+        raise JobFailed(failed[0]) from futures[failed[0]].exception()
+    return [future.result() for future in futures]
