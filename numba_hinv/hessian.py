@@ -41,7 +41,7 @@ class Hessian(LinearOperator):
         That of the parameters. Products are computed in float64 in any case.
     """
 
-    def __init__(self, chain, params, lin, dtype, loss=None, gradient=None, network=None):
+    def __init__(self, chain, params, lin, dtype, loss=None, gradient=None, network=None, layers=None):
         super().__init__(np.dtype(dtype), (params.size, params.size))
         self.network = network
         self.loss = loss
@@ -50,7 +50,7 @@ class Hessian(LinearOperator):
         self._params = params
         self._lin = lin
         self._norm = self._logarithms = None
-        self._prepare()
+        self._prepare(layers)
 
     @classmethod
     def from_blocks(cls, blocks, terminal=None):
@@ -82,9 +82,9 @@ class Hessian(LinearOperator):
         chain, lin, dtype = layer_blocks.pack(blocks, terminal)
         return cls(chain, np.zeros(int(chain.p.sum())), lin, dtype)
 
-    def _prepare(self):
-        # The offsets follow from the chain, so that they are not pickled.
-        self._table, self._sizes = layer_table(self._chain, self.num_samples)
+    def _prepare(self, layers=None):
+        # The table and its sizes follow from the chain, so that they are not pickled.
+        self._table, self._sizes = layers or layer_table(self._chain, self.num_samples)
         binding.load(np.dtype(np.float64))
         self._spaces = {}
         self._last_scaled = self._last_narrow = (None,)

@@ -191,7 +191,9 @@ class Network:
             f"the derivative blocks of {len(self.layers)} layers for B = {X.shape[0]} samples",
         )
         _, lin, loss, gradient = self._linearise(work, X, targets)
-        return Hessian(self._chain, work, lin, params.dtype, loss, gradient.astype(params.dtype, copy=False), self)
+        gradient = gradient.astype(params.dtype, copy=False)
+        layers = self._table(X.shape[0], np.float64)
+        return Hessian(self._chain, work, lin, params.dtype, loss, gradient, self, layers)
 
     def _table(self, num_samples, dtype):
         """Layer table and buffer sizes for a batch of ``num_samples`` and sweeps in ``dtype``; loads their kernels."""

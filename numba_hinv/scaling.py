@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .kernels.layers import DENSE
+from .kernels.norm import row_norms
 
 # States are scaled one by one only where their exponents differ from the mean by more than this: it takes a copy.
 _SPREAD = 4
@@ -118,15 +119,9 @@ def scale_blocks(scaling, table, num_samples, params, lin):
 
 
 def lengths(rows):
-    """2-norm of each row, without overflow or underflow inside."""
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        length = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-        risky = ~((length > 1e-140) & (length < 1e150))
-        if risky.any():
-            for i in np.flatnonzero(risky):
-                top = np.abs(rows[i]).max(initial=0.0)
-                if top > 0 and np.isfinite(top):
-                    length[i] = top * np.linalg.norm(rows[i] / top)
+    """2-norm of each row, (k,), without overflow or underflow inside."""
+    length = np.empty(rows.shape[0])
+    row_norms(rows, length)
     return length
 
 
