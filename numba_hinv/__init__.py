@@ -6,12 +6,15 @@ compilation_cache.prepare()
 
 from ._version import __version__  # noqa: E402 - nothing may be compiled or loaded before
 from .activations import activation_names, register_activation
+from .custom import Custom
 from .dense import Dense
 from .factorization import Factorization, Inertia, SolveInfo
+from .gated import Gated
 from .hessian import Hessian
 from .layer_blocks import LayerBlocks
 from .losses import loss_names, register_loss
 from .network import Network
+from .norms import LayerNorm, RMSNorm
 from .storage import load
 
 
@@ -39,12 +42,16 @@ def solve(network, params, X, y, b, damping):
 
 
 __all__ = [
+    "Custom",
     "Dense",
     "Factorization",
+    "Gated",
     "Hessian",
     "Inertia",
     "LayerBlocks",
+    "LayerNorm",
     "Network",
+    "RMSNorm",
     "SolveInfo",
     "__version__",
     "activation_names",

@@ -56,6 +56,11 @@ def check_activation(name):
     return name
 
 
+def activation_function(name):
+    """The function ``u -> (phi(u), phi'(u), phi''(u))`` that is registered as ``name``, callable from compiled code."""
+    return _registry.get(name)["function"]
+
+
 def activation_address(name, dtype):
     """Address of the compiled array form of an activation, for ``dtype`` float64 or float32.
 

@@ -4,10 +4,11 @@ import numpy as np
 
 from . import memory_budget
 from .activations import activation_address
+from .custom import Custom
 from .dense import Dense
 from .hessian import Hessian
 from .kernels import binding, linearise
-from .kernels.layers import DENSE, Chain, layer_table
+from .kernels.layers import BLOCKS, DENSE, Chain, layer_table
 from .losses import get_loss, loss_address
 from .validation import as_array, as_float_dtype, as_labels, as_real, check_finite
 
@@ -16,11 +17,11 @@ _FORWARD_CHUNK = 1024
 
 
 class Network:
-    """Chain of dense layers with a loss at its end. Immutable; parameters are kept by the caller, as a flat vector.
+    """Chain of layers with a loss at its end. Immutable; parameters are kept by the caller, as a flat vector.
 
     Parameters
     ----------
-    layers : sequence of Dense
+    layers : sequence of Dense and Custom (LayerNorm, RMSNorm, Gated)
         At least one; the outputs of each are the inputs of the next.
     loss : str
         softmax_cross_entropy (integer labels (B,)), mean_squared_error (mean over all elements, no factor 1/2),
@@ -28,10 +29,11 @@ class Network:
 
     Attributes
     ----------
-    layers : tuple of Dense
+    layers : tuple
     loss_name : str
     num_params : int
-        P, the length of the flat vector: per layer the weight (out x in, row-major), then the bias.
+        P, the length of the flat vector: per dense layer the weight (out x in, row-major), then the bias; per custom
+        layer its own parameters.
 
     Raises
     ------
@@ -50,12 +52,12 @@ class Network:
         try:
             layers = tuple(layers)
         except TypeError:
-            raise TypeError(f"layers: expected a sequence of Dense, got {type(layers).__name__}") from None
+            raise TypeError(f"layers: expected a sequence of layers, got {type(layers).__name__}") from None
         if not layers:
             raise ValueError("layers: expected at least one layer, got none")
         for index, layer in enumerate(layers):
-            if not isinstance(layer, Dense):
-                raise TypeError(f"layers: expected Dense layers, got {type(layer).__name__} at index {index}")
+            if not isinstance(layer, (Dense, Custom)):
+                raise TypeError(f"layers: expected Dense or Custom layers, got {type(layer).__name__} at index {index}")
             if index and layer.in_features != layers[index - 1].out_features:
                 raise ValueError(
                     f"layers: expected layer {index} to take the {layers[index - 1].out_features} outputs of layer "
@@ -64,11 +66,11 @@ class Network:
         get_loss(loss)
         self.layers = layers
         self.loss_name = loss
-        fields = [
-            (DENSE, layer.in_features, layer.out_features, layer.num_params, layer.bias, layer.skip) for layer in layers
-        ]
-        self._chain = Chain(*np.array(fields, np.int64).T.copy())
+        self._chain = Chain(*np.array([_fields(layer) for layer in layers], np.int64).T.copy())
         self.num_params = int(self._chain.p.sum())
+        if self.num_params == 0:
+            raise ValueError("layers: expected at least one parameter, got none in all layers")
+        self._work_size = max([layer.work_size for layer in layers if isinstance(layer, Custom)], default=0)
         self._tables = {}
 
     def __getstate__(self):
@@ -83,6 +85,7 @@ class Network:
 
         Weights are normal with standard deviation ``gain / sqrt(in_features)``, those of layers with a skip divided by
         the square root of the number of such layers, so that depth does not blow the activations up; biases are 0.
+        Custom layers start as they say, whatever ``gain`` is.
 
         Parameters
         ----------
@@ -101,14 +104,20 @@ class Network:
         deviation = gain / np.sqrt(self._chain.n_in * np.where(skip, max(1, skip.sum()), 1))
         params = np.zeros(self.num_params, dtype)
         with np.errstate(over="ignore"):
-            for (weight, _), scale in zip(self.unpack(params), deviation):
-                weight[:] = rng.standard_normal(weight.shape) * scale
+            for layer, block, scale in zip(self.layers, self.unpack(params), deviation):
+                if isinstance(layer, Dense):
+                    block[0][:] = rng.standard_normal(block[0].shape) * scale
+                else:
+                    block[:] = layer.initial_params(rng)
         if not np.isfinite(params).all():
             raise ValueError(f"gain: expected weights that {dtype} can hold, got gain={gain:g}")
         return params
 
     def unpack(self, params):
-        """Per layer ``(weight, bias)``, views of ``params`` of shape (out, in) and (out,); bias is None without one.
+        """Views of ``params``, one entry per layer.
+
+        Per dense layer ``(weight, bias)`` of shape (out, in) and (out,), bias being None without one; per custom layer its
+        parameters, (num_params,).
 
         Parameters
         ----------
@@ -126,9 +135,13 @@ class Network:
         blocks = []
         start = 0
         for layer in self.layers:
-            middle, end = start + layer.out_features * layer.in_features, start + layer.num_params
-            weight = params[start:middle].reshape(layer.out_features, layer.in_features)
-            blocks.append((weight, params[middle:end] if layer.bias else None))
+            end = start + layer.num_params
+            if isinstance(layer, Dense):
+                middle = start + layer.out_features * layer.in_features
+                weight = params[start:middle].reshape(layer.out_features, layer.in_features)
+                blocks.append((weight, params[middle:end] if layer.bias else None))
+            else:
+                blocks.append(params[start:end])
             start = end
         return blocks
 
@@ -175,7 +188,7 @@ class Network:
         params = self._check_params(params)
         X = self._check_X(X, params.dtype)
         targets = self._check_y(y, X.shape[0], params.dtype)
-        return self._linearise(params, X, targets)[-1]
+        return self._linearise(params, X, targets, 1)[-1]
 
     def hessian(self, params, X, y):
         """Hessian of the loss in the parameters, as a `Hessian` operator. Arguments as for `gradient`.
@@ -186,13 +199,15 @@ class Network:
         work = np.array(params, np.float64)
         X = self._check_X(X, np.float64)
         targets = self._check_y(y, X.shape[0], np.float64)
+        B, (kind, n_in, n_out, p, *_) = X.shape[0], self._chain
+        blocks = (p * p + B * ((n_in + n_out) * (n_in + p)))[kind == BLOCKS].sum()
         memory_budget.require(
-            8 * X.shape[0] * int(self._chain.n_in.sum() + 3 * self._chain.n_out.sum() + self._chain.n_out[-1] ** 2),
-            f"the derivative blocks of {len(self.layers)} layers for B = {X.shape[0]} samples",
+            8 * (int(blocks) + B * int(n_in.sum() + 3 * n_out.sum() + n_out[-1] ** 2)),
+            f"the derivative blocks of {len(self.layers)} layers for B = {B} samples",
         )
-        _, lin, loss, gradient = self._linearise(work, X, targets)
+        lin, loss, gradient = self._linearise(work, X, targets, 2)
         gradient = gradient.astype(params.dtype, copy=False)
-        layers = self._table(X.shape[0], np.float64)
+        layers = self._table(B, np.float64)
         return Hessian(self._chain, work, lin, params.dtype, loss, gradient, self, layers)
 
     def _table(self, num_samples, dtype):
@@ -201,9 +216,13 @@ class Network:
         found = self._tables.get(key)
         if found is None:
             binding.load(key[1])
-            addresses = {name: activation_address(name, dtype) for name in {layer.activation for layer in self.layers}}
-            activation = np.array([addresses[layer.activation] for layer in self.layers], np.int64)
-            found = layer_table(self._chain, num_samples, activation)
+            names = {layer.activation for layer in self.layers if isinstance(layer, Dense)}
+            activations = {name: (activation_address(name, dtype), 0, 0) for name in names}
+            addresses = [
+                activations[layer.activation] if isinstance(layer, Dense) else layer.addresses(key[1])
+                for layer in self.layers
+            ]
+            found = layer_table(self._chain, num_samples, np.array(addresses, np.int64).T)
             # Two: training asks for the same batch again and again, a forward pass in chunks for two sizes.
             self._tables = dict([*self._tables.items(), (key, found)][-2:])
         return found
@@ -232,12 +251,12 @@ class Network:
         for start in range(0, B, _FORWARD_CHUNK):
             X_chunk = X[start : start + _FORWARD_CHUNK]
             table, sizes = self._table(X_chunk.shape[0], params.dtype)
-            output[start : start + _FORWARD_CHUNK] = self._propagate(table, sizes, params, X_chunk).output
+            output[start : start + _FORWARD_CHUNK] = self._propagate(table, sizes, params, X_chunk, 0).output
         return output
 
-    def _propagate(self, table, sizes, params, X):
-        """A `Linearisation` whose forward part is filled; lam and the curvature are not."""
-        lin = linearise.allocate(sizes, X.shape[0], int(self._chain.n_out[-1]), params.dtype)
+    def _propagate(self, table, sizes, params, X, derivatives):
+        """A `Linearisation` for as many ``derivatives`` whose forward part is filled."""
+        lin = linearise.allocate(sizes, X.shape[0], int(self._chain.n_out[-1]), params.dtype, derivatives)
         lin.Z[: X.size] = X.ravel()
         U = np.empty(X.shape[0] * sizes.width, params.dtype)
         linearise.forward(table, 0, table.size, params, lin, U)
@@ -257,15 +276,23 @@ class Network:
             raise ValueError(f"params, X, y: expected a finite loss, got {value}")
         return float(value), gradient, curvature
 
-    def _linearise(self, params, X, targets):
-        """Layer table, `Linearisation`, loss and gradient."""
+    def _linearise(self, params, X, targets, derivatives):
+        """`Linearisation` (complete with 2 ``derivatives``), loss and gradient."""
         B = X.shape[0]
         table, sizes = self._table(B, params.dtype)
-        lin = self._propagate(table, sizes, params, X)
+        lin = self._propagate(table, sizes, params, X, derivatives)
         value, output_gradient, _ = self._terminal(lin.output, targets, lin.curvature)
         G = np.empty((2, B * sizes.width), params.dtype)
         G[table.size % 2, : output_gradient.size] = output_gradient.ravel()
         gradient = np.empty_like(params)
-        linearise.backward(table, 0, table.size, params, lin, gradient, G)
+        work = np.empty(self._work_size, params.dtype)
+        linearise.backward(table, 0, table.size, params, lin, gradient, G, work)
         check_finite("params, X, y: the gradient", gradient)
-        return table, lin, value, gradient
+        return lin, value, gradient
+
+
+def _fields(layer):
+    """A layer's entries in the `Chain`."""
+    if isinstance(layer, Dense):
+        return DENSE, layer.in_features, layer.out_features, layer.num_params, layer.bias, layer.skip
+    return BLOCKS, layer.in_features, layer.out_features, layer.num_params, False, False

@@ -47,7 +47,13 @@ class Registry:
         key = name, str(dtype)
         if key not in self._compiled:
             function = self.get(name)["function"]
-            # Numba would not notice that a user's function has changed: only our own come from the disk cache.
-            is_own = function.__module__.partition(".")[0] == __package__
-            self._compiled[key] = build(function, numba.from_dtype(dtype), is_own)
+            self._compiled[key] = build(function, numba.from_dtype(dtype), is_own(function))
         return self._compiled[key].address
+
+
+def is_own(function):
+    """Whether a function is this package's: only then may its compiled form be cached on disk.
+
+    Numba would not notice that a user's function has changed.
+    """
+    return function.__module__.partition(".")[0] == __package__

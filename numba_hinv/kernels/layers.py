@@ -25,7 +25,9 @@ LAYER = np.dtype(
             "n_out",
             "bias",
             "skip",
-            "activation",  # address of the compiled function
+            "function",  # address of the compiled activation of a dense layer, of a custom layer's value
+            "jacobian",  # of a custom layer's first derivatives
+            "curvature",  # of a custom layer's second derivatives; 0 where it is not compiled
             "p",
             "d",
             "r",
@@ -87,7 +89,7 @@ class Chain(NamedTuple):
     skip: np.ndarray
 
 
-def layer_table(chain, num_samples, activation=0):
+def layer_table(chain, num_samples, addresses=(0, 0, 0)):
     """The table of a chain for a batch of ``num_samples``, and the `Sizes` of the buffers it points into.
 
     Parameters
@@ -95,8 +97,8 @@ def layer_table(chain, num_samples, activation=0):
     chain : Chain
     num_samples : int
         B.
-    activation : (L,) int64 array, optional
-        Addresses of the compiled activations. Only linearising needs them.
+    addresses : (3, L) int64 array, optional
+        Of the compiled functions of each layer: function, jacobian and curvature. Only linearising needs them.
     """
     B, L = num_samples, chain.n_in.size
     n_in, n_out, p = chain.n_in, chain.n_out, chain.p
@@ -108,7 +110,8 @@ def layer_table(chain, num_samples, activation=0):
     # The first layer hands no front down: nothing comes before it.
     N = B * n_in
     N[0] = 0
-    for name, value in (*chain._asdict().items(), ("activation", activation), ("d", d), ("r", r), ("m", m), ("N", N)):
+    functions = zip(("function", "jacobian", "curvature"), addresses)
+    for name, value in (*chain._asdict().items(), *functions, ("d", d), ("r", r), ("m", m), ("N", N)):
         table[name] = value
     distinct, which = np.unique(m, return_inverse=True)
     packed = np.array([pack_size(int(size)) for size in distinct])[which]

@@ -1,0 +1,78 @@
+"""Custom layers outside of a net: what their compiled forms compute, and derivatives by contour integrals to compare with.
+
+The contour integral of `test_derivatives`, in one variable and in two: a function that is analytic and plain Python is run
+on complex numbers, so that its derivatives come from its values alone.
+"""
+
+import ctypes
+from types import SimpleNamespace
+
+import numpy as np
+
+
+def evaluate(layer, z, x, g, dtype=np.float64, columns=None):
+    """out, Dz, Dx, and Dxx, Dzx, Dzz (float64 only) for one sample, as the sweeps compute them.
+
+    The second derivatives are added to ones, which are taken off again; Dzx lies in a matrix of ``columns`` columns.
+    """
+    n, m, p = layer.in_features, layer.out_features, layer.num_params
+    columns = columns or n
+    z, x, g = (np.array(value, dtype) for value in (z, x, g))
+    result = SimpleNamespace(out=np.full(m, np.nan, dtype), Dz=np.zeros((m, n), dtype), Dx=np.zeros((m, p), dtype))
+    work = np.full(layer.work_size + 1, np.nan, dtype)
+    value, jacobian, curvature = layer.addresses(np.dtype(dtype))
+    _call(value, [z, x, result.out], [n, m, p])
+    _call(jacobian, [z, x, result.Dz, result.Dx, work], [n, m, p])
+    assert bool(curvature) == (np.dtype(dtype) == np.float64)
+    if curvature:
+        result.Dxx, result.Dzz = np.ones((p, p)), np.ones((n, n))
+        wide = np.ones((p, columns))
+        _call(curvature, [z, x, g, result.Dxx, wide, result.Dzz, work], [n, m, p, columns])
+        assert (wide[:, n:] == 1.0).all()
+        result.Dxx, result.Dzx, result.Dzz = result.Dxx - 1, wide[:, :n] - 1, result.Dzz - 1
+    assert np.isnan(work[-1])
+    return result
+
+
+def _call(address, arrays, sizes):
+    kinds = [ctypes.c_void_p] * len(arrays) + [ctypes.c_int64] * len(sizes)
+    ctypes.CFUNCTYPE(None, *kinds)(address)(*[array.ctypes.data for array in arrays], *sizes)
+
+
+def contour(function, z, x, g, radius=0.1, points=24):
+    """The same by contour integrals: ``function(z, x, out)`` is run on complex numbers in Python."""
+    n, p = len(z), len(x)
+    turns = np.exp(2j * np.pi * np.arange(points) / points)
+    origin = np.concatenate([z, x]).astype(complex)
+
+    def run(u):
+        out = np.zeros(len(g), complex)
+        function(u[:n].copy(), u[n:].copy(), out)
+        return out
+
+    unit = radius * np.eye(n + p)
+    singles = np.array([[run(origin + t * unit[i]) for t in turns] for i in range(n + p)])
+    jacobian = np.einsum("ita,t->ai", singles, 1 / turns).real / points / radius
+    hessian = np.diag(np.einsum("ita,t,a->i", singles, turns**-2, g).real) * 2 / points / radius**2
+    for i in range(n + p):
+        for j in range(i):
+            grid = np.array([[run(origin + s * unit[i] + t * unit[j]) for t in turns] for s in turns])
+            mixed = np.einsum("sta,s,t,a->", grid, 1 / turns, 1 / turns, g).real / points**2 / radius**2
+            hessian[i, j] = hessian[j, i] = mixed
+    return SimpleNamespace(
+        out=run(origin).real,
+        Dz=jacobian[:, :n],
+        Dx=jacobian[:, n:],
+        Dxx=hessian[n:, n:],
+        Dzx=hessian[n:, :n],
+        Dzz=hessian[:n, :n],
+    )
+
+
+def assert_close(ours, truth, tolerance, names=("out", "Dz", "Dx", "Dxx", "Dzx", "Dzz")):
+    """Every block to ``tolerance``, relative to its largest entry or 1."""
+    for name in names:
+        a, b = getattr(ours, name), getattr(truth, name)
+        assert a.shape == b.shape, name
+        if b.size:
+            assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max()), name
