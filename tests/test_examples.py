@@ -76,6 +76,44 @@ for name, rows in results.items():
     assert float(row(output, "dense (LAPACK)")[0]) < 1e-10
 
 
+def test_optimal_control(tmp_path):
+    """Ends upright with undamped, quadratically convergent steps; gradient and Hessian are the derivatives of the cost."""
+    pytest.importorskip("matplotlib")
+    example = ROOT / "examples" / "optimal_control.py"
+    output = run([str(example), "--steps", "150", "--picture", "picture.png"], tmp_path)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    table = np.array([line.split() for line in output.splitlines() if re.match(r" +\d", line)], float)
+    _, cost, gradient, damping, negative, share, _ = table.T
+    assert gradient[-1] < 1e-10
+    assert negative[0] > 0 and ((negative > 0) == (damping > 0)).all()
+    assert (damping[-3:] == 0).all() and (share[-3:-1] == 1).all() and (np.diff(cost) <= 1e-8).all()
+    # The last step may end in rounding, before its order shows.
+    digits = np.diff(np.log(gradient[-5:]))
+    assert (digits[1:] / digits[:-1])[-2:].max() > 1.7
+    assert float(re.search(r"([\d.]+) degrees from upright", output)[1]) < 2.0
+    check = run(["-c", f"""
+import sys
+sys.path.insert(0, {str(example.parent)!r})
+import numpy as np
+import numba_hinv as nh
+from optimal_control import START, derivatives, roll_out
+def at(forces):
+    states = np.tile(START, (forces.size + 1, 1))
+    cost = roll_out(forces, 0.02, states)
+    return cost, *derivatives(forces, 0.02, states)
+rng = np.random.default_rng(0)
+forces, v = rng.standard_normal(60), 1e-5 * rng.standard_normal(60)
+_, gradient, blocks, terminal = at(forces)
+ahead, behind = at(forces + v), at(forces - v)
+product = nh.Hessian.from_blocks(blocks, terminal) @ v
+print("slope", abs(ahead[0] - behind[0] - 2 * gradient @ v) / abs(2 * gradient @ v))
+print("curvature", np.linalg.norm(ahead[1] - behind[1] - 2 * product) / np.linalg.norm(2 * product))
+"""], tmp_path)
+    # Central differences: the square of the step, 1e-9, times third derivatives that are about 1 here.
+    assert float(row(check, "slope")[0]) < 1e-7
+    assert float(row(check, "curvature")[0]) < 1e-7
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_readme_snippet(number, tmp_path):
     run(["-c", SNIPPETS[number]], tmp_path)
