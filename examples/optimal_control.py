@@ -162,7 +162,7 @@ def derivatives(forces, h, states):
     for t in range(N - 1, 0, -1):
         lam[t] = stage.first[t, :4] + lam[t + 1] @ Dz[t]
     gradient = stage.first[:, 4] + np.einsum("ti,ti->t", lam[1:], Dx[:, :, 0])
-    # Second derivatives of the Hamiltonian l(z, u) + lam_{t+1}^T f(z, u). Its second term is what `LayerBlocks` is about,
+    # Second derivatives of the Hamiltonian l(z, u) + lam_{t+1}^T f(z, u). Its second term is what `LayerBlocks` means:
     # the step's second derivatives contracted with those of the cost in the next state. A stage cost acts without going
     # through the next state: its own second derivatives are added to Dxx, Dzx and Dzz. (Its first derivatives are in
     # lam and in the gradient already.)
@@ -196,7 +196,7 @@ def minimise(forces, h):
     states_there = states.copy()
     cost = roll_out(forces, h, states)
     damping, rows = 0.0, []
-    print(f"{'':>9}{'cost':>15}{'|gradient|':>12}{'damping':>10}{'negative':>10}{'step':>7}{'ms':>7}")
+    print(f"{'':>9}{'cost':>15}{'|gradient|':>12}{'damping':>10}{'negative':>10}{'step':>10}{'ms':>7}")
     while len(rows) < MAX_ITERATIONS:
         began = time.perf_counter()
         gradient, blocks, terminal = derivatives(forces, h, states)
@@ -219,7 +219,7 @@ def minimise(forces, h):
                 share *= 0.5
         rows.append(Row(cost, norm, F.damping, negative, share, time.perf_counter() - began))
         print(
-            f"{len(rows) - 1:>9}{cost:15.9f}{norm:12.1e}{F.damping:10.1e}{negative:10}{share:7.3g}"
+            f"{len(rows) - 1:>9}{cost:15.9f}{norm:12.1e}{F.damping:10.1e}{negative:10}{share:10.2g}"
             f"{1e3 * rows[-1].seconds:7.0f}"
         )
         if not share:

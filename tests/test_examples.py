@@ -77,7 +77,7 @@ for name, rows in results.items():
 
 
 def test_optimal_control(tmp_path):
-    """Ends upright with undamped, quadratically convergent steps; gradient and Hessian are the derivatives of the cost."""
+    """Ends upright, with undamped, quadratically convergent steps; gradient and Hessian are those of the cost."""
     pytest.importorskip("matplotlib")
     example = ROOT / "examples" / "optimal_control.py"
     output = run([str(example), "--steps", "150", "--picture", "picture.png"], tmp_path)
