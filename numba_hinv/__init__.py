@@ -8,7 +8,9 @@ from ._version import __version__  # noqa: E402 - nothing may be compiled or loa
 from .activations import activation_names, register_activation
 from .custom import Custom
 from .dense import Dense
+from .external import External
 from .factorization import Factorization, Inertia, SolveInfo
+from .frameworks.sklearn import from_sklearn
 from .gated import Gated
 from .hessian import Hessian
 from .layer_blocks import LayerBlocks
@@ -44,6 +46,7 @@ def solve(network, params, X, y, b, damping):
 __all__ = [
     "Custom",
     "Dense",
+    "External",
     "Factorization",
     "Gated",
     "Hessian",
@@ -55,6 +58,7 @@ __all__ = [
     "SolveInfo",
     "__version__",
     "activation_names",
+    "from_sklearn",
     "load",
     "loss_names",
     "register_activation",

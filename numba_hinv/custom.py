@@ -85,10 +85,7 @@ class Custom:
         _check_function("function", self.function, "z, x, out")
         for name, least in (("in_features", 1), ("out_features", 1), ("num_params", 0)):
             set_field(self, name, as_size(name, getattr(self, name), least))
-        if not callable(self.init):
-            is_number = np.ndim(self.init) == 0
-            start = as_real("init", self.init) if is_number else as_array("init", self.init, (self.num_params,))
-            set_field(self, "init", start if is_number else tuple(float(value) for value in start))
+        set_field(self, "init", as_init(self.init, self.num_params))
         for name, arguments in (("jacobian", "z, x, Dz, Dx"), ("curvature", "z, x, g, Dxx, Dzx, Dzz")):
             if getattr(self, name) is not None:
                 _check_function(name, getattr(self, name), arguments)
@@ -100,10 +97,7 @@ class Custom:
 
     def initial_params(self, rng):
         """Parameters to start from, (num_params,), drawn with the generator ``rng`` where ``init`` is a callable."""
-        start = self.init(rng) if callable(self.init) else self.init
-        if np.ndim(start) == 0:
-            return np.full(self.num_params, as_real("init", start))
-        return as_array("init", start, (self.num_params,), np.float64, " (num_params)")
+        return initial_params(self.init, self.num_params, rng)
 
     def addresses(self, dtype):
         """Addresses of the compiled value, jacobian and curvature (0 for float32: Hessians are taken in float64)."""
@@ -148,6 +142,23 @@ class Custom:
                 f"function: expected scalar arithmetic that can be differentiated (numba_hinv.autodiff), or jacobian and "
                 f"curvature beside it; got {self.function.__name__}, of which Numba says: {_gist(error)}"
             ) from error
+
+
+def as_init(init, num_params):
+    """The argument ``init`` of a layer: a callable, a float, or a tuple of as many floats as there are parameters."""
+    if callable(init):
+        return init
+    if np.ndim(init) == 0:
+        return as_real("init", init)
+    return tuple(float(value) for value in as_array("init", init, (num_params,)))
+
+
+def initial_params(init, num_params, rng):
+    """The parameters that ``init`` stands for."""
+    start = init(rng) if callable(init) else init
+    if np.ndim(start) == 0:
+        return np.full(num_params, as_real("init", start))
+    return as_array("init", start, (num_params,), np.float64, " (num_params)")
 
 
 def _check_function(name, function, arguments):

@@ -14,7 +14,7 @@ from .validation import DTYPES, as_array, as_numbers, common_dtype
 
 # Entries of symmetric blocks may differ by this times the largest entry of the block: what rounding in forming them
 # leaves, with digits to spare. They are replaced by their mean.
-_ASYMMETRY = {DTYPES[0]: 1e-10, DTYPES[1]: 1e-4}
+ASYMMETRY = {DTYPES[0]: 1e-10, DTYPES[1]: 1e-4}
 
 
 class LayerBlocks:
@@ -111,9 +111,9 @@ def pack(blocks, terminal):
         packed[name] = np.concatenate([array.ravel() for array in arrays]).astype(np.float64, copy=False)
         _check_finite(name, arrays, packed[name])
     dtype = DTYPES[0] if DTYPES[0] in dtypes else DTYPES[1]
-    packed["Dxx"] = _symmetrise("Dxx", packed["Dxx"], p, _ASYMMETRY[dtype])
-    packed["Dzz"] = _symmetrise("Dzz", packed["Dzz"], n_in, _ASYMMETRY[dtype])
-    terminal = _symmetrise("terminal", terminal.ravel(), n_out[-1:], _ASYMMETRY[dtype]).reshape(1, *shape)
+    packed["Dxx"] = _symmetrise("Dxx", packed["Dxx"], p, ASYMMETRY[dtype])
+    packed["Dzz"] = _symmetrise("Dzz", packed["Dzz"], n_in, ASYMMETRY[dtype])
+    terminal = _symmetrise("terminal", terminal.ravel(), n_out[-1:], ASYMMETRY[dtype]).reshape(1, *shape)
     none = np.zeros_like(p)
     nothing = np.empty(0)
     lin = Linearisation(
@@ -140,22 +140,27 @@ def _symmetrise(name, packed, sizes, tolerance):
     """The mean of each square block and its transpose; ``ValueError`` for one that is far from symmetric."""
     ends = np.cumsum(sizes * sizes)
     starts = ends - sizes * sizes
-    symmetric = np.empty_like(packed)
+    means = np.empty_like(packed)
     for size in np.unique(sizes[sizes > 0]):
         layers = np.flatnonzero(sizes == size)
         at = starts[layers][:, None] + np.arange(size * size)
-        square = packed[at].reshape(-1, size, size)
-        transposed = square.transpose(0, 2, 1)
-        difference = np.abs(square - transposed).max(axis=(1, 2), initial=0.0)
-        wrong = np.flatnonzero(difference > tolerance * np.abs(square).max(axis=(1, 2), initial=0.0))
+        mean, wrong, difference = symmetric(packed[at].reshape(-1, size, size), tolerance)
         if wrong.size:
             argument, place = ("terminal", "") if name == "terminal" else ("blocks", f" of layer {layers[wrong[0]]}")
             raise ValueError(
                 f"{argument}: expected {name}{place} to be symmetric, got entries that differ by "
                 f"{difference[wrong[0]]:.1e} from those across the diagonal"
             )
-        symmetric[at] = (0.5 * square + 0.5 * transposed).reshape(at.shape)
-    return symmetric
+        means[at] = mean.reshape(at.shape)
+    return means
+
+
+def symmetric(square, tolerance):
+    """The mean of each of (k, n, n) and its transpose, the indices of those far from symmetric, and how far all are."""
+    transposed = square.transpose(0, 2, 1)
+    difference = np.abs(square - transposed).max(axis=(1, 2), initial=0.0)
+    wrong = np.flatnonzero(difference > tolerance * np.abs(square).max(axis=(1, 2), initial=0.0))
+    return 0.5 * square + 0.5 * transposed, wrong, difference
 
 
 def block_diagonal(blocks):

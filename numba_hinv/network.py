@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from . import memory_budget
+from . import external, memory_budget
 from .activations import activation_address
 from .custom import Custom
 from .dense import Dense
+from .external import External
 from .hessian import Hessian
 from .kernels import binding, linearise
 from .kernels.layers import BLOCKS, DENSE, Chain, layer_table
@@ -21,7 +22,7 @@ class Network:
 
     Parameters
     ----------
-    layers : sequence of Dense and Custom (LayerNorm, RMSNorm, Gated)
+    layers : sequence of Dense, Custom (LayerNorm, RMSNorm, Gated) and External
         At least one; the outputs of each are the inputs of the next.
     loss : str
         softmax_cross_entropy (integer labels (B,)), mean_squared_error (mean over all elements, no factor 1/2),
@@ -32,8 +33,8 @@ class Network:
     layers : tuple
     loss_name : str
     num_params : int
-        P, the length of the flat vector: per dense layer the weight (out x in, row-major), then the bias; per custom
-        layer its own parameters.
+        P, the length of the flat vector: per dense layer the weight (out x in, row-major), then the bias; of the
+        other layers their own parameters.
 
     Raises
     ------
@@ -56,8 +57,10 @@ class Network:
         if not layers:
             raise ValueError("layers: expected at least one layer, got none")
         for index, layer in enumerate(layers):
-            if not isinstance(layer, (Dense, Custom)):
-                raise TypeError(f"layers: expected Dense or Custom layers, got {type(layer).__name__} at index {index}")
+            if not isinstance(layer, (Dense, Custom, External)):
+                raise TypeError(
+                    f"layers: expected Dense, Custom or External layers, got {type(layer).__name__} at index {index}"
+                )
             if index and layer.in_features != layers[index - 1].out_features:
                 raise ValueError(
                     f"layers: expected layer {index} to take the {layers[index - 1].out_features} outputs of layer "
@@ -71,6 +74,7 @@ class Network:
         if self.num_params == 0:
             raise ValueError("layers: expected at least one parameter, got none in all layers")
         self._work_size = max([layer.work_size for layer in layers if isinstance(layer, Custom)], default=0)
+        self._external = [l for l, layer in enumerate(layers) if isinstance(layer, External)]
         self._tables = {}
 
     def __getstate__(self):
@@ -85,7 +89,7 @@ class Network:
 
         Weights are normal with standard deviation ``gain / sqrt(in_features)``, those of layers with a skip divided by
         the square root of the number of such layers, so that depth does not blow the activations up; biases are 0.
-        Custom layers start as they say, whatever ``gain`` is.
+        Other layers start as they say, whatever ``gain`` is.
 
         Parameters
         ----------
@@ -116,8 +120,8 @@ class Network:
     def unpack(self, params):
         """Views of ``params``, one entry per layer.
 
-        Per dense layer ``(weight, bias)`` of shape (out, in) and (out,), bias being None without one; per custom layer its
-        parameters, (num_params,).
+        Per dense layer ``(weight, bias)`` of shape (out, in) and (out,), bias being None without one; of the other
+        layers their parameters, (num_params,).
 
         Parameters
         ----------
@@ -219,7 +223,9 @@ class Network:
             names = {layer.activation for layer in self.layers if isinstance(layer, Dense)}
             activations = {name: (activation_address(name, dtype), 0, 0) for name in names}
             addresses = [
-                activations[layer.activation] if isinstance(layer, Dense) else layer.addresses(key[1])
+                activations[layer.activation] if isinstance(layer, Dense)
+                else layer.addresses(key[1]) if isinstance(layer, Custom)
+                else (0, 0, 0)
                 for layer in self.layers
             ]
             found = layer_table(self._chain, num_samples, np.array(addresses, np.int64).T)
@@ -259,7 +265,12 @@ class Network:
         lin = linearise.allocate(sizes, X.shape[0], int(self._chain.n_out[-1]), params.dtype, derivatives)
         lin.Z[: X.size] = X.ravel()
         U = np.empty(X.shape[0] * sizes.width, params.dtype)
-        linearise.forward(table, 0, table.size, params, lin, U)
+        start = 0
+        for l in self._external:
+            linearise.forward(table, start, l, params, lin, U)
+            external.forward(self.layers[l], table, l, params, lin)
+            start = l + 1
+        linearise.forward(table, start, table.size, params, lin, U)
         check_finite("params, X: the net's output", lin.output)
         return lin
 
@@ -286,7 +297,12 @@ class Network:
         G[table.size % 2, : output_gradient.size] = output_gradient.ravel()
         gradient = np.empty_like(params)
         work = np.empty(self._work_size, params.dtype)
-        linearise.backward(table, 0, table.size, params, lin, gradient, G, work)
+        stop = table.size
+        for l in reversed(self._external):
+            linearise.backward(table, l + 1, stop, params, lin, gradient, G, work)
+            external.backward(self.layers[l], table, l, params, lin, gradient, G, keep=derivatives == 2)
+            stop = l
+        linearise.backward(table, 0, stop, params, lin, gradient, G, work)
         check_finite("params, X, y: the gradient", gradient)
         return lin, value, gradient
 
