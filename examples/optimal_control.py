@@ -181,6 +181,7 @@ class Row(NamedTuple):
     gradient: float  # norm
     damping: float
     negative: int  # eigenvalues of the undamped Hessian
+    decrement: float  # root of step^T (H + damping I) step, Newton's own measure of distance
     share: float  # of the step that was taken
     seconds: float
 
@@ -196,7 +197,7 @@ def minimise(forces, h):
     states_there = states.copy()
     cost = roll_out(forces, h, states)
     damping, rows = 0.0, []
-    print(f"{'':>9}{'cost':>15}{'|gradient|':>12}{'damping':>10}{'negative':>10}{'step':>10}{'ms':>7}")
+    print(f"{'':>9}{'cost':>15}{'|gradient|':>12}{'damping':>10}{'negative':>10}{'decrement':>11}{'step':>10}{'ms':>7}")
     while len(rows) < MAX_ITERATIONS:
         began = time.perf_counter()
         gradient, blocks, terminal = derivatives(forces, h, states)
@@ -204,25 +205,24 @@ def minimise(forces, h):
         H = nh.Hessian.from_blocks(blocks, terminal)
         F = H.factorize(0.0)
         negative = F.inertia.negative
-        share = 0.0 if norm < TOLERANCE else 1.0
-        if share:
-            if negative:
-                damping = max(LOWER * damping, 1e-6 * H.norm())
-                while (F := H.factorize(damping)).inertia.negative:
-                    damping *= RAISE
-            step = F.solve(-gradient)
-            while True:
-                cost_there = roll_out(forces + share * step, h, states_there)
-                # Rounding of the cost is allowed for: near the solution it hides the decrease.
-                if cost_there <= cost + 1e-4 * share * (gradient @ step) + 1e-13 * abs(cost):
-                    break
-                share *= 0.5
-        rows.append(Row(cost, norm, F.damping, negative, share, time.perf_counter() - began))
+        if negative:
+            damping = max(LOWER * damping, 1e-6 * H.norm())
+            while (F := H.factorize(damping)).inertia.negative:
+                damping *= RAISE
+        step = F.solve(-gradient)
+        slope, share = gradient @ step, 1.0
+        while norm > TOLERANCE:
+            cost_there = roll_out(forces + share * step, h, states_there)
+            # Rounding of the cost is allowed for: near the solution it hides the decrease.
+            if cost_there <= cost + 1e-4 * share * slope + 1e-13 * abs(cost):
+                break
+            share *= 0.5
+        rows.append(Row(cost, norm, F.damping, negative, (-slope) ** 0.5, share, time.perf_counter() - began))
         print(
-            f"{len(rows) - 1:>9}{cost:15.9f}{norm:12.1e}{F.damping:10.1e}{negative:10}{share:10.2g}"
-            f"{1e3 * rows[-1].seconds:7.0f}"
+            f"{len(rows) - 1:>9}{cost:15.9f}{norm:12.1e}{F.damping:10.1e}{negative:10}{rows[-1].decrement:11.1e}"
+            f"{share:10.2g}{1e3 * rows[-1].seconds:7.0f}"
         )
-        if not share:
+        if norm <= TOLERANCE:
             return forces, states, rows
         forces, cost = forces + share * step, cost_there
         states, states_there = states_there, states
@@ -261,11 +261,12 @@ def draw(forces, states, rows, picture):
     damped = np.array([row.damping > 0 for row in rows])
     iterations = np.arange(len(rows))
     newton.semilogy(iterations, lengths, color="gray", linewidth=0.8, zorder=1)
+    newton.semilogy(iterations, [row.decrement for row in rows], "k-", linewidth=1.2, label="decrement", zorder=1)
     newton.semilogy(iterations[damped], lengths[damped], "o", color="tab:red", markersize=4,
-                    label="H has negative eigenvalues: damped step")
+                    label="gradient, H indefinite: damped step")
     newton.semilogy(iterations[~damped], lengths[~damped], "o", color="tab:blue", markersize=4,
-                    label="H is positive definite: Newton's step")
-    newton.set(xlabel="iteration", ylabel="norm of the gradient",
+                    label="gradient, H positive definite: undamped")
+    newton.set(xlabel="iteration", ylabel="norm",
                title=f"Newton's method in {forces.size:,} forces")
     counts = newton.twinx()
     counts.bar(iterations, [row.negative for row in rows], color="tab:red", alpha=0.2, width=0.8)
