@@ -19,6 +19,8 @@ def chunks(costs, cuts=()):
         Where a new run must start in any case.
     """
     num_layers = len(costs)
+    if not len(cuts) and np.sum(costs) + num_layers * _LAYER <= _CALL:
+        return [(0, num_layers)]
     done = np.cumsum(np.asarray(costs, float) + _LAYER)
     starts = np.searchsorted(done, np.arange(_CALL, done[-1], _CALL)) + 1 if done[-1] > _CALL else []
     bounds = sorted({0, num_layers, *(int(s) for s in starts if s < num_layers), *cuts})

@@ -12,17 +12,16 @@ import numpy as np
 from scipy.linalg import LinAlgWarning
 from scipy.sparse.linalg import LinearOperator
 
-from . import checkpoints, condition, memory_budget, storage
+from . import checkpoints, columns, condition, memory_budget, storage, threads
 from .chunks import chunks
 from .kernels import binding, eliminate, status, substitute
 from .kernels.layers import DENSE
 from .probe import random_signs
+from .progress import bar
 from .refinement import backward_error, contraction, refine
 from .scaling import lengths, row_exponents
-from .validation import as_flag, as_float_dtype, as_real, as_right_hand_sides
+from .validation import as_columns, as_flag, as_float_dtype, as_real
 
-# Right-hand sides per blocked pass.
-BLOCK = 32
 # Layers whose scales are looked through at a time.
 _LOOKED_THROUGH = 4096
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
@@ -429,7 +428,7 @@ class Factorization(LinearOperator):
     def _refined_inverse(self, rows):
         return self._refine(rows, np.dtype(np.float64)).x
 
-    def solve(self, b, refine=True, full_output=False):
+    def solve(self, b, refine=True, full_output=False, num_threads=None, progress=False):
         """Solve ``(H + damping I) x = b``.
 
         Parameters
@@ -441,6 +440,12 @@ class Factorization(LinearOperator):
             two sweeps alone.
         full_output : bool
             Whether to return what is known of the solution, too.
+        num_threads : int, optional
+            Right-hand sides are solved in blocks, of 8 where there are many parameters, at most so many blocks at a time;
+            by default one a core, or as many as leave BLAS its own threads (`Hessian.factorize_many`). The answer is the
+            same for every number.
+        progress : bool
+            Show a progress bar, for which tqdm must be installed.
 
         Returns
         -------
@@ -460,6 +465,8 @@ class Factorization(LinearOperator):
             b is not a finite real array of that shape.
         numpy.linalg.LinAlgError
             The solution overflows.
+        ImportError
+            A progress bar is asked for and tqdm is not there.
 
         Notes
         -----
@@ -467,30 +474,30 @@ class Factorization(LinearOperator):
         and, once for a factorization, four refined solves that estimate the norm of the inverse.
         """
         refine, full_output = as_flag("refine", refine), as_flag("full_output", full_output)
-        rows, dtype = as_right_hand_sides("b", b, self.shape[0], self.dtype)
-        exponents = row_exponents(rows)
-        if (np.abs(exponents) > _LARGEST_EXPONENT).any():
-            rows = np.ldexp(rows, -exponents[:, None])
-        else:
-            exponents[:] = 0
-        x = np.empty_like(rows)
-        errors, bounds = np.empty(rows.shape[0]), np.empty(rows.shape[0])
-        steps = krylov_steps = 0
-        for start in range(0, rows.shape[0], BLOCK):
-            block = slice(start, start + BLOCK)
-            if refine:
-                refined = self._refine(rows[block], dtype)
-                x[block], errors[block] = refined.x, refined.backward_error
-                steps, krylov_steps = max(steps, refined.steps), max(krylov_steps, refined.krylov_steps)
-                self._check_solution(refined, rows[block])
+        given, dtype = as_columns("b", b, self.shape[0], self.dtype)
+        x, count = np.empty(given.shape, dtype), given.shape[1]
+        # What all blocks use is made before there are threads.
+        self._blocks()
+        if full_output:
+            self._norm_of_inverse()
+        with bar(progress, count, "solve", "column") as shown:
+
+            def solve_block(start, stop, check):
+                rows, known = self._solve_rows(columns.gather(given, start, stop), dtype, refine, full_output, check)
+                columns.scatter(rows, x, start)
+                shown.update(stop - start)
+                return known
+
+            if self.checkpoint:
+                # Each block would have to make the factors again.
+                found = columns.run(solve_block, given.shape, 1, max(count, 1))
             else:
-                x[block] = self._substitute(rows[block])
-            if full_output:
-                errors[block], bounds[block] = self._judge(x[block], rows[block])
-        with np.errstate(over="ignore", under="ignore"):
-            x = np.ldexp(x, (exponents - self._scale.matrix)[:, None]).T.astype(dtype, order="C", copy=False)
-        if not np.isfinite(x).all():
-            raise np.linalg.LinAlgError(f"b: the solution overflows, with damping={self.damping:g}")
+                workers = threads.num_workers(num_threads, max(count, 1), self.hessian._solves_reach_blas())
+                found = columns.run(solve_block, given.shape, workers)
+        errors = np.concatenate([known.backward_error for known in found] or [np.empty(0)])
+        bounds = np.concatenate([known.error_bound for known in found] or [np.empty(0)])
+        steps = max((known.refinement_steps for known in found), default=0)
+        krylov_steps = max((known.krylov_steps for known in found), default=0)
         if refine:
             self._warn(errors.max(initial=0.0), steps, krylov_steps, dtype)
         x = x.reshape(np.shape(b))
@@ -499,11 +506,44 @@ class Factorization(LinearOperator):
         shape = np.shape(b)[1:]
         return x, SolveInfo(errors.reshape(shape), bounds.reshape(shape), steps, krylov_steps)
 
-    def _refine(self, rows, dtype):
+    def _solve_rows(self, rows, dtype, refine, full_output, check):
+        """(solutions of a block of right-hand sides, `SolveInfo`), both by rows."""
+        exponents = row_exponents(rows)
+        if (np.abs(exponents) > _LARGEST_EXPONENT).any():
+            rows = np.ldexp(rows, -exponents[:, None])
+        else:
+            exponents[:] = 0
+        errors, bounds, steps, krylov_steps = np.empty(rows.shape[0]), np.empty(rows.shape[0]), 0, 0
+        if refine:
+            refined = self._refine(rows, dtype, check)
+            x, errors, steps, krylov_steps = refined
+            self._check_solution(refined, rows)
+        else:
+            x = self._substitute(rows, check)
+        if full_output:
+            errors, bounds = self._judge(x, rows)
+        exponents -= self._scale.matrix
+        if exponents.any():
+            with np.errstate(over="ignore", under="ignore"):
+                np.ldexp(x, exponents[:, None], out=x)
+        largest = max(x.max(initial=0.0), -x.min(initial=0.0))
+        if not largest <= np.finfo(dtype).max:
+            raise np.linalg.LinAlgError(f"b: the solution overflows, with damping={self.damping:g}")
+        return x, SolveInfo(errors, bounds, steps, krylov_steps)
+
+    def _refine(self, rows, dtype, check=threads.no_check):
         limit = _BACKWARD_ERROR[dtype]
         can_rescue = self.num_perturbed or abs(self._eps) < _RESCUE[self.factor_dtype] * self._norm
         rescue = self._rescue if can_rescue else None
-        return refine(self._multiply, self._substitute, self._hessian_norm, rows, limit / 16, limit, rescue)
+
+
+        def multiply(rows):
+            return self._multiply(rows, check)
+
+        def substitute(rows):
+            return self._substitute(rows, check)
+
+        return refine(multiply, substitute, self._hessian_norm, rows, limit / 16, limit, rescue)
 
     def _rescue(self):
         """The sweeps of another factorization, for what this one cannot solve; None where there is no memory for it.
@@ -543,7 +583,7 @@ class Factorization(LinearOperator):
         # Of x first, then of the exact solution, which is smaller than x by the error at most.
         error = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
         error = np.where(error < 1.0, error / np.maximum(1.0 - error, 0.5), np.inf)
-        return backward_error(self._hessian_norm, x, b, residual), error
+        return backward_error(self._hessian_norm, x, lengths(b), residual), error
 
     def _norm_of_inverse(self):
         """Twice an estimate, from below, of the 2-norm of the inverse; computed once."""
@@ -564,11 +604,11 @@ class Factorization(LinearOperator):
                 stacklevel=3,
             )
 
-    def _multiply(self, rows):
+    def _multiply(self, rows, check=threads.no_check):
         """rows times 2^-k (H + damping I)."""
-        product = self.hessian._multiply(rows, self._scale)
+        product = self.hessian._multiply(rows, self._scale, check)
         if self._eps != 0.0:
-            product += self._eps * rows
+            columns.add_multiple(self._eps, rows, product)
         return product
 
     def _pieces(self, segment, num_vectors, sweep):
@@ -580,7 +620,7 @@ class Factorization(LinearOperator):
         pieces = chunks(flops)
         return pieces[::-1] if sweep is substitute.substitute_back else pieces
 
-    def _substitute(self, rows):
+    def _substitute(self, rows, check=threads.no_check):
         """The two sweeps: rows (k, P) times the factors' inverse, in their precision."""
         hessian = self.hessian
         params, lin, space = self._blocks()
@@ -595,6 +635,7 @@ class Factorization(LinearOperator):
         for segment, factors in self._visit():
             table = segment.table(hessian._table)
             for start, stop in self._pieces(segment, b.shape[0], sweep):
+                check()
                 sweep(table, start, stop, params, lin, space, factors, self._shift, b, x, work)
             if segment.start == 0:
                 sweep = substitute.substitute_forth

@@ -3,19 +3,17 @@
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from . import layer_blocks, memory_budget, scaling
+from . import columns, layer_blocks, many, memory_budget, scaling, threads
+from .chunks import chunks
 from .factorization import Factorization, factor_nbytes
 from .kernels import binding, multiply, row_space
 from .kernels.layers import layer_table
 from .kernels.linearise import Linearisation
-from .many import factorize_many
 from .probe import random_signs
 from .progress import bar
 from .scaling import lengths
-from .validation import as_real, as_right_hand_sides
+from .validation import as_columns, as_real
 
-# Vectors per blocked pass of the sweeps: enough for matrix kernels to run at speed, few enough for tangents to fit.
-BLOCK = 32
 # On 60 small nets these reached 0.74 of the norm at least, 0.97 in the median.
 _POWER_STEPS = 4
 # Where a count of eigenvalues is uncertain, the shifts around it that are tried, in units of ||H||.
@@ -86,13 +84,13 @@ class Hessian(LinearOperator):
         # The table and its sizes follow from the chain, so that they are not pickled.
         self._table, self._sizes = layers or layer_table(self._chain, self.num_samples)
         binding.load(np.dtype(np.float64))
-        self._spaces = {}
+        self._spaces, self._known_runs = {}, {}
         self._last_scaled = self._last_narrow = (None,)
 
     def __getstate__(self):
         # The norm and the logarithms stay: factors belong to the scaling that they were made with.
         state = self.__dict__.copy()
-        for name in ("_table", "_sizes", "_spaces", "_last_scaled", "_last_narrow"):
+        for name in ("_table", "_sizes", "_spaces", "_known_runs", "_last_scaled", "_last_narrow"):
             del state[name]
         return state
 
@@ -216,7 +214,7 @@ class Hessian(LinearOperator):
         Norm, row spaces and scaled blocks are computed once. Each elimination at work needs its workspace, two fronts and
         a few blocks, beside the factors that are kept.
         """
-        return factorize_many(self, dampings, factor_dtype, checkpoint, num_threads, progress)
+        return many.factorize_many(self, dampings, factor_dtype, checkpoint, num_threads, progress)
 
     @property
     def factor_nbytes(self):
@@ -306,10 +304,10 @@ class Hessian(LinearOperator):
         P = self.shape[0]
         memory_budget.require(8 * P * P, f"the dense Hessian of P = {P} parameters")
         dense = np.empty((P, P), np.float64)
-        for start in range(0, P, BLOCK):
-            rows = np.zeros((min(BLOCK, P - start), P))
+        for start in range(0, P, columns.SHORT_BLOCK):
+            rows = np.zeros((min(columns.SHORT_BLOCK, P - start), P))
             rows[np.arange(rows.shape[0]), start + np.arange(rows.shape[0])] = 1.0
-            dense[start : start + BLOCK] = self._multiply(rows)
+            dense[start : start + columns.SHORT_BLOCK] = self._multiply(rows)
         dense += dense.T.copy()
         dense *= 0.5
         return dense.astype(self.dtype, copy=False)
@@ -330,7 +328,7 @@ class Hessian(LinearOperator):
             product = np.empty_like(v)
             scratch = multiply.workspace(self._sizes, 1, self.num_samples, v.dtype)
             for _ in range(_POWER_STEPS):
-                multiply.multiply_hessian(self._table, self._params, self._lin, v, product, *scratch)
+                self._sweep(self._params, self._lin, v, product, scratch)
                 v, product = product, v
                 length = lengths(v)[0]
                 if length == 0.0 or not np.isfinite(length):
@@ -345,33 +343,58 @@ class Hessian(LinearOperator):
         """How far the parameters move the states (`scaling.state_logarithms`), (L + 1,); computed once."""
         if self._logarithms is None:
             v = random_signs(3, self.shape[0])
-            tangents, *scratch = multiply.workspace(self._sizes, 1, self.num_samples, v.dtype)
-            multiply.multiply_hessian(self._table, self._params, self._lin, v, np.empty_like(v), tangents, *scratch)
-            self._logarithms = scaling.state_logarithms(self._table, tangents, self._lin.output.size)
+            dZ, dU, _ = multiply.workspace(self._sizes, 1, self.num_samples, v.dtype)
+            for start, stop in self._runs(1):
+                multiply.tangents(self._table, start, stop, self._params, self._lin, v, dZ, dU)
+            self._logarithms = scaling.state_logarithms(self._table, dZ, self._lin.output.size)
         return self._logarithms
 
     def _matvec(self, v):
         return self._matmat(v.reshape(-1, 1)).reshape(v.shape)
 
     def _matmat(self, V):
-        rows, dtype = as_right_hand_sides("v", V, self.shape[0], self.dtype)
-        product = np.empty_like(rows)
-        for start in range(0, rows.shape[0], BLOCK):
-            product[start : start + BLOCK] = self._multiply(rows[start : start + BLOCK])
-        return product.T.astype(dtype, order="C", copy=False)
+        V, dtype = as_columns("v", V, self.shape[0], self.dtype)
+        product = np.empty(V.shape, dtype)
+
+        def multiply_block(start, stop, check):
+            columns.scatter(self._multiply(columns.gather(V, start, stop), check=check), product, start)
+
+        columns.run(multiply_block, V.shape, threads.num_workers(None, V.shape[1], self._solves_reach_blas()))
+        return product
 
     def _adjoint(self):
         return self
 
     _transpose = _adjoint
 
-    def _multiply(self, rows, scale=None):
+    def _multiply(self, rows, scale=None, check=threads.no_check):
         """rows H in float64, rows (k, P); H scaled as ``scale`` says."""
         product = np.empty_like(rows)
         scratch = multiply.workspace(self._sizes, rows.shape[0], self.num_samples, rows.dtype)
         params, lin = (self._params, self._lin) if scale is None else self._scaled(scale)
-        multiply.multiply_hessian(self._table, params, lin, rows, product, *scratch)
+        self._sweep(params, lin, rows, product, scratch, check)
         return product
+
+    def _sweep(self, params, lin, rows, product, scratch, check=threads.no_check):
+        dZ, dU, q = scratch
+        runs = self._runs(rows.shape[0])
+        for start, stop in runs:
+            check()
+            multiply.tangents(self._table, start, stop, params, lin, rows, dZ, dU)
+        for start, stop in reversed(runs):
+            check()
+            multiply.adjoints(self._table, start, stop, params, lin, rows, product, dZ, dU, q)
+
+    def _solves_reach_blas(self):
+        return many.solves_reach_blas(self)
+
+    def _runs(self, num_vectors):
+        """Layers for one compiled call of a product with so many vectors."""
+        found = self._known_runs.get(num_vectors)
+        if found is None:
+            flops = 6.0 * num_vectors * self.num_samples * self._table["p"]
+            found = self._known_runs[num_vectors] = chunks(flops + 16.0 * num_vectors * self._table["p"])
+        return found
 
     def _scaling(self, damping, dtype):
         """The `Scaling` of ``H + damping I`` for sweeps in ``dtype``."""
@@ -393,7 +416,9 @@ class Hessian(LinearOperator):
             if dtype == np.float64:
                 space = row_space.RowSpace(np.empty(self._sizes.Q), np.empty(self._sizes.R))
                 scratch = row_space.workspace(self._sizes, self.num_samples, np.dtype(np.float64))
-                row_space.span(self._table, self._lin, space, scratch)
+                # Reflections are plain loops, four times as slow as products.
+                for start, stop in chunks(16.0 * self.num_samples**2 * self._table["d"]):
+                    row_space.span(self._table[start:stop], self._lin, space, scratch)
                 self._spaces[dtype] = space
             else:
                 space = self._row_space(np.dtype(np.float64))

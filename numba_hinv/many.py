@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from . import threads
+from . import columns, threads
 from .factorization import Factorization, factor_dtype_of, require_memory, segments_of
-from .kernels import binding
+from .kernels import binding, product
 from .progress import bar
 from .validation import as_array, as_flag
 
@@ -47,7 +47,13 @@ def factorize_many(hessian, dampings, factor_dtype=None, checkpoint=False, num_t
 
 def reaches_blas(hessian):
     """Whether the elimination has products that are large enough for BLAS."""
-    table = hessian._table
-    return max(int(table[name].max()) for name in ("m", "N")) >= _BLAS_SIZE or (
-        hessian.num_samples * hessian._sizes.width >= _BLAS_SIZE
-    )
+    return max(int(hessian._table["m"].max()), hessian.num_samples * hessian._sizes.width) >= _BLAS_SIZE
+
+
+def solves_reach_blas(hessian):
+    """Whether solves and products have products that are large enough for BLAS."""
+    table, B = hessian._table, hessian.num_samples
+    m, N, n_in, n_out = (table[name].astype(float) for name in ("m", "N", "n_in", "n_out"))
+    block = columns.block_of(hessian.shape[0])
+    largest = max((m * np.maximum(m, N)).max(), (n_in * n_out * B).max(), (table["m"] * B * n_out).max())
+    return largest * block >= product.BLAS_WORK or largest >= product.GEMV_WORK

@@ -5,9 +5,6 @@ import os
 # Less than this is not worth asking about: the question takes longer than a small factorization.
 _NEGLIGIBLE = 1 << 20
 
-# Less than this is not worth asking for, and asking takes longer than computing with it.
-_NEGLIGIBLE = 1 << 20
-
 
 def available_bytes():
     """Bytes that can still be allocated: the least of free memory and the address space's limit; None if unknown."""
@@ -35,8 +32,6 @@ def available_bytes():
 
 def require(num_bytes, purpose):
     """``MemoryError`` if ``num_bytes`` for ``purpose`` are not available."""
-    if num_bytes < _NEGLIGIBLE:
-        return
     if num_bytes < _NEGLIGIBLE:
         return
     available = available_bytes()

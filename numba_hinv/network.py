@@ -4,6 +4,7 @@ import numpy as np
 
 from . import external, memory_budget
 from .activations import activation_address
+from .chunks import chunks
 from .custom import Custom
 from .dense import Dense
 from .external import External
@@ -74,7 +75,7 @@ class Network:
         if self.num_params == 0:
             raise ValueError("layers: expected at least one parameter, got none in all layers")
         self._work_size = max([layer.work_size for layer in layers if isinstance(layer, Custom)], default=0)
-        self._external = [l for l, layer in enumerate(layers) if isinstance(layer, External)]
+        self._external = {l for l, layer in enumerate(layers) if isinstance(layer, External)}
         self._tables = {}
 
     def __getstate__(self):
@@ -265,14 +266,22 @@ class Network:
         lin = linearise.allocate(sizes, X.shape[0], int(self._chain.n_out[-1]), params.dtype, derivatives)
         lin.Z[: X.size] = X.ravel()
         U = np.empty(X.shape[0] * sizes.width, params.dtype)
-        start = 0
-        for l in self._external:
-            linearise.forward(table, start, l, params, lin, U)
-            external.forward(self.layers[l], table, l, params, lin)
-            start = l + 1
-        linearise.forward(table, start, table.size, params, lin, U)
+        for start, stop in self._runs(X.shape[0], derivatives):
+            if start in self._external:
+                external.forward(self.layers[start], table, start, params, lin)
+            else:
+                linearise.forward(table, start, stop, params, lin, U)
         check_finite("params, X: the net's output", lin.output)
         return lin
+
+    def _runs(self, num_samples, derivatives):
+        """Layers for one compiled call of linearising."""
+        kind, n_in, n_out, p, *_ = self._chain
+        flops = 4.0 * p + 40.0 * n_out
+        if derivatives == 2:
+            flops += np.where(kind == BLOCKS, 4.0 * (p + n_in) * (p + n_in + n_out), 0.0)
+        # External layers are no compiled calls.
+        return chunks(num_samples * flops, [cut for l in self._external for cut in (l, l + 1)])
 
     def _terminal(self, output, targets, curvature=None):
         """Value, gradient and curvature of the loss in the output."""
@@ -297,12 +306,11 @@ class Network:
         G[table.size % 2, : output_gradient.size] = output_gradient.ravel()
         gradient = np.empty_like(params)
         work = np.empty(self._work_size, params.dtype)
-        stop = table.size
-        for l in reversed(self._external):
-            linearise.backward(table, l + 1, stop, params, lin, gradient, G, work)
-            external.backward(self.layers[l], table, l, params, lin, gradient, G, keep=derivatives == 2)
-            stop = l
-        linearise.backward(table, 0, stop, params, lin, gradient, G, work)
+        for start, stop in reversed(self._runs(B, derivatives)):
+            if start in self._external:
+                external.backward(self.layers[start], table, start, params, lin, gradient, G, keep=derivatives == 2)
+            else:
+                linearise.backward(table, start, stop, params, lin, gradient, G, work)
         check_finite("params, X, y: the gradient", gradient)
         return lin, value, gradient
 

@@ -26,9 +26,9 @@ class Refined(NamedTuple):
     krylov_steps: int  # likewise
 
 
-def backward_error(norm, x, b, residual):
+def backward_error(norm, x, b_lengths, residual):
     """Normwise backward error of each row; infinity where something is not finite."""
-    size = norm * lengths(x) + lengths(b)
+    size = norm * lengths(x) + b_lengths
     error = lengths(residual)
     error = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
     return np.where(np.isfinite(error), error, np.inf)
@@ -51,21 +51,28 @@ def refine(multiply, solve, norm, b, goal, limit, rescue=None):
     rescue : callable, optional
         Returns another approximate inverse (or None), for what is above the limit after one cycle with the first.
     """
+    b_lengths = lengths(b)
     x = solve(b)
-    residual = b - multiply(x)
-    error = backward_error(norm, x, b, residual)
+    residual = _residual(multiply, b, x)
+    error = backward_error(norm, x, b_lengths, residual)
     active = np.flatnonzero(error > goal)
     steps = 0
     while active.size and steps < MAX_STEPS:
         steps += 1
-        x_new = x[active] + solve(residual[active])
-        residual_new = b[active] - multiply(x_new)
-        error_new = backward_error(norm, x_new, b[active], residual_new)
+        # A copy only where some rows are done: rows may be long.
+        some = active if active.size < b.shape[0] else slice(None)
+        x_new = solve(residual[some])
+        x_new += x[some]
+        residual_new = _residual(multiply, b[some], x_new)
+        error_new = backward_error(norm, x_new, b_lengths[some], residual_new)
         better = error_new < error[active]
         # Less than halved: what is left is rounding of the residual, or not to be had this way.
         going_on = better & (error_new < 0.5 * error[active]) & (error_new > goal)
-        improved = active[better]
-        x[improved], residual[improved], error[improved] = x_new[better], residual_new[better], error_new[better]
+        if active.size == b.shape[0] and better.all():
+            x, residual, error = x_new, residual_new, error_new
+        else:
+            improved = active[better]
+            x[improved], residual[improved], error[improved] = x_new[better], residual_new[better], error_new[better]
         active = active[going_on]
     krylov_steps = np.zeros(b.shape[0], np.int64)
     cycles = _KRYLOV_CYCLES if rescue is None else 1
@@ -77,6 +84,11 @@ def refine(multiply, solve, norm, b, goal, limit, rescue=None):
         for row in left:
             krylov_steps[row] += _krylov(multiply, other, norm, b, x, error, row, goal, limit, _KRYLOV_CYCLES)
     return Refined(x, error, steps, int(krylov_steps.max(initial=0)))
+
+
+def _residual(multiply, b, x):
+    product = multiply(x)
+    return np.subtract(b, product, out=product)
 
 
 def _krylov(multiply, solve, norm, b, x, error, row, goal, limit, cycles):
@@ -93,7 +105,7 @@ def _krylov(multiply, solve, norm, b, x, error, row, goal, limit, cycles):
         x_new, steps = _flexible_cycle(multiply, solve, norm, b[row], x[row], residual, goal)
         taken += steps
         residual_new = b[row : row + 1] - multiply(x_new[None])
-        error_new = backward_error(norm, x_new[None], b[row : row + 1], residual_new)[0]
+        error_new = backward_error(norm, x_new[None], lengths(b[row : row + 1]), residual_new)[0]
         if not error_new < error[row]:
             break
         stalled = error_new > 0.5 * error[row]

@@ -46,7 +46,7 @@ def state_logarithms(table, tangents, num_outputs):
     ----------
     table : layer table
     tangents : array
-        Of the inputs of all layers and of the output along one random direction, as `multiply_hessian` leaves them.
+        Of the inputs of all layers and of the output along one random direction, as `tangents` leaves them.
     num_outputs : int
         How many of them are the output's.
     """
@@ -127,4 +127,4 @@ def lengths(rows):
 
 def row_exponents(rows):
     """Exponent of the largest entry of each row, (k,)."""
-    return np.frexp(np.abs(rows).max(axis=1, initial=0.0))[1]
+    return np.frexp(np.maximum(rows.max(axis=1, initial=0.0), -rows.min(axis=1, initial=0.0)))[1]

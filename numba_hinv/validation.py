@@ -122,13 +122,13 @@ def as_labels(name, value, num_samples, num_classes):
     return array.astype(np.int64)
 
 
-def as_right_hand_sides(name, value, num_rows, default_dtype):
-    """``value`` (P,) or (P, k) as rows (k, P) in float64, contiguous, with the dtype that the answer takes."""
+def as_columns(name, value, num_rows, default_dtype):
+    """``value`` (P,) or (P, k) as (P, k), contiguous and of float64 or float32, with the dtype that the answer takes."""
     array = as_numbers(name, value)
     if array.ndim not in (1, 2) or array.shape[0] != num_rows:
         raise ValueError(f"{name}: expected shape ({num_rows},) or ({num_rows}, k), got {array.shape}")
     dtype = np.result_type(array.dtype, default_dtype) if array.dtype.kind == "f" else default_dtype
     dtype = np.dtype(np.float32) if dtype == np.float16 else dtype
-    rows = np.require(array.reshape(num_rows, -1).T, np.float64, ["C", "A", "W"])
-    check_finite(name, rows)
-    return rows, np.dtype(dtype)
+    array = np.require(array.reshape(num_rows, -1 if array.size else array.shape[-1]), common_dtype(array), ["C", "A", "W"])
+    check_finite(name, array)
+    return array, np.dtype(dtype)

@@ -63,7 +63,7 @@ def test_the_property():
 
 
 def test_it_is_what_the_check_of_memory_asks_for(monkeypatch):
-    problem = deep(40, batch=3)
+    problem = deep(200, width=16, batch=16)
     for checkpoint in (False, True):
         H = problem.net.hessian(problem.params, problem.X, problem.y)
         stated = H.nbytes_to_factorize(checkpoint=checkpoint)
@@ -75,7 +75,7 @@ def test_it_is_what_the_check_of_memory_asks_for(monkeypatch):
 
 
 def test_memory_for_many_is_checked_ahead(monkeypatch):
-    H = deep(40, batch=3).hessian
+    H = deep(100, batch=6).hessian
     F = H.factorize(0.1)
     monkeypatch.setattr(memory_budget, "available_bytes", lambda: 9 * F.nbytes)
     with pytest.raises(MemoryError, match="10 factorizations"):

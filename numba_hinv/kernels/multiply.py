@@ -14,7 +14,7 @@ from .product import gemm_nn, gemm_nt, multiply, multiply_nt, multiply_tn
 
 
 def workspace(sizes, num_vectors, num_samples, dtype):
-    """Arrays (dZ, dU, q) for `multiply_hessian`: tangents of all inputs and, last, of the output; two adjoints."""
+    """Arrays (dZ, dU, q) for the two sweeps: tangents of all inputs and, last, of the output; two adjoints."""
     return (
         np.empty(num_vectors * (sizes.z + num_samples * sizes.outputs), dtype),
         np.empty(num_vectors * sizes.u, dtype),
@@ -132,12 +132,10 @@ def _blocks_adjoint(layer, lin, V, HV, dZ, q, q_next):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def multiply_hessian(table, params, lin, V, HV, dZ, dU, q):
-    """HV (k, P) <- V H, H being the Hessian (symmetric). Cost: about 6 k B P multiply-adds where layers are dense."""
-    k, P = V.shape
-    B, n_L = lin.output.shape
-    L = table.size
-    for l in range(L):
+def tangents(table, start, stop, params, lin, V, dZ, dU):
+    """The sweep forth, over layers start..stop-1: dZ and dU, for k vectors V (k, P)."""
+    k, B = V.shape[0], lin.output.shape[0]
+    for l in range(start, stop):
         layer = table[l]
         dZ_l = matrix(dZ, k * layer.z, k * B, layer.n_in)
         dZ_next = matrix(dZ, k * (layer.z + B * layer.n_in), k * B, layer.n_out)
@@ -146,16 +144,25 @@ def multiply_hessian(table, params, lin, V, HV, dZ, dU, q):
         else:
             _dense_tangent(layer, params, lin, V, dZ_l, matrix(dU, k * layer.u, k * B, layer.n_out), dZ_next)
 
-    # q = (loss curvature) dZ_L
-    dZ_L = k * (table[L - 1].z + B * table[L - 1].n_in)
-    for t in range(k):
-        for i in range(B):
-            at = (t * B + i) * n_L
-            curvature = matrix(lin.curvature, i * n_L * n_L, n_L, n_L)
-            q_i = matrix(q, q.shape[1] * (L % 2) + at, 1, n_L)
-            multiply(1.0, matrix(dZ, dZ_L + at, 1, n_L), curvature, 0.0, q_i)
 
-    for l in range(L - 1, -1, -1):
+@njit(cache=True, nogil=True, error_model="numpy")
+def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q):
+    """The sweep back, over layers stop-1..start: HV (k, P) <- V H, H being the Hessian (symmetric).
+
+    Both sweeps cost about 6 k B P multiply-adds where layers are dense.
+    """
+    k, (B, n_L) = V.shape[0], lin.output.shape
+    L = table.size
+    if stop == L:
+        # q = (loss curvature) dZ_L
+        dZ_L = k * (table[L - 1].z + B * table[L - 1].n_in)
+        for t in range(k):
+            for i in range(B):
+                at = (t * B + i) * n_L
+                curvature = matrix(lin.curvature, i * n_L * n_L, n_L, n_L)
+                q_i = matrix(q, q.shape[1] * (L % 2) + at, 1, n_L)
+                multiply(1.0, matrix(dZ, dZ_L + at, 1, n_L), curvature, 0.0, q_i)
+    for l in range(stop - 1, start - 1, -1):
         layer = table[l]
         dZ_l = matrix(dZ, k * layer.z, k * B, layer.n_in)
         q_l = matrix(q, q.shape[1] * ((l + 1) % 2), k * B, layer.n_out)
