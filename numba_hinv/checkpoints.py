@@ -1,7 +1,7 @@
 """Checkpoints: the chain cut into segments, of which one at a time has its factors in memory.
 
-Where a segment ends, the front that the layers after it have left is kept; from it the segment's elimination can be done
-again, bit for bit, whenever a solve comes by. Without checkpoints the chain is one segment.
+Where a segment ends, the front that the layers after it have left is kept; from it the segment's elimination can be
+done again, bit for bit, whenever a solve comes by. Without checkpoints the chain is one segment.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Segment(NamedTuple):
     front: int  # rows of the front that it leaves
 
     def table(self, table):
-        """Its layers in the chain's table and, but for the last segment, the next: offsets of factors from ``start`` on."""
+        """Its layers in the chain's table, and the next one if there is one; offsets of factors from ``start`` on."""
         part = table[self.start : self.stop + 1]
         if self.start:
             part = part.copy()

@@ -441,9 +441,9 @@ class Factorization(LinearOperator):
         full_output : bool
             Whether to return what is known of the solution, too.
         num_threads : int, optional
-            Right-hand sides are solved in blocks, of 8 where there are many parameters, at most so many blocks at a time;
-            by default one a core, or as many as leave BLAS its own threads (`Hessian.factorize_many`). The answer is the
-            same for every number.
+            Right-hand sides are solved in blocks, of 8 where there are many parameters, at most so many blocks at a
+            time; by default one a core, or as many as leave BLAS its own threads (`Hessian.factorize_many`). The answer
+            is the same for every number.
         progress : bool
             Show a progress bar, for which tqdm must be installed.
 

@@ -1,9 +1,8 @@
 """Threads: how many, and running independent jobs on them.
 
-Jobs release the interpreter lock in compiled code, so Python threads suffice. BLAS has threads of its own, whose number
-`OPENBLAS_NUM_THREADS` sets before the process starts: jobs that reach BLAS run on as many threads as leave each BLAS its
-own, never more than there are cores. With more BLAS threads than one, such jobs run one after the other and BLAS uses the
-cores. The number of threads never changes a result.
+Jobs release the interpreter lock in compiled code, so Python threads suffice. BLAS has threads of its own, whose
+number OPENBLAS_NUM_THREADS sets before the process starts: jobs that reach BLAS run on as many threads as leave each
+BLAS its own, and never need more than there are cores. The number of these threads never changes a result.
 """
 
 import ctypes
@@ -76,8 +75,8 @@ class JobFailed(Exception):
 def run(jobs, workers):
     """Results of ``job(check)`` of every job, in their order.
 
-    ``check()`` is for a job to call now and then; it raises `Cancelled` where the job is no longer wanted: after Ctrl-C,
-    or after a job before it has failed. That job is the one which `JobFailed` names, however the threads ran.
+    ``check()`` is for a job to call now and then; it raises `Cancelled` where the job is no longer wanted: after
+    Ctrl-C, or after a job before it has failed. That job is the one which `JobFailed` names, however the threads ran.
     """
     jobs = list(jobs)
     if workers <= 1 or len(jobs) <= 1:
