@@ -12,7 +12,7 @@ import numpy as np
 from scipy.linalg import LinAlgWarning
 from scipy.sparse.linalg import LinearOperator
 
-from . import checkpoints, columns, condition, memory_budget, storage, threads
+from . import checkpoints, columns, condition, determinant, memory_budget, storage, threads
 from .chunks import chunks
 from .kernels import binding, eliminate, status, substitute
 from .kernels.layers import DENSE
@@ -49,6 +49,8 @@ _RESIDUAL_ROUNDING = 8.0
 # Right-hand sides whose largest entries are outside 2^+- this are scaled.
 _LARGEST_EXPONENT = 100
 _BACKWARD_ERROR = {_DOUBLE: 1e-14, _SINGLE: 1e-7}
+# Relative error of log-determinants above which there is a warning.
+_LOG_DETERMINANT = {_DOUBLE: 1e-10, _SINGLE: 1e-4}
 
 
 class Inertia(NamedTuple):
@@ -199,7 +201,7 @@ class Factorization(LinearOperator):
         self.damping = as_real("damping", damping)
         self.factor_dtype = factor_dtype_of(hessian, factor_dtype)
         self.checkpoint = as_flag("checkpoint", checkpoint)
-        self._exact = self._inverse_norm = self._rescuer = self._kept_blocks = None
+        self._exact = self._inverse_norm = self._rescuer = self._kept_blocks = self._determinant = None
         self._segments = segments_of(hessian, self.factor_dtype, checkpoint)
 
     def _rescale(self, scale):
@@ -343,11 +345,13 @@ class Factorization(LinearOperator):
         table = self.hessian._table
         return int((table["n_out"] * (table["d"] - table["r"])).sum())
 
+    def _num_negative(self):
+        negative = int((self.hessian._table["m"] - self._pivots.num_positive).sum())
+        return negative + (self._num_free() if self._shift < 0 else 0)
+
     @property
     def inertia(self):
-        table = self.hessian._table
-        negative = int((table["m"] - self._pivots.num_positive).sum())
-        negative += self._num_free() if self._shift < 0 else 0
+        negative = self._num_negative()
         return Inertia(negative, 0, self.shape[0] - negative, self._is_exact())
 
     def _is_exact(self):
@@ -356,18 +360,25 @@ class Factorization(LinearOperator):
             return False
         if self._exact is None:
             roundoff = np.finfo(self.factor_dtype).eps
-            # On the Hessian's own scale, that of the parameters.
-            levels = self._scale.levels_by_layer(self.hessian._table.size)
-            growth = float(np.ldexp(self._pivots.growth, 2 * levels).max())
-            if self._num_free():
-                # What the parameters that no sample sees take from the fronts: (1/eps) lam lam^T.
-                _, lin, _ = self._blocks()
-                is_dense = self.hessian._table["kind"] == DENSE
-                lam = np.maximum.reduceat(np.abs(lin.lam), self.hessian._table["u"][is_dense]).astype(float)
-                growth += float(np.ldexp(lam, levels[is_dense]).max()) ** 2 * self.hessian._sizes.front**0.5 / abs(self._eps)
-            smallest = 1.0 / float(self._pivots.largest.max()) ** 2
-            self._exact = bool(np.sqrt(roundoff) * (self._norm + growth) < smallest) or self._is_certified()
+            self._exact = bool(self._rounding_of_pivots() < np.sqrt(roundoff)) or self._is_certified()
         return self._exact
+
+    def _rounding_of_pivots(self):
+        """Bound of the pivots' relative rounding errors: that of the largest front, over the smallest pivot."""
+        if self.num_perturbed or self._shift != self._eps:
+            return np.inf
+        # On the Hessian's own scale, that of the parameters.
+        levels = self._scale.levels_by_layer(self.hessian._table.size)
+        growth = float(np.ldexp(self._pivots.growth, 2 * levels).max())
+        if self._num_free():
+            # What the parameters that no sample sees take from the fronts: (1/eps) lam lam^T.
+            _, lin, _ = self._blocks()
+            is_dense = self.hessian._table["kind"] == DENSE
+            lam = np.maximum.reduceat(np.abs(lin.lam), self.hessian._table["u"][is_dense]).astype(float)
+            largest = float(np.ldexp(lam, levels[is_dense]).max())
+            growth += largest**2 * self.hessian._sizes.front**0.5 / abs(self._eps)
+        smallest = 1.0 / float(self._pivots.largest.max()) ** 2
+        return np.finfo(self.factor_dtype).eps * (self._norm + growth) / smallest
 
     def _is_certified(self):
         """Whether refinement contracts, so that the inertia is that of ``H + damping I`` even if pivots were perturbed."""
@@ -381,15 +392,48 @@ class Factorization(LinearOperator):
         sign : float
             1.0 or -1.0.
         logabsdet : float
-            Not to be trusted where ``inertia.exact`` is False: refinement does not repair it.
+            Its sign is that of ``inertia``: not to be trusted where ``inertia.exact`` is False.
+
+        Warns
+        -----
+        scipy.linalg.LinAlgWarning
+            ``logabsdet`` may be off by more than 1e-10 (1e-4 with factors in float32) of it, or of 1 where it is less;
+            the message says by how much.
+
+        Notes
+        -----
+        Free where no pivot is small. Else three solves; and where these show that digits are missing which H + damping
+        I does determine, eight factorizations with dampings beside this one (`numba_hinv.determinant`). Computed once.
         """
+        tolerance = _LOG_DETERMINANT[self.factor_dtype]
+        if self._determinant is None:
+            self._determinant = determinant.determinant(self, tolerance)
+        sign, logabsdet, uncertainty = self._determinant
+        if not determinant.is_within(tolerance, logabsdet, uncertainty):
+            warnings.warn(
+                f"the log-determinant {logabsdet:.6g} may be off by about {uncertainty:.1e}; expected at most "
+                f"{tolerance:.0e}, relative: H + damping I is too ill-conditioned with damping={self.damping:g}",
+                LinAlgWarning,
+                stacklevel=2,
+            )
+        return sign, logabsdet
+
+    def _log_pivots(self):
         logabsdet = float(self._pivots.logabsdet.sum())
         free = self._num_free()
         if free:
             logabsdet += free * float(np.log(abs(self._shift)))
         if self._scale.matrix:
             logabsdet += self.shape[0] * (self._scale.matrix * float(np.log(2.0)))
-        return -1.0 if self.inertia.negative % 2 else 1.0, logabsdet
+        return logabsdet
+
+    def _beside(self, distance):
+        """The factorization of ``2^-k (H + damping I) + distance I``, scaled like this one."""
+        other = copy.copy(self)
+        other._eps = other._shift = self._eps + distance
+        other._exact = other._inverse_norm = other._rescuer = other._determinant = None
+        other._eliminate()
+        return other
 
     def save(self, path):
         """Write the factorization, with its Hessian and net, to a file that `load` reads.
