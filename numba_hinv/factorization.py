@@ -207,9 +207,10 @@ class Factorization(LinearOperator):
     def _rescale(self, scale):
         # From here on everything is about 2^-k (H + damping I), k = scale.matrix, and its norm.
         self._scale = scale
-        self._eps = float(np.ldexp(self.damping, -scale.matrix))
+        # What is eliminated and multiplied with is the Hessian of the loss without its L2 term.
+        self._eps = float(np.ldexp(self.damping + self.hessian.l2, -scale.matrix))
         self._hessian_norm = float(np.ldexp(self.hessian.norm(), -scale.matrix))
-        self._norm = self._hessian_norm + abs(self._eps)
+        self._norm = self._hessian_norm + float(np.ldexp(abs(self.damping), -scale.matrix))
 
     def __getstate__(self):
         # The table holds addresses of compiled functions, which are others in another process.
@@ -690,7 +691,7 @@ class Factorization(LinearOperator):
 
     def _is_suspect(self):
         """Whether H + damping I may be singular: a pivot was perturbed, or is tiny and one solve explodes."""
-        if self.num_perturbed or self.damping == 0.0:
+        if self.num_perturbed or self._eps == 0.0:
             return True
         smallest = self._pivots.smallest.min()
         if not smallest < np.finfo(self.factor_dtype).eps ** 0.25 * self._pivots.largest.max():

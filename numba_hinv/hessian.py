@@ -33,15 +33,24 @@ class Hessian(LinearOperator):
     gradient : (P,) array or None
         Of the loss, at the parameters that the Hessian was taken at.
     network : Network or None
+    curvature : str
+        "hessian", or "ggn" where this is the Gauss-Newton matrix in its place.
+    l2 : float
+        The multiple of the identity that an L2 term has added; part of H.
     num_layers : int
         L.
     dtype : numpy.dtype
         That of the parameters. Products are computed in float64 in any case.
     """
 
-    def __init__(self, chain, params, lin, dtype, loss=None, gradient=None, network=None, layers=None):
+    def __init__(
+        self, chain, params, lin, dtype, loss=None, gradient=None, network=None, layers=None,
+        curvature="hessian", l2=0.0,
+    ):
         super().__init__(np.dtype(dtype), (params.size, params.size))
         self.network = network
+        self.curvature = curvature
+        self.l2 = l2
         self.loss = loss
         self.gradient = gradient
         self._chain = chain
@@ -101,7 +110,9 @@ class Hessian(LinearOperator):
     def __repr__(self):
         if self.network is None:
             return f"<Hessian of a chain of {self.num_layers} layers, {self.shape[0]} parameters, {self.dtype}>"
-        return f"<Hessian of {self.network!r}, B = {self.num_samples}, {self.dtype}>"
+        name = "Hessian" if self.curvature == "hessian" else "Gauss-Newton matrix"
+        l2 = f", l2 = {self.l2:g}" if self.l2 else ""
+        return f"<{name} of {self.network!r}, B = {self.num_samples}{l2}, {self.dtype}>"
 
     @property
     def num_layers(self):
@@ -137,7 +148,7 @@ class Hessian(LinearOperator):
         -----
         Takes 8 (a + a_in + p) (a_in + p) bytes, a = B n_out and a_in = B n_in.
         """
-        return layer_blocks.unpack(self._table, self._params, self._lin, l, self.dtype)
+        return layer_blocks.unpack(self._table, self._params, self._lin, l, self.dtype, self.l2)
 
     def factorize(self, damping, factor_dtype=None, checkpoint=False, progress=False):
         """Factorize ``H + damping I`` (design, section 3).
@@ -307,7 +318,7 @@ class Hessian(LinearOperator):
         for start in range(0, P, columns.SHORT_BLOCK):
             rows = np.zeros((min(columns.SHORT_BLOCK, P - start), P))
             rows[np.arange(rows.shape[0]), start + np.arange(rows.shape[0])] = 1.0
-            dense[start : start + columns.SHORT_BLOCK] = self._multiply(rows)
+            dense[start : start + columns.SHORT_BLOCK] = self._apply(rows)
         dense += dense.T.copy()
         dense *= 0.5
         return dense.astype(self.dtype, copy=False)
@@ -319,7 +330,8 @@ class Hessian(LinearOperator):
             v = random_signs(0, self.shape[0])
             v /= self.shape[0] ** 0.5
             if self.gradient is not None:
-                slope = self.gradient.astype(np.float64, copy=False)[None]
+                # That of the L2 term is rich in nothing.
+                slope = (self.gradient - self.l2 * self._params)[None]
                 steepness = lengths(slope)[0]
                 if steepness > 0.0:
                     # Twice, so that the two cannot cancel.
@@ -329,6 +341,8 @@ class Hessian(LinearOperator):
             scratch = multiply.workspace(self._sizes, 1, self.num_samples, v.dtype)
             for _ in range(_POWER_STEPS):
                 self._sweep(self._params, self._lin, v, product, scratch)
+                if self.l2:
+                    product += self.l2 * v
                 v, product = product, v
                 length = lengths(v)[0]
                 if length == 0.0 or not np.isfinite(length):
@@ -357,7 +371,7 @@ class Hessian(LinearOperator):
         product = np.empty(V.shape, dtype)
 
         def multiply_block(start, stop, check):
-            columns.scatter(self._multiply(columns.gather(V, start, stop), check=check), product, start)
+            columns.scatter(self._apply(columns.gather(V, start, stop), check), product, start)
 
         columns.run(multiply_block, V.shape, threads.num_workers(None, V.shape[1], self._solves_reach_blas()))
         return product
@@ -367,8 +381,15 @@ class Hessian(LinearOperator):
 
     _transpose = _adjoint
 
+    def _apply(self, rows, check=threads.no_check):
+        """rows H in float64, rows (k, P)."""
+        product = self._multiply(rows, check=check)
+        if self.l2:
+            product += self.l2 * rows
+        return product
+
     def _multiply(self, rows, scale=None, check=threads.no_check):
-        """rows H in float64, rows (k, P); H scaled as ``scale`` says."""
+        """rows (H - l2 I) in float64, rows (k, P); H scaled as ``scale`` says."""
         product = np.empty_like(rows)
         scratch = multiply.workspace(self._sizes, rows.shape[0], self.num_samples, rows.dtype)
         params, lin = (self._params, self._lin) if scale is None else self._scaled(scale)

@@ -171,8 +171,8 @@ def block_diagonal(blocks):
     return matrix.reshape(B * m, B * n)
 
 
-def unpack(table, params, lin, l, dtype):
-    """Layer ``l`` of a chain as `LayerBlocks` in ``dtype``."""
+def unpack(table, params, lin, l, dtype, l2=0.0):
+    """Layer ``l`` of a chain as `LayerBlocks` in ``dtype``, with ``l2`` times the identity in Dxx."""
     try:
         index = operator.index(l)
     except TypeError:
@@ -182,6 +182,7 @@ def unpack(table, params, lin, l, dtype):
     layer = table[index]
     expand = _expand_dense if layer["kind"] == DENSE else _expand_blocks
     Dx, Dz, Dxx, Dzx, Dzz = expand(layer, lin.output.shape[0], params, lin)
+    Dxx = Dxx + l2 * np.eye(Dxx.shape[0])
     if layer["N"] == 0:
         Dz, Dzx, Dzz = Dz[:, :0], Dzx[:, :0], Dzz[:0, :0]
     return LayerBlocks(*(block.astype(dtype) for block in (Dx, Dz, Dxx, Dzx, Dzz)))

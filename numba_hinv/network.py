@@ -166,16 +166,17 @@ class Network:
         params = self._check_params(params)
         return self._forward(params, self._check_X(X, params.dtype))
 
-    def loss(self, params, X, y):
+    def loss(self, params, X, y, l2=0.0):
         """The loss, averaged as `Network` says, as a float. Arguments as for `gradient`."""
+        l2 = self._check_l2(l2)
         params = self._check_params(params)
         X = self._check_X(X, params.dtype)
         targets = self._check_y(y, X.shape[0], params.dtype)
         output = self._forward(params, X)
         value, _, _ = self._terminal(output, targets)
-        return value
+        return _add_l2(l2, params, value, None)[0]
 
-    def gradient(self, params, X, y):
+    def gradient(self, params, X, y, l2=0.0):
         """Gradient of the loss in the parameters.
 
         Parameters
@@ -184,22 +185,40 @@ class Network:
         X : (B, in_features of the first layer) array
         y : (B,) integer labels or (B, out_features of the last layer) array
             As the loss asks for; (B,) numbers are taken where there is one output.
+        l2 : float
+            Weight of the term ``l2/2 ||params||^2`` in the loss; at least 0.
 
         Returns
         -------
         gradient : (P,) array
             In the dtype of ``params``.
         """
+        l2 = self._check_l2(l2)
         params = self._check_params(params)
         X = self._check_X(X, params.dtype)
         targets = self._check_y(y, X.shape[0], params.dtype)
-        return self._linearise(params, X, targets, 1)[-1]
+        _, value, gradient = self._linearise(params, X, targets, 1)
+        return _add_l2(l2, params, value, gradient)[1]
 
-    def hessian(self, params, X, y):
-        """Hessian of the loss in the parameters, as a `Hessian` operator. Arguments as for `gradient`.
+    def hessian(self, params, X, y, curvature="hessian", l2=0.0):
+        """Hessian of the loss in the parameters, or its Gauss-Newton matrix, as a `Hessian` operator.
 
         Linearised in float64 whatever the dtype of ``params``, which decides the dtype of the answers.
+
+        Parameters
+        ----------
+        params, X, y
+            As for `gradient`.
+        curvature : "hessian" or "ggn"
+            With "ggn" the generalized Gauss-Newton matrix ``J^T C J`` (N. Schraudolph, Neural Computation 14, 2002)
+            takes the place of H: J is the Jacobian of the net's outputs, and C the loss's curvature in them. It is positive
+            semidefinite where the loss is convex in the outputs, as all that come with the library are.
+        l2 : float
+            Weight of the term ``l2/2 ||params||^2`` in the loss, its gradient and H; at least 0.
         """
+        if not isinstance(curvature, str) or curvature not in ("hessian", "ggn"):
+            raise ValueError(f"curvature: expected 'hessian' or 'ggn', got {curvature!r}")
+        l2 = self._check_l2(l2)
         params = self._check_params(params)
         work = np.array(params, np.float64)
         X = self._check_X(X, np.float64)
@@ -211,9 +230,14 @@ class Network:
             f"the derivative blocks of {len(self.layers)} layers for B = {B} samples",
         )
         lin, loss, gradient = self._linearise(work, X, targets, 2)
+        if curvature == "ggn":
+            # Without second derivatives of the layers, only the loss bends.
+            for block in (lin.D, lin.lam, lin.Dxx, lin.Dzx, lin.Dzz):
+                block.fill(0.0)
+        loss, gradient = _add_l2(l2, work, loss, gradient)
         gradient = gradient.astype(params.dtype, copy=False)
         layers = self._table(B, np.float64)
-        return Hessian(self._chain, work, lin, params.dtype, loss, gradient, self, layers)
+        return Hessian(self._chain, work, lin, params.dtype, loss, gradient, self, layers, curvature, l2)
 
     def _table(self, num_samples, dtype):
         """Layer table and buffer sizes for a batch of ``num_samples`` and sweeps in ``dtype``; loads their kernels."""
@@ -233,6 +257,12 @@ class Network:
             # Two: training asks for the same batch again and again, a forward pass in chunks for two sizes.
             self._tables = dict([*self._tables.items(), (key, found)][-2:])
         return found
+
+    def _check_l2(self, l2):
+        l2 = as_real("l2", l2)
+        if l2 < 0.0:
+            raise ValueError(f"l2: expected at least 0, got {l2}")
+        return l2
 
     def _check_params(self, params):
         return as_array("params", params, (self.num_params,), meaning=" (the parameters of all layers)")
@@ -313,6 +343,20 @@ class Network:
                 linearise.backward(table, start, stop, params, lin, gradient, G, work)
         check_finite("params, X, y: the gradient", gradient)
         return lin, value, gradient
+
+
+def _add_l2(l2, params, value, gradient):
+    """Loss and gradient (or None) with the term ``l2/2 ||params||^2``; ``ValueError`` where that overflows."""
+    if l2 == 0.0:
+        return value, gradient
+    wide = params.astype(np.float64, copy=False)
+    with np.errstate(over="ignore"):
+        value = value + 0.5 * l2 * float(wide @ wide)
+        if gradient is not None:
+            gradient = (gradient + l2 * wide).astype(gradient.dtype, copy=False)
+    if not np.isfinite(value):
+        raise ValueError(f"l2: expected a finite loss, got {value} with l2={l2:g}")
+    return value, gradient
 
 
 def _fields(layer):

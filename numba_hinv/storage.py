@@ -51,6 +51,8 @@ def save(path, factorization):
         "factor_dtype": str(F.factor_dtype),
         "num_samples": hessian.num_samples,
         "loss": hessian.loss,
+        "curvature": hessian.curvature,
+        "l2": hessian.l2,
         "norm": hessian.norm(),
         "damping": F.damping,
         "shift": F._shift,
@@ -197,7 +199,7 @@ def _describe(header):
     num_samples = header["num_samples"]
     if type(num_samples) is not int or not 0 < num_samples < 1 << 40:
         raise ValueError(f"num_samples is {num_samples!r}")
-    for name in ("norm", "damping", "shift"):
+    for name in ("norm", "damping", "shift", "l2"):
         if type(header[name]) not in (int, float) or not np.isfinite(header[name]):
             raise ValueError(f"{name} is {header[name]!r}")
     loss = header["loss"]
@@ -206,6 +208,8 @@ def _describe(header):
     for name in ("dtype", "factor_dtype"):
         if header[name] not in ("float64", "float32"):
             raise ValueError(f"{name} is {header[name]!r}")
+    if header["curvature"] not in ("hessian", "ggn"):
+        raise ValueError(f"curvature is {header['curvature']!r}")
     chain = _as_chain(header["chain"])
     network = header["network"]
     if network is not None:
@@ -331,7 +335,8 @@ def _assemble(header, chain, network, scale, arrays):
 
     lin = Linearisation(*(arrays[f"blocks_{name}"] for name in Linearisation._fields))
     hessian = Hessian(
-        chain, arrays["params"], lin, header["dtype"], header["loss"], arrays.get("gradient"), network
+        chain, arrays["params"], lin, header["dtype"], header["loss"], arrays.get("gradient"), network,
+        curvature=header["curvature"], l2=float(header["l2"]),
     )
     hessian._norm, hessian._logarithms = float(header["norm"]), arrays["logarithms"]
     factors = Factors(*(arrays[f"factors_{name}"] for name in Factors._fields))

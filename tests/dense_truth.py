@@ -143,7 +143,8 @@ def count_params(layers):
 def differentiate(layers, loss, params, X, y, directions=None):
     """Loss with its first and second derivatives along `directions` (P x k; the unit vectors by default).
 
-    Returns a namespace with `value`, `output`, `gradient` (k,) = D^T grad and `hessian` (k, k) = D^T H D.
+    Returns a namespace with `value`, `output`, `gradient` (k,) = D^T grad, `hessian` (k, k) = D^T H D, and `ggn`, the
+    same of the Gauss-Newton matrix.
     """
     params = np.asarray(params, dtype=real)
     P = len(params)
@@ -185,12 +186,14 @@ def differentiate(layers, loss, params, X, y, directions=None):
     target = np.asarray(y)
     value, gradient, curvature = LOSSES[loss](Z, target if loss == "softmax_cross_entropy" else target.astype(real))
     bent = np.einsum("bok,bop->bpk", dZ, curvature)
-    hessian = np.einsum("bo,bokl->kl", gradient, ddZ) + np.einsum("bok,bol->kl", bent, dZ)
+    ggn = np.einsum("bok,bol->kl", bent, dZ)
+    hessian = np.einsum("bo,bokl->kl", gradient, ddZ) + ggn
     return SimpleNamespace(
         value=value,
         output=Z,
         gradient=np.einsum("bo,bok->k", gradient, dZ),
         hessian=(hessian + hessian.T) / 2,
+        ggn=(ggn + ggn.T) / 2,
     )
 
 
