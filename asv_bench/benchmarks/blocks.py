@@ -1,0 +1,112 @@
+"""Chains of generic layers with small blocks, the Newton step of optimal control: time per stage.
+
+A stage has a states and p = a parameters (controls). The chains are random, stable and positive definite, as a Riccati
+recursion needs them.
+"""
+
+import numpy as np
+
+import numba_hinv as nh
+
+from .lifted import lift_blocks
+from .peers import Pardiso
+from .sparse_direct import banded, banded_solve, pardiso_solve, superlu_solve
+
+DAMPING = 1e-2
+SIZES = (8, 16, 20, 32, 64, 128)
+# Microseconds per stage of one Riccati factorization and solve by HPIPM on BLASFEO (hand-written AVX-512 kernels), with
+# as many states as controls: measured apart, by its own C program on one core of such a machine, not by this suite.
+HPIPM = {8: 0.85, 16: 2.5, 20: 3.2, 32: 9.0, 64: 52.0, 128: 243.0}
+# A chain of the library's takes about SECONDS at HPIPM's speed, and its blocks BYTES at most; the sparse and banded
+# solvers get the first unknowns of it, since their time is linear in the stages.
+SECONDS, BYTES, UNKNOWNS = 0.1, 1e8, 20_000
+
+
+class Chain:
+    """``stages`` random stages of a states and a parameters, the Hessian they make and a right-hand side."""
+
+    def __init__(self, a, stages):
+        rng = np.random.default_rng(0)
+
+        def normal(scale):
+            return rng.standard_normal((stages, a, a)) * (scale / np.sqrt(a))
+
+        # The spectral norm of a normal matrix is about 2 sqrt(a): 0.9 for Dz.
+        Dx, Dz, Dzx = normal(0.5), normal(0.45), normal(0.1)
+        G, E = normal(0.5), normal(0.5)
+        Dxx = np.eye(a) + G @ G.transpose(0, 2, 1)
+        Dzz = 0.5 * np.eye(a) + E @ E.transpose(0, 2, 1)
+        self.a = a
+        self.blocks = [nh.LayerBlocks(*stage) for stage in zip(Dx, Dz, Dxx, Dzx, Dzz)]
+        self.terminal = np.eye(a)
+        self.b = rng.standard_normal(stages * a)
+
+    def hessian(self):
+        return nh.Hessian.from_blocks(self.blocks, self.terminal)
+
+    def first(self, stages):
+        """The chain of the first ``stages`` alone."""
+        chain = object.__new__(Chain)
+        chain.a, chain.blocks, chain.terminal = self.a, self.blocks[:stages], self.terminal
+        chain.b = self.b[: stages * self.a]
+        return chain
+
+    def multiply(self, v):
+        """(H + damping I) v in NumPy, layer by layer."""
+        v, z, states = v.reshape(len(self.blocks), self.a), np.zeros(self.a), []
+        for block, x in zip(self.blocks, v):
+            states.append(z)
+            z = block.Dx @ x + block.Dz @ z
+        product, q = np.empty_like(v), self.terminal @ z
+        for index in reversed(range(len(v))):
+            block, x, z = self.blocks[index], v[index], states[index]
+            product[index] = block.Dxx @ x + block.Dzx @ z + block.Dx.T @ q + DAMPING * x
+            q = block.Dzz @ z + block.Dzx.T @ x + block.Dz.T @ q
+        return product.ravel()
+
+    def residual(self, x):
+        """||b - (H + damping I) x|| / ||b||"""
+        return np.linalg.norm(self.b - self.multiply(x)) / np.linalg.norm(self.b)
+
+
+def stages_of(a):
+    """(stages for the library, stages for the sparse and banded solvers)."""
+    stages = int(min(SECONDS / (HPIPM[a] * 1e-6), BYTES / (40 * a * a)))
+    return stages, min(stages, UNKNOWNS // (3 * a))
+
+
+def library_solve(H, b, refine=True):
+    return H.factorize(DAMPING).solve(b, refine=refine)
+
+
+def peer_solvers(chain):
+    """{title: function that solves the chain, or None where it is not installed}. Assembled here, and not timed."""
+    lifted = lift_blocks(chain.blocks, chain.terminal, DAMPING)
+    rhs, bands = lifted.right_hand_side(chain.b), banded(lifted.matrix)
+    pardiso = (lambda: pardiso_solve(lifted, rhs)[lifted.parameters]) if Pardiso.installed() else None
+    return {
+        "PARDISO, lifted sparse system": pardiso,
+        "SuperLU, lifted sparse system": lambda: superlu_solve(lifted, rhs)[lifted.parameters],
+        "scipy.linalg.solve_banded": lambda: banded_solve(bands, rhs)[lifted.parameters],
+    }
+
+
+class Blocks:
+    """The library's time per stage."""
+
+    param_names = ["states"]
+    params = [list(SIZES)]
+
+    def setup(self, a):
+        self.chain = Chain(a, stages_of(a)[0])
+        self.H = self.chain.hessian()
+        library_solve(self.H, self.chain.b)
+
+    def time_from_blocks(self, a):
+        self.chain.hessian()
+
+    def time_factorize_and_solve(self, a):
+        library_solve(self.H, self.chain.b)
+
+    def time_factorize_and_solve_unrefined(self, a):
+        library_solve(self.H, self.chain.b, refine=False)
