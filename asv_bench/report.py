@@ -7,12 +7,14 @@ OPENBLAS_NUM_THREADS is the number of threads of every library here. Each round 
 whatever else the machine does meets all of them; figures are medians over the rounds. A method leaves the rounds once
 it has used up its share of time, and is not started where its memory or its time, by a rough model, would be too much.
 Every answer is checked with products that share no code with the library, and the error is printed with the time.
-Peers that are not installed (extra: bench) are left out, with a note. New peers belong into benchmarks/peers.py.
+Peers that are not installed (extra: peers) are left out, with a note. New peers belong into benchmarks/peers.py.
 """
 
 import argparse
+import importlib.metadata
 import os
 import platform
+import textwrap
 import time
 from pathlib import Path
 from statistics import median
@@ -27,19 +29,34 @@ import numba  # noqa: E402
 import numpy as np  # noqa: E402
 import scipy  # noqa: E402
 from benchmarks import blocks, peers  # noqa: E402
+from benchmarks.numpy_reference import NumpyReference  # noqa: E402
 from benchmarks.problem import LOSS, ROWS, Problem, Row, threads  # noqa: E402
-from numpy_reference import NumpyReference  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 LIBRARY = "numba_hinv"
 STAGES = ("linearise", "H @ v", "factorize", "solve", "net to solution")
-# Damping 10 makes the second one positive definite, which CG needs.
-PEER_ROWS = (Row(8, 4, 100, True), Row(8, 4, 100, True, damping=10.0), *ROWS)
-DEPTHS = tuple(Row(8, 4, depth, True) for depth in (10, 30, 100, 300, 1000, 3000))
+# Small enough for every method; damping 10 makes the second one positive definite, which CG needs.
+PEER_ROWS = (Row(8, 4, 50, True), Row(8, 4, 50, True, damping=10.0), *ROWS)
+DEPTHS = tuple(Row(8, 4, depth, True) for depth in (10, 50, 200, 1000, 3000))
 WIDTHS = tuple(Row(width, 1, 20, True) for width in (4, 8, 16, 32, 64, 128, 256, 512))
-SOLVED = 1e-10    # backward error above which an answer does not count as a solution
+SOLVED = 1e-8    # backward error above which an answer does not count as a solution
 PICTURE = Path(__file__).with_name("peers.png")
 MARKERS = "<!-- written by asv_bench/report.py: begin -->", "<!-- written by asv_bench/report.py: end -->"
+
+
+STAGES_TEXT = """
+Stages of this library, and how many times longer the same elimination takes in plain NumPy and SciPy
+([numpy_reference.py](asv_bench/benchmarks/numpy_reference.py)):
+"""
+PEERS_TEXT = """
+From the net to the solution: time, how many times longer than this library, and the normwise backward error of the
+answer (unsolved: above {solved:.0e}; iterations are stopped after {seconds:g} s). In parentheses, what would be needed:
+memory, or roughly the time. Sparse solvers are timed without assembling their matrix.
+"""
+BLOCKS_TEXT = """
+Generic layers with a states and a parameters, factorize and solve: microseconds per stage, and the relative residual.
+HPIPM's figures (a Riccati factorization and solve) were measured apart, on such a machine, not in this run.
+"""
 
 
 class Effort(NamedTuple):
@@ -60,7 +77,7 @@ class Effort(NamedTuple):
     stages: int
 
 
-FULL = Effort(rounds=3, krylov=1.5, direct=6.0, share=1.0, rows=ROWS, peer_rows=PEER_ROWS,
+FULL = Effort(rounds=3, krylov=1.5, direct=8.0, share=1.0, rows=ROWS, peer_rows=PEER_ROWS,
               sweeps={"layers": DEPTHS, "width": WIDTHS}, sizes=blocks.SIZES, stages=10**9)
 QUICK = Effort(rounds=1, krylov=0.05, direct=0.5, share=0.1, rows=(Row(5, 2, 4, True),),
                peer_rows=(Row(5, 2, 4, True), Row(5, 2, 4, True, damping=10.0), Row(8, 4, 1000, True)),
@@ -180,7 +197,7 @@ def peers_table(columns):
         log.append(table_line(title, *(figure if isinstance(figure, str) else f"{figure.difference:.0e}"
                                        for figure in figures)))
     missing = [f"{peer.title} ({peer.needs})" for peer in peers.PEERS if not peer.installed()]
-    return lines, log, [f"Not installed, and left out: {'; '.join(missing)}."] if missing else []
+    return lines, log, [paragraph(f"Not installed, and left out: {'; '.join(missing)}.")] if missing else []
 
 
 def peer_cell(figure, ours, title):
@@ -198,7 +215,7 @@ def draw(sweeps, picture):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(sweeps), figsize=(12, 5.2), layout="constrained", sharey=True)
+    figure, panels = plt.subplots(1, len(sweeps), figsize=(12, 6), layout="constrained", sharey=True)
     for axes, (name, points) in zip(panels, sweeps.items()):
         for index, title in enumerate((LIBRARY, *(peer.title for peer in peers.PEERS))):
             kept = [(getattr(row, "depth" if name == "layers" else "width"), results[title])
@@ -218,7 +235,7 @@ def draw(sweeps, picture):
         axes.set(xlabel=name, title=f"{fixed}, skip")
         axes.grid(True, which="major", alpha=0.3)
     panels[0].set_ylabel("seconds")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(f"From the net to x = (H + 0.01 I)$^{{-1}}$ b; hollow: backward error above {SOLVED:.0e}")
     figure.savefig(picture, dpi=120)
     plt.close(figure)
@@ -278,6 +295,10 @@ def table_line(*cells):
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
+def paragraph(text):
+    return textwrap.fill(text.strip(), 120, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
 def machine():
     """The machine and the versions, in one line."""
     features = llvmlite.binding.get_host_cpu_features()
@@ -290,11 +311,9 @@ def machine():
 
 
 def version(distribution):
-    from importlib.metadata import PackageNotFoundError, version as installed
-
     try:
-        return installed(distribution)
-    except PackageNotFoundError:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
         return None
 
 
@@ -317,18 +336,12 @@ def report(effort, picture):
     peer_lines, differences, notes = peers_table({row: measured[row] for row in effort.peer_rows})
     draw({name: {row: measured[row] for row in rows} for name, rows in effort.sweeps.items()}, picture)
     block_lines = blocks_table(effort)
+    picture_link = f"![Time of every method against depth and width, on log axes](asv_bench/{PICTURE.name})"
     text = [
-        "Stages of this library, and how many times longer the same elimination takes in plain NumPy and SciPy "
-        "([numpy_reference.py](asv_bench/numpy_reference.py)):", "", *stages, "",
-        "From the net to the solution: time, how many times longer than this library, and the normwise backward error "
-        f"of the answer (unsolved: above {SOLVED:.0e}; iterations are stopped after {effort.krylov:g} s). In "
-        "parentheses, what would be needed: memory, or roughly the time. Sparse solvers are timed without assembling "
-        "their matrix.", "", *peer_lines, "", *notes, *[""] * bool(notes),
-        f"![Time of every method against depth and width, on log axes](asv_bench/{PICTURE.name})", "",
-        "Generic layers with a states and a parameters, factorize and solve: microseconds per stage, and the relative "
-        "residual. HPIPM's figures come from its own C program on such a machine, not from this run.", "",
-        *block_lines, "",
-        f"{machine()}; medians of {effort.rounds} rounds.",
+        paragraph(STAGES_TEXT), *stages, "",
+        paragraph(PEERS_TEXT.format(solved=SOLVED, seconds=effort.krylov)), *peer_lines, "", *notes, picture_link, "",
+        paragraph(BLOCKS_TEXT), *block_lines, "",
+        paragraph(f"{machine()}; medians of {effort.rounds} rounds.").rstrip(),
     ]
     return "\n".join(text), "\n".join(differences)
 

@@ -100,7 +100,7 @@ def test_an_iteration_that_runs_out_of_time_returns_what_it_has(problem):
     made = problem(8, 1, 300, True)
     x = peers.Minres(made, seconds=0.05).solve()
     assert np.isfinite(x).all()
-    assert 1e-10 < peers.Judge(made).backward_error(x) < 1.0
+    assert 1e-8 < peers.Judge(made).backward_error(x) < 1.0
 
 
 def test_backward_error_is_that_of_dense_algebra(problem):
@@ -200,7 +200,7 @@ def test_readme_has_the_markers_of_the_report(report):
 @pytest.mark.parametrize("damping", [1.0, 1e-2, -5e-2])
 def test_numpy_reference_agrees_with_the_library(batch, skip, damping):
     """Both are backward stable, so that solutions differ by a few units of roundoff times the condition number."""
-    reference_module = importlib.import_module("numpy_reference")
+    reference_module = importlib.import_module("benchmarks.numpy_reference")
     problem_module = importlib.import_module("benchmarks.problem")
     problem = problem_module.Problem(problem_module.Row(width=4, batch=batch, depth=6, skip=skip))
     reference = reference_module.NumpyReference(problem.layers, "softmax_cross_entropy", problem.params, problem.X,

@@ -14,10 +14,10 @@ from functools import lru_cache
 
 import numpy as np
 import scipy.linalg
-from numpy_reference import NumpyReference
 from scipy.sparse.linalg import LinearOperator, cg, minres
 
 from .lifted import lift_net
+from .numpy_reference import NumpyReference
 from .problem import LOSS, Problem, Row
 from .sparse_direct import pardiso_solve, superlu_solve
 from .torch_net import TorchNet
@@ -155,7 +155,7 @@ class Pardiso(Sparse):
 
     @staticmethod
     def estimate(problem):
-        return 3e-6 * unknowns(problem) + 2.5e-9 * (state_sizes(problem) ** 3).sum()
+        return 6e-6 * unknowns(problem) + 2.5e-9 * (state_sizes(problem) ** 3).sum()
 
     def solve(self):
         return pardiso_solve(self.lifted, self.rhs)[self.lifted.parameters]

@@ -1,4 +1,4 @@
-"""The same elimination in plain NumPy and SciPy: the yardstick of the speed table.
+"""The same elimination in plain NumPy and SciPy: the yardstick of the report.
 
 A class with a Python loop over the layers and vectorised NumPy inside; dense matrices go straight to LAPACK and BLAS.
 It shares no code with numba_hinv and takes the net as plain attributes, so it is an independent check as well.
