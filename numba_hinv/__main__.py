@@ -45,6 +45,8 @@ def _steps():
             yield f"{name}, {dtype}", lambda name=name, dtype=dtype: activation_address(name, dtype)
         for name in nh.loss_names():
             yield f"{name}, {dtype}", lambda name=name, dtype=dtype: loss_address(name, dtype)
+        for layer in (nh.LayerNorm(2), nh.RMSNorm(2), nh.Gated(2)):
+            yield f"{type(layer).__name__}, {dtype}", lambda layer=layer, dtype=dtype: layer.addresses(dtype)
         yield f"gradient, {dtype}", lambda dtype=dtype: _small_problem(dtype, lambda net, *data: net.gradient(*data))
         yield f"solve, {dtype}", lambda dtype=dtype: _small_problem(dtype, _solve)
 
@@ -62,7 +64,7 @@ def _solve(net, params, X, y):
 
 
 def warmup():
-    """Compile every kernel, activation and loss for float64 and float32, or find it in the cache."""
+    """Compile every kernel, activation, loss and layer for float64 and float32, or find it in the cache."""
     start = time.perf_counter()
     steps = list(_steps())
     for done, (name, compile_step) in enumerate(steps):

@@ -1,10 +1,10 @@
 """First and second derivatives of compiled functions by forward differentiation with hyper-dual numbers.
 
-A number is ``a + b e1 + sum_w c_w e2_w + sum_w d_w e1 e2_w`` with e1^2 = e2_v e2_w = 0 and w = 1..`LANES`: one evaluation
-gives the derivatives b along one direction, c along `LANES` others, and the mixed second derivatives d, to rounding
-(J. A. Fike and J. J. Alonso, AIAA 2011-886, with several second directions at once: c and d are vector registers).
-Numbers lie in memory as `STRIDE` scalars a, b, c, d, so that compiled code seeds and reads them as rows of a matrix, while
-a function sees the same memory as a one-dimensional array of numbers.
+A number is ``a + b e1 + sum_w c_w e2_w + sum_w d_w e1 e2_w`` with e1^2 = e2_v e2_w = 0 and w = 1..`LANES`: one
+evaluation gives the derivatives b along one direction, c along `LANES` others, and the mixed second derivatives d, to
+rounding (J. A. Fike and J. J. Alonso, AIAA 2011-886, with several second directions at once: c and d are vector
+registers). Numbers lie in memory as `STRIDE` scalars a, b, c, d, so that compiled code seeds and reads them as rows of a
+matrix, while a function sees the same memory as a one-dimensional array of numbers.
 
 To add a function of one argument, write ``u -> (f(u), f'(u), f''(u))`` and give it to `_define`.
 """
@@ -149,7 +149,7 @@ class _Arithmetic:
 
 
 def _operation(name):
-    """Decorator: ``rule(arithmetic, x, y) -> parts`` as the operator of that name, also for a number and a plain one."""
+    """Decorator: ``rule(at, x, y) -> parts`` becomes the operator of that name, also of a number and a plain one."""
 
     def decorate(rule):
         def lower(context, builder, signature, arguments):
@@ -206,14 +206,8 @@ def _divide(at, x, y):
     return [value, *first, at.multiply(second, reciprocal)]
 
 
-@type_callable(operator.neg)
-def _type_neg(context):
-    return lambda x: x if isinstance(x, HyperDual) else None
-
-
-@type_callable(operator.pos)
-def _type_pos(context):
-    return lambda x: x if isinstance(x, HyperDual) else None
+for _function in (operator.neg, operator.pos):
+    type_callable(_function)(lambda context: lambda x: x if isinstance(x, HyperDual) else None)
 
 
 @lower_builtin(operator.neg, HyperDual)
@@ -223,19 +217,13 @@ def _negate(context, builder, signature, arguments):
 
 
 @lower_builtin(operator.pos, HyperDual)
-def _posit(context, builder, signature, arguments):
+def _keep(context, builder, signature, arguments):
     return arguments[0]
 
 
 def _comparison(name, symbol):
     function = getattr(operator, name)
-
-    @type_callable(function)
-    def resolve(context):
-        def typer(x, y):
-            return None if _joint(x, y) is None else types.boolean
-
-        return typer
+    type_callable(function)(lambda context: lambda x, y: types.boolean if _joint(x, y) else None)
 
     def lower(context, builder, signature, arguments):
         at = _Arithmetic(context, builder, _joint(*signature.args))

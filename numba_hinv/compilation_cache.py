@@ -41,7 +41,7 @@ def prepare():
 
 
 def cache_directories():
-    """Directories of the cached code: that of activations and losses, and that of the sweeps."""
+    """Directories of the cached code: that of activations, losses and layers, and that of the sweeps."""
     return [_cache_directory(folder) for folder in (_PACKAGE, _PACKAGE / "kernels")]
 
 

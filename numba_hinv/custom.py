@@ -1,4 +1,4 @@
-"""Custom layers: a compiled function of one sample, and its derivatives. The sweeps call the compiled forms by address."""
+"""Custom layers: a function of one sample and its derivatives; the sweeps call the compiled forms by address."""
 
 import functools
 import inspect
@@ -21,19 +21,19 @@ class Custom:
     Parameters
     ----------
     function : callable
-        Plain or ``@njit``. Reads z (in_features,), the layer's input, and x (num_params,), its parameters, and writes all
-        of out (out_features,). It is compiled in nopython mode, for arrays of floats and for arrays of hyper-dual numbers
-        (`numba_hinv.autodiff`): loops, branches, calls, slices, reshapes and ``empty_like``, but scalar arithmetic,
-        comparisons and functions only (those of ``math`` and their namesakes in NumPy, ``**``, abs, and max and min of
-        two). Division by zero gives an infinity. An exception cannot leave it: NaN says that there is no value.
-        A kink has the slope of one side, where abs has 0, and no curvature.
+        Plain or ``@njit``. Reads z (in_features,), the layer's input, and x (num_params,), its parameters, and writes
+        all of out (out_features,). It is compiled in nopython mode, for arrays of floats and for arrays of hyper-dual
+        numbers (`numba_hinv.autodiff`): loops, branches, calls, slices, reshapes and ``empty_like``, but scalar
+        arithmetic, comparisons and functions only (those of ``math`` and their namesakes in NumPy, ``**``, abs, and max
+        and min of two). Division by zero gives an infinity. An exception cannot leave it: NaN says that there is no
+        value. At a kink the slope is that of one side (0 for abs), and the curvature is 0.
     in_features, out_features : int
         At least 1.
     num_params : int
         May be 0.
     init : float, array of shape (num_params,), or callable
-        The parameters that `Network.init` starts from; a callable is given a ``numpy.random.Generator`` and returns such
-        an array.
+        The parameters that `Network.init` starts from; a callable is given a ``numpy.random.Generator`` and returns
+        such an array.
     jacobian : callable, optional
         ``jacobian(z, x, Dz, Dx)`` sets Dz (out_features, in_features) and Dx (out_features, num_params), which hold
         zeros, to the derivatives of out in z and x. Compiled for arrays of floats alone.
@@ -47,15 +47,15 @@ class Custom:
     TypeError
         An argument is of the wrong kind, or a function cannot be compiled, or not for hyper-dual numbers.
     ValueError
-        A size is wrong, or a trial with random input shows that a function reads or writes out of bounds, raises, leaves
-        entries of out unwritten, changes its inputs or returns an asymmetric curvature.
+        A size is wrong, or a trial with random input shows that a function reads or writes out of bounds, raises,
+        leaves entries of out unwritten, changes its inputs or returns an asymmetric curvature.
 
     Notes
     -----
     Of a sample, the derivatives cost (p + n_in) / 4 evaluations on numbers of ten scalars, the second ones
-    (p + n_in)^2 / 8. The layer's blocks are dense: its pivot has all p = num_params rows, so that parameters which enter
-    as a matrix times the input belong in a `Dense` layer before or after. The first use of a function compiles it,
-    which takes a few seconds; layers with the same functions share the compiled code, whatever their sizes.
+    (p + n_in)^2 / 8. The layer's blocks are dense: its pivot has all p = num_params rows, so that parameters which
+    enter as a matrix times the input belong in a `Dense` layer before or after. The first use of a function compiles
+    it, which takes a few seconds; layers with the same functions share the compiled code, whatever their sizes.
 
     A pickle holds the functions as pickle does, which for plain ones is by name.
 
@@ -139,8 +139,8 @@ class Custom:
             self.addresses(np.dtype(np.float64))
         except numba.core.errors.NumbaError as error:
             raise TypeError(
-                f"function: expected scalar arithmetic that can be differentiated (numba_hinv.autodiff), or jacobian and "
-                f"curvature beside it; got {self.function.__name__}, of which Numba says: {_gist(error)}"
+                "function: expected scalar arithmetic that can be differentiated (numba_hinv.autodiff), or jacobian "
+                f"and curvature beside it; got {self.function.__name__}, of which Numba says: {_gist(error)}"
             ) from error
 
 
@@ -187,7 +187,8 @@ def _attempt(name, function, *arrays):
     except Exception as error:
         shapes = ", ".join(str(array.shape) for array in arrays)
         raise ValueError(
-            f"{name}: expected {plain.__name__} to work on arrays of shapes {shapes}; got {type(error).__name__}: {error}"
+            f"{name}: expected {plain.__name__} to work on arrays of shapes {shapes}; got {type(error).__name__}: "
+            f"{error}"
         ) from error
     for argument, array, before in inputs:
         if not np.array_equal(array, before):

@@ -14,8 +14,8 @@ class Gated(Custom):
     """``z[:features] * activation(z[features:])``: one half of the input is gated by the other. Immutable.
 
     A gated linear unit is a dense layer and this one: ``Dense(n, 2 * m, "identity"), Gated(m)`` is
-    ``(W z + b) * sigmoid(V z + c)``, with W, then V, in the rows of the dense layer's weight. Kept apart, the dense half
-    keeps its fast elimination: its pivot has ``2 m min(B, n + 1)`` rows, where one layer of both would have all
+    ``(W z + b) * sigmoid(V z + c)``, with W, then V, in the rows of the dense layer's weight. Kept apart, the dense
+    half keeps its fast elimination: its pivot has ``2 m min(B, n + 1)`` rows, where one layer of both would have all
     ``2 m (n + 1)`` parameters for a pivot at any B. With "identity" the two are the bilinear layer
     ``(W z + b) * (V z + c)``, with "silu" or "gelu" SwiGLU and GEGLU (N. Shazeer, arXiv:2002.05202).
 

@@ -1,13 +1,56 @@
-"""Custom layers outside of a net: what their compiled forms compute, and derivatives by contour integrals to compare with.
+"""Custom layers outside of a net: what their compiled forms compute, and derivatives by contour integrals beside them.
 
-The contour integral of `test_derivatives`, in one variable and in two: a function that is analytic and plain Python is run
-on complex numbers, so that its derivatives come from its values alone.
+The contour integral of `test_derivatives`, in one variable and in two: a function that is analytic and plain Python is
+run on complex numbers, so that its derivatives come from its values alone. And the golden files of nets with custom
+layers.
 """
 
 import ctypes
+import functools
+import json
+import math
+from pathlib import Path
 from types import SimpleNamespace
 
+import numba
 import numpy as np
+
+import numba_hinv as nh
+
+DATA = Path(__file__).parent / "data" / "custom"
+
+
+def swish(z, x, out):
+    for a in range(z.size):
+        out[a] = z[a] / (1.0 + math.exp(-x[0] * z[a])) + x[1] * z[0]
+
+
+@numba.njit
+def pendulum(z, x, out):
+    """A step of a driven pendulum; angle and speed; length, friction and torque. The third input is ignored."""
+    angle, speed = z[0], z[1]
+    force = x[2] * math.tanh(speed) - math.sin(angle) / x[0] - x[1] * speed * abs(speed)
+    out[0] = angle + 0.1 * speed
+    out[1] = speed + 0.1 * force
+
+
+MAKERS = {
+    "Dense": nh.Dense,
+    "Gated": nh.Gated,
+    "LayerNorm": nh.LayerNorm,
+    "RMSNorm": nh.RMSNorm,
+    "swish": lambda features: nh.Custom(swish, features, features, 2, init=[1.0, 0.1]),
+    "pendulum": lambda: nh.Custom(pendulum, 3, 2, 3, init=1.0),
+}
+
+
+@functools.lru_cache(maxsize=None)
+def golden(name):
+    """(Network, arrays) of a golden file."""
+    with np.load(DATA / f"{name}.npz") as file:
+        arrays = SimpleNamespace(**{key: file[key] for key in file.files})
+    layers = [MAKERS[kind](*arguments) for kind, *arguments in json.loads(str(arrays.layers))]
+    return nh.Network(layers, str(arrays.loss)), arrays
 
 
 def evaluate(layer, z, x, g, dtype=np.float64, columns=None):

@@ -24,6 +24,14 @@ print(repr(float(net.forward(np.array([3.0]), np.ones((1, 1)))[0, 0])))
 """
 
 
+LAYER = """
+import numpy as np, numba_hinv as nh
+import own
+net = nh.Network([nh.Custom(own.own, 1, 1, 1)], loss="mean_squared_error")
+print(repr(float(net.gradient(np.array([3.0]), np.ones((1, 1)), np.zeros((1, 1)))[0])))
+"""
+
+
 def run(code, folder, **environment):
     """Standard output of a fresh process that starts in, and imports from, ``folder`` first."""
     path = os.pathsep.join([str(folder), str(PACKAGE.parent)])
@@ -65,6 +73,13 @@ def test_an_edited_activation_is_compiled_again(tmp_path):
             f"@nh.register_activation('own')\ndef own(u):\n    return {factor} * u, {factor}, 0.0\n"
         )
         assert float(run(CUSTOM, tmp_path)) == 3.0 * factor
+
+
+def test_an_edited_custom_layer_is_compiled_again(tmp_path):
+    for factor in (2.0, 5.0):
+        (tmp_path / "own.py").write_text(f"def own(z, x, out):\n    out[0] = {factor} * x[0] * z[0]\n")
+        # d/dx (factor x)^2 at x = 3.
+        assert float(run(LAYER, tmp_path)) == 6.0 * factor**2
 
 
 def test_no_place_for_a_cache(tmp_path):

@@ -1,8 +1,8 @@
 """Linearising the net (design, section 2): the forward and the backward sweep that leave the derivative blocks.
 
 Per layer, with ``U = Z W^T + c`` and ``Z' = phi(U)`` (plus Z with a skip): Z, ``S = phi'(U)``,
-``lam = dLoss/dU`` and ``D = dLoss/dZ' * phi''(U)``; after the last layer, the loss's curvature per sample. Custom layers
-leave their derivative blocks, which their compiled functions compute sample by sample.
+``lam = dLoss/dU`` and ``D = dLoss/dZ' * phi''(U)``; after the last layer, the loss's curvature per sample. Custom
+layers leave their derivative blocks, which their compiled functions compute sample by sample.
 """
 
 from typing import NamedTuple
@@ -37,8 +37,8 @@ class Linearisation(NamedTuple):
 def allocate(sizes, num_samples, num_outputs, dtype, derivatives):
     """An uninitialised `Linearisation`.
 
-    derivatives : 0 for `forward` alone, 1 for a gradient, 2 for the derivative blocks. Up to 1 the blocks of custom layers
-    are not kept: Dx and Dz hold one sample at a time.
+    derivatives : 0 for `forward` alone, 1 for a gradient, 2 for the derivative blocks. Up to 1 the blocks of custom
+    layers are not kept: Dx and Dz hold one sample at a time.
     """
     B = num_samples
     first = {0: 0, 1: 1, 2: B}[derivatives]
