@@ -79,6 +79,7 @@ def test_functions_of_one_argument(function):
 def arithmetic(z, x, out):
     out[0] = z[0] + z[1] * x[0] - x[1] / z[0]
     out[1] = -z[0] * 2 + 3.0 / z[1] - (1 - z[2]) * x[0] + (+z[1]) / 4
+    out[1] += (z[0] * x[0] + 2) / (z[1] * z[1] * x[1] + z[2] * z[0] + 3) - 1 / (x[0] * x[1])
     out[2] = z[0] ** 3 + z[1] ** x[0] + 2.0 ** z[2] + x[1] ** -1.5 + x[1] ** z[0] + pow(z[2], 2)
     total = 0
     for value in z:
