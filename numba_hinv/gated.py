@@ -6,7 +6,7 @@ from numba.extending import register_jitable
 
 from .activations import activation_function
 from .custom import Custom
-from .registry import is_own
+from .registry import distinguish, is_own
 from .validation import as_size
 
 
@@ -78,4 +78,4 @@ def _functions(phi):
             Dzz[m + a, a] += g[a] * slope
             Dzz[m + a, m + a] += g[a] * z[a] * bend
 
-    return gate, jacobian, curvature
+    return distinguish((gate, jacobian, curvature), phi.__module__, phi.__qualname__)

@@ -14,6 +14,7 @@ import math
 from numba.extending import register_jitable
 
 from .custom import Custom
+from .registry import distinguish
 from .validation import as_flag, as_real, as_size
 
 
@@ -173,4 +174,4 @@ def _functions(eps, centred):
                 Dzx[j, k] -= weight * (centre + h * (r * (z[k] - mean)))
             Dzx[j, j] += g[j] * r
 
-    return norm, jacobian, curvature
+    return distinguish((norm, jacobian, curvature), eps, centred)

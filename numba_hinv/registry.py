@@ -51,6 +51,17 @@ class Registry:
         return self._compiled[key].address
 
 
+def distinguish(functions, *constants):
+    """``functions``, closures over these constants, under names that contain them.
+
+    Objects that two processes have cached may have equal symbols, for Numba numbers functions of one name in the order
+    in which a process compiles them. A third process that loads both calls the code of one in place of the other's.
+    """
+    for function in functions:
+        function.__qualname__ += "_" + "_".join(map(str, constants))
+    return functions
+
+
 def is_own(function):
     """Whether a function is this package's: only then may its compiled form be cached on disk.
 

@@ -97,3 +97,25 @@ def test_no_place_for_a_cache(tmp_path):
 def test_command_line_info():
     finished = subprocess.run([sys.executable, "-m", "numba_hinv", "info"], capture_output=True, text=True, check=True)
     assert numba_hinv.__version__ in finished.stdout and "cache" in finished.stdout
+
+
+NORMS = """
+import numpy as np, numba_hinv as nh
+layers = [{layers}]
+for layer in layers:
+    net = nh.Network([layer, nh.Dense(layer.out_features, 1, "identity")], loss="mean_squared_error")
+    print(repr(float(net.loss(net.init(), np.array([[0.1, 0.2, 0.4, 0.8]]), np.zeros((1, 1))))))
+"""
+
+
+def test_what_several_processes_cached_is_told_apart(tmp_path):
+    """Closures of one name over other constants, each compiled first in a process of its own, and all loaded by one."""
+    copy_package(tmp_path)
+    layers = [
+        *("nh.LayerNorm(4, 0.1)", "nh.LayerNorm(4, 0.01)", "nh.RMSNorm(4, 0.1)"),
+        *("nh.Gated(2, 'sigmoid')", "nh.Gated(2, 'silu')"),
+    ]
+    cache = str(tmp_path / "cache")
+    alone = [run(NORMS.format(layers=layer), tmp_path, NUMBA_CACHE_DIR=cache) for layer in layers]
+    assert len(set(alone)) == len(alone)
+    assert run(NORMS.format(layers=", ".join(layers)), tmp_path, NUMBA_CACHE_DIR=cache).split() == alone
