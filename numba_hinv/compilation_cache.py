@@ -3,15 +3,21 @@
 Numba checks the file of a cached function, but not the files of the functions that were compiled into it: after an
 upgrade it could run an old sweep on new kernels. So a digest of all source files is kept beside the cache, and the
 cache's indices are dropped where it differs. `prepare` runs before anything is compiled or loaded.
+
+Numba also lets errors of the disk end the call that compiles: for this package's functions they become a warning.
 """
 
 import atexit
+import contextlib
 import hashlib
+import pickle
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import numba
+from numba.core.caching import Cache
 
 _PACKAGE = Path(__file__).parent
 _STAMP = "numba_hinv.sha256"
@@ -19,6 +25,7 @@ _STAMP = "numba_hinv.sha256"
 
 def prepare():
     """Make sure that compiled code can be cached, and drop what other sources have left in the cache."""
+    Cache._guard_against_spurious_io_errors = _tolerate_disk_errors
     try:
         directories = cache_directories()
     except RuntimeError:
@@ -36,8 +43,28 @@ def prepare():
                 index.unlink(missing_ok=True)
             stamp.write_text(digest)
         except OSError:
-            # A full or read-only cache: Numba warns by itself when it cannot write.
+            # A full disk. Without the stamp the indices are dropped next time, too.
             continue
+
+
+_numbas_guard = Cache._guard_against_spurious_io_errors
+
+
+@contextlib.contextmanager
+def _tolerate_disk_errors(cache):
+    """Around Numba's loading and saving: what cannot be loaded is compiled, what cannot be saved is used unsaved."""
+    try:
+        with _numbas_guard(cache):
+            yield
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        if cache._py_func.__module__.partition(".")[0] != __package__:
+            raise
+        warnings.warn(
+            f"numba_hinv compiles anew in every process, since its cache cannot be used: {error}. Make room in "
+            f"{cache.cache_path} or empty it, or set NUMBA_CACHE_DIR",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def cache_directories():

@@ -6,13 +6,17 @@ Each test runs programs of its own, so that what they suffer does not hurt the t
 import hashlib
 import multiprocessing
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from problems import chain
@@ -69,7 +73,8 @@ def test_fork_while_threads_are_solving():
     code, out, err = program(
         """
         import os, threading, numpy as np, numba_hinv as nh
-        net = nh.Network([nh.Dense(6, 6, skip=True) for _ in range(300)] + [nh.Dense(6, 2, "identity")], "mean_squared_error")
+        layers = [nh.Dense(6, 6, skip=True) for _ in range(300)] + [nh.Dense(6, 2, "identity")]
+        net = nh.Network(layers, "mean_squared_error")
         H = net.hessian(net.init(0), np.ones((2, 6)), np.zeros((2, 2)))
         F = H.factorize(0.1)
         b = np.arange(net.num_params) / net.num_params
@@ -115,8 +120,10 @@ def test_interrupted_in_the_middle():
     """Ctrl-C at many moments of many calls: KeyboardInterrupt, and every object gives the answer it gave before."""
     code, out, err = program(
         """
-        import signal, time, numpy as np, numba_hinv as nh
-        net = nh.Network([nh.Dense(16, 16, skip=True) for _ in range(60)] + [nh.Dense(16, 2, "identity")], "mean_squared_error")
+        import signal, numpy as np, numba_hinv as nh
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        layers = [nh.Dense(16, 16, skip=True) for _ in range(60)] + [nh.Dense(16, 2, "identity")]
+        net = nh.Network(layers, "mean_squared_error")
         X, y = np.random.default_rng(0).standard_normal((8, 16)), np.zeros((8, 2))
         params = net.init(0)
         H = net.hessian(params, X, y)
@@ -145,7 +152,7 @@ def test_interrupted_in_the_middle():
                     np.testing.assert_array_equal(one, other)
         assert interrupted >= 5, interrupted
         print("done", interrupted)
-        """.replace("import signal, time", "import signal; signal.signal(signal.SIGALRM, signal.default_int_handler); import time")
+        """
     )
     assert code == 0 and "done" in out, (out, err[-2000:])
 
@@ -156,9 +163,11 @@ def test_ctrl_c_is_heard_during_a_long_factorization():
     text = """
         import sys, time, numpy as np, numba_hinv as nh
         n, B = 48, 40
-        net = nh.Network([nh.Dense(n, n, skip=True) for _ in range(10)] + [nh.Dense(n, 2, "identity")], "mean_squared_error")
+        layers = [nh.Dense(n, n, skip=True) for _ in range(10)] + [nh.Dense(n, 2, "identity")]
+        net = nh.Network(layers, "mean_squared_error")
         H = net.hessian(net.init(0), np.random.default_rng(0).standard_normal((B, n)), np.zeros((B, 2)))
-        nh.Network([nh.Dense(2, 2)] * 3, "mean_squared_error").hessian(np.ones(18), np.ones((1, 2)), np.ones((1, 2))).factorize(1.0)
+        small = nh.Network([nh.Dense(2, 2)] * 3, "mean_squared_error")
+        small.hessian(np.ones(18), np.ones((1, 2)), np.ones((1, 2))).factorize(1.0)
         print("ready", flush=True)
         try:
             while True:
@@ -187,8 +196,8 @@ def test_a_limit_on_memory():
         """
         import resource, numpy as np, numba_hinv as nh
         def net_of(width, depth):
-            return nh.Network([nh.Dense(width, width, skip=True) for _ in range(depth)] + [nh.Dense(width, 2, "identity")],
-                              "mean_squared_error")
+            layers = [nh.Dense(width, width, skip=True) for _ in range(depth)] + [nh.Dense(width, 2, "identity")]
+            return nh.Network(layers, "mean_squared_error")
         def hessian(net, B):
             X = np.random.default_rng(0).standard_normal((B, net.layers[0].in_features))
             return net.hessian(net.init(0), X, np.zeros((B, 2)))
@@ -224,46 +233,126 @@ def test_a_limit_on_memory():
     assert "bytes" in out and "B = 60 samples" in out and "41 layers" in out
 
 
+SMALL = """
+    import numpy as np, numba_hinv as nh
+    net = nh.Network([nh.Dense(1, 1)], "mean_squared_error")
+    print(net.loss(np.ones(2), np.ones((1, 1)), np.zeros((1, 1))).hex())
+"""
+
+
 def test_a_cache_directory_that_cannot_be_written(tmp_path):
     """A file stands where the cache should be: compiled code is kept elsewhere or nowhere, answers are the same."""
     blocked = tmp_path / "file"
     blocked.write_text("")
-    small = """
-        import numpy as np, numba_hinv as nh
-        print(nh.Network([nh.Dense(1, 1)], "mean_squared_error").loss(np.ones(2), np.ones((1, 1)), np.zeros((1, 1))).hex())
-    """
-    code, out, err = program(small, NUMBA_CACHE_DIR=str(blocked / "cache"))
+    code, out, err = program(SMALL, NUMBA_CACHE_DIR=str(blocked / "cache"))
     assert code == 0, err
-    assert out.split()[-1] == program(small)[1].split()[-1]
+    assert out.split()[-1] == program(SMALL)[1].split()[-1]
 
 
-def test_a_damaged_cache_is_not_believed(tmp_path):
-    """Index and data files of the cache overwritten with rubbish, as a full disk or another version may leave them."""
-    small = """
-        import numpy as np, numba_hinv as nh
-        print(nh.Network([nh.Dense(1, 1)], "mean_squared_error").loss(np.ones(2), np.ones((1, 1)), np.zeros((1, 1))).hex())
-    """
-    code, out, err = program(small, NUMBA_CACHE_DIR=str(tmp_path))
-    assert code == 0, err
-    expected = out.split()[-1]
-    files = [f for suffix in ("*.nbi", "*.nbc") for f in tmp_path.rglob(suffix)]
-    assert files
-    for file in files:
-        file.write_bytes(b"" if file.suffix == ".nbi" else file.read_bytes()[:100])
-    code, out, err = program(small, NUMBA_CACHE_DIR=str(tmp_path))
-    # Numba may refuse what it cannot read; a wrong number must not come out.
-    assert (code == 0 and out.split()[-1] == expected) or (code == 1 and "Error" in err), (code, out, err)
+def run_with_cache(directory, first="", **environment):
+    """(loss, standard error) of `SMALL` in a fresh process with this cache directory, after the statement ``first``."""
+    text = first + "\n" + textwrap.dedent(SMALL)
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(directory), **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1], done.stderr
+
+
+def files_of(directory):
+    return {path: path.read_bytes() for suffix in ("*.nbi", "*.nbc") for path in directory.rglob(suffix)}
+
+
+def test_a_damaged_cache_and_one_of_another_version_are_not_believed(tmp_path):
+    expected, err = run_with_cache(tmp_path)
+    assert "Warning" not in err
+    good = files_of(tmp_path)
+    assert good
+    # As Numba would find it after an upgrade: its version, then what only that version can read.
+    for path in good:
+        path.write_bytes(pickle.dumps("0.1.0") + b"unknown" if path.suffix == ".nbi" else b"unknown")
+    assert run_with_cache(tmp_path) == (expected, "")
+    assert {pickle.loads(path.read_bytes()) for path in good if path.suffix == ".nbi"} == {numba.__version__}
+    # As a crash or a full disk may leave it.
+    for damaged in (".nbi", ".nbc"):
+        for path, content in files_of(tmp_path).items():
+            if path.suffix == damaged:
+                path.write_bytes(content[: len(content) // 2])
+        found, err = run_with_cache(tmp_path)
+        assert found == expected and ("cache cannot be used" in err or damaged == ".nbc")
+        for path, content in good.items():
+            path.write_bytes(content)
+
+
+@LINUX
+def test_a_cache_that_cannot_grow(tmp_path):
+    """No file may be larger than 1,000 bytes: writes fail as on a full disk, and code is used unsaved."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))"
+    found, err = run_with_cache(tmp_path, limit)
+    assert "cache cannot be used" in err and str(tmp_path) in err and not files_of(tmp_path)
+    # Nothing half written is in the way later.
+    assert run_with_cache(tmp_path) == (found, "") and files_of(tmp_path)
+
+
+@LINUX
+def test_a_full_disk(tmp_path):
+    """A file system of 64 kB, where this process may mount one in a namespace of its own."""
+    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs "$0" && "$@"', str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run([*mount, "true"], capture_output=True).returncode:
+        pytest.skip("no right to mount file systems")
+    done = subprocess.run(
+        [*mount, sys.executable, "-c", textwrap.dedent(SMALL)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == program(SMALL)[1].split()[-1] and "No space left" in done.stderr
+
+
+@LINUX
+def test_a_read_only_cache(tmp_path):
+    """All that could hold a cache is read-only, also for root, who gives up the right to pass over permissions."""
+    package = tmp_path / "numba_hinv"
+    shutil.copytree(Path(nh.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    home = tmp_path / "home"
+    home.mkdir()
+    directories = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
+    for path in directories:
+        path.chmod(0o555)
+    try:
+        drop = "import ctypes; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)"  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+        done = subprocess.run(
+            [sys.executable, "-c", f"{drop}; import os, sys; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]
+            + ["-c", "import os; assert not os.access('.', os.W_OK)\n" + textwrap.dedent(SMALL)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                **dict.fromkeys(("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), str(home)),
+                "PYTHONPATH": str(tmp_path),
+            },
+        )
+    finally:
+        for path in directories:
+            path.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == program(SMALL)[1].split()[-1]
+    assert not files_of(tmp_path)
 
 
 @pytest.mark.slow
 def test_several_processes_fill_one_cache(tmp_path):
-    small = """
-        import numpy as np, numba_hinv as nh
-        print(nh.Network([nh.Dense(1, 1)], "mean_squared_error").loss(np.ones(2), np.ones((1, 1)), np.zeros((1, 1))).hex())
-    """
     commands = [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(small)],
+            [sys.executable, "-c", textwrap.dedent(SMALL)],
             env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
