@@ -2,8 +2,9 @@
 
 import numpy as np
 
-# Flops per call: a tenth of a second to half a second, for products that run at memory's pace.
-_CALL = 1e9
+# Flops per call: a tenth of a second or two, where products are so small that they run at 1 or 2 GF/s. A number that is
+# read from memory and one that is written count as 16 flops together.
+_CALL = 2e8
 # A layer costs at least this: fixed costs of its small products.
 _LAYER = 2e4
 

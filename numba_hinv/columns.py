@@ -42,7 +42,8 @@ def gather(array, start, stop):
     if array.shape[1] == 1:
         return np.ascontiguousarray(array.reshape(1, -1), np.float64)
     rows = np.empty((stop - start, array.shape[0]))
-    _gather(array, start, rows)
+    for first in range(0, array.shape[0], _PIECE):
+        _gather(array, start, first, min(first + _PIECE, array.shape[0]), rows)
     return rows
 
 
@@ -51,7 +52,8 @@ def scatter(rows, array, start):
     if array.shape[1] == 1:
         array[:, 0] = rows[0]
     else:
-        _scatter(rows, start, array)
+        for first in range(0, array.shape[0], _PIECE):
+            _scatter(rows, start, first, min(first + _PIECE, array.shape[0]), array)
 
 
 def add_multiple(factor, rows, to):
@@ -62,14 +64,14 @@ def add_multiple(factor, rows, to):
 
 
 @njit(cache=True, nogil=True)
-def _gather(array, start, rows):
-    for i in range(array.shape[0]):
+def _gather(array, start, first, last, rows):
+    for i in range(first, last):
         for t in range(rows.shape[0]):
             rows[t, i] = array[i, start + t]
 
 
 @njit(cache=True, nogil=True)
-def _scatter(rows, start, array):
-    for i in range(array.shape[0]):
+def _scatter(rows, start, first, last, array):
+    for i in range(first, last):
         for t in range(rows.shape[0]):
             array[i, start + t] = rows[t, i]

@@ -661,7 +661,7 @@ class Factorization(LinearOperator):
         layers, B = self.hessian._table[segment.start : segment.stop], self.hessian.num_samples
         m, N, n_in, n_out, p = (layers[name].astype(float) for name in ("m", "N", "n_in", "n_out", "p"))
         through = np.where(layers["kind"] == DENSE, 2 * n_in * n_out, 2 * n_out * (n_in + p))
-        flops = num_vectors * (m * m + 2 * m * N + B * through + 8 * p) + m * m + 2 * m * N
+        flops = num_vectors * (m * m + 2 * m * N + B * through + 16 * p) + m * m + 2 * m * N
         pieces = chunks(flops)
         return pieces[::-1] if sweep is substitute.substitute_back else pieces
 

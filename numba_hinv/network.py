@@ -307,7 +307,7 @@ class Network:
     def _runs(self, num_samples, derivatives):
         """Layers for one compiled call of linearising."""
         kind, n_in, n_out, p, *_ = self._chain
-        flops = 4.0 * p + 40.0 * n_out
+        flops = 4.0 * p + 40.0 * n_out + 64.0 * p / num_samples
         if derivatives == 2:
             flops += np.where(kind == BLOCKS, 4.0 * (p + n_in) * (p + n_in + n_out), 0.0)
         # External layers are no compiled calls.

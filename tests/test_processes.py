@@ -189,6 +189,68 @@ def test_ctrl_c_is_heard_during_a_long_factorization():
             process.kill()
 
 
+LONG = """
+    import sys, time, threading, numpy as np, numba_hinv as nh
+    def problem(n, B, L, out=2):
+        net = nh.Network([nh.Dense(n, n, skip=True) for _ in range(L)] + [nh.Dense(n, out, "identity")], "mean_squared_error")
+        params = net.init(0)
+        X = np.random.default_rng(0).standard_normal((B, n))
+        return net, params, X, np.zeros((B, out))
+    net, params, X, y = problem(3, 2, 4)
+    F = net.hessian(params, X, y).factorize(1.0)
+    F.solve(np.ones((net.num_params, 20))), net.hessian(params, X, y) @ np.ones((net.num_params, 20))
+    {setup}
+    print("ready", flush=True)
+    try:
+        while True:
+            {job}
+    except KeyboardInterrupt:
+        print("heard", time.monotonic(), threading.active_count(), flush=True)
+        {after}
+        print("still right", flush=True)
+"""
+DEEP = (
+    "net, params, X, y = problem(2, 1, 60_000); H = net.hessian(params, X, y); F = H.factorize(1.0)"
+    "; B = np.ones((H.shape[0], 64)); x = F.solve(B[:, 0])"
+)
+JOBS = {
+    "solve": (DEEP, "F.solve(B)", "assert (F.solve(B[:, 0]) == x).all()"),
+    "products": (DEEP, "H @ B", "assert (F.solve(B[:, 0]) == x).all()"),
+    "linearise": ("net, params, X, y = problem(300, 64, 120)", "net.hessian(params, X, y)", "net.loss(params, X, y)"),
+    "many": (
+        "net, params, X, y = problem(40, 24, 12); H = net.hessian(params, X, y)",
+        "H.factorize_many(np.linspace(0.1, 1.0, 50))",
+        "assert len(H.factorize_many([10.0])) == 1",
+    ),
+    "checkpoints": (
+        DEEP + "; C = H.factorize(1.0, checkpoint=True)", "C.solve(B)", "assert (C.solve(B[:, 0]) == x).all()"
+    ),
+}
+
+
+@LINUX
+@pytest.mark.parametrize("name", JOBS)
+def test_ctrl_c_is_heard_in(name):
+    """Jobs of many seconds end soon after the signal, their threads with them, and leave everything as it was."""
+    setup, job, after = JOBS[name]
+    text = textwrap.dedent(LONG).format(setup=setup, job=job, after=after)
+    with subprocess.Popen(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline().strip() == "ready", process.stderr.read()
+            time.sleep(1.0)
+            start = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            heard = process.stdout.readline().split()
+            assert heard[:1] == ["heard"], process.stderr.read()
+            # Far from the second that it takes on a free machine, and from the whole job.
+            assert float(heard[1]) - start < 30 and heard[2] == "1"
+            assert process.stdout.readline().strip() == "still right", process.stderr.read()
+        finally:
+            process.kill()
+
+
 @LINUX
 def test_a_limit_on_memory():
     """RLIMIT_AS: MemoryError that names the arguments, or NumPy's own; afterwards smaller work goes on as before."""

@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 from problems import chain, norm_estimate
 
 import numba_hinv as nh
@@ -97,3 +98,35 @@ def test_first_use_in_many_threads_at_once():
     results = together([work] * WORKERS)
     for x in results:
         np.testing.assert_array_equal(x, results[0])
+
+
+def test_many_right_hand_sides_on_any_number_of_threads():
+    """Blocks of columns are the same whatever the threads, so that the bits are; each is right by its residual."""
+    for width, depth in ((6, 20), (60, 12)):
+        problem = chain(width, depth, batch=2, gain=0.3)
+        H = problem.hessian
+        damping = 0.3 * norm_estimate(H)
+        F = H.factorize(damping)
+        b = problem.right_hand_side(70)
+        expected = F.solve(b, num_threads=1)
+        assert np.linalg.norm(b - H @ expected - damping * expected) <= 1e-11 * np.linalg.norm(b)
+        for count in (None, 2, 3, 8):
+            x, info = F.solve(b, full_output=True, num_threads=count)
+            np.testing.assert_array_equal(x, expected)
+            assert info.backward_error.shape == (70,) and info.backward_error.max() <= 1e-14
+        for dtype in (np.float32, np.float64):
+            x = F.solve(np.asfortranarray(b.astype(dtype)), num_threads=3)
+            np.testing.assert_array_equal(x, F.solve(b.astype(dtype)))
+        read_only = b.copy()
+        read_only.setflags(write=False)
+        np.testing.assert_array_equal(F.solve(read_only), expected)
+
+
+def test_a_solution_that_overflows_in_one_of_many_blocks():
+    problem = chain(60, 12, batch=2, gain=0.3)
+    F = problem.hessian.factorize(1e-3 * norm_estimate(problem.hessian))
+    b = problem.right_hand_side(70)
+    b[:, 41] *= 1e307
+    with pytest.raises(np.linalg.LinAlgError, match="overflows"):
+        F.solve(b, num_threads=3)
+    assert threading.active_count() < 5
