@@ -14,6 +14,7 @@ import scipy
 
 import numba_hinv as nh
 
+from . import threads
 from .activations import activation_address
 from .compilation_cache import cache_directories
 from .losses import loss_address
@@ -22,7 +23,6 @@ from .losses import loss_address
 def info():
     """Print versions, processor, threads, BLAS, GPU and where compiled code is cached."""
     blas = scipy.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    blas_threads = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or "its own choice"
     cuda = "numba-cuda is installed" if importlib.util.find_spec("numba_cuda") else "numba-cuda is not installed"
     for name, value in (
         ("numba_hinv", nh.__version__),
@@ -31,7 +31,8 @@ def info():
         ("NumPy", np.__version__),
         ("SciPy", scipy.__version__),
         ("processor", f"{llvmlite.binding.get_host_cpu_name()}, {os.cpu_count()} CPUs"),
-        ("BLAS", f"{blas['name']} {blas['version']} (SciPy's), threads: {blas_threads}"),
+        ("threads", f"up to {threads.available_cores()}, for many right-hand sides or dampings"),
+        ("BLAS", f"{blas['name']} {blas['version']} (SciPy's), threads: {threads.blas_threads()}"),
         ("GPU", f"not used ({cuda})"),
         *(("cache", directory) for directory in cache_directories()),
     ):
@@ -60,7 +61,7 @@ def _solve(net, params, X, y):
     H = net.hessian(params, X, y)
     H @ params
     F = H.factorize(damping=1.0)
-    return F.solve(params), F.inertia
+    return F.solve(params), F.solve(np.stack([params, params], axis=1)), F.inertia
 
 
 def warmup():

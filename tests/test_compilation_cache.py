@@ -96,7 +96,9 @@ def test_no_place_for_a_cache(tmp_path):
 
 def test_command_line_info():
     finished = subprocess.run([sys.executable, "-m", "numba_hinv", "info"], capture_output=True, text=True, check=True)
-    assert numba_hinv.__version__ in finished.stdout and "cache" in finished.stdout
+    named = [line.split(" ", 1)[0] for line in finished.stdout.splitlines()]
+    assert numba_hinv.__version__ in finished.stdout
+    assert {"numba_hinv", "Python", "Numba", "NumPy", "SciPy", "processor", "threads", "BLAS", "GPU", "cache"} <= {*named}
 
 
 NORMS = """
