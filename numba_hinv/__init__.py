@@ -4,7 +4,8 @@ from . import compilation_cache
 
 compilation_cache.prepare()
 
-from ._version import __version__  # noqa: E402 - nothing may be compiled or loaded before
+from . import embedded  # noqa: E402 - nothing may be compiled or loaded before
+from ._version import __version__
 from .activations import activation_names, register_activation
 from .custom import Custom
 from .dense import Dense
@@ -58,6 +59,7 @@ __all__ = [
     "SolveInfo",
     "__version__",
     "activation_names",
+    "embedded",
     "from_sklearn",
     "load",
     "loss_names",

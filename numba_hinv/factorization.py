@@ -151,6 +151,11 @@ def require_memory(hessian, segments, dtype, scales, num_kept=1, num_working=1):
     )
 
 
+def relative_pivoting(dtype):
+    """How factors in ``dtype`` are pivoted, in units of the norm of the matrix."""
+    return eliminate.Pivoting(_PERTURBATION[dtype], _PERTURBATION[dtype], _GROWTH[dtype], _ENLARGED)
+
+
 class Factorization(LinearOperator):
     """Inverse of ``H + damping I``. Made by `Hessian.factorize`.
 
@@ -250,12 +255,10 @@ class Factorization(LinearOperator):
         sizes = hessian._sizes
         require_memory(hessian, segments, self.factor_dtype, [] if self._kept_blocks else [self._scale])
         binding.load(self.factor_dtype)
-        scale = self._hessian_norm + abs(self._shift)
-        perturbation = _PERTURBATION[self.factor_dtype] * scale
-        # Pivots as small as a small damping are what that damping asks for.
-        singular = min(perturbation, 0.25 * abs(self._shift)) if self._shift else perturbation
-        limit = _GROWTH[self.factor_dtype] if growth is None else growth
-        self._pivoting = eliminate.Pivoting(singular, perturbation, limit * scale, _ENLARGED * scale)
+        relative = relative_pivoting(self.factor_dtype)
+        if growth is not None:
+            relative = relative._replace(limit=growth)
+        self._pivoting = eliminate.scale_pivoting(relative, self._hessian_norm, self._shift)
         self._fronts = [None] * len(segments)
         factors = checkpoints.allocate(segments, sizes, self.factor_dtype)
         work = eliminate.workspace(sizes, self.factor_dtype)

@@ -113,6 +113,13 @@ print("curvature", np.linalg.norm(ahead[1] - behind[1] - 2 * product) / np.linal
     assert float(row(check, "curvature")[0]) < 1e-7
 
 
+def test_embed_in_njit(tmp_path):
+    output = run([str(ROOT / "examples" / "embed_in_njit.py"), "--ticks", "100"], tmp_path)
+    differences = [float(value) for value in re.findall(r"difference to .*: (\S+)$", output, re.M)]
+    assert len(differences) == 2 and max(differences) < 1e-12
+    assert float(re.search(r"distance to the path +([\d.]+) m", output)[1]) < 0.05
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_readme_snippet(number, tmp_path):
     run(["-c", SNIPPETS[number]], tmp_path)

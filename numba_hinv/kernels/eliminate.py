@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numba.extending import register_jitable
 
 from .front import form_front
 from .memory import matrix, vector
@@ -55,6 +56,17 @@ class Pivoting(NamedTuple):
     perturbation: float  # become +- this
     limit: float  # those that would take more than this from the next P
     largest: float  # are enlarged, up to this
+
+
+@register_jitable
+def scale_pivoting(relative, norm, damping):
+    """The `Pivoting` of ``H + damping I`` from one in units of its norm, ``norm`` being that of H."""
+    scale = norm + abs(damping)
+    singular = relative.singular * scale
+    if damping != 0.0:
+        # Pivots as small as a small damping are what that damping asks for.
+        singular = min(singular, 0.25 * abs(damping))
+    return Pivoting(singular, relative.perturbation * scale, relative.limit * scale, relative.largest * scale)
 
 
 class Workspace(NamedTuple):

@@ -1,0 +1,313 @@
+"""Factorize and solve inside your own compiled code: the sweeps as functions for ``@njit``, on memory made beforehand.
+
+In Python, once: `chain` or `from_hessian` makes a `System`, a named tuple of plain arrays that holds the derivative
+blocks of a chain, its factors and all scratch. In compiled code, as often as you like::
+
+    Dx, Dz, Dxx, Dzx, Dzz = embedded.blocks(system, l)      # views: fill them
+    code, num_negative, num_perturbed = embedded.factorize(system, damping, 0.0)
+    embedded.solve(system, b, x, 0)                         # b and x are (k, P): right-hand sides are rows
+
+Nothing in there allocates, raises, checks shapes, or needs the interpreter's lock. A system is for one thread at a
+time: parallel code makes one for each, and takes them from a ``numba.typed.List`` in a ``prange``. What `Hessian` and
+`Factorization` do around the same sweeps is left to the caller: validation, scaling of states (numbers should be within
+some powers of ten of one), estimating ||H||, and deciding whether a solution is good enough.
+
+A system must be made, in every process, before compiled code that uses it is entered: that loads the kernels. It holds
+for functions with ``cache=True`` as well; these must be compiled anew, by emptying Numba's cache, when this package is
+upgraded, since Numba does not see that. See ``examples/embed_in_njit.py``.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from . import memory_budget
+from .factorization import relative_pivoting
+from .hessian import Hessian
+from .kernels import binding, eliminate, linearise, multiply as product, substitute
+from .kernels.layers import BLOCKS, Chain, layer_table
+from .kernels.memory import matrix
+from .kernels.row_space import RowSpace
+from .kernels.status import NOT_FINITE, OK, SINGULAR_PIVOT
+from .validation import as_float_dtype, as_size
+
+__all__ = [
+    "NOT_FINITE",
+    "OK",
+    "SINGULAR_PIVOT",
+    "System",
+    "blocks",
+    "chain",
+    "factorize",
+    "from_hessian",
+    "multiply",
+    "nbytes",
+    "solve",
+    "terminal",
+]
+
+
+class System(NamedTuple):
+    """``H + damping I`` of a chain: blocks, factors, and the scratch of all sweeps. The caller's, to fill and to reuse.
+
+    Made by `chain` or `from_hessian`. The fields are those of the kernels; `blocks` and `terminal` give what to fill.
+    """
+
+    table: np.ndarray
+    params: np.ndarray
+    lin: linearise.Linearisation
+    row_space: RowSpace
+    pivoting: eliminate.Pivoting  # in units of ||H||
+    factors: eliminate.Factors
+    damping: np.ndarray  # (1,), that of the factors
+    elimination: eliminate.Workspace
+    substitution: substitute.Workspace
+    tangents: tuple  # scratch of products
+    residual: np.ndarray  # (k, P)
+    correction: np.ndarray  # (k, P)
+
+
+def chain(states, parameters, num_vectors=1, dtype=np.float64):
+    """A `System` for a chain of layers given as derivative blocks (design, section 4), all zero.
+
+    Parameters
+    ----------
+    states : (L,) sequence of int
+        How many states each layer leaves, a; the next one takes as many. The first takes none: its incoming states are
+        fixed.
+    parameters : (L,) sequence of int
+        p of each layer.
+    num_vectors : int
+        The most right-hand sides in one call of `solve` or `multiply`.
+    dtype : float64 or float32
+        Of all arrays, those of the caller included.
+
+    Returns
+    -------
+    System
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not such sequences, or not of equal length.
+    MemoryError
+        The system would not fit.
+    """
+    n_out, p = _as_counts("states", states, 1), _as_counts("parameters", parameters, 0)
+    if n_out.size != p.size:
+        raise ValueError(f"parameters: expected one count a layer, that is {n_out.size}, got {p.size}")
+    if not p.any():
+        raise ValueError("parameters: expected at least one parameter, got 0 in all layers")
+    none = np.zeros_like(p)
+    n_in = np.append(0, n_out[:-1])
+    table, sizes = layer_table(Chain(none + BLOCKS, n_in, n_out, p, none, none), 1)
+    dtype = as_float_dtype("dtype", dtype)
+    _require(sizes, 1, num_vectors, dtype)
+    lin = linearise.allocate(sizes, 1, sizes.outputs, dtype, 2)
+    for block in lin:
+        block[...] = 0
+    params, space = np.zeros(sizes.parameters, dtype), RowSpace(np.zeros(sizes.Q, dtype), np.zeros(sizes.R, dtype))
+    return _system(table, sizes, params, lin, space, num_vectors, dtype)
+
+
+def from_hessian(H, num_vectors=1, dtype=None):
+    """A `System` with a copy of a `Hessian`'s blocks, be it a net's or not.
+
+    Its values may then be changed in compiled code: with `blocks` where layers are given as blocks. What is known of a
+    dense layer depends on its inputs and is left as it is, except for the damping. An L2 term of H is not among the
+    blocks: add ``H.l2`` to the damping.
+
+    Parameters
+    ----------
+    H : Hessian
+    num_vectors : int
+        The most right-hand sides in one call of `solve` or `multiply`.
+    dtype : float64 or float32, optional
+        Of all arrays; by default that of H.
+
+    Returns
+    -------
+    System
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong arguments.
+    MemoryError
+        The system would not fit.
+    """
+    if not isinstance(H, Hessian):
+        raise TypeError(f"H: expected a Hessian, got {type(H).__name__}")
+    dtype = as_float_dtype("dtype", H.dtype if dtype is None else dtype)
+    _require(H._sizes, H.num_samples, num_vectors, dtype)
+    lin = linearise.Linearisation(*(block.astype(dtype) for block in H._lin))
+    space = RowSpace(*(block.astype(dtype) for block in H._row_space(np.dtype(np.float64))))
+    return _system(H._table.copy(), H._sizes, H._params.astype(dtype), lin, space, num_vectors, dtype)
+
+
+def _as_counts(name, values, least):
+    try:
+        counts = [as_size(f"{name}[{index}]", value, least) for index, value in enumerate(values)]
+    except TypeError as error:
+        if str(error).startswith(name):
+            raise
+        raise TypeError(f"{name}: expected a sequence of integers, got {type(values).__name__}") from None
+    if not counts:
+        raise ValueError(f"{name}: expected one count a layer, got none")
+    return np.array(counts, np.int64)
+
+
+def _require(sizes, num_samples, num_vectors, dtype):
+    k, B = as_size("num_vectors", num_vectors, 1), num_samples
+    blocks = sizes.Dx + sizes.Dz + sizes.Dxx + sizes.Dzx + sizes.Dzz + sizes.z + 3 * sizes.u + sizes.Q + sizes.R
+    factors = sizes.L + sizes.scales + sizes.Y + sizes.pivots
+    scratch = 2 * sizes.front + sizes.mixed + sizes.m**2
+    vectors = k * (2 * sizes.parameters + sizes.z + sizes.u + 5 * B * sizes.width + 2 * sizes.m)
+    memory_budget.require(dtype.itemsize * (blocks + factors + scratch + vectors), "the system")
+
+
+def _system(table, sizes, params, lin, space, k, dtype):
+    binding.load(dtype)
+    B = lin.output.shape[0]
+    factors = eliminate.allocate(sizes, table.size, dtype)
+    for block in factors:
+        block[...] = 0
+    return System(
+        table,
+        params,
+        lin,
+        space,
+        relative_pivoting(dtype),
+        factors,
+        np.zeros(1),
+        eliminate.workspace(sizes, dtype),
+        substitute.workspace(sizes, k, B, dtype),
+        product.workspace(sizes, k, B, dtype),
+        np.empty((k, sizes.parameters), dtype),
+        np.empty((k, sizes.parameters), dtype),
+    )
+
+
+def nbytes(system):
+    """Bytes that the arrays of a system take. In Python."""
+    if isinstance(system, np.ndarray):
+        return system.nbytes
+    return sum(nbytes(part) for part in system if isinstance(part, (np.ndarray, tuple)))
+
+
+# ---- in compiled code -----------------------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def blocks(system, l):
+    """Views (Dx, Dz, Dxx, Dzx, Dzz) of layer ``l``, as in `LayerBlocks`, to read or to fill. Not for dense layers.
+
+    Of the symmetric ones, both triangles must be filled. With B samples in a net, Dz is B blocks n_out x n_in below one
+    another, and so is Dzz.
+    """
+    layer = system.table[l]
+    lin = system.lin
+    B = lin.output.shape[0]
+    n, n_in, p = layer.n_out, layer.n_in, layer.p
+    return (
+        matrix(lin.Dx, layer.Dx, B * n, p),
+        matrix(lin.Dz, layer.Dz, B * n, n_in),
+        matrix(lin.Dxx, layer.Dxx, p, p),
+        matrix(lin.Dzx, layer.Dzx, p, B * n_in),
+        matrix(lin.Dzz, layer.Dzz, B * n_in, n_in),
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def terminal(system):
+    """View of the curvature of the loss in the last state: (a_L, a_L), or B of them below one another."""
+    n = system.lin.curvature.shape[2]
+    return matrix(system.lin.curvature, 0, system.lin.curvature.shape[0] * n, n)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def factorize(system, damping, norm):
+    """Factorize ``H + damping I`` from the blocks of the system, over the factors that it had.
+
+    Parameters
+    ----------
+    system : System
+    damping : float
+        Not 0 where a dense layer has more weights per output than there are samples.
+    norm : float
+        About ||H||: pivots below 1e-10 of it (1e-6 in float32) are taken as singular and perturbed. With 0.0 pivots are
+        taken as they are, which is right where ``H + damping I`` is known to be positive definite.
+
+    Returns
+    -------
+    code : int
+        OK; SINGULAR_PIVOT: a pivot was 0 and ``norm`` too; NOT_FINITE: there were infinite numbers or none.
+    num_negative : int
+        Negative eigenvalues of ``H + damping I``: exactly, as far as rounding allows.
+    num_perturbed : int
+        Pivots that were perturbed. Where there are any, solutions need refinement, and num_negative is uncertain.
+    """
+    pivoting = eliminate.scale_pivoting(system.pivoting, norm, damping)
+    system.damping[0] = damping
+    code, _ = eliminate.eliminate(
+        system.table, 0, system.table.size, system.params, system.lin, system.row_space, damping, pivoting,
+        system.factors, system.elimination,
+    )
+    num_negative, num_perturbed = 0, 0
+    if code == OK:
+        for l in range(system.table.size):
+            layer = system.table[l]
+            num_negative += layer.m - system.factors.num_positive[l]
+            num_perturbed += system.factors.num_perturbed[l]
+            if damping < 0.0:
+                num_negative += layer.n_out * (layer.d - layer.r)
+    return code, num_negative, num_perturbed
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def multiply(system, V, HV):
+    """``HV = V H`` without the damping; V and HV are contiguous (k, P) arrays of the system's dtype."""
+    dZ, dU, q = system.tangents
+    L = system.table.size
+    product.tangents(system.table, 0, L, system.params, system.lin, V, dZ, dU)
+    product.adjoints(system.table, 0, L, system.params, system.lin, V, HV, dZ, dU, q)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _substitute(system, b, x):
+    substitute.substitute_back(
+        system.table, 0, system.table.size, system.params, system.lin, system.row_space, system.factors,
+        system.damping[0], b, x, system.substitution,
+    )
+    substitute.substitute_forth(
+        system.table, 0, system.table.size, system.params, system.lin, system.row_space, system.factors,
+        system.damping[0], b, x, system.substitution,
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def solve(system, b, x, refinements):
+    """Solve ``(H + damping I) x = b`` with the factors that `factorize` has left.
+
+    Parameters
+    ----------
+    system : System
+    b, x : (k, P) contiguous arrays of the system's dtype
+        Right-hand sides are rows, at most ``num_vectors``. x is overwritten, and is not b.
+    refinements : int
+        Steps of iterative refinement, each a product with H and two sweeps; one is enough in general, none where H is
+        well conditioned and positive definite.
+    """
+    k, P = b.shape
+    _substitute(system, b, x)
+    for _ in range(refinements):
+        residual, correction = matrix(system.residual, 0, k, P), matrix(system.correction, 0, k, P)
+        multiply(system, x, residual)
+        for t in range(k):
+            for i in range(P):
+                residual[t, i] = b[t, i] - residual[t, i] - system.damping[0] * x[t, i]
+        _substitute(system, residual, correction)
+        for t in range(k):
+            for i in range(P):
+                x[t, i] += correction[t, i]
