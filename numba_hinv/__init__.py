@@ -12,6 +12,7 @@ from .dense import Dense
 from .external import External
 from .factorization import Factorization, Inertia, SolveInfo
 from .frameworks.sklearn import from_sklearn
+from .frameworks.torch import from_torch
 from .gated import Gated
 from .hessian import Hessian
 from .layer_blocks import LayerBlocks
@@ -61,6 +62,7 @@ __all__ = [
     "activation_names",
     "embedded",
     "from_sklearn",
+    "from_torch",
     "load",
     "loss_names",
     "register_activation",

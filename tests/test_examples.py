@@ -122,6 +122,9 @@ def test_embed_in_njit(tmp_path):
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_readme_snippet(number, tmp_path):
+    for package in ("torch", "sklearn"):
+        if re.search(rf"^(import|from) {package}\b", SNIPPETS[number], re.M):
+            pytest.importorskip(package)
     run(["-c", SNIPPETS[number]], tmp_path)
 
 

@@ -1,0 +1,67 @@
+"""Modules of PyTorch as networks of this library. Needs the extra `torch`."""
+
+from ..validation import as_size
+
+
+def from_torch(module, loss, input_shape=None):
+    """The network that a ``torch.nn.Module`` and a loss are, and its parameters.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        As a rule an ``nn.Sequential``, nested or not. It is neither changed nor kept: modules are copied, to the CPU.
+    loss : torch.nn.Module or str
+        An ``nn.CrossEntropyLoss``, ``nn.MSELoss`` or ``nn.BCEWithLogitsLoss`` with its defaults (reduction "mean", no
+        weights, no label smoothing), or the name of a loss of this library.
+    input_shape : int or tuple of int, optional
+        Of one sample, without the batch. Needed unless a Linear or a norm comes first, which tells it.
+
+    Returns
+    -------
+    network : Network
+        Its inputs, states and outputs are the module's, each sample's flattened row by row.
+    params : (P,) array
+        As ``torch.nn.utils.parameters_to_vector(module.parameters())``: float32 where all parameters are, else float64.
+
+    Raises
+    ------
+    ImportError
+        PyTorch is not installed.
+    TypeError, ValueError
+        A module cannot be converted: which one and why. Among the reasons: it mixes the samples of a batch (batch
+        normalisation while training), is random (dropout while training), has hooks, parameters that are frozen,
+        that another layer has too, or of a dtype other than float32 and float64, or cannot be differentiated twice.
+
+    Notes
+    -----
+    Recognised, with the fast elimination or compiled derivatives of this library's own layers: Linear, with a Tanh,
+    Sigmoid, Softplus, SiLU, GELU or ReLU after it; LayerNorm, RMSNorm and GLU over all features of a sample;
+    Sequential; Identity, Flatten, Unflatten and Dropout that do nothing to the numbers; modules of one's own whose
+    ``forward`` is such a chain (functions like ``torch.tanh`` included), and blocks ``x + activation(linear(x))``. What
+    a forward does is seen by ``torch.fx``. Softplus is taken without torch's threshold, where it is off by 2e-9.
+
+    Every other module becomes one `External` layer, differentiated by ``torch.func`` in a copy of the module. With n_in
+    inputs and p parameters that costs 2 (n_in + p) passes of the batch, and a pivot of all p rows, so put what is
+    unknown into modules of its own, beside the Linear layers rather than around them: ``network.layers`` shows what
+    became of everything. Buffers are constants.
+
+    Examples
+    --------
+    ::
+
+        net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+        network, params = nh.from_torch(net, nn.CrossEntropyLoss())
+        H = network.hessian(params, X.numpy(), y.numpy())
+    """
+    try:
+        import torch  # noqa: F401 - what follows needs it
+    except ImportError:
+        raise ImportError(
+            "module: expected PyTorch to be installed (pip install 'numba_hinv[torch]'), got a module without it"
+        ) from None
+    from .torch_conversion import convert
+
+    if input_shape is not None:
+        sizes = input_shape if isinstance(input_shape, (tuple, list)) else (input_shape,)
+        input_shape = tuple(as_size("input_shape", size) for size in sizes)
+    return convert(module, loss, input_shape)
