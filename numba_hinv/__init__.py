@@ -7,6 +7,7 @@ compilation_cache.prepare()
 from . import embedded  # noqa: E402 - nothing may be compiled or loaded before
 from ._version import __version__
 from .activations import activation_names, register_activation
+from .conv1d import Conv1d
 from .custom import Custom
 from .dense import Dense
 from .external import External
@@ -46,6 +47,7 @@ def solve(network, params, X, y, b, damping):
 
 
 __all__ = [
+    "Conv1d",
     "Custom",
     "Dense",
     "External",

@@ -51,3 +51,8 @@ class Dense:
     def num_params(self):
         """Number of parameters: ``out_features * (in_features + bias)``."""
         return self.out_features * (self.in_features + self.bias)
+
+    @property
+    def weight_shape(self):
+        """Shape of W: ``(out_features, in_features)``."""
+        return self.out_features, self.in_features

@@ -26,7 +26,7 @@ from . import memory_budget
 from .factorization import relative_pivoting
 from .hessian import Hessian
 from .kernels import binding, eliminate, linearise, multiply as product, substitute
-from .kernels.layers import BLOCKS, Chain, layer_table
+from .kernels.layers import BLOCKS, ONE_POSITION, Chain, layer_table
 from .kernels.memory import matrix
 from .kernels.row_space import RowSpace
 from .kernels.status import NOT_FINITE, OK, SINGULAR_PIVOT
@@ -101,7 +101,8 @@ def chain(states, parameters, num_vectors=1, dtype=np.float64):
         raise ValueError("parameters: expected at least one parameter, got 0 in all layers")
     none = np.zeros_like(p)
     n_in = np.append(0, n_out[:-1])
-    table, sizes = layer_table(Chain(none + BLOCKS, n_in, n_out, p, none, none), 1)
+    one_position = [none + value for value in ONE_POSITION]
+    table, sizes = layer_table(Chain(none + BLOCKS, n_in, n_out, p, none, none, *one_position), 1)
     dtype = as_float_dtype("dtype", dtype)
     _require(sizes, 1, num_vectors, dtype)
     lin = linearise.allocate(sizes, 1, sizes.outputs, dtype, 2)
@@ -268,10 +269,10 @@ def factorize(system, damping, norm):
 @njit(cache=True, nogil=True, error_model="numpy")
 def multiply(system, V, HV):
     """``HV = V H`` without the damping; V and HV are contiguous (k, P) arrays of the system's dtype."""
-    dZ, dU, q = system.tangents
+    dZ, dU, q, patches = system.tangents
     L = system.table.size
-    product.tangents(system.table, 0, L, system.params, system.lin, V, dZ, dU)
-    product.adjoints(system.table, 0, L, system.params, system.lin, V, HV, dZ, dU, q)
+    product.tangents(system.table, 0, L, system.params, system.lin, V, dZ, dU, patches)
+    product.adjoints(system.table, 0, L, system.params, system.lin, V, HV, dZ, dU, q, patches)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -15,7 +15,7 @@ from scipy.sparse.linalg import LinearOperator
 from . import checkpoints, columns, condition, determinant, memory_budget, storage, threads
 from .chunks import chunks
 from .kernels import binding, eliminate, status, substitute
-from .kernels.layers import DENSE
+from .kernels.layers import BLOCKS
 from .probe import random_signs
 from .progress import bar
 from .refinement import backward_error, contraction, refine
@@ -238,15 +238,14 @@ class Factorization(LinearOperator):
         if self._eps != 0.0 or not outside.any():
             return self._eps
         # Parameters that no sample sees meet the rest only through lam and the states that come in.
-        B = self.hessian.num_samples
-        alone = outside & (table["n_out"] > B)
+        alone = outside & (table["units"] > table["rows"])
         alone[0] = outside[0]
         if alone.any():
             layer = table[np.flatnonzero(alone)[0]]
             raise np.linalg.LinAlgError(
                 f"damping: H is singular, and damping is 0: layer {np.flatnonzero(alone)[0]} has {layer['d']} weights "
-                f"per output and {B} samples, so that part of its parameters does not act on the loss; "
-                "expected a nonzero damping"
+                f"per output and {layer['rows']} samples of its input, so that part of its parameters does not act on the "
+                "loss; expected a nonzero damping"
             )
         return _PERTURBATION[_DOUBLE] * self._hessian_norm
 
@@ -286,7 +285,7 @@ class Factorization(LinearOperator):
         params, lin, space = self._blocks()
         start, stop, table = segment.start, segment.stop, segment.table(self.hessian._table)
         m, N, n_out = (table[name][: stop - start].astype(float) for name in ("m", "N", "n_out"))
-        a = np.where(table["kind"][: stop - start] == DENSE, 0.0, self.hessian.num_samples * n_out)
+        a = np.where(table["kind"][: stop - start] == BLOCKS, self.hessian.num_samples * n_out, 0.0)
         flops = m**3 / 3 + m * m * N + m * N * N + a * (m + N) * (2 * a + m + N)
         levels = dict(self._scale.levels)
         cuts = [first - start for first in levels if start < first < stop]
@@ -347,7 +346,7 @@ class Factorization(LinearOperator):
     def _num_free(self):
         """Parameters that no sample sees: their pivot is the damping itself."""
         table = self.hessian._table
-        return int((table["n_out"] * (table["d"] - table["r"])).sum())
+        return int((table["units"] * (table["d"] - table["r"])).sum())
 
     def _num_negative(self):
         negative = int((self.hessian._table["m"] - self._pivots.num_positive).sum())
@@ -375,11 +374,13 @@ class Factorization(LinearOperator):
         levels = self._scale.levels_by_layer(self.hessian._table.size)
         growth = float(np.ldexp(self._pivots.growth, 2 * levels).max())
         if self._num_free():
-            # What the parameters that no sample sees take from the fronts: (1/eps) lam lam^T.
+            # What the parameters that no sample sees take from the fronts: (1/eps) lam lam^T, and as many times that as
+            # patches share a state.
             _, lin, _ = self._blocks()
-            is_dense = self.hessian._table["kind"] == DENSE
-            lam = np.maximum.reduceat(np.abs(lin.lam), self.hessian._table["u"][is_dense]).astype(float)
-            largest = float(np.ldexp(lam, levels[is_dense]).max())
+            is_structured = self.hessian._table["kind"] != BLOCKS
+            layers = self.hessian._table[is_structured]
+            lam = np.maximum.reduceat(np.abs(lin.lam), layers["u"]) * np.sqrt(layers["kernel"])
+            largest = float(np.ldexp(lam, levels[is_structured]).max())
             growth += largest**2 * self.hessian._sizes.front**0.5 / abs(self._eps)
         smallest = 1.0 / float(self._pivots.largest.max()) ** 2
         return np.finfo(self.factor_dtype).eps * (self._norm + growth) / smallest
@@ -662,8 +663,10 @@ class Factorization(LinearOperator):
     def _pieces(self, segment, num_vectors, sweep):
         """Runs of the segment's layers for one compiled call of a solve, in the order of the sweep."""
         layers, B = self.hessian._table[segment.start : segment.stop], self.hessian.num_samples
-        m, N, n_in, n_out, p = (layers[name].astype(float) for name in ("m", "N", "n_in", "n_out", "p"))
-        through = np.where(layers["kind"] == DENSE, 2 * n_in * n_out, 2 * n_out * (n_in + p))
+        m, N, n_in, n_out, fan_in, p = (
+            layers[name].astype(float) for name in ("m", "N", "n_in", "n_out", "fan_in", "p")
+        )
+        through = np.where(layers["kind"] == BLOCKS, 2 * n_out * (n_in + p), 2 * n_out * fan_in)
         flops = num_vectors * (m * m + 2 * m * N + B * through + 16 * p) + m * m + 2 * m * N
         pieces = chunks(flops)
         return pieces[::-1] if sweep is substitute.substitute_back else pieces

@@ -357,9 +357,9 @@ class Hessian(LinearOperator):
         """How far the parameters move the states (`scaling.state_logarithms`), (L + 1,); computed once."""
         if self._logarithms is None:
             v = random_signs(3, self.shape[0])
-            dZ, dU, _ = multiply.workspace(self._sizes, 1, self.num_samples, v.dtype)
+            dZ, dU, _, patches = multiply.workspace(self._sizes, 1, self.num_samples, v.dtype)
             for start, stop in self._runs(1):
-                multiply.tangents(self._table, start, stop, self._params, self._lin, v, dZ, dU)
+                multiply.tangents(self._table, start, stop, self._params, self._lin, v, dZ, dU, patches)
             self._logarithms = scaling.state_logarithms(self._table, dZ, self._lin.output.size)
         return self._logarithms
 
@@ -397,14 +397,14 @@ class Hessian(LinearOperator):
         return product
 
     def _sweep(self, params, lin, rows, product, scratch, check=threads.no_check):
-        dZ, dU, q = scratch
+        dZ, dU, q, patches = scratch
         runs = self._runs(rows.shape[0])
         for start, stop in runs:
             check()
-            multiply.tangents(self._table, start, stop, params, lin, rows, dZ, dU)
+            multiply.tangents(self._table, start, stop, params, lin, rows, dZ, dU, patches)
         for start, stop in reversed(runs):
             check()
-            multiply.adjoints(self._table, start, stop, params, lin, rows, product, dZ, dU, q)
+            multiply.adjoints(self._table, start, stop, params, lin, rows, product, dZ, dU, q, patches)
 
     def _solves_reach_blas(self):
         return many.solves_reach_blas(self)
@@ -436,9 +436,9 @@ class Hessian(LinearOperator):
         if dtype not in self._spaces:
             if dtype == np.float64:
                 space = row_space.RowSpace(np.empty(self._sizes.Q), np.empty(self._sizes.R))
-                scratch = row_space.workspace(self._sizes, self.num_samples, np.dtype(np.float64))
+                scratch = row_space.workspace(self._sizes, np.dtype(np.float64))
                 # Reflections are plain loops, four times as slow as products.
-                for start, stop in chunks(16.0 * self.num_samples**2 * self._table["d"]):
+                for start, stop in chunks(16.0 * self._table["rows"] * self._table["r"] * self._table["d"]):
                     row_space.span(self._table[start:stop], self._lin, space, scratch)
                 self._spaces[dtype] = space
             else:

@@ -8,7 +8,7 @@ import operator
 
 import numpy as np
 
-from .kernels.layers import BLOCKS, DENSE, Chain
+from .kernels.layers import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain
 from .kernels.linearise import Linearisation
 from .validation import DTYPES, as_array, as_numbers, common_dtype
 
@@ -120,7 +120,8 @@ def pack(blocks, terminal):
         Z=np.zeros(int(n_in.sum())), S=nothing, D=nothing, lam=nothing, **packed,
         output=np.zeros((1, shape[0])), curvature=terminal,
     )
-    return Chain(none + BLOCKS, n_in, n_out, p, none, none), lin, dtype
+    one_position = [none + value for value in ONE_POSITION]
+    return Chain(none + BLOCKS, n_in, n_out, p, none, none, *one_position), lin, dtype
 
 
 def _check_finite(name, arrays, packed):
@@ -180,7 +181,7 @@ def unpack(table, params, lin, l, dtype, l2=0.0):
     if not -table.size <= index < table.size:
         raise IndexError(f"l: expected a layer from 0 to {table.size - 1}, got {index}")
     layer = table[index]
-    expand = _expand_dense if layer["kind"] == DENSE else _expand_blocks
+    expand = {DENSE: _expand_dense, CONVOLUTION: _expand_convolution, BLOCKS: _expand_blocks}[int(layer["kind"])]
     Dx, Dz, Dxx, Dzx, Dzz = expand(layer, lin.output.shape[0], params, lin)
     Dxx = Dxx + l2 * np.eye(Dxx.shape[0])
     if layer["N"] == 0:
@@ -226,3 +227,36 @@ def _expand_dense(layer, B, params, lin):
         Dzx.reshape(n * d, B * n_in)[flat],
         block_diagonal(Dzz),
     )
+
+
+def _expand_convolution(layer, B, params, lin):
+    """Of the same on patches: with G, which gathers those of one sample, J_i = diag(S_i) (W (x) I) G, and so on."""
+    n, T, w, n_in, p = (int(layer[name]) for name in ("units", "positions", "fan_in", "n_in", "p"))
+    length, kernel, stride, padding, dilation = (
+        int(layer[name]) for name in ("length", "kernel", "stride", "padding", "dilation")
+    )
+    place = np.arange(T) * stride + np.arange(kernel)[:, None] * dilation - padding
+    place = np.where((place >= 0) & (place < length), place, -1)
+    channel = np.arange(w) // kernel
+    read = place[np.arange(w) % kernel]
+    G = np.zeros((w, T, n_in))
+    j, t = np.nonzero(read >= 0)
+    G[j, t, channel[j] * length + read[j, t]] = 1.0
+    W = _cut(params, layer["parameters"], n, w)
+    Z = _cut(lin.Z, layer["z"], B, n_in)
+    S, D, lam = (_cut(block, layer["u"], B, n, T) for block in (lin.S, lin.D, lin.lam))
+    Zt = np.einsum("jts,is->ijt", G, Z)
+    A = np.einsum("aj,jts->ats", W, G)
+    eye = np.eye(n)
+    # Of U in the parameters: W first, then c.
+    Ux = np.zeros((B, n, T, p))
+    Ux[..., : n * w] = np.einsum("ab,ijt->iatbj", eye, Zt).reshape(B, n, T, n * w)
+    Ux[..., n * w :] = eye[:, None, : p - n * w]
+    Dx = (S[..., None] * Ux).reshape(B * n * T, p)
+    Dxx = np.einsum("iat,iatx,iaty->xy", D, Ux, Ux)
+    Dzx = np.einsum("iat,iatx,ats->xis", D, Ux, A)
+    Dzx[: n * w] += np.einsum("iat,jts->ajis", lam, G).reshape(n * w, B, n_in)
+    skip = np.eye(n_in) if layer["skip"] else 0.0
+    Dz = np.einsum("iat,ats->iats", S, A).reshape(B, n * T, n_in) + skip
+    Dzz = np.einsum("iat,ats,atu->isu", D, A, A)
+    return Dx, block_diagonal(Dz), Dxx, Dzx.reshape(p, B * n_in), block_diagonal(Dzz)

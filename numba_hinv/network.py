@@ -1,21 +1,26 @@
 """The network: a chain of layers that ends in a loss. Values and gradients; `Network.hessian` opens the rest."""
 
+import math
+
 import numpy as np
 
 from . import external, memory_budget
 from .activations import activation_address
 from .chunks import chunks
+from .conv1d import Conv1d
 from .custom import Custom
 from .dense import Dense
 from .external import External
 from .hessian import Hessian
 from .kernels import binding, linearise
-from .kernels.layers import BLOCKS, DENSE, Chain, layer_table
+from .kernels.layers import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
 from .losses import get_loss, loss_address
 from .validation import as_array, as_float_dtype, as_labels, as_real, check_finite
 
 # Samples per compiled call of a plain forward pass, which keeps its memory independent of the batch.
 _FORWARD_CHUNK = 1024
+# Layers of a weight, an activation and perhaps a bias.
+_STRUCTURED = (Dense, Conv1d)
 
 
 class Network:
@@ -23,7 +28,7 @@ class Network:
 
     Parameters
     ----------
-    layers : sequence of Dense, Custom (LayerNorm, RMSNorm, Gated) and External
+    layers : sequence of Dense, Conv1d, Custom (LayerNorm, RMSNorm, Gated) and External
         At least one; the outputs of each are the inputs of the next.
     loss : str
         softmax_cross_entropy (integer labels (B,)), mean_squared_error (mean over all elements, no factor 1/2),
@@ -34,8 +39,8 @@ class Network:
     layers : tuple
     loss_name : str
     num_params : int
-        P, the length of the flat vector: per dense layer the weight (out x in, row-major), then the bias; of the
-        other layers their own parameters.
+        P, the length of the flat vector: per dense layer the weight (out x in, row-major), then the bias; of a
+        convolution the same, with a weight out x in x kernel; of the other layers their own parameters.
 
     Raises
     ------
@@ -58,9 +63,10 @@ class Network:
         if not layers:
             raise ValueError("layers: expected at least one layer, got none")
         for index, layer in enumerate(layers):
-            if not isinstance(layer, (Dense, Custom, External)):
+            if not isinstance(layer, (*_STRUCTURED, Custom, External)):
                 raise TypeError(
-                    f"layers: expected Dense, Custom or External layers, got {type(layer).__name__} at index {index}"
+                    "layers: expected Dense, Conv1d, Custom or External layers, "
+                    f"got {type(layer).__name__} at index {index}"
                 )
             if index and layer.in_features != layers[index - 1].out_features:
                 raise ValueError(
@@ -88,9 +94,9 @@ class Network:
     def init(self, seed=0, gain=1.0, dtype=np.float64):
         """Random parameters.
 
-        Weights are normal with standard deviation ``gain / sqrt(in_features)``, those of layers with a skip divided by
-        the square root of the number of such layers, so that depth does not blow the activations up; biases are 0.
-        Other layers start as they say, whatever ``gain`` is.
+        Weights are normal with standard deviation ``gain / sqrt(in_features)`` (in_channels kernel_size, of
+        convolutions), those of layers with a skip divided by the square root of the number of such layers, so that
+        depth does not blow the activations up; biases are 0. Other layers start as they say, whatever ``gain`` is.
 
         Parameters
         ----------
@@ -106,11 +112,12 @@ class Network:
         gain = as_real("gain", gain)
         rng = np.random.default_rng(seed)
         skip = self._chain.skip
-        deviation = gain / np.sqrt(self._chain.n_in * np.where(skip, max(1, skip.sum()), 1))
+        fan_in = self._chain.n_in // self._chain.length * self._chain.kernel
+        deviation = gain / np.sqrt(fan_in * np.where(skip, max(1, skip.sum()), 1))
         params = np.zeros(self.num_params, dtype)
         with np.errstate(over="ignore"):
             for layer, block, scale in zip(self.layers, self.unpack(params), deviation):
-                if isinstance(layer, Dense):
+                if isinstance(layer, _STRUCTURED):
                     block[0][:] = rng.standard_normal(block[0].shape) * scale
                 else:
                     block[:] = layer.initial_params(rng)
@@ -121,8 +128,8 @@ class Network:
     def unpack(self, params):
         """Views of ``params``, one entry per layer.
 
-        Per dense layer ``(weight, bias)`` of shape (out, in) and (out,), bias being None without one; of the other
-        layers their parameters, (num_params,).
+        Per dense layer ``(weight, bias)`` of shape (out, in) and (out,), bias being None without one; of convolutions
+        the same, with a weight of shape (out, in, kernel); of the other layers their parameters, (num_params,).
 
         Parameters
         ----------
@@ -141,9 +148,9 @@ class Network:
         start = 0
         for layer in self.layers:
             end = start + layer.num_params
-            if isinstance(layer, Dense):
-                middle = start + layer.out_features * layer.in_features
-                weight = params[start:middle].reshape(layer.out_features, layer.in_features)
+            if isinstance(layer, _STRUCTURED):
+                middle = start + math.prod(layer.weight_shape)
+                weight = params[start:middle].reshape(layer.weight_shape)
                 blocks.append((weight, params[middle:end] if layer.bias else None))
             else:
                 blocks.append(params[start:end])
@@ -245,10 +252,10 @@ class Network:
         found = self._tables.get(key)
         if found is None:
             binding.load(key[1])
-            names = {layer.activation for layer in self.layers if isinstance(layer, Dense)}
+            names = {layer.activation for layer in self.layers if isinstance(layer, _STRUCTURED)}
             activations = {name: (activation_address(name, dtype), 0, 0) for name in names}
             addresses = [
-                activations[layer.activation] if isinstance(layer, Dense)
+                activations[layer.activation] if isinstance(layer, _STRUCTURED)
                 else layer.addresses(key[1]) if isinstance(layer, Custom)
                 else (0, 0, 0)
                 for layer in self.layers
@@ -295,7 +302,7 @@ class Network:
         """A `Linearisation` for as many ``derivatives`` whose forward part is filled."""
         lin = linearise.allocate(sizes, X.shape[0], int(self._chain.n_out[-1]), params.dtype, derivatives)
         lin.Z[: X.size] = X.ravel()
-        U = np.empty(X.shape[0] * sizes.width, params.dtype)
+        U = np.empty(X.shape[0] * sizes.width + sizes.patches, params.dtype)
         for start, stop in self._runs(X.shape[0], derivatives):
             if start in self._external:
                 external.forward(self.layers[start], table, start, params, lin)
@@ -307,7 +314,7 @@ class Network:
     def _runs(self, num_samples, derivatives):
         """Layers for one compiled call of linearising."""
         kind, n_in, n_out, p, *_ = self._chain
-        flops = 4.0 * p + 40.0 * n_out + 64.0 * p / num_samples
+        flops = 4.0 * p * self._chain.positions() + 40.0 * n_out + 64.0 * p / num_samples
         if derivatives == 2:
             flops += np.where(kind == BLOCKS, 4.0 * (p + n_in) * (p + n_in + n_out), 0.0)
         # External layers are no compiled calls.
@@ -335,7 +342,7 @@ class Network:
         G = np.empty((2, B * sizes.width), params.dtype)
         G[table.size % 2, : output_gradient.size] = output_gradient.ravel()
         gradient = np.empty_like(params)
-        work = np.empty(self._work_size, params.dtype)
+        work = np.empty(max(self._work_size, sizes.patches), params.dtype)
         for start, stop in reversed(self._runs(B, derivatives)):
             if start in self._external:
                 external.backward(self.layers[start], table, start, params, lin, gradient, G, keep=derivatives == 2)
@@ -361,6 +368,10 @@ def _add_l2(l2, params, value, gradient):
 
 def _fields(layer):
     """A layer's entries in the `Chain`."""
+    sizes = layer.in_features, layer.out_features, layer.num_params
     if isinstance(layer, Dense):
-        return DENSE, layer.in_features, layer.out_features, layer.num_params, layer.bias, layer.skip
-    return BLOCKS, layer.in_features, layer.out_features, layer.num_params, False, False
+        return DENSE, *sizes, layer.bias, layer.skip, *ONE_POSITION
+    if isinstance(layer, Conv1d):
+        geometry = layer.length, layer.kernel_size, layer.stride, layer.padding, layer.dilation
+        return CONVOLUTION, *sizes, layer.bias, layer.skip, *geometry
+    return BLOCKS, *sizes, False, False, *ONE_POSITION

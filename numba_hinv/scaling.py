@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .kernels.layers import DENSE
+from .kernels.layers import BLOCKS
 from .kernels.norm import row_norms
 
 # States are scaled one by one only where their exponents differ from the mean by more than this: it takes a copy.
@@ -98,13 +98,12 @@ def scale_blocks(scaling, table, num_samples, params, lin):
         return params, lin
     states = np.array(scaling.states or np.zeros(table.size + 1, np.int64))
     before, after = states[:-1], states[1:]
-    k, B, is_dense = scaling.matrix, num_samples, table["kind"] == DENSE
-
-    units = np.where(is_dense, B * table["n_out"], 0)
-    p, a, N = np.where(is_dense, 0, table["p"]), B * table["n_out"], B * table["n_in"]
-    per_sample = np.where(is_dense, 0, B)
+    k, B, is_structured = scaling.matrix, num_samples, table["kind"] != BLOCKS
+    units = np.where(is_structured, B * table["n_out"], 0)
+    p, a, N = np.where(is_structured, 0, table["p"]), B * table["n_out"], B * table["n_in"]
+    per_sample = np.where(is_structured, 0, B)
     if scaling.states:
-        params = np.ldexp(params, np.repeat(np.where(is_dense, before, 0), table["p"]))
+        params = np.ldexp(params, np.repeat(np.where(is_structured, before, 0), table["p"]))
     return params, lin._replace(
         S=np.ldexp(lin.S, np.repeat(-after, units)),
         D=np.ldexp(lin.D, -k),

@@ -7,6 +7,7 @@ new `FORMAT`; older formats may be read, never guessed.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,14 +18,17 @@ from typing import NamedTuple
 import numpy as np
 
 from . import memory_budget
+from .conv1d import Conv1d
 from .dense import Dense
 from .kernels.eliminate import Factors
-from .kernels.layers import BLOCKS, DENSE, Chain, layer_table
+from .kernels.layers import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
 from .kernels.linearise import Linearisation
 from .scaling import Scaling
 
-FORMAT = 2
+FORMAT = 3
 _KIND = "numba_hinv factorization"
+# Layers that are plain data. Others are code, which a file does not hold.
+_LAYERS = {"Dense": Dense, "Conv1d": Conv1d}
 # A header is about 100 bytes a layer; this much is a million layers.
 _LARGEST_HEADER = 1 << 28
 # No buffer may be so long that offsets into it overflow.
@@ -85,7 +89,7 @@ def load(path):
 
     Runs no code from the file. The net's activations and loss are looked up by name: those that the user registered
     must have been registered again, as the same functions. Where the Hessian came from blocks, or the net has layers
-    other than dense ones, the factorization works as it did, and ``hessian.network`` is None.
+    other than `Dense` and `Conv1d`, the factorization works as it did, and ``hessian.network`` is None.
 
     Parameters
     ----------
@@ -185,10 +189,10 @@ def _parse(text):
 
 
 def _describe_network(network):
-    """A net of dense layers in the header's terms. Other layers are code, which a file does not hold."""
-    if network is None or not all(isinstance(layer, Dense) for layer in network.layers):
+    """A net of layers that are plain data in the header's terms; None for others."""
+    if network is None or not all(type(layer) in _LAYERS.values() for layer in network.layers):
         return None
-    layers = [[l.in_features, l.out_features, l.activation, l.bias, l.skip] for l in network.layers]
+    layers = [[type(layer).__name__, *dataclasses.astuple(layer)] for layer in network.layers]
     return {"layers": layers, "loss_name": network.loss_name}
 
 
@@ -213,7 +217,8 @@ def _describe(header):
     chain = _as_chain(header["chain"])
     network = header["network"]
     if network is not None:
-        network = Network([Dense(*layer) for layer in network["layers"]], network["loss_name"])
+        layers = [_LAYERS[name](*fields) for name, *fields in network["layers"]]
+        network = Network(layers, network["loss_name"])
         if not all(np.array_equal(one, other) for one, other in zip(network._chain, chain)):
             raise ValueError("network and chain are different")
     units = num_samples * (chain.n_in + chain.n_out + 1.0) + chain.p
@@ -243,14 +248,22 @@ def _as_chain(fields):
     if lengths != {len(fields["kind"])} or lengths == {0}:
         raise ValueError("chain has fields of different lengths")
     chain = Chain(**{name: np.array(values, np.int64) for name, values in fields.items()})
-    is_dense = chain.kind == DENSE
+    is_convolution, is_structured = chain.kind == CONVOLUTION, chain.kind != BLOCKS
     flags = np.concatenate([chain.bias, chain.skip])
-    if ((chain.kind != BLOCKS) & ~is_dense).any() or (flags > 1).any() or (flags[np.tile(~is_dense, 2)] != 0).any():
+    is_known = np.isin(chain.kind, (DENSE, BLOCKS, CONVOLUTION))
+    if not is_known.all() or (flags > 1).any() or (flags[np.tile(~is_structured, 2)] != 0).any():
         raise ValueError("chain has a layer of an unknown kind")
-    p = chain.n_out.astype(float) * (chain.n_in + chain.bias)
-    if (chain.p != p)[is_dense].any() or (chain.n_out < 1).any() or (chain.n_in[1:] != chain.n_out[:-1]).any():
+    geometry = np.array([chain.length, chain.kernel, chain.stride, chain.padding, chain.dilation])
+    if (geometry[[0, 1, 2, 4]] < 1).any() or (geometry.T != ONE_POSITION)[~is_convolution].any():
+        raise ValueError("chain has a convolution of impossible size")
+    positions = chain.positions()
+    if (positions < 1).any() or (chain.n_in % chain.length).any() or (chain.n_out % positions).any():
+        raise ValueError("chain has a convolution of impossible size")
+    p = (chain.n_out // positions).astype(float) * (chain.n_in // chain.length * chain.kernel + chain.bias)
+    if (chain.p != p)[is_structured].any() or (chain.n_out < 1).any() or (chain.n_in[1:] != chain.n_out[:-1]).any():
         raise ValueError("layers of the chain do not meet")
-    if (chain.skip > (chain.n_in == chain.n_out)).any() or (chain.n_in < 1)[is_dense].any():
+    keeps_shape = (chain.n_in == chain.n_out) & (chain.length == positions)
+    if (chain.skip > keeps_shape).any() or (chain.n_in < 1)[is_structured].any():
         raise ValueError("chain has a layer of impossible size")
     return chain
 

@@ -17,7 +17,8 @@ Of M and P' only the upper triangles are certain.
 
 from numba import njit
 
-from .layers import BLOCKS
+from .convolution import convolution_front
+from .layers import BLOCKS, CONVOLUTION
 from .memory import copy, fill, matrix, reshape, rows, vector
 from .microkernel import pointer, shift
 from .product import gemm_nn, gemm_tn, gemm_tn_upper, multiply, multiply_tn
@@ -227,15 +228,22 @@ def _dense_front(layer, is_last, params, lin, row_space, damping, P, K, P_next, 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _write_curvature(curvature, P):
+    """P (B n, B n) <- the loss's curvature, block diagonal over the samples."""
+    B, n = curvature.shape[:2]
+    fill(P.size, 0.0, P, 0)
+    for i in range(B):
+        for b in range(n):
+            copy(n, curvature, (i * n + b) * n, P, (i * n + b) * B * n + i * n)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _blocks_front(layer, is_last, lin, damping, P, K, P_next, work):
-    B, n_L = lin.output.shape
+    B = lin.output.shape[0]
     n, n_in, p, m, N = layer.n_out, layer.n_in, layer.p, layer.m, layer.N
     a = B * n
     if is_last:
-        fill(P.size, 0.0, P, 0)
-        for i in range(B):
-            for b in range(n):
-                copy(n, lin.curvature, (i * n + b) * n, P, (i * n + b) * a + i * n)
+        _write_curvature(lin.curvature, P)
     M = matrix(work.M, 0, m, m)
     one, zero = P.dtype.type(1), P.dtype.type(0)
     Dx, P_Dx, P_Dz = pointer(lin.Dx, layer.Dx), pointer(work.mixed, 0), pointer(work.mixed, a * p)
@@ -274,5 +282,9 @@ def form_front(layer, is_last, params, lin, row_space, damping, P, K, P_next, wo
     """
     if layer.kind == BLOCKS:
         _blocks_front(layer, is_last, lin, damping, P, K, P_next, work)
+    elif layer.kind == CONVOLUTION:
+        if is_last:
+            _write_curvature(lin.curvature, P)
+        convolution_front(layer, params, lin, row_space, damping, P, K, P_next, work)
     else:
         _dense_front(layer, is_last, params, lin, row_space, damping, P, K, P_next, work)

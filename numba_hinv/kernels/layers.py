@@ -2,8 +2,10 @@
 
 One record a layer, read by all the sweeps. A new kind of block gets its offset here, in `layer_table`, and nowhere
 else. Sizes use the letters of the design: B samples, n_in inputs, n_out outputs, p parameters, m (the pivot),
-N = B n_in (the front that the layer hands down). For dense layers, d columns of ``Zt = [Z, 1]``, r = min(B, d),
-m = n_out r; layers given as blocks are eliminated with all their parameters, m = p, and have d = r = 0.
+N = B n_in (the front that the layer hands down). A convolution is a dense layer of ``units`` outputs on the rows of its
+patches, one a sample and position; a dense layer has one position, and n_out units. With d columns of ``Zt = [Z, 1]``,
+Z being those rows, r = min(rows, d) and m = units r. Layers given as blocks are eliminated with all their parameters,
+m = p, and have d = r = 0.
 """
 
 from typing import NamedTuple
@@ -12,9 +14,11 @@ import numpy as np
 
 from .signed_cholesky import pack_size
 
-# Kinds of layers: the structured ones of the design's section 3, and those of section 4, of which the sweeps know
-# nothing but their derivative blocks.
-DENSE, BLOCKS = 0, 1
+# Kinds of layers: the structured ones of the design's section 3, dense and convolution, and those of section 4, of
+# which the sweeps know nothing but their derivative blocks.
+DENSE, BLOCKS, CONVOLUTION = 0, 1, 2
+# The last five fields of `Chain` where a layer is no convolution.
+ONE_POSITION = 1, 1, 1, 0, 1
 
 LAYER = np.dtype(
     [
@@ -25,9 +29,18 @@ LAYER = np.dtype(
             "n_out",
             "bias",
             "skip",
-            "function",  # address of the compiled activation of a dense layer, of a custom layer's value
+            "function",  # address of the compiled activation of a structured layer, of a custom layer's value
             "jacobian",  # of a custom layer's first derivatives
             "curvature",  # of a custom layer's second derivatives; 0 where it is not compiled
+            "length",  # of a channel of the input, as the four that follow of convolutions
+            "kernel",
+            "stride",
+            "padding",
+            "dilation",
+            "positions",
+            "units",
+            "fan_in",  # columns of W, d without the bias
+            "rows",  # B times the positions
             "p",
             "d",
             "r",
@@ -35,14 +48,14 @@ LAYER = np.dtype(
             "N",
             "parameters",  # of W, then c, in a flat parameter vector
             "z",  # of a B x n_in block among those of all layers
-            "u",  # of a B x n_out block of a dense layer
+            "u",  # of a B x n_out block of a structured layer
             "Dx",  # of the B n_out x p block of a layer given as blocks
             "Dz",  # of its B blocks n_out x n_in
             "Dxx",  # of its p x p block
             "Dzx",  # of its p x B n_in block
             "Dzz",  # of its B blocks n_in x n_in
-            "Q",  # of the r x n_in block, then the r bias entries
-            "R",  # of the r x B block
+            "Q",  # of the r x fan_in block, then the r bias entries
+            "R",  # of the r x rows block
             "L",  # of the packed triangular factor of the pivot
             "pivots",  # of its 2 m integers
             "scales",  # of its m x 2 scales
@@ -74,6 +87,8 @@ class Sizes(NamedTuple):
     width: int  # largest n_in or n_out
     r: int
     m: int
+    patches: int  # those of one sample
+    reflectors: int  # rows x (d + 1), where Q is not the identity
     front: int  # largest front
     mixed: int  # largest scratch of the elimination of a layer
 
@@ -81,12 +96,21 @@ class Sizes(NamedTuple):
 class Chain(NamedTuple):
     """What the sweeps must know of a chain's layers beside the batch: (L,) int64 arrays."""
 
-    kind: np.ndarray  # DENSE or BLOCKS
+    kind: np.ndarray  # DENSE, BLOCKS or CONVOLUTION
     n_in: np.ndarray
     n_out: np.ndarray
     p: np.ndarray  # parameters
     bias: np.ndarray  # 0 or 1, as skip; both 0 for BLOCKS
     skip: np.ndarray
+    length: np.ndarray  # of a channel of the input; with the next four, `ONE_POSITION` but for convolutions
+    kernel: np.ndarray
+    stride: np.ndarray
+    padding: np.ndarray
+    dilation: np.ndarray
+
+    def positions(self):
+        """Where each layer's kernel is applied, (L,): once but for convolutions."""
+        return (self.length + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
 
 def layer_table(chain, num_samples, addresses=(0, 0, 0)):
@@ -102,31 +126,34 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
     """
     B, L = num_samples, chain.n_in.size
     n_in, n_out, p = chain.n_in, chain.n_out, chain.p
-    is_dense = chain.kind == DENSE
+    is_structured, is_convolution = chain.kind != BLOCKS, chain.kind == CONVOLUTION
     table = np.zeros(L, LAYER)
-    d = np.where(is_dense, n_in + chain.bias, 0)
-    r = np.minimum(B, d)
-    m = np.where(is_dense, n_out * r, p)
+    positions = chain.positions()
+    units, fan_in, rows = n_out // positions, n_in // chain.length * chain.kernel, B * positions
+    d = np.where(is_structured, fan_in + chain.bias, 0)
+    r = np.minimum(rows, d)
+    m = np.where(is_structured, units * r, p)
     # The first layer hands no front down: nothing comes before it.
     N = B * n_in
     N[0] = 0
     functions = zip(("function", "jacobian", "curvature"), addresses)
-    for name, value in (*chain._asdict().items(), *functions, ("d", d), ("r", r), ("m", m), ("N", N)):
+    shapes = {"positions": positions, "units": units, "fan_in": fan_in, "rows": rows, "d": d, "r": r, "m": m, "N": N}
+    for name, value in (*chain._asdict().items(), *functions, *shapes.items()):
         table[name] = value
     distinct, which = np.unique(m, return_inverse=True)
     packed = np.array([pack_size(int(size)) for size in distinct])[which]
     buffers = {
         "parameters": p,
         "z": B * n_in,
-        "u": np.where(is_dense, B * n_out, 0),
-        "Dx": np.where(is_dense, 0, B * n_out * p),
-        "Dz": np.where(is_dense, 0, B * n_out * n_in),
-        "Dxx": np.where(is_dense, 0, p * p),
-        "Dzx": np.where(is_dense, 0, p * B * n_in),
-        "Dzz": np.where(is_dense, 0, B * n_in * n_in),
-        # With B >= d, Q is the identity and is not stored.
+        "u": np.where(is_structured, B * n_out, 0),
+        "Dx": np.where(is_structured, 0, B * n_out * p),
+        "Dz": np.where(is_structured, 0, B * n_out * n_in),
+        "Dxx": np.where(is_structured, 0, p * p),
+        "Dzx": np.where(is_structured, 0, p * B * n_in),
+        "Dzz": np.where(is_structured, 0, B * n_in * n_in),
+        # With as many rows as d, Q is the identity and is not stored.
         "Q": np.where(r < d, r * d, 0),
-        "R": r * B,
+        "R": r * rows,
         "L": packed,
         "pivots": 2 * m,
         "scales": 2 * m,
@@ -138,13 +165,22 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
         table[name] = ends - sizes
         totals[name] = int(ends[-1])
     P_columns, E_columns, from_pivot = B * n_out, N.copy(), m * B * n_out
-    if is_dense[-1]:
+    if chain.kind[-1] == DENSE:
         # The loss's own curvature is block diagonal over the samples and is kept so.
         P_columns[-1], E_columns[-1] = n_out[-1], n_in[-1] if L > 1 else 0
         from_pivot[-1] = r[-1] * (B + n_out[-1] ** 2)
     front = np.maximum(B * n_out * P_columns, N * N)
-    mixed = np.maximum.reduce([m * N, B * n_out * E_columns, from_pivot, n_in**2])
-    mixed = np.where(is_dense, mixed, np.maximum(B * n_out * (p + N), m * N))
-    largest = {"width": np.maximum(n_in, n_out), "r": r, "m": m, "front": front, "mixed": mixed}
+    beside_E = np.where(is_convolution, fan_in * np.maximum(positions, units), 0)
+    mixed = np.maximum.reduce([m * N, B * n_out * E_columns + beside_E, from_pivot, fan_in**2 + positions**2])
+    mixed = np.where(is_structured, mixed, np.maximum(B * n_out * (p + N), m * N))
+    largest = {
+        "width": np.maximum(n_in, n_out),
+        "r": r,
+        "m": m,
+        "patches": np.where(is_convolution, fan_in * positions, 0),
+        "reflectors": np.where(r < d, rows * (d + 1), 0),
+        "front": front,
+        "mixed": mixed,
+    }
     maxima = {name: int(values.max()) for name, values in largest.items()}
     return table, Sizes(**totals, outputs=int(n_out[-1]), **maxima)

@@ -12,7 +12,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .layers import BLOCKS
+from .convolution import convolution_backward, convolution_pre_activation
+from .layers import BLOCKS, CONVOLUTION
 from .memory import add, fill, matrix, rows, vector
 from .microkernel import pointer
 from .product import multiply, multiply_nt, multiply_tn
@@ -22,9 +23,9 @@ class Linearisation(NamedTuple):
     """The derivative blocks of all layers, packed; the table has their offsets, under these names or ``z`` and ``u``."""
 
     Z: np.ndarray  # B x n_in each, the layer's input
-    S: np.ndarray  # B x n_out each, of dense layers
-    D: np.ndarray  # B x n_out each, of dense layers
-    lam: np.ndarray  # B x n_out each, of dense layers
+    S: np.ndarray  # B x n_out each, of structured layers
+    D: np.ndarray  # B x n_out each, of structured layers
+    lam: np.ndarray  # B x n_out each, of structured layers
     Dx: np.ndarray  # B n_out x p each, of layers given as blocks, as the four that follow
     Dz: np.ndarray  # B blocks n_out x n_in each
     Dxx: np.ndarray  # p x p each; second derivatives are contracted with dLoss/dZ' and summed over the samples
@@ -98,10 +99,10 @@ def _call_loss(typingctx, address, z, y, gradient, curvature, n, num_targets):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _dense_forward(layer, params, lin, U, Z, Z_next):
-    """U = Z W^T + c, Z' = phi(U) (+ Z), and S and phi''."""
-    B, n = Z_next.shape
-    n_in = layer.n_in
+def _dense_pre_activation(layer, params, Z, U):
+    """U = Z W^T + c."""
+    B, n_in = Z.shape
+    n = layer.n_out
     W = matrix(params, layer.parameters, n, n_in)
     U_l = matrix(U, 0, B, n)
     if layer.bias:
@@ -112,16 +113,6 @@ def _dense_forward(layer, params, lin, U, Z, Z_next):
         multiply_nt(1.0, Z, W, 1.0, U_l)
     else:
         multiply_nt(1.0, Z, W, 0.0, U_l)
-    _call_activation(
-        layer.function,
-        pointer(U, 0),
-        pointer(Z_next, 0),
-        pointer(lin.S, layer.u),
-        pointer(lin.D, layer.u),
-        B * n,
-    )
-    if layer.skip:
-        add(Z.size, Z, 0, Z_next, 0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -139,7 +130,7 @@ def _custom_forward(layer, params, Z, Z_next):
 def forward(table, start, stop, params, lin, U):
     """Fill Z, S and phi'' (left in D) of layers start..stop-1 and the output; Z of layer ``start`` is given.
 
-    U : scratch, B times the largest width.
+    U : scratch, B times the largest width, and behind that the patches of one sample of any convolution.
     """
     B = lin.output.shape[0]
     for l in range(start, stop):
@@ -151,8 +142,22 @@ def forward(table, start, stop, params, lin, U):
             Z_next = matrix(lin.output, 0, B, layer.n_out)
         if layer.kind == BLOCKS:
             _custom_forward(layer, params, Z, Z_next)
+            continue
+        if layer.kind == CONVOLUTION:
+            size = layer.fan_in * layer.positions
+            convolution_pre_activation(layer, params, lin, vector(U, U.size - size, size), U)
         else:
-            _dense_forward(layer, params, lin, U, Z, Z_next)
+            _dense_pre_activation(layer, params, Z, U)
+        _call_activation(
+            layer.function,
+            pointer(U, 0),
+            pointer(Z_next, 0),
+            pointer(lin.S, layer.u),
+            pointer(lin.D, layer.u),
+            Z_next.size,
+        )
+        if layer.skip:
+            add(Z.size, Z, 0, Z_next, 0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -244,7 +249,7 @@ def backward(table, start, stop, params, lin, gradient, G, work):
     """Fill lam, D and the blocks of layers stop-1..start and the flat gradient.
 
     G, (2, B times the largest width), holds dLoss/dZ' of layer stop-1 in row ``stop % 2``, and that of layer start-1 in
-    row ``start % 2`` at the end. work : scratch of custom layers.
+    row ``start % 2`` at the end. work : scratch of custom layers and of convolutions.
     """
     B = lin.output.shape[0]
     for l in range(stop - 1, start - 1, -1):
@@ -253,5 +258,7 @@ def backward(table, start, stop, params, lin, gradient, G, work):
         G_in = matrix(G, G.shape[1] * (l % 2), B, layer.n_in)
         if layer.kind == BLOCKS:
             _custom_backward(layer, params, lin, gradient, G_out, G_in, work)
+        elif layer.kind == CONVOLUTION:
+            convolution_backward(layer, params, lin, gradient, G_out, G_in, work)
         else:
             _dense_backward(layer, params, lin, gradient, G_out, G_in)

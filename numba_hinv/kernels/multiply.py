@@ -7,7 +7,8 @@ Vectors are stored one a row: k of them at once are a (k, P) array, and the k ba
 import numpy as np
 from numba import njit
 
-from .layers import BLOCKS
+from .convolution import convolution_adjoint, convolution_tangent
+from .layers import BLOCKS, CONVOLUTION
 from .memory import add, copy, fill, matrix, rows, vector
 from .microkernel import pointer
 from .product import gemm_nn, gemm_nt, multiply, multiply_nt, multiply_tn
@@ -19,6 +20,7 @@ def workspace(sizes, num_vectors, num_samples, dtype):
         np.empty(num_vectors * (sizes.z + num_samples * sizes.outputs), dtype),
         np.empty(num_vectors * sizes.u, dtype),
         np.empty((2, num_vectors * num_samples * sizes.width), dtype),
+        np.empty(sizes.patches, dtype),
     )
 
 
@@ -132,7 +134,7 @@ def _blocks_adjoint(layer, lin, V, HV, dZ, q, q_next):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def tangents(table, start, stop, params, lin, V, dZ, dU):
+def tangents(table, start, stop, params, lin, V, dZ, dU, patches):
     """The sweep forth, over layers start..stop-1: dZ and dU, for k vectors V (k, P)."""
     k, B = V.shape[0], lin.output.shape[0]
     for l in range(start, stop):
@@ -141,15 +143,18 @@ def tangents(table, start, stop, params, lin, V, dZ, dU):
         dZ_next = matrix(dZ, k * (layer.z + B * layer.n_in), k * B, layer.n_out)
         if layer.kind == BLOCKS:
             blocks_tangent(layer, lin, V, dZ_l, dZ_next)
+        elif layer.kind == CONVOLUTION:
+            dU_l = matrix(dU, k * layer.u, k * B, layer.n_out)
+            convolution_tangent(layer, params, lin, V, dZ_l, dU_l, dZ_next, patches)
         else:
             _dense_tangent(layer, params, lin, V, dZ_l, matrix(dU, k * layer.u, k * B, layer.n_out), dZ_next)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q):
+def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q, patches):
     """The sweep back, over layers stop-1..start: HV (k, P) <- V H, H being the Hessian (symmetric).
 
-    Both sweeps cost about 6 k B P multiply-adds where layers are dense.
+    Both sweeps cost about 6 k rows p multiply-adds a structured layer; rows are B or, of a convolution, B positions.
     """
     k, (B, n_L) = V.shape[0], lin.output.shape
     L = table.size
@@ -169,6 +174,9 @@ def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q):
         q_next = matrix(q, q.shape[1] * (l % 2), k * B, layer.n_in)
         if layer.kind == BLOCKS:
             _blocks_adjoint(layer, lin, V, HV, dZ_l, q_l, q_next)
+        elif layer.kind == CONVOLUTION:
+            nu = matrix(dU, k * layer.u, k * B, layer.n_out)
+            convolution_adjoint(layer, params, lin, V, HV, dZ_l, nu, q_l, q_next, patches)
         else:
             nu = matrix(dU, k * layer.u, k * B, layer.n_out)
             _dense_adjoint(layer, params, lin, V, HV, dZ_l, nu, q_l, q_next)

@@ -1,8 +1,9 @@
-"""The row space of every dense layer's input (design, section 3): ``Zt^T = Q R``, ``Zt = [Z, 1]``.
+"""The row space of every structured layer's input (design, section 3): ``Zt^T = Q R``, ``Zt = [Z, 1]``.
 
-Only the part of a weight perturbation in the row space of Zt reaches later layers. Where B < d: thin QR by Householder
-reflections, which leaves Q orthonormal even if samples repeat or vanish. Otherwise Q is the identity, not stored, and
-R is Zt^T. Independent of the damping, so factorizations share it.
+The rows of Z are the samples, or the patches that a convolution reads. Only the part of a weight perturbation in the
+row space of Zt reaches later layers. Where Zt has fewer rows than columns: thin QR by Householder reflections, which
+leaves Q orthonormal even if rows repeat or vanish. Otherwise Q is the identity, not stored, and R is Zt^T. Independent of
+the damping, so factorizations share it.
 """
 
 import math
@@ -11,20 +12,22 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .layers import BLOCKS
+from .layers import BLOCKS, CONVOLUTION
 from .memory import copy, fill, matrix, vector
+from .patches import gather
+from .product import multiply_nt, multiply_tn
 
 
 class RowSpace(NamedTuple):
     """Q and R of all layers, packed (offsets ``Q`` and ``R`` of the layer table)."""
 
-    Q: np.ndarray  # where B < d: Q[:n_in]^T, r x n_in, then the r entries of its bias row
-    R: np.ndarray  # r x B
+    Q: np.ndarray  # where rows < d: Q[:fan_in]^T, r x fan_in, then the r entries of its bias row
+    R: np.ndarray  # r x rows
 
 
-def workspace(sizes, num_samples, dtype):
+def workspace(sizes, dtype):
     """Scratch for `span`: the reflectors of one layer."""
-    return np.empty((2, num_samples * (sizes.width + 2)), dtype)
+    return np.empty((2, sizes.reflectors), dtype)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -62,45 +65,110 @@ def _reflect(tau, v, x):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def span(table, lin, row_space, work):
-    """Fill Q and R of every dense layer. Cost: 4 d B^2 flops a layer where B < d, a transpose elsewhere."""
+    """Fill Q and R of every structured layer. Cost: 4 d rows^2 flops a layer where rows < d, a transpose elsewhere."""
     B = lin.output.shape[0]
     for l in range(table.size):
         layer = table[l]
         if layer.kind == BLOCKS:
             continue
-        n_in, d, r = layer.n_in, layer.d, layer.r
+        n_in, fan_in, d, r, num_rows = layer.n_in, layer.fan_in, layer.d, layer.r, layer.rows
         Z = matrix(lin.Z, layer.z, B, n_in)
-        R = matrix(row_space.R, layer.R, r, B)
+        R = matrix(row_space.R, layer.R, r, num_rows)
         if r == d:
-            for j in range(n_in):
+            if layer.kind == CONVOLUTION:
                 for i in range(B):
-                    R[j, i] = Z[i, j]
+                    patches = vector(row_space.R, layer.R, r * num_rows)
+                    gather(layer, lin.Z, layer.z + i * n_in, patches, i * layer.positions, num_rows, 1)
+            else:
+                for j in range(n_in):
+                    for i in range(B):
+                        R[j, i] = Z[i, j]
             if layer.bias:
-                fill(B, 1.0, R, n_in * B)
+                fill(num_rows, 1.0, R, fan_in * num_rows)
             continue
         # Row i of A is column i of Zt^T; after step i it holds reflector i behind its diagonal.
-        A = matrix(work, 0, B, d)
-        for i in range(B):
-            copy(n_in, Z, i * n_in, A, i * d)
-            if layer.bias:
-                A[i, n_in] = 1.0
+        A = matrix(work, 0, num_rows, d)
+        if layer.kind == CONVOLUTION:
+            for i in range(B):
+                gather(layer, lin.Z, layer.z + i * n_in, vector(A, 0, A.size), i * layer.positions * d, 1, d)
+        else:
+            for i in range(B):
+                copy(n_in, Z, i * n_in, A, i * d)
+        if layer.bias:
+            for i in range(num_rows):
+                A[i, fan_in] = 1.0
         fill(R.size, 0.0, R, 0)
-        tau = vector(work, work.shape[1] + B * d, B)
-        for k in range(B):
+        tau = vector(work, work.shape[1] + num_rows * d, num_rows)
+        for k in range(num_rows):
             tau[k], R[k, k] = _reflector(vector(A, k * d + k, d - k))
-            for i in range(k + 1, B):
+            for i in range(k + 1, num_rows):
                 _reflect(tau[k], vector(A, k * d + k, d - k), vector(A, i * d + k, d - k))
                 R[k, i] = A[i, k]
-        Qt = matrix(work, work.shape[1], B, d)
-        for k in range(B):
+        Qt = matrix(work, work.shape[1], num_rows, d)
+        for k in range(num_rows):
             fill(d, 0.0, Qt, k * d)
             Qt[k, k] = 1.0
             for i in range(k, -1, -1):
                 _reflect(tau[i], vector(A, i * d + i, d - i), vector(Qt, k * d + i, d - i))
-        Q = matrix(row_space.Q, layer.Q, r, n_in)
+        Q = matrix(row_space.Q, layer.Q, r, fan_in)
         for k in range(r):
-            copy(n_in, Qt, k * d, Q, k * n_in)
+            copy(fan_in, Qt, k * d, Q, k * fan_in)
         if layer.bias:
-            q = vector(row_space.Q, layer.Q + r * n_in, r)
+            q = vector(row_space.Q, layer.Q + r * fan_in, r)
             for k in range(r):
-                q[k] = Qt[k, n_in]
+                q[k] = Qt[k, fan_in]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def project(layer, row_space, g, at, gQ):
+    """gQ (r x units) <- (g Q)^T, g being the layer's slice of a flat vector at ``at``."""
+    n, fan_in, r = layer.units, layer.fan_in, layer.r
+    g_W = matrix(g, at, n, fan_in)
+    if r < layer.d:
+        multiply_nt(1.0, matrix(row_space.Q, layer.Q, r, fan_in), g_W, 0.0, gQ)
+        if layer.bias:
+            g_c = vector(g, at + n * fan_in, n)
+            q = vector(row_space.Q, layer.Q + r * fan_in, r)
+            for k in range(r):
+                for a in range(n):
+                    gQ[k, a] += q[k] * g_c[a]
+    else:
+        for a in range(n):
+            for k in range(fan_in):
+                gQ[k, a] = g_W[a, k]
+        if layer.bias:
+            g_c = vector(g, at + n * fan_in, n)
+            for a in range(n):
+                gQ[fan_in, a] = g_c[a]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def expand(layer, row_space, damping, W1, x, at, hQ):
+    """x <- W1 Q^T + (h - h Q Q^T) / eps, x being the layer's slice of a flat vector at ``at``, which holds h.
+
+    W1 is r x units, as hQ, which is scratch. h matters only where Q is not the identity.
+    """
+    n, fan_in, r = layer.units, layer.fan_in, layer.r
+    x_W = matrix(x, at, n, fan_in)
+    if r < layer.d:
+        # x = h / eps + (W1 - h Q / eps) Q^T
+        project(layer, row_space, x, at, hQ)
+        h = vector(x, at, n * layer.d)
+        for i in range(h.size):
+            h[i] /= damping
+        for j in range(r):
+            for a in range(n):
+                hQ[j, a] = W1[j, a] - hQ[j, a] / damping
+        multiply_tn(1.0, hQ, matrix(row_space.Q, layer.Q, r, fan_in), 1.0, x_W)
+        if layer.bias:
+            q = vector(row_space.Q, layer.Q + r * fan_in, r)
+            x_c = vector(x, at + n * fan_in, n)
+            for j in range(r):
+                for a in range(n):
+                    x_c[a] += hQ[j, a] * q[j]
+    else:
+        for a in range(n):
+            for j in range(fan_in):
+                x_W[a, j] = W1[j, a]
+        if layer.bias:
+            copy(n, W1, fan_in * n, x, at + n * fan_in)

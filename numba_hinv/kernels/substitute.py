@@ -13,11 +13,13 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .layers import BLOCKS
+from .convolution import convolution_back, convolution_forth
+from .layers import BLOCKS, CONVOLUTION
 from .memory import add, copy, fill, matrix, reshape, rows, vector
 from .microkernel import pointer
 from .multiply import blocks_tangent
 from .product import gemm_nn, multiply, multiply_nt, multiply_tn
+from .row_space import expand, project
 from .signed_cholesky import pack_size
 from .triangular import backward_vectors, forward_vectors
 
@@ -29,6 +31,7 @@ class Workspace(NamedTuple):
     u: np.ndarray  # k B width: vu or dU
     y: np.ndarray  # (2, k m)
     small: np.ndarray  # max(B, n_out) x r of one right-hand side
+    patches: np.ndarray  # of one sample
 
 
 def workspace(sizes, num_vectors, num_samples, dtype):
@@ -38,30 +41,8 @@ def workspace(sizes, num_vectors, num_samples, dtype):
         np.empty(num_vectors * num_samples * sizes.width, dtype),
         np.empty((2, num_vectors * sizes.m), dtype),
         np.empty(max(num_samples, sizes.width) * sizes.r, dtype),
+        np.empty(sizes.patches, dtype),
     )
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _project(layer, g, at, Q, row_space, gQ):
-    """gQ (r x n_out) <- (g Q)^T, g being the layer's slice of a flat vector at ``at``."""
-    n, n_in, r = layer.n_out, layer.n_in, layer.r
-    g_W = matrix(g, at, n, n_in)
-    if r < layer.d:
-        multiply_nt(1.0, Q, g_W, 0.0, gQ)
-        if layer.bias:
-            g_c = vector(g, at + n * n_in, n)
-            q = vector(row_space.Q, layer.Q + r * n_in, r)
-            for k in range(r):
-                for a in range(n):
-                    gQ[k, a] += q[k] * g_c[a]
-    else:
-        for a in range(n):
-            for k in range(n_in):
-                gQ[k, a] = g_W[a, k]
-        if layer.bias:
-            g_c = vector(g, at + n * n_in, n)
-            for a in range(n):
-                gQ[n_in, a] = g_c[a]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -88,7 +69,7 @@ def _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ, wor
         for i in range(B):
             for a in range(n):
                 vu[t * B + i, a] = S[i, a] * v[t * B + i, a]
-        _project(layer, b, t * P + layer.parameters, Q, row_space, matrix(gQ, t * m, r, n))
+        project(layer, row_space, b, t * P + layer.parameters, matrix(gQ, t * m, r, n))
         copy(m, gQ, t * m, y, t * m)
         multiply(1.0, R, rows(vu, t * B, B), 1.0, matrix(y, t * m, r, n))
     if layer.N > 0:
@@ -138,6 +119,8 @@ def substitute_back(table, start, stop, params, lin, row_space, factors, damping
         scratch = matrix(work.y, work.y.shape[1], k, m)
         if layer.kind == BLOCKS:
             _blocks_back(layer, lin, b, v, v_next, y)
+        elif layer.kind == CONVOLUTION:
+            convolution_back(layer, params, lin, row_space, damping, b, v, v_next, y, scratch, work)
         else:
             _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, scratch, work)
         L = vector(factors.L, layer.L, pack_size(m))
@@ -160,7 +143,6 @@ def _dense_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, 
     W = matrix(params, layer.parameters, n, n_in)
     S = matrix(lin.S, layer.u, B, n)
     lam = matrix(lin.lam, layer.u, B, n)
-    Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
     R = matrix(row_space.R, layer.R, r, B)
     dU = matrix(work.u, 0, k * B, n)
     for t in range(k):
@@ -171,31 +153,10 @@ def _dense_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, 
         # dU = Zt dWt^T + dZ W^T, and Zt dWt^T = R^T W1: W2 is orthogonal to Zt.
         multiply_tn(1.0, R, W1_t, 0.0, rows(dU, t * B, B))
         if r < layer.d:
-            # x = h / eps + (W1 - h Q / eps) Q^T
-            h = vector(x, at, n * layer.d)
-            copy(h.size, b, at, x, at)
+            copy(n * layer.d, b, at, x, at)
             if layer.N > 0:
                 multiply_tn(-1.0, lam, dZ_t, 1.0, x_W)
-            hQ = matrix(scratch, t * m, r, n)
-            _project(layer, x, at, Q, row_space, hQ)
-            for i in range(h.size):
-                h[i] /= damping
-            for j in range(r):
-                for a in range(n):
-                    hQ[j, a] = W1_t[j, a] - hQ[j, a] / damping
-            multiply_tn(1.0, hQ, Q, 1.0, x_W)
-            if layer.bias:
-                q = vector(row_space.Q, layer.Q + r * n_in, r)
-                x_c = vector(x, at + n * n_in, n)
-                for j in range(r):
-                    for a in range(n):
-                        x_c[a] += hQ[j, a] * q[j]
-        else:
-            for a in range(n):
-                for j in range(n_in):
-                    x_W[a, j] = W1_t[j, a]
-            if layer.bias:
-                copy(n, W1_t, n_in * n, x, at + n * n_in)
+        expand(layer, row_space, damping, W1_t, x, at, matrix(scratch, t * m, r, n))
     if layer.N > 0:
         multiply_nt(1.0, dZ, W, 1.0, dU)
     for t in range(k):
@@ -231,5 +192,7 @@ def substitute_forth(table, start, stop, params, lin, row_space, factors, dampin
             for t in range(k):
                 copy(m, W1, t * m, x, t * P + layer.parameters)
             blocks_tangent(layer, lin, x, dZ, dZ_next)
+        elif layer.kind == CONVOLUTION:
+            convolution_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, scratch, work)
         else:
             _dense_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, scratch, work)
