@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402 - after the skip
 from torch.nn import functional  # noqa: E402
 
-# PyTorch says so where it lacks a batching rule and loops.
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+# PyTorch says so where it lacks a batching rule and loops, and where it copies what it pads unevenly.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:Using padding='same'")
 
 B = 5
 
@@ -47,6 +47,15 @@ class SkipBehind(nn.Module):
 
     def forward(self, x):
         return functional.silu(self.lin(x)) + x
+
+
+class SkipAround(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv1d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return x + functional.silu(self.conv(x))
 
 
 class Perceptron(nn.Module):
@@ -153,6 +162,14 @@ def structured():
              nh.RMSNorm(3), dense(3, 4, activation="identity"), nh.RMSNorm(4, 1e-2),
              dense(4, 2, activation="identity")],
         ),
+        "convolutions": (
+            double(
+                nn.Linear(3, 6), nn.Tanh(), nn.Unflatten(1, (2, 3)), Skip(nn.Conv1d(2, 2, 3, padding=1), nn.Tanh()),
+                nn.Conv1d(2, 3, 2, bias=False), nn.Flatten(), nn.SiLU(), nn.Linear(6, 2),
+            ),
+            [dense(3, 6, activation="tanh"), nh.Conv1d(2, 2, 3, 3, padding=1, skip=True),
+             nh.Conv1d(2, 3, 2, 3, "silu", bias=False), dense(6, 2, activation="identity")],
+        ),
         "deep": (
             double(nn.Linear(3, 2), *[Skip(nn.Linear(2, 2), nn.Tanh()) for _ in range(30)]),
             [dense(3, 2, activation="identity"), *[dense(2, 2, activation="tanh", skip=True)] * 30],
@@ -182,6 +199,17 @@ def unknown():
                    nn.Flatten(), nn.Linear(8, 2)),
             ["ConvTranspose1d", "ELU"],
         ),
+        "convolutions": (
+            double(nn.Linear(3, 8), nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 2, 3, groups=2),
+                   nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular"), nn.Conv1d(2, 2, 2, padding="same"),
+                   nn.Flatten(), nn.Linear(4, 2)),
+            ["Conv1d", "Conv1d", "Conv1d"],
+        ),
+        "skip around a reshaped convolution": (
+            double(nn.Linear(3, 8), nn.Unflatten(1, (2, 4)),
+                   Skip(nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Unflatten(1, (2, 4))), nn.Flatten(), nn.Linear(8, 2)),
+            ["Skip"],
+        ),
         "norm without a gain": (
             double(nn.Linear(3, 4), nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 2)), ["LayerNorm"]
         ),
@@ -193,24 +221,20 @@ def unknown():
     }
 
 
-def outputs_of(module):
+def data(module, loss, shape=(3,), batch=B):
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
     with torch.no_grad():
-        return module(torch.zeros(1, 3, dtype=torch.float64)).reshape(1, -1).shape[1]
-
-
-def data(module, loss, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    X = torch.randn(B, 3, generator=generator, dtype=torch.float64)
-    n = outputs_of(module)
+        n = module(X[:1]).numel()
     if isinstance(loss, nn.CrossEntropyLoss):
-        return X, torch.randint(0, n, (B,), generator=generator)
-    return X, torch.rand(B, n, generator=generator, dtype=torch.float64)
+        return X, torch.randint(0, n, (batch,), generator=generator)
+    return X, torch.rand(batch, n, generator=generator, dtype=torch.float64)
 
 
 def truth(module, loss, X, y):
     """Loss, gradient and Hessian by PyTorch's reverse mode twice, without batching rules."""
     parameters = list(module.parameters())
-    value = loss(module(X).reshape(B, -1), y)
+    value = loss(module(X).flatten(1), y)
     slopes = torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True)
     gradient = torch.cat([slope.reshape(-1) for slope in slopes])
     rows = []
@@ -220,14 +244,14 @@ def truth(module, loss, X, y):
     return value.item(), gradient.detach().numpy(), torch.stack(rows).numpy()
 
 
-def check(module, loss):
-    X, y = data(module, loss)
-    net, params = nh.from_torch(module, loss, 3)
+def check(module, loss, shape=(3,), batch=B):
+    X, y = data(module, loss, shape, batch)
+    net, params = nh.from_torch(module, loss, shape)
     assert np.array_equal(params, nn.utils.parameters_to_vector(module.parameters()).detach().numpy())
     value, gradient, hessian = truth(module, loss, X, y)
-    X, y = X.numpy(), y.numpy()
-    np.testing.assert_allclose(net.forward(params, X), module(torch.from_numpy(X)).detach().reshape(B, -1), rtol=0,
-                               atol=1e-13)
+    outputs = module(X).detach().flatten(1)
+    X, y = X.flatten(1).numpy(), y.numpy()
+    np.testing.assert_allclose(net.forward(params, X), outputs, rtol=0, atol=1e-13)
     assert net.loss(params, X, y) == pytest.approx(value, rel=1e-12)
     assert np.abs(net.gradient(params, X, y) - gradient).max() <= 1e-12 * np.abs(gradient).max()
     H = net.hessian(params, X, y)
@@ -256,6 +280,22 @@ def test_unknown_modules(name):
     module, names = unknown()[name]
     net = check(module, nn.MSELoss())
     assert [layer.function.__name__ for layer in net.layers if isinstance(layer, nh.External)] == names
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss()], ids=str)
+def test_convolutions(loss):
+    module = double(
+        nn.Conv1d(2, 3, 3, stride=2, padding=2), nn.Tanh(), nn.Conv1d(3, 2, 2, padding=(1,), dilation=2), nn.GELU(),
+        SkipAround(2), nn.Conv1d(2, 2, 3, padding="same", dilation=2), nn.Sigmoid(),
+        nn.Conv1d(2, 1, 2, padding="valid"), nn.Flatten(), nn.Linear(5, 3),
+    )
+    net = check(module, loss, (2, 9), batch=2)
+    assert net.layers == (
+        nh.Conv1d(2, 3, 3, 9, stride=2, padding=2), nh.Conv1d(3, 2, 2, 6, "gelu", padding=1, dilation=2),
+        nh.Conv1d(2, 2, 3, 6, "silu", padding=1, skip=True),
+        nh.Conv1d(2, 2, 3, 6, "sigmoid", padding=2, dilation=2), nh.Conv1d(2, 1, 2, 6, "identity"),
+        dense(5, 3, activation="identity"),
+    )
 
 
 def test_modules_of_ones_own():
@@ -411,6 +451,9 @@ class Undifferentiable(nn.Module):
     (lambda: nn.Sequential(nn.LazyLinear(4)), r"its parameters have no values yet"),
     (lambda: nn.Sequential(nn.Linear(3, 4, device="meta")), r"its parameter 'weight' is on the meta device"),
     (lambda: nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (3, 2))), r"\('1', Unflatten\): it cannot be called"),
+    (lambda: nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 2, 3)),
+     r"layer 1 \('2', Conv1d\): it cannot be called with an input of shape \(3, 2, 2\)"),
+    (lambda: nn.Sequential(nn.Linear(3, 4), nn.Conv1d(4, 2, 1)), r"layer 1 \('1', Conv1d\): "),
     (lambda: nn.Sequential(nn.Linear(3, 4), nn.Embedding(3, 4)), r"\('1', Embedding\): it cannot be called"),
     (lambda: nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.GRU(2, 2)),
      r"layer 1 \('2', GRU\): expected a float64 tensor"),

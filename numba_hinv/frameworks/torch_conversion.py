@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..conv1d import Conv1d
 from ..dense import Dense
 from ..external import External
 from ..gated import Gated
@@ -116,6 +117,9 @@ class Conversion:
         if kind is nn.Linear and self.shape == (module.in_features,):
             bias = module.bias is not None
             return Dense(module.in_features, module.out_features, "identity", bias), (module.out_features,)
+        if kind is nn.Conv1d and len(self.shape) == 2 and self.shape[0] == module.in_channels:
+            layer = _convolution(module, self.shape[1])
+            return (None, None) if layer is None else (layer, (layer.out_channels, layer.out_length))
         if kind is nn.GLU and len(self.shape) == 1 and module.dim in (-1, 1) and features % 2 == 0:
             return Gated(features // 2, "sigmoid"), (features // 2,)
         if kind in (nn.LayerNorm, nn.RMSNorm) and tuple(module.normalized_shape) == self.shape:
@@ -127,9 +131,9 @@ class Conversion:
         return None, None
 
     def _activate(self, activation):
-        """Give the last layer an activation; False if it is not dense or has one."""
+        """Give the last layer an activation; False if it takes none or has one."""
         last = self.layers[-1] if self.layers else None
-        if not isinstance(last, Dense) or last.activation != "identity" or last.skip:
+        if not isinstance(last, (Dense, Conv1d)) or last.activation != "identity" or last.skip:
             return False
         self.layers[-1] = replace(last, activation=activation)
         return True
@@ -165,9 +169,14 @@ class Conversion:
         if not branch._add_steps(name, step.steps) or len(branch.layers) != before + 1:
             return False
         layer = branch.layers[-1]
-        if not isinstance(layer, Dense) or layer.skip or branch.shape != self.shape:
+        if not isinstance(layer, (Dense, Conv1d)) or layer.skip or branch.shape != self.shape:
             return False
-        self.layers.append(replace(layer, skip=True))
+        try:
+            layer = replace(layer, skip=True)
+        except ValueError:
+            # A convolution's output may have been given the input's shape afterwards, by an Unflatten.
+            return False
+        self.layers.append(layer)
         self.parameters += branch.parameters
         return True
 
@@ -228,6 +237,26 @@ def _activation(module):
     if kind is nn.Softplus:
         return "softplus" if (module.beta, module.threshold) == (1, 20) else None
     return _ACTIVATIONS.get(kind)
+
+
+def _convolution(module, length):
+    """The convolution of this library that an ``nn.Conv1d`` is for inputs of this length, or None."""
+    if module.groups != 1 or module.padding_mode != "zeros":
+        return None
+    (kernel_size,), (stride,), (dilation,) = module.kernel_size, module.stride, module.dilation
+    if module.padding == "same":
+        padding, is_uneven = divmod(dilation * (kernel_size - 1), 2)
+        if is_uneven:
+            return None
+    else:
+        padding = 0 if module.padding == "valid" else module.padding[0]
+    sizes = module.in_channels, module.out_channels, kernel_size, length
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    try:
+        return Conv1d(*sizes, "identity", module.bias is not None, **options)
+    except ValueError:
+        # PyTorch refuses such sizes too, and its message is then given with the module's name.
+        return None
 
 
 def _calls(steps):
