@@ -207,7 +207,7 @@ def _subtract_C2(P_next, lam, Q, damping, work):
                     row[j2] -= weight * outside[j, j2]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always")
 def _dense_front(layer, is_last, params, lin, row_space, damping, P, K, P_next, work):
     B = lin.output.shape[0]
     n, n_in, r = layer.n_out, layer.n_in, layer.r
@@ -274,7 +274,7 @@ def _blocks_front(layer, is_last, lin, damping, P, K, P_next, work):
         )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always")
 def form_front(layer, is_last, params, lin, row_space, damping, P, K, P_next, work):
     """Fill M (in ``work.M``), K and P_next of a layer from its P, which is destroyed.
 

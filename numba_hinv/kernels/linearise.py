@@ -115,7 +115,7 @@ def _dense_pre_activation(layer, params, Z, U):
         multiply_nt(1.0, Z, W, 0.0, U_l)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always")
 def _custom_forward(layer, params, Z, Z_next):
     """Z' = f(Z; x), row by row."""
     B, n = Z_next.shape
@@ -186,7 +186,7 @@ def terminal(loss, scale, targets, output, gradient, curvature):
     return value * scale
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always")
 def _dense_backward(layer, params, lin, gradient, G_out, G_in):
     """lam = S G', D = phi'' G'; dW = lam^T Z, dc = sum_i lam_i; G = lam W (+ G'), unless nothing comes before."""
     B, n = G_out.shape
@@ -213,7 +213,7 @@ def _dense_backward(layer, params, lin, gradient, G_out, G_in):
             add(G_in.size, G_out, 0, G_in, 0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always")
 def _custom_backward(layer, params, lin, gradient, G_out, G_in, work):
     """dx = sum_i Dx_i^T G'_i, G_i = Dz_i^T G'_i, and the blocks, where ``lin`` has room for those of all samples."""
     B, n = G_out.shape

@@ -24,7 +24,7 @@ def workspace(sizes, num_vectors, num_samples, dtype):
     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always")
 def _dense_tangent(layer, params, lin, V, dZ, dU, dZ_next):
     """dU = dZ W^T + Zt dWt^T and dZ' = S dU (+ dZ); nothing comes into the first layer."""
     k, P = V.shape
@@ -54,7 +54,7 @@ def _dense_tangent(layer, params, lin, V, dZ, dU, dZ_next):
         add(dZ.size, dZ, 0, dZ_next, 0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always")
 def _dense_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next):
     """nu = S q + D dU; (Hv)_l = nu^T Zt + lam^T [dZ, 0]; q <- nu W + lam dW (+ q). nu takes the place of dU."""
     k, P = V.shape
@@ -107,7 +107,7 @@ def blocks_tangent(layer, lin, V, dZ, dZ_next):
             )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always")
 def _blocks_adjoint(layer, lin, V, HV, dZ, q, q_next):
     """(Hv)_l = Dxx dx + Dzx dZ + Dx^T q; q <- Dzx^T dx + Dzz dZ + Dz^T q."""
     k, P = V.shape

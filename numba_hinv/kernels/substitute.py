@@ -53,7 +53,7 @@ def _apply_signs(num_positive, y):
             y[t, j] = -y[t, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always")
 def _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ, work):
     """y = g Q + (R vu)^T and v_next = vu W (+ v) - (1/eps) lam (g - g Q Q^T), vu = S v."""
     k, P = b.shape
@@ -85,7 +85,7 @@ def _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ, wor
                 multiply(1.0, lam_gQ, Q, 1.0, v_t)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always")
 def _blocks_back(layer, lin, b, v, v_next, y):
     """y = g + Dx^T v and v_next = Dz^T v."""
     k, P = b.shape
@@ -134,7 +134,7 @@ def substitute_back(table, start, stop, params, lin, row_space, factors, damping
             multiply(-1.0, y, matrix(factors.Y, layer.Y, m, N), 1.0, reshape(v_next, k, N))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(inline="always")
 def _dense_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, scratch, work):
     """x = W1 Q^T + (h - h Q Q^T) / eps, h = g - [lam^T dZ, 0], and dZ' as in the tangent pass."""
     k, P = b.shape
