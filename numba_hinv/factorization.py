@@ -379,7 +379,8 @@ class Factorization(LinearOperator):
             _, lin, _ = self._blocks()
             is_structured = self.hessian._table["kind"] != BLOCKS
             layers = self.hessian._table[is_structured]
-            lam = np.maximum.reduceat(np.abs(lin.lam), layers["u"]) * np.sqrt(layers["kernel"])
+            kernel = self.hessian._chain.kernel[is_structured]
+            lam = np.maximum.reduceat(np.abs(lin.lam), layers["u"]) * np.sqrt(kernel)
             largest = float(np.ldexp(lam, levels[is_structured]).max())
             growth += largest**2 * self.hessian._sizes.front**0.5 / abs(self._eps)
         smallest = 1.0 / float(self._pivots.largest.max()) ** 2

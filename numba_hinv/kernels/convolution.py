@@ -9,6 +9,7 @@ transpose folds.
 
 from numba import njit
 
+from .layers import for_convolutions
 from .memory import add, copy, fill, matrix, vector
 from .microkernel import pointer, shift
 from .patches import fold, fold_product, fold_row, gather, tap
@@ -46,7 +47,7 @@ def _add_gradient(layer, nu, patches, gradient, at):
             dc[a] += total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@for_convolutions
 def convolution_pre_activation(layer, params, lin, patches, U):
     """U_i = W Zt_i + c of all samples."""
     B = lin.output.shape[0]
@@ -58,7 +59,7 @@ def convolution_pre_activation(layer, params, lin, patches, U):
         _times_W(layer, x, 0, lin.Z, layer.z + i * layer.n_in, 1.0, patches, U_i)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@for_convolutions
 def convolution_backward(layer, params, lin, gradient, G_out, G_in, patches):
     """lam = S G', D = phi'' G'; dW = sum_i lam_i Zt_i^T, dc = sum lam; G = A^T lam (+ G') but in the first layer."""
     B = lin.output.shape[0]
@@ -86,7 +87,7 @@ def convolution_backward(layer, params, lin, gradient, G_out, G_in, patches):
             fold(layer, patches, G_in, i * n_in)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@for_convolutions
 def convolution_tangent(layer, params, lin, V, dZ, dU, dZ_next, patches):
     """dU_i = W dZt_i + dW Zt_i + dc and dZ' = S dU (+ dZ); nothing comes into the first layer."""
     k, P = V.shape
@@ -118,7 +119,7 @@ def _finish_tangent(layer, params, S, dZ, dU, dZ_next, patches):
         add(dZ.size, dZ, 0, dZ_next, 0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@for_convolutions
 def convolution_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next, patches):
     """nu = S q + D dU, in dU; (Hv)_l = sum_i nu_i Zt_i^T + lam_i [dZt_i, 0]^T; q <- A^T nu + dA^T lam (+ q)."""
     k, P = V.shape
@@ -270,7 +271,7 @@ def _subtract_C2(layer, P_next, lam, Q, damping, work):
                     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@for_convolutions
 def convolution_front(layer, params, lin, row_space, damping, P, K, P_next, work):
     """M, K and the upper triangle of the next P, as `front` says. P is destroyed."""
     n, T, fan_in, r, m, N, a = layer.units, layer.positions, layer.fan_in, layer.r, layer.m, layer.N, P.shape[0]
@@ -317,7 +318,7 @@ def convolution_front(layer, params, lin, row_space, damping, P, K, P_next, work
             M[row, row] += damping
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@for_convolutions
 def convolution_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ, work):
     """y = g Q + (R vu)^T and v_next = A^T vu (+ v) - (1/eps) C2^T (g - g Q Q^T), vu = S v."""
     k, P = b.shape
@@ -356,7 +357,7 @@ def convolution_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ
                 fold(layer, work.patches, v_next, (t * B + i) * n_in)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@for_convolutions
 def convolution_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, scratch, work):
     """x = W1 Q^T + (h - h Q Q^T) / eps, h = g - [sum_i lam_i dZt_i^T, 0], and dZ' as in the tangent pass."""
     k, P = b.shape

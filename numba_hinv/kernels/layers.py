@@ -8,9 +8,11 @@ Z being those rows, r = min(rows, d) and m = units r. Layers given as blocks are
 m = p, and have d = r = 0.
 """
 
+import inspect
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import overload
 
 from .signed_cholesky import pack_size
 
@@ -19,6 +21,7 @@ from .signed_cholesky import pack_size
 DENSE, BLOCKS, CONVOLUTION = 0, 1, 2
 # The last five fields of `Chain` where a layer is no convolution.
 ONE_POSITION = 1, 1, 1, 0, 1
+GEOMETRY = "length", "kernel", "stride", "padding", "dilation"
 
 LAYER = np.dtype(
     [
@@ -64,6 +67,27 @@ LAYER = np.dtype(
     ],
     align=True,
 )
+# Of chains without convolutions. Another type to Numba: `for_convolutions`.
+PLAIN_LAYER = np.dtype([(name, np.int64) for name in LAYER.names if name not in GEOMETRY], align=True)
+
+
+def for_convolutions(kernel):
+    """Decorator: a kernel, with a layer for its first argument, that is compiled for tables with convolutions alone.
+
+    Sweeps over other tables compile without it, and so in much less time; it does nothing there.
+    """
+    arguments = ", ".join(inspect.signature(kernel).parameters)
+    name = kernel.__name__
+    namespace = {"kernel": kernel, "geometry": GEOMETRY[0]}
+    exec(
+        f"def {name}({arguments}):\n    raise NotImplementedError('for compiled code')\n"
+        f"def no_{name}({arguments}):\n    pass\n"
+        f"def choose({arguments}):\n    return kernel if geometry in layer.fields else no_{name}\n",
+        namespace,
+    )
+    namespace[name].__doc__, namespace[name].__module__ = kernel.__doc__, kernel.__module__
+    overload(namespace[name], jit_options={"nogil": True, "error_model": "numpy"})(namespace["choose"])
+    return namespace[name]
 
 
 class Sizes(NamedTuple):
@@ -127,7 +151,7 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
     B, L = num_samples, chain.n_in.size
     n_in, n_out, p = chain.n_in, chain.n_out, chain.p
     is_structured, is_convolution = chain.kind != BLOCKS, chain.kind == CONVOLUTION
-    table = np.zeros(L, LAYER)
+    table = np.zeros(L, LAYER if is_convolution.any() else PLAIN_LAYER)
     positions = chain.positions()
     units, fan_in, rows = n_out // positions, n_in // chain.length * chain.kernel, B * positions
     d = np.where(is_structured, fan_in + chain.bias, 0)
@@ -139,7 +163,8 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
     functions = zip(("function", "jacobian", "curvature"), addresses)
     shapes = {"positions": positions, "units": units, "fan_in": fan_in, "rows": rows, "d": d, "r": r, "m": m, "N": N}
     for name, value in (*chain._asdict().items(), *functions, *shapes.items()):
-        table[name] = value
+        if name in table.dtype.names:
+            table[name] = value
     distinct, which = np.unique(m, return_inverse=True)
     packed = np.array([pack_size(int(size)) for size in distinct])[which]
     buffers = {

@@ -7,6 +7,7 @@ padding. Gathering is linear; folding is its transpose.
 
 from numba import njit
 
+from .layers import for_convolutions
 from .memory import vector
 
 
@@ -20,7 +21,7 @@ def tap(layer, k):
     return max(0, -(start // layer.stride)), min(layer.positions, last), start
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@for_convolutions
 def gather(layer, state, at, patches, to, row_stride, column_stride):
     """``patches[to + j row_stride + t column_stride]`` <- row j, position t of the patches of ``state[at:]``."""
     for j in range(layer.fan_in):
