@@ -161,7 +161,8 @@ def test_interrupted_in_the_middle():
 def test_ctrl_c_is_heard_during_a_long_factorization():
     """Ten seconds of elimination end well before that; the process goes on."""
     text = """
-        import sys, time, numpy as np, numba_hinv as nh
+        import signal, sys, time, numpy as np, numba_hinv as nh
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may start without
         n, B = 48, 40
         layers = [nh.Dense(n, n, skip=True) for _ in range(10)] + [nh.Dense(n, 2, "identity")]
         net = nh.Network(layers, "mean_squared_error")
@@ -190,7 +191,8 @@ def test_ctrl_c_is_heard_during_a_long_factorization():
 
 
 LONG = """
-    import sys, time, threading, numpy as np, numba_hinv as nh
+    import signal, sys, time, threading, numpy as np, numba_hinv as nh
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may start without
     def problem(n, B, L, out=2):
         net = nh.Network([nh.Dense(n, n, skip=True) for _ in range(L)] + [nh.Dense(n, out, "identity")], "mean_squared_error")
         params = net.init(0)
