@@ -16,7 +16,7 @@ from . import checkpoints, columns, condition, determinant, memory_budget, stora
 from .chunks import chunks
 from .kernels import binding, eliminate, status, substitute
 from .kernels.layers import BLOCKS
-from .probe import random_signs
+from .probe import random_entries
 from .progress import bar
 from .refinement import backward_error, contraction, refine
 from .scaling import lengths, row_exponents
@@ -703,7 +703,7 @@ class Factorization(LinearOperator):
         smallest = self._pivots.smallest.min()
         if not smallest < np.finfo(self.factor_dtype).eps ** 0.25 * self._pivots.largest.max():
             return False
-        probe = random_signs(1, self.shape[0])
+        probe = random_entries(1, self.shape[0])
         return not lengths(self._substitute(probe))[0] * self._norm < _EXPLODED * lengths(probe)[0]
 
     def _check_nonsingular(self):
@@ -723,7 +723,7 @@ class Factorization(LinearOperator):
 
     def _smallest_singular_value(self, num_steps):
         """Estimate from above by inverse iteration, always from the same start."""
-        v = random_signs(1, self.shape[0])
+        v = random_entries(1, self.shape[0])
         v /= lengths(v)
         smallest = np.inf
         for _ in range(num_steps):

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+_GOLDEN = 0.5 * (5.0**0.5 - 1.0)
+
 
 def random_signs(seed, size):
     """Entries +-1 as one row, (1, size): as good as normal numbers for estimates, and drawn much faster."""
@@ -10,3 +12,12 @@ def random_signs(seed, size):
     signs *= -2.0
     signs += 1.0
     return signs.reshape(1, size)
+
+
+def random_entries(seed, size):
+    """Signs with magnitudes from 0.5 to 1.5 that repeat nowhere, (1, size).
+
+    Half of all signs are orthogonal to a vector with two entries of one size, such as the null vector of a feature that is
+    constant: where one direction must not be missed, they will not do.
+    """
+    return random_signs(seed, size) * (0.5 + np.arange(size) * _GOLDEN % 1.0)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .probe import random_signs
+from .probe import random_entries
 from .scaling import lengths
 
 MAX_STEPS = 10
@@ -156,7 +156,7 @@ def contraction(multiply, solve, size):
     With A the matrix and F the inverse of A' = A + E, ``I - A F = E A'^-1``. A and A' have the same inertia if it has
     no real eigenvalue of 1 or more: then no matrix on the way from A' to A is singular. A radius below 1 says so.
     """
-    residual = random_signs(2, size)
+    residual = random_entries(2, size)
     residual /= lengths(residual)
     worst = 0.0
     for step in range(_CONTRACTION_STEPS):
