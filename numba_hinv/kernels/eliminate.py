@@ -16,6 +16,7 @@ from numba.extending import register_jitable
 
 from .front import form_front
 from .memory import matrix, vector
+from .norm import squared_norm
 from .rank_update import mirror, signed_rank_update
 from .signed_cholesky import pack_size, signed_cholesky, work_size
 from .status import NOT_FINITE, OK
@@ -93,14 +94,6 @@ def work_bytes(sizes, dtype):
     return dtype.itemsize * (2 * sizes.front + sizes.mixed + sizes.m**2 + int(work_size(sizes.m)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
-def _squared_norm(y):
-    total = 0.0
-    for j in range(y.size):
-        total += y[j] * y[j]
-    return total
-
-
 @njit(cache=True, nogil=True, error_model="numpy")
 def _limit_growth(Y, pivots, scales, pivoting):
     """Enlarge small pivots whose row of Y has a squared norm above the limit.
@@ -112,7 +105,7 @@ def _limit_growth(Y, pivots, scales, pivoting):
     growth, num_enlarged, added = 0.0, 0, 0.0
     for k in range(m):
         y = vector(Y, pivots[m + k] * Y.shape[1], Y.shape[1])
-        size = float(_squared_norm(y))
+        size = squared_norm(y)
         if not size <= growth:
             growth = size
         if size > pivoting.limit:

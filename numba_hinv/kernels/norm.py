@@ -9,7 +9,8 @@ _LEAST, _LARGEST = 1e-140, 1e150
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
-def _sum_of_squares(x):
+def squared_norm(x):
+    """Square of the 2-norm, float64, which may overflow."""
     total = 0.0
     for j in range(x.size):
         total += x[j] * x[j]
@@ -21,7 +22,7 @@ def row_norms(rows, out):
     """out[i] <- 2-norm of ``rows[i]``, float64; not finite where the row is not."""
     for i in range(rows.shape[0]):
         x = rows[i]
-        norm = math.sqrt(_sum_of_squares(x))
+        norm = math.sqrt(squared_norm(x))
         if not _LEAST < norm < _LARGEST:
             top = 0.0
             for j in range(x.size):
