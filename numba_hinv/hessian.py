@@ -18,6 +18,8 @@ from .validation import as_columns, as_real
 _POWER_STEPS = 4
 # Where a count of eigenvalues is uncertain, the shifts around it that are tried, in units of ||H||.
 _BESIDE = (1e-10, 1e-8, 1e-6)
+# Where a product overflows between the layers, the vectors are divided by 2 to this power first.
+_SMALLER = 600
 
 
 class Hessian(LinearOperator):
@@ -318,7 +320,7 @@ class Hessian(LinearOperator):
         for start in range(0, P, columns.SHORT_BLOCK):
             rows = np.zeros((min(columns.SHORT_BLOCK, P - start), P))
             rows[np.arange(rows.shape[0]), start + np.arange(rows.shape[0])] = 1.0
-            dense[start : start + columns.SHORT_BLOCK] = self._apply(rows)
+            dense[start : start + columns.SHORT_BLOCK] = self._product(rows, self.dtype)
         dense += dense.T.copy()
         dense *= 0.5
         return dense.astype(self.dtype, copy=False)
@@ -371,7 +373,7 @@ class Hessian(LinearOperator):
         product = np.empty(V.shape, dtype)
 
         def multiply_block(start, stop, check):
-            columns.scatter(self._apply(columns.gather(V, start, stop), check), product, start)
+            columns.scatter(self._product(columns.gather(V, start, stop), dtype, check), product, start)
 
         columns.run(multiply_block, V.shape, threads.num_workers(None, V.shape[1], self._solves_reach_blas()))
         return product
@@ -380,6 +382,21 @@ class Hessian(LinearOperator):
         return self
 
     _transpose = _adjoint
+
+    def _product(self, rows, dtype, check=threads.no_check):
+        """`_apply`, and ``LinAlgError`` where ``dtype`` cannot hold it."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            product = self._apply(rows, check)
+            if not np.isfinite(product.sum()):
+                # Adjoints may overflow on the way to layers that do not feel them.
+                product = np.ldexp(self._apply(np.ldexp(rows, -_SMALLER), check), _SMALLER)
+            if dtype == np.float64:
+                fits = np.isfinite(product.sum()) or np.isfinite(product).all()
+            else:
+                fits = np.abs(product).max(initial=0.0) <= np.finfo(dtype).max
+        if not fits:
+            raise np.linalg.LinAlgError(f"v: the product with the Hessian overflows {dtype}")
+        return product
 
     def _apply(self, rows, check=threads.no_check):
         """rows H in float64, rows (k, P)."""

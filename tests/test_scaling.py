@@ -124,6 +124,19 @@ def test_overflow_is_named():
         p.net.hessian(1e200 * np.ones(p.size), np.ones((2, 2)), p.y)
 
 
+def test_products_that_overflow_only_on_the_way():
+    """Adjoints come to the first layer at 1e340, which does not feel them: its tanh is saturated."""
+    p = make([layer(2, 2), layer(2, 2, "identity"), layer(2, 1, "identity")], "binary_cross_entropy", batch=2)
+    p = Problem(p.layers, p.loss, np.ldexp(p.params, 480), p.X, p.y)
+    v, exact = 1e200 * p.right_hand_side(2), p.truth.hessian
+    assert not np.isfinite(p.hessian._multiply(v.T.copy())).all()
+    assert np.abs(p.hessian @ v - exact @ v.astype(np.longdouble)).max() <= 1e-14 * np.abs(exact).max() * np.abs(v).max()
+    p = make([layer(2, 2, "identity")], "mean_squared_error", batch=2)
+    H = p.net.hessian(p.params, np.ldexp(p.X, 500), p.y)
+    with pytest.raises(np.linalg.LinAlgError, match="v: the product with the Hessian overflows float64"):
+        H @ np.full(p.size, 1e30)
+
+
 def test_lengths():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((6, 50)) * 10.0 ** np.array([[-300], [-200], [-100], [0], [200], [300]])
