@@ -7,6 +7,8 @@ compilation_cache.prepare()
 from . import embedded  # noqa: E402 - nothing may be compiled or loaded before
 from ._version import __version__
 from .activations import activation_names, register_activation
+from .applications.eigenvalues import eigenvalues, eigenvalues_in
+from .applications.spectral_density import SpectralDensity, spectral_density
 from .conv1d import Conv1d
 from .custom import Custom
 from .dense import Dense
@@ -60,8 +62,11 @@ __all__ = [
     "Network",
     "RMSNorm",
     "SolveInfo",
+    "SpectralDensity",
     "__version__",
     "activation_names",
+    "eigenvalues",
+    "eigenvalues_in",
     "embedded",
     "from_sklearn",
     "from_torch",
@@ -70,4 +75,5 @@ __all__ = [
     "register_activation",
     "register_loss",
     "solve",
+    "spectral_density",
 ]

@@ -277,6 +277,10 @@ class Hessian(LinearOperator):
         TypeError, ValueError
             ``t`` is not a finite real number.
 
+        See Also
+        --------
+        numba_hinv.eigenvalues_in, numba_hinv.spectral_density : the eigenvalues themselves, and their histogram.
+
         Notes
         -----
         Costs one factorization and, in doubt, a few solves; at worst, fourteen factorizations. "Exactly" rests on two
