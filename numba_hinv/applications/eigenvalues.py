@@ -12,7 +12,7 @@ from ..progress import bar
 from ..validation import as_flag, as_real, as_size
 from .shift_invert import nearest, nearest_first, rayleigh_ritz
 
-# In units of ||H||: residuals above this are worth a warning; so are wider clusters, whose eigenvalues counts do not tell
+# In units of ||H||: residuals above this are worth a warning; so are wider clusters, where counts tell no eigenvalues
 # apart; no narrower slice is cut.
 _RESIDUAL = 1e-12
 _CLUSTER = 1e-8
@@ -136,8 +136,8 @@ def eigenvalues_in(H, low, high, num_threads=None, progress=False):
     """All eigenvalues of H in the half-open interval [low, high), by spectrum slicing.
 
     The inertia of ``H - t I`` says how many eigenvalues are below t (`Hessian.count_below`). The interval is cut until
-    in each slice Lanczos finds as many as there are by that count, or until the slice is as narrow as rounding: then its
-    eigenvalues are one multiple eigenvalue, such as the zeros of parameters that do not act on the loss.
+    in each slice Lanczos finds as many as there are by that count, or until the slice is as narrow as rounding: then
+    its eigenvalues are one multiple eigenvalue, such as the zeros of parameters that do not act on the loss.
 
     Parameters
     ----------
