@@ -9,6 +9,7 @@ from ._version import __version__
 from .activations import activation_names, register_activation
 from .applications.eigenvalues import eigenvalues, eigenvalues_in
 from .applications.spectral_density import SpectralDensity, spectral_density
+from .applications.trust_region import TrustRegionStep, trust_region_step
 from .conv1d import Conv1d
 from .custom import Custom
 from .dense import Dense
@@ -63,6 +64,7 @@ __all__ = [
     "RMSNorm",
     "SolveInfo",
     "SpectralDensity",
+    "TrustRegionStep",
     "__version__",
     "activation_names",
     "eigenvalues",
@@ -76,4 +78,5 @@ __all__ = [
     "register_loss",
     "solve",
     "spectral_density",
+    "trust_region_step",
 ]

@@ -581,14 +581,17 @@ class Factorization(LinearOperator):
             raise np.linalg.LinAlgError(f"b: the solution overflows, with damping={self.damping:g}")
         return x, SolveInfo(errors, bounds, steps, krylov_steps)
 
-    def _refine(self, rows, dtype, check=threads.no_check):
+    def _refine(self, rows, dtype, check=threads.no_check, offset=0.0):
+        """`Refined` solutions; those of ``2^-k (H + damping I) + offset I`` with the factors at hand."""
         limit = _BACKWARD_ERROR[dtype]
         can_rescue = self.num_perturbed or abs(self._eps) < _RESCUE[self.factor_dtype] * self._norm
         rescue = self._rescue if can_rescue else None
 
-
         def multiply(rows):
-            return self._multiply(rows, check)
+            product = self._multiply(rows, check)
+            if offset:
+                columns.add_multiple(offset, rows, product)
+            return product
 
         def substitute(rows):
             return self._substitute(rows, check)

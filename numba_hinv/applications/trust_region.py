@@ -1,0 +1,367 @@
+"""The trust-region step: the minimiser of a quadratic model in a ball, with inertia as the test of definiteness.
+
+The iteration of J. More and D. Sorensen (SIAM J. Sci. Stat. Comput. 4, 1983). Where they take bounds of eigenvalues from
+rows of H, which are not at hand here, Ritz values serve: of a small Krylov space of H, and of factorizations.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..hessian import Hessian
+from ..probe import random_entries
+from ..validation import as_array, as_real
+
+# Blocks of the Krylov space of H that the first multiplier comes from: of the gradient and of a random vector.
+_BLOCKS = 8
+# Vectors of the Krylov space of F that improve the lowest eigenvector.
+_INVERSE_STEPS = 5
+# Units of ||H||. With smaller dampings elimination cannot be sure of signs.
+_LEAST_DAMPING = 1e-10
+# Multipliers closer than this to minus the lowest eigenvalue are the hard case: the factors cannot resolve the pole.
+_POLE = 1e-9
+# How far the matrix that is shown to be definite may be from the singular one in the hard case.
+_DEFINITE_WITHIN = 1e-8
+_MARGIN = 1e-6
+# Residual of the lowest eigenvector, and how often inverse iteration begins anew.
+_CONVERGED, _RESTARTS = 1e-11, 4
+# Up to this share, the length of a step is mended to first order.
+_STRETCH = 1e-4
+# Norms of the step that exceed the radius by this share: Newton's method ends with the factors at hand.
+_NEAR = 0.5
+_MAX_FACTORIZATIONS = 60
+_MAX_NEWTON = 30
+
+
+class TrustRegionStep(NamedTuple):
+    """Answer of `trust_region_step`."""
+
+    step: np.ndarray  # (P,)
+    multiplier: float  # (H + multiplier I) step = -gradient, with a positive semidefinite matrix
+    predicted_decrease: float  # of the model: -gradient^T step - step^T H step / 2
+    hard_case: bool  # the gradient hardly acts on the lowest eigenvector, of which the step then has a multiple
+    on_boundary: bool  # the step is as long as the radius
+    num_factorizations: int
+
+
+def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
+    """Minimise ``gradient^T p + p^T H p / 2`` over ``||p|| <= radius``, globally and exactly.
+
+    Parameters
+    ----------
+    H : Hessian
+        Indefinite or singular as it may be.
+    radius : float
+        Positive.
+    gradient : (P,) array, optional
+        By default that of ``H``; needed where H was made from blocks.
+    multiplier : float, optional
+        A guess, such as the multiplier of the last step; at least 0. Saves the products that a guess costs otherwise.
+    rtol : float
+        Relative accuracy to which a step on the boundary meets the radius, from 0 to 0.5. Training needs no more than
+        0.1.
+
+    Returns
+    -------
+    TrustRegionStep
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not of that kind, or H has no gradient and none is given.
+    numpy.linalg.LinAlgError
+        The elimination fails whatever the multiplier; no case is known.
+
+    See Also
+    --------
+    minimize : training with such steps.
+
+    Notes
+    -----
+    ``p`` is the answer if and only if ``(H + multiplier I) p = -gradient`` with a positive semidefinite matrix, and
+    multiplier = 0 or ``||p|| = radius``. Definiteness is shown by the inertia of a factorization at the multiplier, or
+    at most half as far again from the singular matrix. Then the model's value is the minimum to about ``rtol^2`` and
+    rounding, relative; in the hard case it is shown to be the minimum to 1e-8 ||H|| radius^2, and is so to rounding as
+    far as the lowest eigenvector is (inverse iteration). Eigenvalues closer to 0 than 1e-10 ||H|| cannot be told from
+    0 where H is singular because no sample sees some parameters: there the answer is the limit of small multipliers,
+    the step of least length.
+
+    Costs one to three factorizations in general, and 16 products with H for a first guess.
+    """
+    if not isinstance(H, Hessian):
+        raise TypeError(f"H: expected a Hessian, got {type(H).__name__}")
+    radius = as_real("radius", radius)
+    if radius <= 0.0:
+        raise ValueError(f"radius: expected a positive number, got {radius}")
+    if gradient is None:
+        if H.gradient is None:
+            raise ValueError("gradient: expected an array, since H was made from blocks and has none, got None")
+        gradient = H.gradient
+    g = as_array("gradient", gradient, (H.shape[0],), np.float64)
+    if multiplier is not None:
+        multiplier = as_real("multiplier", multiplier)
+        if multiplier < 0.0:
+            raise ValueError(f"multiplier: expected at least 0, got {multiplier}")
+    rtol = as_real("rtol", rtol)
+    if not 0.0 <= rtol <= 0.5:
+        raise ValueError(f"rtol: expected a number from 0 to 0.5, got {rtol}")
+    # Gradient and radius may be scaled together: the multiplier stays.
+    exponent = -int(np.frexp(np.abs(g).max())[1])
+    search = _Search(H, np.ldexp(g, exponent), float(np.ldexp(radius, exponent)), rtol)
+    p, multiplier, kind = search.run(multiplier)
+    decrease = -float(search.g @ p) - 0.5 * float(p @ search.multiply(p[None])[0])
+    return TrustRegionStep(
+        np.ldexp(p, -exponent).astype(H.dtype, copy=False), float(multiplier), float(np.ldexp(decrease, -2 * exponent)),
+        kind == "hard", kind != "interior", search.num_factorizations,
+    )  # fmt: skip
+
+
+class _Search:
+    """What is known of the multiplier and of the lowest eigenvalue."""
+
+    def __init__(self, H, g, radius, rtol):
+        self.H, self.g, self.radius, self.rtol = H, g, radius, max(rtol, 4 * np.finfo(float).eps)
+        self.multiply = H._apply
+        self.norm = H.norm()
+        self.low, self.high = 0.0, np.inf
+        self.lowest, self.vector, self.residual = np.inf, None, np.inf
+        self.num_factorizations = self.failures = 0
+        # The least damping that can be eliminated with, and the guess of the Krylov space, once it is made.
+        free = (H._table["r"] < H._table["d"]).any()
+        self.least = max(0.0, _LEAST_DAMPING * self.norm - H.l2) if free else 0.0
+        self.guess = None
+
+    def run(self, multiplier):
+        """(step, multiplier, "interior", "boundary" or "hard")."""
+        if self.norm == 0.0:
+            # H is zero.
+            length = np.linalg.norm(self.g)
+            if length == 0.0:
+                return np.zeros_like(self.g), 0.0, "interior"
+            return -self.radius / length * self.g, length / self.radius, "boundary"
+        mu = self.first() if multiplier is None else multiplier
+        while self.num_factorizations < _MAX_FACTORIZATIONS:
+            mu = max(mu, self.least)
+            F, is_definite = self.factorize(mu)
+            if not is_definite:
+                self.low = max(self.low, mu)
+                self.failures += 1
+                if mu <= self.least:
+                    self.least = max(self.least, _LEAST_DAMPING * self.norm)
+                mu = self.above(F)
+                if mu is None:
+                    return self.hard()
+                continue
+            p, length, slope, change = self.step(F, mu)
+            newton = mu + slope * (length / self.radius - 1.0)
+            if length > self.radius:
+                self.low = max(self.low, mu)
+                if length <= (1.0 + _NEAR) * self.radius or newton <= mu:
+                    return *self.finish(F, mu, p, length, slope, change), "boundary"
+                mu = newton
+                continue
+            if length >= (1.0 - self.rtol) * self.radius:
+                return self.stretch(p, change), mu, "boundary"
+            if mu <= self.least:
+                return self.interior(F, mu, p, newton)
+            self.high, self.F = mu, F
+            # One that is too low costs a factorization; one that the lowest eigenvalue rules out costs none.
+            if length and newton > max(self.low, self.least) and newton + self.lowest > _MARGIN * self.norm:
+                mu = newton
+                continue
+            mu = self.below(F, p)
+            if mu is None:
+                return self.hard()
+        raise np.linalg.LinAlgError(
+            f"radius: no step of length {self.radius:g} was found in {_MAX_FACTORIZATIONS} factorizations"
+        )
+
+    def factorize(self, mu):
+        """(factorization or None, whether it shows H + mu I to be positive definite)."""
+        self.num_factorizations += 1
+        try:
+            F = self.H.factorize(mu, np.float64)
+        except np.linalg.LinAlgError:
+            return None, False
+        if F.inertia.negative:
+            return F, False
+        return F, F.inertia.exact or (F.num_perturbed > 0 and F._is_certified())
+
+    def solve(self, F, mu, rows):
+        """rows times the inverse of H + mu I, with the factors of a damping near mu."""
+        offset = float(np.ldexp(mu - F.damping, -F._scale.matrix))
+        x = F._refine(rows, np.dtype(np.float64), offset=offset).x
+        return np.ldexp(x, -F._scale.matrix, out=x)
+
+    def step(self, F, mu):
+        """(p, its length, its length over that of ``change``, as Newton's method on 1 / ||p|| has it, minus dp / dmu)."""
+        p = -self.solve(F, mu, self.g[None])[0]
+        length = float(np.linalg.norm(p))
+        if length == 0.0:
+            return p, 0.0, 0.0, p
+        change = self.solve(F, mu, p[None] / length)[0]
+        return p, length, length / float(p @ change), change * length
+
+    def finish(self, F, mu, p, length, slope, change):
+        """(step, multiplier): Newton's method from below with the factors of a smaller damping.
+
+        1 / ||p|| is concave in the multiplier, so that the steps rise to the answer, all of definite matrices.
+        """
+        for _ in range(_MAX_NEWTON):
+            newton = mu + slope * (length / self.radius - 1.0)
+            if abs(length - self.radius) <= self.rtol * self.radius or newton <= mu:
+                break
+            mu = newton
+            p, length, slope, change = self.step(F, mu)
+        return self.stretch(p, change), mu
+
+    def stretch(self, p, change):
+        """The step at the multiplier that makes its length the radius.
+
+        Next to a pole, multipliers that differ by rounding have steps whose lengths differ by far more.
+        """
+        length = np.linalg.norm(p)
+        if abs(length - self.radius) > _STRETCH * self.radius:
+            return p
+        for _ in range(3):
+            p = p - (length - self.radius) * length / float(p @ change) * change
+            length = np.linalg.norm(p)
+        return p
+
+    def interior(self, F, mu, p, newton):
+        """(step, multiplier, kind) where the least multiplier that can be eliminated with leaves the step inside."""
+        if mu == 0.0:
+            return p, 0.0, "interior"
+        limit = -self.solve(F, 0.0, self.g[None])[0]
+        remaining = np.linalg.norm(self.multiply(limit[None])[0] + self.g)
+        # Where the gradient is not in the range of H there is no limit.
+        if remaining <= 1e-12 * (self.norm * np.linalg.norm(limit) + np.linalg.norm(self.g)):
+            if np.linalg.norm(limit) <= self.radius:
+                return limit, 0.0, "interior"
+        while mu > np.finfo(float).eps * self.norm:
+            mu = max(newton, 0.1 * mu)
+            p, length, slope, change = self.step(F, mu)
+            if length >= self.radius:
+                return *self.finish(F, mu, p, length, slope, change), "boundary"
+            newton = mu + slope * (length / self.radius - 1.0)
+        return p, mu, "interior"
+
+    def first(self):
+        """A first multiplier, from the model in a Krylov space of H; improves the lowest eigenvector."""
+        rows = np.vstack([self.g[None], random_entries(5, self.g.size)])
+        basis, products = _krylov_space(self.multiply, rows, _BLOCKS)
+        values, vectors = self.rayleigh_ritz(basis, products)
+        self.guess = _secular_root(values, vectors.T @ (basis @ self.g), self.radius)
+        if self.guess + self.lowest > 2.0 * self.residual:
+            return self.guess
+        return max(self.guess, self.margin() - self.lowest)
+
+    def margin(self):
+        return max(2.0 * self.residual, _MARGIN * self.norm) * 10.0 ** min(self.failures, 12)
+
+    def improve(self, F):
+        """The lowest eigenvector from inverse iteration: a Krylov space of F."""
+        if self.vector is None:
+            self.vector = random_entries(5, self.g.size)[0]
+        for _ in range(_RESTARTS):
+            basis, _ = _krylov_space(F._substitute, self.vector[None], _INVERSE_STEPS)
+            self.rayleigh_ritz(basis, self.multiply(basis))
+            if self.residual <= _CONVERGED * self.norm:
+                break
+
+    def rayleigh_ritz(self, basis, products):
+        """Ritz values and vectors of H; the lowest is kept where it is lower, or as low and better, than what is known."""
+        values, vectors = np.linalg.eigh(0.5 * (basis @ products.T + products @ basis.T))
+        vector = vectors[:, 0] @ basis
+        residual = float(np.linalg.norm(vectors[:, 0] @ products - values[0] * vector))
+        if values[0] <= self.lowest + 1e-12 * self.norm:
+            self.lowest, self.vector, self.residual = float(values[0]), vector, residual
+            self.low = max(self.low, -self.lowest)
+        return values, vectors
+
+    def above(self, F):
+        """The next multiplier after one whose matrix is not definite; None if what is left is the hard case."""
+        if self.guess is None and np.isinf(self.high):
+            return max(self.first(), np.nextafter(self.low, np.inf))
+        if F is not None:
+            self.improve(F)
+        if np.isfinite(self.high):
+            return self.between()
+        # The guess of the Krylov space is none where it has been tried, or is shown to be too low.
+        least = max(self.low, -self.lowest) + self.margin()
+        return max(least, self.guess)
+
+    def below(self, F, p):
+        """The next multiplier after a definite one that is too large; None if it is the hard case."""
+        self.improve(F)
+        if -self.lowest <= _LEAST_DAMPING * self.norm and self.low <= self.least:
+            return self.least
+        weight = abs(float(self.vector @ self.g))
+        across = p - float(self.vector @ p) * self.vector
+        room = self.radius**2 - float(across @ across)
+        # The pole of the lowest eigenvalue alone. The rest grows, too: from here the multiplier is too low, if at all.
+        pole = weight / room**0.5 if room > 0.0 else np.inf
+        if pole > _POLE * self.norm and self.low < pole - self.lowest < self.high:
+            return pole - self.lowest
+        return self.between()
+
+    def between(self):
+        """A multiplier closer to minus the lowest eigenvalue; None where it cannot be closer."""
+        distance = self.high + self.lowest
+        if distance <= _DEFINITE_WITHIN * self.norm * 10.0 ** min(self.failures, 4):
+            return None
+        nearest = max(_POLE * self.norm, self.low + self.lowest)
+        if self.failures:
+            nearest = (nearest * distance) ** 0.5
+        mu = nearest - self.lowest
+        return mu if self.low < mu < self.high else 0.5 * (self.low + self.high)
+
+    def hard(self):
+        """(step, multiplier, kind): the step across the lowest eigenvector, and as much along it as there is room."""
+        self.improve(self.F)
+        z = self.vector
+        weight = float(z @ self.g)
+        across = -self.solve(self.F, -self.lowest, (self.g - weight * z)[None])[0]
+        across -= float(z @ across) * z
+        room = self.radius**2 - float(across @ across)
+        if room <= 0.0:
+            p = -self.solve(self.F, self.high, self.g[None])[0]
+            return p * (self.radius / np.linalg.norm(p)), self.high, "boundary"
+        along = np.copysign(room**0.5, -weight)
+        return across + along * z, max(0.0, abs(weight / along) - self.lowest), "hard"
+
+
+def _krylov_space(apply, rows, num_blocks):
+    """Orthonormal rows of a block Krylov space of ``apply``, and their images."""
+    basis, images = np.empty((0, rows.shape[1])), np.empty((0, rows.shape[1]))
+    for _ in range(num_blocks):
+        fresh = []
+        for row in rows:
+            length = np.linalg.norm(row)
+            # Twice: once leaves what rounding makes of what is nearly in the space.
+            for _ in range(2):
+                row = row - (basis @ row) @ basis
+                for other in fresh:
+                    row = row - (other @ row) * other
+            left = np.linalg.norm(row)
+            if np.isfinite(left) and left > 1e-10 * length:
+                fresh.append(row / left)
+        if not fresh:
+            break
+        rows = apply(np.array(fresh))
+        basis, images = np.vstack([basis, fresh]), np.vstack([images, rows])
+    return basis, images
+
+
+def _secular_root(values, weights, radius):
+    """The multiplier of the problem with a diagonal matrix, from below; minus the lowest value in the hard case."""
+    least = max(0.0, -float(values.min()))
+    mu = max(least, float((np.abs(weights) / radius - values).max()))
+    for _ in range(_MAX_NEWTON):
+        shifted = np.maximum(values + mu, 1e-100)
+        p = np.divide(weights, shifted, out=np.zeros_like(weights), where=weights != 0.0)
+        length = float(np.linalg.norm(p))
+        if not length > radius * (1.0 + 1e-8) or not np.isfinite(length):
+            break
+        mu += length**2 / float((p * p / shifted).sum()) * (length / radius - 1.0)
+    return mu

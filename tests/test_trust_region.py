@@ -1,0 +1,173 @@
+"""`trust_region_step` against the conditions of optimality and the dense eigenvalue solution."""
+
+import numpy as np
+import pytest
+from problems import GOLDEN, chain, golden
+
+import numba_hinv as nh
+
+
+def dense_minimum(A, g, radius):
+    """(minimum of the model in the ball, eigenvalues), by eigenvalues and bisection on the distance from the pole."""
+    values, vectors = np.linalg.eigh(A)
+    weights, above = vectors.T @ g, values - values[0]
+    bottom = above <= 1e-12 * np.abs(values).max()
+
+    def step(distance, weights):
+        return np.divide(-weights, above + distance, out=np.zeros_like(weights), where=weights != 0.0)
+
+    across = np.where(bottom, 0.0, weights)
+    if values[0] > 0.0 and np.linalg.norm(step(values[0], weights)) <= radius:
+        p = step(values[0], weights)
+    elif np.abs(weights[bottom]).max() <= 1e-14 * np.abs(weights).max() and np.linalg.norm(step(0.0, across)) <= radius:
+        p = step(0.0, across)
+        p[0] = np.sqrt(radius**2 - p @ p) * (values[0] < 0.0)
+    else:
+        low, high = max(values[0], 1e-40), max(values[0], 0.0) + np.linalg.norm(g) / radius
+        for _ in range(400):
+            middle = np.sqrt(low * high)
+            low, high = (middle, high) if np.linalg.norm(step(middle, weights)) > radius else (low, middle)
+        p = step(high, weights)
+    return float(weights @ p + 0.5 * p @ (values * p)), values
+
+
+def check(H, A, g, radius, **options):
+    answer = nh.trust_region_step(H, radius, gradient=g, **options)
+    p, mu = answer.step, answer.multiplier
+    minimum, values = dense_minimum(A, g, radius)
+    norm, length = np.abs(values).max(), np.linalg.norm(p)
+    assert length <= radius * (1 + 1e-9) and mu >= 0.0
+    assert values[0] + mu >= -1e-10 * norm
+    assert answer.on_boundary == (length >= radius * (1 - 1e-9)) or length <= radius
+    value = g @ p + 0.5 * p @ (A @ p)
+    # What the docstring says of the hard case, and rounding of the dense eigenvalues.
+    assert value <= minimum + 1e-8 * abs(minimum) + 1e-13 * norm * radius**2
+    scale = norm * length**2 + np.linalg.norm(g) * length
+    assert abs(value + answer.predicted_decrease) <= 1e-13 * scale
+    residual = A @ p + mu * p + g
+    assert np.linalg.norm(residual) <= (1e-3 if answer.hard_case else 1e-9) * (
+        (norm + mu) * length + np.linalg.norm(g)
+    )
+    return answer
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden(name):
+    """Random, hard and nearly hard cases, saddles, tiny and enormous radii."""
+    problem, _ = golden(name)
+    H, A = problem.hessian, problem.truth.hessian.astype(float)
+    gradient = problem.truth.gradient.astype(float)
+    size, (values, vectors) = np.linalg.norm(gradient), np.linalg.eigh(A)
+    bottom = vectors[:, values <= values[0] + 1e-12 * problem.norm]
+    across = gradient - bottom @ (bottom.T @ gradient)
+    hard = []
+    for radius in (1e-12, 1e-3, 1.0, 1e3, 1e12):
+        check(H, A, gradient, radius)
+        check(H, A, np.random.default_rng(1).standard_normal(A.shape[0]), radius)
+        if values[0] < -1e-6 * problem.norm:
+            for share in (0.0, 1e-13, 1e-8, 1e-4):
+                answer = check(H, A, across + share * size * vectors[:, 0], radius)
+                hard.append(answer.hard_case and share == 0.0)
+            saddle = check(H, A, np.zeros_like(gradient), radius)
+            assert saddle.hard_case and abs(np.linalg.norm(saddle.step) - radius) < 1e-12 * radius
+            assert abs(saddle.multiplier + values[0]) < 1e-12 * problem.norm
+    assert values[0] > -1e-6 * problem.norm or any(hard)
+
+
+def test_degenerate_lowest_eigenvalue():
+    """Blocks without coupling: every eigenvalue three times."""
+    D = np.diag([-2.0, 1.0, 3.0, 0.5])
+    blocks = [nh.LayerBlocks(Dx=np.zeros((1, 4)), Dz=np.zeros((1, 1)), Dxx=D, Dzx=np.zeros((4, 1)),
+                             Dzz=np.zeros((1, 1))) for _ in range(3)]  # fmt: skip
+    H = nh.Hessian.from_blocks(blocks)
+    A = H.todense()
+    rng = np.random.default_rng(0)
+    for radius in (1e-3, 1.0, 10.0):
+        g = rng.standard_normal(12)
+        check(H, A, g, radius)
+        g[::4] = 0.0
+        answer = check(H, A, g, radius)
+        assert answer.hard_case or radius < 1.0
+        assert check(H, A, np.zeros(12), radius).hard_case
+
+
+def test_inside():
+    """A positive definite Hessian: the Newton step, multiplier 0, one factorization."""
+    problem = chain(3, 2, batch=12)
+    H = problem.net.hessian(problem.params, problem.X, problem.y, "ggn", l2=0.1)
+    newton = -H.factorize(0.0).solve(H.gradient)
+    length = np.linalg.norm(newton)
+    answer = nh.trust_region_step(H, 2.0 * length)
+    np.testing.assert_allclose(answer.step, newton, rtol=0, atol=1e-12 * length)
+    assert answer.multiplier == 0.0 and not answer.on_boundary and answer.num_factorizations == 1
+    assert nh.trust_region_step(H, 0.5 * length).on_boundary
+
+
+def test_singular_and_semidefinite():
+    """Fewer samples than inputs: the step of least length is the limit of small multipliers."""
+    problem = chain(5, 2, batch=2)
+    H = problem.net.hessian(problem.params, problem.X, problem.y, "ggn")
+    least = -np.linalg.pinv(H.todense(), rcond=1e-11, hermitian=True) @ H.gradient
+    answer = nh.trust_region_step(H, 1e6)
+    # Eliminated with 1e-10 ||H||: rounding leaves u / 1e-10 in the null space, and next to nothing in the range.
+    assert answer.multiplier == 0.0 and not answer.on_boundary
+    assert np.linalg.norm(answer.step - least) < 10 * np.finfo(float).eps / 1e-10 * np.linalg.norm(least)
+    assert np.linalg.norm(H @ (answer.step - least)) < 1e-13 * np.linalg.norm(H.gradient)
+
+
+def test_factorizations_and_scales():
+    """At most 4 in the median; a good guess of the multiplier takes one; scaled problems have the same step."""
+    problem = chain(4, 5, batch=6)
+    H, rng, counts = problem.hessian, np.random.default_rng(3), []
+    for radius in 10.0 ** rng.uniform(-3, 3, 30):
+        answer = nh.trust_region_step(H, radius)
+        counts.append(answer.num_factorizations)
+        again = nh.trust_region_step(H, radius, multiplier=answer.multiplier * (1 + 1e-9) + 1e-9 * H.norm())
+        assert again.num_factorizations <= 3
+        for scale in (1e-100, 1e100):
+            other = nh.trust_region_step(H, scale * radius, gradient=scale * H.gradient)
+            np.testing.assert_allclose(other.step / scale, answer.step, rtol=0, atol=1e-6 * radius)
+            assert abs(other.multiplier - answer.multiplier) <= 1e-9 * H.norm()
+    assert np.median(counts) <= 4
+
+
+def test_loose_tolerance_and_float32():
+    problem = chain(4, 4, batch=3)
+    loose = nh.trust_region_step(problem.hessian, 0.5, rtol=0.1)
+    assert abs(np.linalg.norm(loose.step) - 0.5) <= 0.05 * (1 + 1e-12)
+    single = problem.net.hessian(problem.params.astype(np.float32), problem.X, problem.y)
+    step = nh.trust_region_step(single, 0.5).step
+    assert step.dtype == np.float32
+    exact = nh.trust_region_step(problem.hessian, 0.5).step
+    # Parameters are rounded to 6e-8; the step may be as many times as sensitive as the gap of the lowest eigenvalue says.
+    assert np.linalg.norm(step - exact) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "arguments, error, name",
+    [
+        (dict(radius=0.0), ValueError, "radius"),
+        (dict(radius=-1.0), ValueError, "radius"),
+        (dict(radius=np.nan), ValueError, "radius"),
+        (dict(radius=np.inf), ValueError, "radius"),
+        (dict(radius="1"), TypeError, "radius"),
+        (dict(gradient=np.ones(3)), ValueError, "gradient"),
+        (dict(gradient="up"), TypeError, "gradient"),
+        (dict(multiplier=-1.0), ValueError, "multiplier"),
+        (dict(multiplier=np.nan), ValueError, "multiplier"),
+        (dict(rtol=0.7), ValueError, "rtol"),
+        (dict(H=np.eye(3)), TypeError, "H"),
+    ],
+)
+def test_bad_arguments(arguments, error, name):
+    with pytest.raises(error, match=f"^{name}: "):
+        nh.trust_region_step(**{"H": chain(3, 2).hessian, "radius": 1.0, **arguments})
+
+
+def test_a_gradient_is_needed():
+    H = chain(3, 2).hessian
+    blocks = nh.Hessian.from_blocks([H.blocks(l) for l in range(H.num_layers)], H.terminal)
+    with pytest.raises(ValueError, match="^gradient: "):
+        nh.trust_region_step(blocks, 1.0)
+    step = nh.trust_region_step(blocks, 1.0, gradient=H.gradient).step
+    np.testing.assert_allclose(step, nh.trust_region_step(H, 1.0).step, rtol=0, atol=1e-9)
