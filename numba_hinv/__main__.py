@@ -50,6 +50,7 @@ def _steps():
             yield f"{type(layer).__name__}, {dtype}", lambda layer=layer, dtype=dtype: layer.addresses(dtype)
         yield f"gradient, {dtype}", lambda dtype=dtype: _small_problem(dtype, lambda net, *data: net.gradient(*data))
         yield f"solve, {dtype}", lambda dtype=dtype: _small_problem(dtype, _solve)
+        yield f"covariances, {dtype}", lambda dtype=dtype: _small_problem(dtype, _covariances)
 
 
 def _small_problem(dtype, job):
@@ -62,6 +63,11 @@ def _solve(net, params, X, y):
     H @ params
     F = H.factorize(damping=1.0)
     return F.solve(params), F.solve(np.stack([params, params], axis=1)), F.inertia
+
+
+def _covariances(net, params, X, y):
+    F = net.hessian(params, X, y, curvature="ggn").factorize(damping=1.0)
+    return F.diagonal(), F.blocks(1), F.sample(0)
 
 
 def warmup():

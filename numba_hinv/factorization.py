@@ -12,7 +12,7 @@ import numpy as np
 from scipy.linalg import LinAlgWarning
 from scipy.sparse.linalg import LinearOperator
 
-from . import checkpoints, columns, condition, determinant, memory_budget, storage, threads
+from . import checkpoints, columns, condition, covariance, determinant, memory_budget, storage, threads
 from .chunks import chunks
 from .kernels import binding, eliminate, status, substitute
 from .kernels.layers import BLOCKS
@@ -20,7 +20,7 @@ from .probe import random_entries
 from .progress import bar
 from .refinement import backward_error, contraction, refine
 from .scaling import lengths, row_exponents
-from .validation import as_columns, as_flag, as_float_dtype, as_real
+from .validation import as_columns, as_flag, as_float_dtype, as_layer, as_real
 
 # Layers whose scales are looked through at a time.
 _LOOKED_THROUGH = 4096
@@ -51,6 +51,8 @@ _LARGEST_EXPONENT = 100
 _BACKWARD_ERROR = {_DOUBLE: 1e-14, _SINGLE: 1e-7}
 # Relative error of log-determinants above which there is a warning.
 _LOG_DETERMINANT = {_DOUBLE: 1e-10, _SINGLE: 1e-4}
+# Relative error of covariances above which there is a warning.
+_COVARIANCE = {_DOUBLE: 1e-8, _SINGLE: 1e-3}
 
 
 class Inertia(NamedTuple):
@@ -194,7 +196,7 @@ class Factorization(LinearOperator):
         factorization = cls.__new__(cls)
         factorization._prepare(hessian, damping, factor_dtype, False)
         factorization._rescale(scale)
-        factorization._shift, factorization._factors = float(shift), factors
+        factorization._shift, factorization._factors, factorization._contraction = float(shift), factors, None
         factorization._pivots = Pivots.allocate(hessian._table.size)
         factorization._pivots.fill(factorization._segments[0], hessian._table, factors)
         binding.load(factorization.factor_dtype)
@@ -254,6 +256,7 @@ class Factorization(LinearOperator):
         sizes = hessian._sizes
         require_memory(hessian, segments, self.factor_dtype, [] if self._kept_blocks else [self._scale])
         binding.load(self.factor_dtype)
+        self._contraction = None
         relative = relative_pivoting(self.factor_dtype)
         if growth is not None:
             relative = relative._replace(limit=growth)
@@ -315,19 +318,18 @@ class Factorization(LinearOperator):
             )
             return None, checkpoints.allocate(self._segments, sizes, self.factor_dtype)
 
-    def _visit(self):
-        """Every segment with its factors: from the last to the first, then from the first to the last."""
+    def _visit(self, indices):
+        """The segments of these indices with their factors, one after the other."""
         if len(self._segments) == 1:
-            for _ in range(2):
+            for _ in indices:
                 yield self._segments[0], self._factors
             return
         held, factors = self._borrow()
         work = eliminate.workspace(self.hessian._sizes, self.factor_dtype)
-        order = list(range(len(self._segments)))
-        for index in order[::-1] + order:
+        for index in indices:
             segment = self._segments[index]
             if index != held:
-                if index < order[-1]:
+                if index < len(self._segments) - 1:
                     n = self._segments[index + 1].front
                     checkpoints.unpack(self._fronts[index + 1], n, work.front[segment.stop % 2])
                 self._eliminate_segment(segment, factors, work)
@@ -388,7 +390,13 @@ class Factorization(LinearOperator):
 
     def _is_certified(self):
         """Whether refinement contracts, so that the inertia is that of ``H + damping I`` even if pivots were perturbed."""
-        return bool(contraction(self._multiply, self._substitute, self.shape[0]) < _CONTRACTION)
+        return bool(self._factor_error() < _CONTRACTION)
+
+    def _factor_error(self):
+        """`contraction` of refinement with these factors: how far their matrix is from H + damping I, relatively."""
+        if self._contraction is None:
+            self._contraction = contraction(self._multiply, self._substitute, self.shape[0])
+        return self._contraction
 
     def slogdet(self):
         """Sign and logarithm of the magnitude of ``det(H + damping I)``.
@@ -440,6 +448,122 @@ class Factorization(LinearOperator):
         other._exact = other._inverse_norm = other._rescuer = other._determinant = None
         other._eliminate()
         return other
+
+    def diagonal(self, progress=False):
+        """The diagonal of ``(H + damping I)^-1``: variances, where that is positive definite.
+
+        By one recursion over the layers (design, section 3, "What it gives for free"), in time linear in depth.
+
+        Parameters
+        ----------
+        progress : bool
+            Show a progress bar, for which tqdm must be installed.
+
+        Returns
+        -------
+        diagonal : (P,) array
+
+        Warns
+        -----
+        scipy.linalg.LinAlgWarning
+            An entry may be off by more than 1e-8 (1e-3 with factors in float32) of it or, where H + damping I is
+            indefinite, of the norm of its column of the inverse; the message says by how much.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            Numbers that are not finite.
+        MemoryError
+            It would not fit; nothing has been allocated.
+
+        Notes
+        -----
+        Not refined. Where H + damping I is positive definite, that hardly matters: nothing cancels, and no random
+        matrix, conditions up to 1e9, lost more digits than rounding of H costs. Where it is indefinite, pivots near
+        zero amplify rounding: of 138 random ones, the median error was 4e-14 at conditions of 1e2 to 1e4, 1e-10 at 1e4
+        to 1e6 and 1e-7 at 1e6 to 1e8. Of 1,500 random matrices the error was above 1e-8 in 332, all of which were
+        warned of, as were 48 with errors below 1e-9. ``solve`` with unit vectors is refined, and gives single columns.
+
+        Costs two to four eliminations, twice that where the matrix is indefinite, and three solves that judge it.
+
+        See Also
+        --------
+        blocks : of the inverse, for one layer.
+        """
+        return covariance.diagonal(self, _COVARIANCE[self.factor_dtype], progress)
+
+    def blocks(self, l, progress=False):
+        """The diagonal block of ``(H + damping I)^-1`` for the parameters of layer ``l``: their covariance.
+
+        Parameters
+        ----------
+        l : int
+            From 0; negative from the end.
+        progress : bool
+            Show a progress bar, for which tqdm must be installed.
+
+        Returns
+        -------
+        block : (p, p) symmetric array
+            In the order of the flat parameter vector.
+
+        Warns
+        -----
+        scipy.linalg.LinAlgWarning
+            As for `diagonal`; entries off the diagonal are judged by the roots of the scales of their row and column.
+
+        Raises
+        ------
+        TypeError, IndexError
+            ``l`` is not an integer, or there is no such layer.
+        numpy.linalg.LinAlgError, MemoryError
+            As for `diagonal`.
+
+        Notes
+        -----
+        Costs that of `diagonal` up to layer l, and about 6 p^2 (m + N) flops and 5 p^2 numbers for the block.
+        """
+        l = as_layer("l", l, self.hessian.num_layers)
+        return covariance.block(self, l, _COVARIANCE[self.factor_dtype], progress)
+
+    def sample(self, rng, n=None, num_threads=None, progress=False):
+        """Samples of the normal distribution with mean 0 and covariance ``(H + damping I)^-1``.
+
+        Parameters
+        ----------
+        rng : int or numpy.random.Generator
+            A seed, or the generator to draw from.
+        n : int, optional
+            How many; by default one, without an axis of its own.
+        num_threads : int, optional
+            As for `solve`; changes no bit.
+        progress : bool
+            Show a progress bar, for which tqdm must be installed.
+
+        Returns
+        -------
+        samples : (n, P) or (P,) array
+
+        Warns
+        -----
+        scipy.linalg.LinAlgWarning
+            The variance in some direction may be off by more than 1e-8 (1e-3 with factors in float32), relatively.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            H + damping I is not positive definite: the message gives its inertia.
+        TypeError, ValueError
+            ``rng`` or ``n`` is not what is expected.
+        MemoryError
+            They would not fit; nothing has been allocated.
+
+        Notes
+        -----
+        A square root of the inverse, applied to standard normal numbers: exactly that law, up to rounding. Half a solve
+        each, and six solves, once, for the warning.
+        """
+        return covariance.sample(self, rng, n, _COVARIANCE[self.factor_dtype], num_threads, progress)
 
     def save(self, path):
         """Write the factorization, with its Hessian and net, to a file that `load` reads.
@@ -687,7 +811,8 @@ class Factorization(LinearOperator):
         x = np.empty_like(b)
         work = substitute.workspace(hessian._sizes, b.shape[0], hessian.num_samples, self.factor_dtype)
         sweep = substitute.substitute_back
-        for segment, factors in self._visit():
+        order = list(range(len(self._segments)))
+        for segment, factors in self._visit(order[::-1] + order):
             table = segment.table(hessian._table)
             for start, stop in self._pieces(segment, b.shape[0], sweep):
                 check()

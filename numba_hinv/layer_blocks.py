@@ -4,13 +4,11 @@ With the layer ``z' = f(z; x)``, a = len(z'), a_in = len(z) and p = len(x), the 
 Packing checks all layers at once, since there may be a hundred thousand.
 """
 
-import operator
-
 import numpy as np
 
 from .kernels.layers import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain
 from .kernels.linearise import Linearisation
-from .validation import DTYPES, as_array, as_numbers, common_dtype
+from .validation import DTYPES, as_array, as_layer, as_numbers, common_dtype
 
 # Entries of symmetric blocks may differ by this times the largest entry of the block: what rounding in forming them
 # leaves, with digits to spare. They are replaced by their mean.
@@ -174,13 +172,7 @@ def block_diagonal(blocks):
 
 def unpack(table, params, lin, l, dtype, l2=0.0):
     """Layer ``l`` of a chain as `LayerBlocks` in ``dtype``, with ``l2`` times the identity in Dxx."""
-    try:
-        index = operator.index(l)
-    except TypeError:
-        raise TypeError(f"l: expected an integer, got {l!r}") from None
-    if not -table.size <= index < table.size:
-        raise IndexError(f"l: expected a layer from 0 to {table.size - 1}, got {index}")
-    layer = table[index]
+    layer = table[as_layer("l", l, table.size)]
     expand = {DENSE: _expand_dense, CONVOLUTION: _expand_convolution, BLOCKS: _expand_blocks}[int(layer["kind"])]
     Dx, Dz, Dxx, Dzx, Dzz = expand(layer, lin.output.shape[0], params, lin)
     Dxx = Dxx + l2 * np.eye(Dxx.shape[0])

@@ -23,6 +23,25 @@ def as_size(name, value, least=1):
     return value
 
 
+def as_layer(name, value, num_layers):
+    """The index, from 0, of one of so many layers; negative ``value`` from the end."""
+    try:
+        index = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if not -num_layers <= index < num_layers:
+        raise IndexError(f"{name}: expected a layer from 0 to {num_layers - 1}, got {index}")
+    return index % num_layers
+
+
+def as_generator(name, value):
+    """``value`` as a `numpy.random.Generator`: itself, or a new one from a seed."""
+    try:
+        return np.random.default_rng(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: expected a seed or a numpy.random.Generator, got {value!r} ({error})") from None
+
+
 def as_flag(name, value):
     """``value`` as a bool."""
     if not isinstance(value, (bool, np.bool_)):

@@ -358,27 +358,74 @@ def convolution_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ
 
 
 @for_convolutions
-def convolution_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, scratch, work):
-    """x = W1 Q^T + (h - h Q Q^T) / eps, h = g - [sum_i lam_i dZt_i^T, 0], and dZ' as in the tangent pass."""
-    k, P = b.shape
-    B = lin.output.shape[0]
-    n, T, fan_in, r, m = layer.units, layer.positions, layer.fan_in, layer.r, layer.m
-    S = matrix(lin.S, layer.u, B, n * T)
-    one, zero = b.dtype.type(1), b.dtype.type(0)
+def convolution_step(layer, params, lin, row_space, W1, dZ, dZ_next, patches):
+    """dU_i = dW Zt_i + W dZt_i and dZ' = S dU (+ dZ); dW Zt_i = W1^T R_i, since W2 is orthogonal to Zt."""
+    k, B = W1.shape[0], lin.output.shape[0]
+    n, T, r, m = layer.units, layer.positions, layer.r, layer.m
+    one, zero = dZ.dtype.type(1), dZ.dtype.type(0)
     for t in range(k):
-        at = t * P + layer.parameters
-        # dU_i = dW Zt_i + W dZt_i, and dW Zt_i = W1^T R_i: W2 is orthogonal to Zt.
         for i in range(B):
             gemm_tn(
                 n, T, r, one, pointer(W1, t * m), n, pointer(row_space.R, layer.R + i * T), layer.rows, zero,
-                pointer(work.u, (t * B + i) * n * T), T,
+                pointer(dZ_next, (t * B + i) * n * T), T,
             )
-        if r < layer.d:
-            copy(layer.p, b, at, x, at)
-            if layer.N > 0:
-                for i in range(B):
-                    gather(layer, dZ, (t * B + i) * layer.n_in, work.patches, 0, T, 1)
-                    lam_i = matrix(lin.lam, layer.u + i * n * T, n, T)
-                    multiply_nt(-1.0, lam_i, matrix(work.patches, 0, fan_in, T), 1.0, matrix(x, at, n, fan_in))
-        expand(layer, row_space, damping, matrix(W1, t * m, r, n), x, at, matrix(scratch, t * m, r, n))
-    _finish_tangent(layer, params, S, dZ, matrix(work.u, 0, k * B, n * T), dZ_next, work.patches)
+    S = matrix(lin.S, layer.u, B, n * T)
+    _finish_tangent(layer, params, S, dZ, matrix(dZ_next, 0, k * B, n * T), dZ_next, patches)
+
+
+@for_convolutions
+def convolution_expand_all(layer, lin, row_space, damping, W1, dZ, x, start, stride, hQ, patches):
+    """x = W1 Q^T + (h - h Q Q^T) / eps, h = g - [sum_i lam_i dZt_i^T, 0]; the slices of x hold g."""
+    B = lin.output.shape[0]
+    n, T, fan_in, r, m = layer.units, layer.positions, layer.fan_in, layer.r, layer.m
+    for t in range(W1.shape[0]):
+        at = start + t * stride
+        if r < layer.d and layer.N > 0:
+            for i in range(B):
+                gather(layer, dZ, (t * B + i) * layer.n_in, patches, 0, T, 1)
+                lam_i = matrix(lin.lam, layer.u + i * n * T, n, T)
+                multiply_nt(-1.0, lam_i, matrix(patches, 0, fan_in, T), 1.0, matrix(x, at, n, fan_in))
+        expand(layer, row_space, damping, matrix(W1, t * m, r, n), x, at, matrix(hQ, 0, r, n))
+
+
+@for_convolutions
+def convolution_gather(layer, lin, unit, z, e, patches):
+    """e_t = sum_i lam_i[unit] Zt_i^T of each row t of z (k, N), Zt_i being its patches."""
+    k, B = z.shape[0], lin.output.shape[0]
+    n, T, fan_in = layer.units, layer.positions, layer.fan_in
+    for t in range(k):
+        for i in range(B):
+            gather(layer, z, (t * B + i) * layer.n_in, patches, 0, T, 1)
+            lam = matrix(lin.lam, layer.u + (i * n + unit) * T, 1, T)
+            keep = 0.0 if i == 0 else 1.0
+            multiply_nt(1.0, lam, matrix(patches, 0, fan_in, T), keep, matrix(e, t * fan_in, 1, fan_in))
+
+
+@for_convolutions
+def convolution_project(layer, Q, Sigma, projected, patches):
+    """projected (N, B, r, T) <- Q Zt_i of each row of Sigma."""
+    N, T, fan_in, r = layer.N, layer.positions, layer.fan_in, layer.r
+    for i in range(N * (N // layer.n_in)):
+        gather(layer, Sigma, i * layer.n_in, patches, 0, T, 1)
+        multiply(1.0, Q, matrix(patches, 0, fan_in, T), 0.0, matrix(projected, i * r * T, r, T))
+
+
+@for_convolutions
+def convolution_variances(layer, lin, unit, Sigma, out):
+    """The diagonal of cov(e), e as `convolution_gather` makes it."""
+    n, T, n_in = layer.units, layer.positions, layer.n_in
+    B = Sigma.shape[0] // n_in
+    for j in range(layer.fan_in):
+        channel, k = divmod(j, layer.kernel)
+        first, last, start = tap(layer, k)
+        start += channel * layer.length
+        total = 0.0
+        for i in range(B):
+            for i2 in range(B):
+                lam = vector(lin.lam, layer.u + (i * n + unit) * T, T)
+                lam2 = vector(lin.lam, layer.u + (i2 * n + unit) * T, T)
+                for t in range(first, last):
+                    for t2 in range(first, last):
+                        at, at2 = i * n_in + start + layer.stride * t, i2 * n_in + start + layer.stride * t2
+                        total += lam[t] * lam2[t2] * Sigma[at, at2]
+        out[j] = total

@@ -91,14 +91,13 @@ def _dense_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def blocks_tangent(layer, lin, V, dZ, dZ_next):
-    """dZ' = Dx dx + Dz dZ, for k vectors at once."""
-    k, P = V.shape
+def blocks_tangent(layer, lin, k, dx, stride, dZ, dZ_next):
+    """dZ' = Dx dx + Dz dZ, for k vectors at once; dx points to the first of k rows, ``stride`` apart."""
     B = lin.output.shape[0]
     n, n_in, p = layer.n_out, layer.n_in, layer.p
-    one, zero = V.dtype.type(1), V.dtype.type(0)
-    dx, to = pointer(V, layer.parameters), pointer(dZ_next, 0)
-    gemm_nt(k, B * n, p, one, dx, P, pointer(lin.Dx, layer.Dx), p, zero, to, B * n)
+    one, zero = dZ.dtype.type(1), dZ.dtype.type(0)
+    to = pointer(dZ_next, 0)
+    gemm_nt(k, B * n, p, one, dx, stride, pointer(lin.Dx, layer.Dx), p, zero, to, B * n)
     if layer.N > 0:
         for i in range(B):
             gemm_nt(
@@ -142,7 +141,7 @@ def tangents(table, start, stop, params, lin, V, dZ, dU, patches):
         dZ_l = matrix(dZ, k * layer.z, k * B, layer.n_in)
         dZ_next = matrix(dZ, k * (layer.z + B * layer.n_in), k * B, layer.n_out)
         if layer.kind == BLOCKS:
-            blocks_tangent(layer, lin, V, dZ_l, dZ_next)
+            blocks_tangent(layer, lin, k, pointer(V, layer.parameters), V.shape[1], dZ_l, dZ_next)
         elif layer.kind == CONVOLUTION:
             dU_l = matrix(dU, k * layer.u, k * B, layer.n_out)
             convolution_tangent(layer, params, lin, V, dZ_l, dU_l, dZ_next, patches)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .convolution import convolution_back, convolution_forth
+from .convolution import convolution_back, convolution_expand_all, convolution_step
 from .layers import BLOCKS, CONVOLUTION
 from .memory import add, copy, fill, matrix, reshape, rows, vector
 from .microkernel import pointer
@@ -28,7 +28,7 @@ class Workspace(NamedTuple):
     """Scratch of the two sweeps for k right-hand sides. Layer l reads its state in row (l + 1) % 2 or l % 2."""
 
     state: np.ndarray  # (2, k B width): v or dZ of two neighbouring layers
-    u: np.ndarray  # k B width: vu or dU
+    u: np.ndarray  # k B width: vu
     y: np.ndarray  # (2, k m)
     small: np.ndarray  # max(B, n_out) x r of one right-hand side
     patches: np.ndarray  # of one sample
@@ -135,28 +135,16 @@ def substitute_back(table, start, stop, params, lin, row_space, factors, damping
 
 
 @njit(inline="always")
-def _dense_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, scratch, work):
-    """x = W1 Q^T + (h - h Q Q^T) / eps, h = g - [lam^T dZ, 0], and dZ' as in the tangent pass."""
-    k, P = b.shape
+def _dense_step(layer, params, lin, row_space, W1, dZ, dZ_next):
     B = lin.output.shape[0]
-    n, n_in, r, m = layer.n_out, layer.n_in, layer.r, layer.m
+    k, n, n_in, r, m = W1.shape[0], layer.n_out, layer.n_in, layer.r, layer.m
     W = matrix(params, layer.parameters, n, n_in)
     S = matrix(lin.S, layer.u, B, n)
-    lam = matrix(lin.lam, layer.u, B, n)
     R = matrix(row_space.R, layer.R, r, B)
-    dU = matrix(work.u, 0, k * B, n)
+    # dU = Zt dWt^T + dZ W^T, and Zt dWt^T = R^T W1: W2 is orthogonal to Zt.
+    dU = dZ_next
     for t in range(k):
-        at = t * P + layer.parameters
-        W1_t = matrix(W1, t * m, r, n)
-        dZ_t = rows(dZ, t * B, B)
-        x_W = matrix(x, at, n, n_in)
-        # dU = Zt dWt^T + dZ W^T, and Zt dWt^T = R^T W1: W2 is orthogonal to Zt.
-        multiply_tn(1.0, R, W1_t, 0.0, rows(dU, t * B, B))
-        if r < layer.d:
-            copy(n * layer.d, b, at, x, at)
-            if layer.N > 0:
-                multiply_tn(-1.0, lam, dZ_t, 1.0, x_W)
-        expand(layer, row_space, damping, W1_t, x, at, matrix(scratch, t * m, r, n))
+        multiply_tn(1.0, R, matrix(W1, t * m, r, n), 0.0, rows(dU, t * B, B))
     if layer.N > 0:
         multiply_nt(1.0, dZ, W, 1.0, dU)
     for t in range(k):
@@ -165,6 +153,40 @@ def _dense_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, 
                 dZ_next[t * B + i, a] = S[i, a] * dU[t * B + i, a]
     if layer.skip and layer.N > 0:
         add(dZ.size, dZ, 0, dZ_next, 0)
+
+
+@njit(inline="always")
+def step(layer, params, lin, row_space, W1, dZ, dZ_next, patches):
+    """dZ' = J dZ + Dx w of k vectors: W1 is (k, m), in the order of the pivots, dZ (k B, n_in) and dZ' (k B, n_out)."""
+    if layer.kind == BLOCKS:
+        blocks_tangent(layer, lin, W1.shape[0], pointer(W1, 0), layer.m, dZ, dZ_next)
+    elif layer.kind == CONVOLUTION:
+        convolution_step(layer, params, lin, row_space, W1, dZ, dZ_next, patches)
+    else:
+        _dense_step(layer, params, lin, row_space, W1, dZ, dZ_next)
+
+
+@njit(inline="always")
+def expand_all(layer, lin, row_space, damping, W1, dZ, x, start, stride, hQ, patches):
+    """x = W1 Q^T + (h - h Q Q^T) / eps of k vectors, h = g - [lam^T dZ, 0]; slice t of x, at start + t stride, holds g.
+
+    hQ : scratch of m scalars. g matters only where Q is not the identity. Layers given as blocks have x = W1.
+    """
+    B = lin.output.shape[0]
+    k, m = W1.shape
+    if layer.kind == BLOCKS:
+        for t in range(k):
+            copy(m, W1, t * m, x, start + t * stride)
+    elif layer.kind == CONVOLUTION:
+        convolution_expand_all(layer, lin, row_space, damping, W1, dZ, x, start, stride, hQ, patches)
+    else:
+        n, n_in, r = layer.n_out, layer.n_in, layer.r
+        lam = matrix(lin.lam, layer.u, B, n)
+        for t in range(k):
+            at = start + t * stride
+            if r < layer.d and layer.N > 0:
+                multiply_tn(-1.0, lam, rows(dZ, t * B, B), 1.0, matrix(x, at, n, n_in))
+            expand(layer, row_space, damping, matrix(W1, t * m, r, n), x, at, matrix(hQ, 0, r, n))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -186,13 +208,10 @@ def substitute_forth(table, start, stop, params, lin, row_space, factors, dampin
         L = vector(factors.L, layer.L, pack_size(m))
         pivots = vector(factors.pivots, layer.pivots, 2 * m)
         scales = matrix(factors.scales, layer.scales, m, 2)
-        scratch = matrix(work.y, work.y.shape[1], k, m)
-        backward_vectors(L, pivots, scales, W1, scratch)
-        if layer.kind == BLOCKS:
+        backward_vectors(L, pivots, scales, W1, matrix(work.y, work.y.shape[1], k, m))
+        if layer.r < layer.d:
             for t in range(k):
-                copy(m, W1, t * m, x, t * P + layer.parameters)
-            blocks_tangent(layer, lin, x, dZ, dZ_next)
-        elif layer.kind == CONVOLUTION:
-            convolution_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, scratch, work)
-        else:
-            _dense_forth(layer, params, lin, row_space, damping, b, x, W1, dZ, dZ_next, scratch, work)
+                copy(layer.p, b, t * P + layer.parameters, x, t * P + layer.parameters)
+        hQ = vector(work.y, work.y.shape[1], m)
+        expand_all(layer, lin, row_space, damping, W1, dZ, x, layer.parameters, P, hQ, work.patches)
+        step(layer, params, lin, row_space, W1, dZ, dZ_next, work.patches)
