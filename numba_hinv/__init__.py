@@ -8,6 +8,7 @@ from . import embedded  # noqa: E402 - nothing may be compiled or loaded before
 from ._version import __version__
 from .activations import activation_names, register_activation
 from .applications.eigenvalues import eigenvalues, eigenvalues_in
+from .applications.minimize import minimize
 from .applications.spectral_density import SpectralDensity, spectral_density
 from .applications.trust_region import TrustRegionStep, trust_region_step
 from .conv1d import Conv1d
@@ -74,6 +75,7 @@ __all__ = [
     "from_torch",
     "load",
     "loss_names",
+    "minimize",
     "register_activation",
     "register_loss",
     "solve",

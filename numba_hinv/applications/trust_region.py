@@ -70,7 +70,7 @@ def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
     TypeError, ValueError
         An argument is not of that kind, or H has no gradient and none is given.
     numpy.linalg.LinAlgError
-        The elimination fails whatever the multiplier; no case is known.
+        The multiplier overflows.
 
     See Also
     --------
@@ -142,6 +142,8 @@ class _Search:
         mu = self.first() if multiplier is None else multiplier
         while self.num_factorizations < _MAX_FACTORIZATIONS:
             mu = max(mu, self.least)
+            if not np.isfinite(mu):
+                raise np.linalg.LinAlgError(f"radius: the multiplier of steps of length {self.radius:g} overflows")
             F, is_definite = self.factorize(mu)
             if not is_definite:
                 self.low = max(self.low, mu)
@@ -173,7 +175,7 @@ class _Search:
             if mu is None:
                 return self.hard()
         raise np.linalg.LinAlgError(
-            f"radius: no step of length {self.radius:g} was found in {_MAX_FACTORIZATIONS} factorizations"
+            f"radius: no step of at most {self.radius:g} was found in {_MAX_FACTORIZATIONS} factorizations"
         )
 
     def factorize(self, mu):
@@ -363,5 +365,6 @@ def _secular_root(values, weights, radius):
         length = float(np.linalg.norm(p))
         if not length > radius * (1.0 + 1e-8) or not np.isfinite(length):
             break
-        mu += length**2 / float((p * p / shifted).sum()) * (length / radius - 1.0)
+        unit = p / length
+        mu += (length / radius - 1.0) / float((unit * unit / shifted).sum())
     return mu

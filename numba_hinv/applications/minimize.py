@@ -1,0 +1,383 @@
+"""Training with exact second-order steps: `minimize`, and the rules that make a step and judge it."""
+
+import time
+
+import numpy as np
+
+from ..network import Network
+from ..progress import bar
+from ..validation import as_array, as_real, as_size
+from .trust_region import trust_region_step
+
+# A step is taken where the loss falls by at least this share of what the model promised.
+_TAKEN = 1e-4
+# Decreases of the loss below so many units of rounding cannot be seen in it; then the gradient's norm decides.
+_LOSS_ROUNDING = 16.0
+# Length of a step to which the trust region is met in training.
+_RADIUS_RTOL = 0.05
+# Where a step is so short, relative to the parameters, or a damping so large, relative to ||H||, nothing is left to try.
+_SHORTEST, _LARGEST_DAMPING = 1e-15, 1e15
+_SADDLE_FREE_CAP = 30
+
+_MESSAGES = {
+    0: "the gradient's norm is at most gtol",
+    1: "the loss fell by at most ftol, relative",
+    2: "the loss cannot be lowered further in this precision",
+    3: "the loss has reached its target",
+    4: "the largest number of iterations was reached",
+    5: "the time limit was reached",
+    6: "the callback stopped it (StopIteration)",
+    7: "it was interrupted (KeyboardInterrupt); x is the best that it had",
+    8: "no step lowers the loss",
+}
+_SUCCESS = (0, 1, 2, 3)
+
+
+class _TrustRegion:
+    """Steps of `trust_region_step`; the radius follows the gain ratio."""
+
+    curvature, scale_name = "hessian", "radius"
+
+    def __init__(self, start):
+        self.scale, self.multiplier, self.length, self.on_boundary = start or 1.0, None, 0.0, False
+
+    def propose(self, H):
+        """(step, decrease of the model, negative eigenvalues of H or NaN where unknown)."""
+        try:
+            answer = trust_region_step(H, self.scale, multiplier=self.multiplier, rtol=_RADIUS_RTOL)
+        except np.linalg.LinAlgError:
+            self.num_factorizations = 0
+            return None, 0.0, np.nan
+        self.multiplier, self.on_boundary = answer.multiplier, answer.on_boundary
+        self.num_factorizations = answer.num_factorizations
+        self.length = float(np.linalg.norm(answer.step))
+        return answer.step, answer.predicted_decrease, np.nan if answer.multiplier else 0
+
+    def judge(self, gain):
+        if not gain >= 0.25:
+            # The step that failed may have been an interior one.
+            self.scale = 0.25 * min(self.length, self.scale)
+            self.multiplier = None
+        elif gain > 0.75 and self.on_boundary:
+            self.scale *= 2.0
+            self.multiplier *= 0.5
+
+
+class _Damped:
+    """Damped steps; the damping follows the gain ratio by Nielsen's rule.
+
+    H. Nielsen, "Damping parameter in Marquardt's method", IMM-REP-1999-05, Technical University of Denmark.
+    """
+
+    scale_name = "damping"
+
+    def __init__(self, start):
+        self.scale, self.growth = start, 2.0
+
+    def propose(self, H):
+        if self.scale is None:
+            self.scale = 1e-3 * H.norm() or 1e-3
+        self.num_factorizations = 0
+        while self.scale <= _LARGEST_DAMPING * max(H.norm(), 1e-300):
+            self.num_factorizations += 1
+            try:
+                F = H.factorize(self.scale, np.float64)
+            except np.linalg.LinAlgError:
+                self.scale *= 4.0
+                continue
+            p = self.step(H, F)
+            if p is not None:
+                decrease = -float(H.gradient @ p) - 0.5 * float(p @ (H @ p))
+                return p, decrease, self.negative
+            self.scale *= 4.0
+        return None, 0.0, np.nan
+
+    def judge(self, gain):
+        if gain > 0.0:
+            self.scale *= max(1.0 / 3.0, 1.0 - (2.0 * min(gain, 1.0) - 1.0) ** 3)
+            self.growth = 2.0
+        else:
+            self.scale *= self.growth
+            self.growth *= 2.0
+
+
+class _LevenbergMarquardt(_Damped):
+    """``-(G + damping I)^-1 gradient``, G being the Gauss-Newton matrix."""
+
+    curvature = "ggn"
+    negative = np.nan
+
+    def step(self, H, F):
+        return -F.solve(H.gradient)
+
+
+class _SaddleFree(_Damped):
+    """``-(|H| + damping I)^-1 gradient``, exact on the eigenvalues of H below -damping and on all that are not negative.
+
+    (Y. Dauphin et al., "Identifying and attacking the saddle point problem in high-dimensional non-convex optimization",
+    NeurIPS 2014.) Inertia says how many are below -damping, and Lanczos on F finds them.
+    """
+
+    curvature = "hessian"
+
+    def step(self, H, F):
+        from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+
+        p = -F.solve(H.gradient)
+        self.negative = count = F.inertia.negative
+        if count == 0:
+            return p
+        size = H.shape[0]
+        if count > min(_SADDLE_FREE_CAP, size // 2):
+            return None
+        operator = LinearOperator((size, size), matvec=F.solve, dtype=np.float64)
+        try:
+            values, vectors = eigsh(operator, k=count, which="SA", tol=1e-8, v0=H.gradient + 1e-3 * np.abs(p), maxiter=20)
+        except ArpackError:
+            return None
+        if not (values < 0.0).all():
+            return None
+        # F has 1 / (value + damping) where 1 / (|value| + damping) is wanted.
+        wanted = 1.0 / (2.0 * self.scale - 1.0 / values)
+        return p - vectors @ ((wanted - values) * (vectors.T @ H.gradient))
+
+
+_METHODS = {"trust-region": _TrustRegion, "levenberg-marquardt": _LevenbergMarquardt, "saddle-free": _SaddleFree}
+
+
+def minimize(
+    net, params, X, y, method="trust-region", l2=0.0, batch_size=None, seed=0, gtol=1e-8, ftol=0.0, loss_target=None,
+    max_iterations=200, time_limit=None, radius=None, damping=None, callback=None, progress=False,
+):  # fmt: skip
+    """Train a net with exact second-order steps.
+
+    Parameters
+    ----------
+    net : Network
+    params : (P,) array
+        The start; not modified. Training is in float64 whatever its dtype.
+    X, y
+        As for `Network.gradient`.
+    method : str
+        "trust-region": the global minimiser of the quadratic model in a ball (`trust_region_step`).
+        "levenberg-marquardt": the Gauss-Newton matrix with a damping.
+        "saddle-free": ``-(|H| + damping I)^-1 gradient``. Directions of negative curvature are turned round: those below
+        -damping, by inertia and Lanczos on the inverse. Where there are more than 30 (or P / 2), or Lanczos does not
+        find them all, the damping is raised. Those between -damping and 0 are damped alone.
+    l2 : float
+        Weight of the term ``l2/2 ||params||^2``; at least 0.
+    batch_size : int, optional
+        Samples per step, shuffled anew in every epoch; by default all. gtol and loss_target then refer to all samples,
+        once an epoch.
+    seed : int or numpy.random.Generator
+        For the shuffling.
+    gtol : float
+        Stop where the gradient's 2-norm is at most this.
+    ftol : float
+        Stop where a step lowers the loss by at most this times the loss; 0 for never. All samples at a time only.
+    loss_target : float, optional
+        Stop where the loss is at most this.
+    max_iterations : int
+        Steps, whether taken or rejected.
+    time_limit : float, optional
+        Seconds; looked at between steps.
+    radius, damping : float, optional
+        The first radius (trust-region; by default 1) or damping (the others; by default 1e-3 ||H||).
+    callback : callable, optional
+        Called with a `scipy.optimize.OptimizeResult` of x, fun, jac and nit after every step; may raise StopIteration.
+    progress : bool
+        Show a progress bar, for which tqdm must be installed.
+
+    Returns
+    -------
+    result : scipy.optimize.OptimizeResult
+        ``x``, ``fun``, ``jac`` (of all samples), ``success``, ``status``, ``message``, ``nit``, ``nfev``, ``njev``,
+        ``nhev``, ``num_factorizations``, and ``history``: a dict of arrays with an entry an iteration: ``loss`` and
+        ``gradient_norm`` where the step started, ``radius`` or ``damping``, ``taken``, ``seconds`` since the start at
+        its end, and ``negative``, the negative eigenvalues of the matrix that was factorized, NaN where unknown.
+        A KeyboardInterrupt returns what there is (status 7).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not of that kind, or the loss is not finite at the start.
+    MemoryError
+        A factorization would not fit.
+
+    Notes
+    -----
+    A trial point where the loss or its gradient is not finite is a rejected step. Where the decrease is below the
+    rounding of the loss, steps are taken as long as they lower the gradient's norm; then it ends with success.
+    """
+    if not isinstance(net, Network):
+        raise TypeError(f"net: expected a Network, got {type(net).__name__}")
+    if not isinstance(method, str) or method not in _METHODS:
+        raise ValueError(f"method: expected one of {', '.join(map(repr, _METHODS))}, got {method!r}")
+    rule = _METHODS[method]
+    given = {"radius": radius, "damping": damping}
+    for name, value in given.items():
+        if value is not None and name != rule.scale_name:
+            raise ValueError(f"{name}: expected None with method={method!r}, got {value!r}")
+    start = given[rule.scale_name]
+    bounds = {"gtol": gtol, "ftol": ftol, rule.scale_name: start, "time_limit": time_limit}
+    for name, value in bounds.items():
+        if value is not None and (as_real(name, value) < 0.0 or (value == 0.0 and name in given)):
+            raise ValueError(f"{name}: expected a number {'above' if name in given else 'of at least'} 0, got {value}")
+    if loss_target is not None:
+        loss_target = as_real("loss_target", loss_target)
+    max_iterations = as_size("max_iterations", max_iterations, 0)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected something to call, got {type(callback).__name__}")
+    dtype = as_array("params", params, (net.num_params,)).dtype
+    params = np.array(params, np.float64)
+    X = as_array("X", X, (None, net.layers[0].in_features), np.float64)
+    y = np.asarray(y)
+    if batch_size is not None:
+        batch_size = as_size("batch_size", batch_size)
+    batches = _Batches(X, y, batch_size, np.random.default_rng(seed))
+    run = _Run(net, params, batches, rule(start), l2)
+    with bar(progress, max_iterations, "minimize", "step") as shown:
+        status = run.loop(gtol, ftol, loss_target, max_iterations, time_limit, callback, shown)
+    return run.result(status, dtype)
+
+
+class _Batches:
+    """All samples, or a part of them at a time, shuffled anew in every epoch."""
+
+    def __init__(self, X, y, size, rng):
+        self.X, self.y, self.rng = X, y, rng
+        self.size = None if size is None or size >= X.shape[0] else size
+        self.order, self.at = np.arange(X.shape[0]), X.shape[0]
+
+    def next(self):
+        if self.size is None:
+            return self.X, self.y
+        if self.at >= self.order.size:
+            self.rng.shuffle(self.order)
+            self.at = 0
+        chosen = self.order[self.at : self.at + self.size]
+        self.at += self.size
+        return self.X[chosen], self.y[chosen]
+
+    def is_epoch(self):
+        """Whether the next batch begins an epoch."""
+        return self.size is not None and self.at >= self.order.size
+
+
+class _Run:
+    """The state of a training run; what is in ``params`` is always a point that was accepted."""
+
+    def __init__(self, net, params, batches, rule, l2):
+        self.net, self.params, self.batches, self.rule, self.l2 = net, params, batches, rule, l2
+        self.began = time.perf_counter()
+        self.nfev = self.njev = self.nhev = self.nit = self.num_factorizations = 0
+        self.rows = []
+        # Where these raise, the start is to blame.
+        self.fun, self.jac = self.evaluate()
+        self.batch = batches.next()
+        self.H = self.linearise(params)
+
+    def evaluate(self):
+        """Loss and gradient of all samples."""
+        self.nfev, self.njev = self.nfev + 1, self.njev + 1
+        data = self.batches.X, self.batches.y, self.l2
+        return self.net.loss(self.params, *data), self.net.gradient(self.params, *data)
+
+    def linearise(self, params):
+        self.njev, self.nhev = self.njev + 1, self.nhev + 1
+        return self.net.hessian(params, *self.batch, self.rule.curvature, self.l2)
+
+    def loss(self, params):
+        """Of the batch; infinite where it is not finite."""
+        self.nfev += 1
+        try:
+            return self.net.loss(params, *self.batch, self.l2)
+        except ValueError:
+            return np.inf
+
+    def loop(self, gtol, ftol, loss_target, max_iterations, time_limit, callback, shown):
+        """The status that it ended with."""
+        try:
+            while True:
+                if np.linalg.norm(self.jac) <= gtol:
+                    return 0
+                if loss_target is not None and self.fun <= loss_target:
+                    return 3
+                if self.nit >= max_iterations:
+                    return 4
+                if time_limit is not None and time.perf_counter() - self.began >= time_limit:
+                    return 5
+                before = self.fun
+                status = self.iterate()
+                if callback is not None:
+                    self.call(callback)
+                shown.update(1)
+                if status is not None:
+                    return status
+                if ftol and self.batches.size is None and 0.0 < before - self.fun <= ftol * abs(before):
+                    return 1
+        except StopIteration:
+            return 6
+        except KeyboardInterrupt:
+            return 7
+
+    def call(self, callback):
+        from scipy.optimize import OptimizeResult
+
+        callback(OptimizeResult(x=self.params.copy(), fun=self.fun, jac=self.jac.copy(), nit=self.nit))
+
+    def iterate(self):
+        """One step, taken or rejected; the status if it was the last."""
+        H, rule = self.H, self.rule
+        p, predicted, negative = rule.propose(H)
+        scale, status, taken, there = rule.scale, None, False, None
+        self.num_factorizations += rule.num_factorizations
+        size = np.linalg.norm(H.gradient)
+        if p is None or not np.linalg.norm(p) > _SHORTEST * np.linalg.norm(self.params):
+            status = 8 if p is None or size > 0.0 and predicted > _LOSS_ROUNDING * _rounding(H.loss) else 2
+        else:
+            trial = self.params + p
+            loss = self.loss(trial)
+            rounding = _LOSS_ROUNDING * _rounding(H.loss)
+            blind = predicted <= rounding
+            gain = (H.loss - loss) / predicted if predicted > 0.0 and np.isfinite(loss) else -1.0
+            if gain > _TAKEN or (blind and loss <= H.loss + rounding):
+                try:
+                    there = self.linearise(trial)
+                except ValueError:
+                    gain = -1.0
+            taken = there is not None and (not blind or np.linalg.norm(there.gradient) < size)
+            if blind and not taken and self.batches.size is None:
+                status = 2
+            rule.judge(1.0 if blind and taken else gain if taken else min(gain, 0.0))
+        self.rows.append((H.loss, size, scale, taken, time.perf_counter() - self.began, negative))
+        self.nit += 1
+        if self.batches.size is None:
+            if taken:
+                self.params, self.H, self.fun, self.jac = trial, there, there.loss, there.gradient
+            return status
+        if taken:
+            self.params = trial
+        if self.batches.is_epoch():
+            self.fun, self.jac = self.evaluate()
+        self.batch = self.batches.next()
+        self.H = self.linearise(self.params)
+        return None
+
+    def result(self, status, dtype):
+        from scipy.optimize import OptimizeResult
+
+        if self.batches.size is not None:
+            self.fun, self.jac = self.evaluate()
+        names = "loss", "gradient_norm", self.rule.scale_name, "taken", "seconds", "negative"
+        table = zip(*self.rows) if self.rows else [()] * len(names)
+        history = {name: np.array(column, bool if name == "taken" else float) for name, column in zip(names, table)}
+        return OptimizeResult(
+            x=self.params.astype(dtype), fun=self.fun, jac=self.jac.astype(dtype), success=status in _SUCCESS,
+            status=status, message=_MESSAGES[status], nit=self.nit, nfev=self.nfev, njev=self.njev, nhev=self.nhev,
+            num_factorizations=self.num_factorizations, history=history,
+        )  # fmt: skip
+
+
+def _rounding(loss):
+    return np.finfo(float).eps * abs(loss)

@@ -1,0 +1,208 @@
+"""`minimize`: convergence, beside SciPy where the minimum is unique, stopping, interruption, hostile input."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+from problems import chain, layer, make
+
+import numba_hinv as nh
+
+METHODS = ("trust-region", "levenberg-marquardt", "saddle-free")
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def linear(loss="softmax_cross_entropy"):
+    """A convex problem, with an L2 term."""
+    return make([layer(4, 3, "identity")], loss, batch=20)
+
+
+def start_of(problem):
+    return problem.net, problem.params, problem.X, problem.y
+
+
+@every_method
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "mean_squared_error"])
+def test_the_minimum_of_a_convex_problem(method, loss):
+    """That of SciPy's trust-exact, from the same start."""
+    net, params, X, y = start_of(linear(loss))
+    before = params.copy()
+    result = nh.minimize(net, params, X, y, method, l2=0.1, gtol=1e-10)
+    peer = scipy.optimize.minimize(
+        lambda x: net.loss(x, X, y, 0.1), params, jac=lambda x: net.gradient(x, X, y, 0.1), method="trust-exact",
+        hess=lambda x: net.hessian(x, X, y, l2=0.1).todense(), options={"gtol": 1e-10},
+    )  # fmt: skip
+    assert result.success and result.status == 0 and np.linalg.norm(result.jac) <= 1e-10
+    # Both gradients are below 1e-10 and the curvature is at least 0.1.
+    np.testing.assert_allclose(result.x, peer.x, rtol=0, atol=2e-9)
+    assert result.fun == net.loss(result.x, X, y, 0.1)
+    np.testing.assert_array_equal(result.jac, net.gradient(result.x, X, y, 0.1))
+    np.testing.assert_array_equal(params, before)
+
+
+@pytest.mark.parametrize("method", ["trust-region", "saddle-free"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_quadratic_convergence(method, seed):
+    """To a strict minimum of a net, with a gradient that is squared in the last steps."""
+    problem = chain(4, 4, batch=12, seed=seed)
+    result = nh.minimize(*start_of(problem), method, l2=1e-2, gtol=1e-10, max_iterations=300)
+    norms = np.append(result.history["gradient_norm"], np.linalg.norm(result.jac))
+    assert result.success and norms[-1] <= 1e-10
+    A = problem.net.hessian(result.x, problem.X, problem.y, l2=1e-2).todense()
+    lowest = np.linalg.eigvalsh(A)[0]
+    assert lowest > 0.0
+    if method == "trust-region":
+        # By half the third derivatives over the square of the lowest eigenvalue. The other method's damping spoils it.
+        assert (norms[-2:] <= 10.0 / lowest**2 * norms[-3:-1] ** 2 + 1e-12).all() and norms[-3] > 1e-6
+    assert (np.diff(result.history["loss"]) <= 1e-14).all()
+
+
+@every_method
+def test_zero_loss(method):
+    """A net with more parameters than data."""
+    problem = chain(5, 4, batch=4, loss="mean_squared_error")
+    result = nh.minimize(*start_of(problem), method, gtol=0.0, loss_target=1e-20, max_iterations=300)
+    assert result.status == 3 and result.fun <= 1e-20
+
+
+def test_saddle_free_turns_negative_directions_round():
+    """One step beside dense eigenvalues."""
+    problem = chain(4, 4, batch=12)
+    net, params, X, y = start_of(problem)
+    values, vectors = np.linalg.eigh(problem.truth.hessian.astype(float))
+    g, counts = problem.truth.gradient.astype(float), []
+    for damping in (1e-2, 0.1, 1.0):
+        result = nh.minimize(net, params, X, y, "saddle-free", damping=damping, max_iterations=1)
+        turned = np.where(values < -damping, -values, values)
+        step = -vectors @ ((vectors.T @ g) / (turned + damping))
+        assert result.history["damping"][0] == damping
+        assert result.history["negative"][0] == (values < -damping).sum()
+        counts.append((values < -damping).sum() if result.history["taken"][0] else 0)
+        if result.history["taken"][0]:
+            np.testing.assert_allclose(result.x - params, step, rtol=0, atol=1e-6 * np.linalg.norm(step))
+    assert max(counts) > 0
+
+
+def test_minibatches():
+    """As many samples at a time, the same again from the same seed, and down to a loss that all samples give."""
+    problem = chain(4, 3, batch=30)
+    options = dict(l2=1e-2, batch_size=10, max_iterations=30)
+    for method in METHODS:
+        result = nh.minimize(*start_of(problem), method, seed=1, **options)
+        again = nh.minimize(*start_of(problem), method, seed=1, **options)
+        other = nh.minimize(*start_of(problem), method, seed=2, **options)
+        np.testing.assert_array_equal(result.x, again.x)
+        assert (result.x != other.x).any()
+        assert result.fun == problem.net.loss(result.x, problem.X, problem.y, 1e-2)
+        assert result.fun < problem.net.loss(problem.params, problem.X, problem.y, 1e-2)
+    assert nh.minimize(*start_of(problem), batch_size=10, loss_target=10.0).status == 3
+
+
+def test_other_layers_and_float32():
+    net = nh.Network(
+        [nh.Conv1d(1, 2, 3, 8, "tanh"), nh.Dense(12, 4, "tanh"), nh.LayerNorm(4), nh.Dense(4, 1, "identity")],
+        "mean_squared_error",
+    )
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((20, 8)), rng.standard_normal((20, 1))
+    for method in METHODS:
+        result = nh.minimize(net, net.init(0), X, y, method, l2=1e-3, max_iterations=25)
+        assert result.fun < 0.5 * net.loss(net.init(0), X, y, 1e-3)
+    single = nh.minimize(net, net.init(0, dtype=np.float32), X, y, l2=1e-3, max_iterations=25)
+    assert single.x.dtype == np.float32 and single.fun < 0.5 * net.loss(net.init(0), X, y, 1e-3)
+
+
+@every_method
+def test_callback_and_interruption(method):
+    """Whenever it stops, x is the last point that was accepted, with its loss."""
+    problem, seen = chain(4, 3, batch=10), []
+
+    def stop(error, at):
+        def callback(state):
+            seen.append(state)
+            if state.nit == at:
+                raise error
+
+        return callback
+
+    for error, status, word in ((StopIteration, 6, "callback"), (KeyboardInterrupt, 7, "interrupted")):
+        seen.clear()
+        result = nh.minimize(*start_of(problem), method, callback=stop(error, 4))
+        assert (result.status, result.success, result.nit, len(seen)) == (status, False, 4, 4)
+        assert word in result.message
+        np.testing.assert_array_equal(result.x, seen[-1].x)
+        assert result.fun == problem.net.loss(result.x, problem.X, problem.y) < problem.net.loss(*start_of(problem)[1:])
+        assert all(len(column) == 4 for column in result.history.values())
+        assert (np.diff(result.history["seconds"]) >= 0).all()
+
+
+def test_interrupted_in_a_factorization(monkeypatch):
+    problem, calls = chain(4, 3, batch=10), []
+    factorize = nh.Hessian.factorize
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return factorize(*args, **kwargs)
+
+    monkeypatch.setattr(nh.Hessian, "factorize", interrupted)
+    result = nh.minimize(*start_of(problem), "levenberg-marquardt")
+    assert result.status == 7 and result.nit == 5
+    assert result.fun == problem.net.loss(result.x, problem.X, problem.y)
+
+
+def test_stopping_rules():
+    problem = chain(4, 3, batch=10)
+    assert nh.minimize(*start_of(problem), max_iterations=0).nit == 0
+    assert nh.minimize(*start_of(problem), max_iterations=3).status == 4
+    assert nh.minimize(*start_of(problem), time_limit=0.0).status == 5
+    assert nh.minimize(*start_of(problem), ftol=0.5, l2=0.1).status == 1
+    assert nh.minimize(*start_of(problem), gtol=1e9).nit == 0
+    assert nh.minimize(*start_of(linear()), gtol=0.0, l2=0.1).status in (0, 2)
+
+
+def test_steps_to_where_the_loss_is_not_finite_are_rejected():
+    """A loss that overflows a little away from the start."""
+    net = nh.Network([nh.Dense(1, 1, "identity", bias=False)] * 8, "mean_squared_error")
+    params = np.full(8, 1e-3)
+    result = nh.minimize(net, params, np.array([[1e100]]), np.array([[1e60]]), radius=1e30, max_iterations=60)
+    assert not result.history["taken"][0] and np.isfinite(result.fun) and np.isfinite(result.x).all()
+
+
+@pytest.mark.parametrize(
+    "arguments, error, name",
+    [
+        (dict(net="net"), TypeError, "net"),
+        (dict(method="newton"), ValueError, "method"),
+        (dict(method=None), ValueError, "method"),
+        (dict(params=np.ones(3)), ValueError, "params"),
+        (dict(X=np.full((10, 4), np.nan)), ValueError, "X"),
+        (dict(y=np.full(10, 7)), ValueError, "y"),
+        (dict(l2=-1.0), ValueError, "l2"),
+        (dict(batch_size=0), ValueError, "batch_size"),
+        (dict(batch_size=2.5), TypeError, "batch_size"),
+        (dict(gtol=-1.0), ValueError, "gtol"),
+        (dict(ftol=np.nan), ValueError, "ftol"),
+        (dict(loss_target="low"), TypeError, "loss_target"),
+        (dict(max_iterations=-1), ValueError, "max_iterations"),
+        (dict(time_limit=-1.0), ValueError, "time_limit"),
+        (dict(radius=0.0), ValueError, "radius"),
+        (dict(radius=-1.0), ValueError, "radius"),
+        (dict(damping=1.0), ValueError, "damping"),
+        (dict(method="saddle-free", damping=-1.0), ValueError, "damping"),
+        (dict(method="saddle-free", radius=1.0), ValueError, "radius"),
+        (dict(callback=3), TypeError, "callback"),
+        (dict(progress=1), TypeError, "progress"),
+    ],
+)
+def test_bad_arguments(arguments, error, name):
+    problem = chain(4, 3, batch=10)
+    given = dict(net=problem.net, params=problem.params, X=problem.X, y=problem.y)
+    with pytest.raises(error, match=f"^{name}: "):
+        nh.minimize(**{**given, **arguments})
+
+
+def test_a_loss_that_is_not_finite_at_the_start():
+    net = nh.Network([nh.Dense(1, 1, "identity", bias=False)] * 4, "mean_squared_error")
+    with pytest.raises(ValueError, match="params, X"):
+        nh.minimize(net, np.full(4, 1e100), np.ones((2, 1)), np.ones((2, 1)))
