@@ -8,6 +8,7 @@ from . import embedded  # noqa: E402 - nothing may be compiled or loaded before
 from ._version import __version__
 from .activations import activation_names, register_activation
 from .applications.eigenvalues import eigenvalues, eigenvalues_in
+from .applications.influence import Influence, influence
 from .applications.minimize import minimize
 from .applications.spectral_density import SpectralDensity, spectral_density
 from .applications.trust_region import TrustRegionStep, trust_region_step
@@ -59,6 +60,7 @@ __all__ = [
     "Gated",
     "Hessian",
     "Inertia",
+    "Influence",
     "LayerBlocks",
     "LayerNorm",
     "Network",
@@ -73,6 +75,7 @@ __all__ = [
     "embedded",
     "from_sklearn",
     "from_torch",
+    "influence",
     "load",
     "loss_names",
     "minimize",

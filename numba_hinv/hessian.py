@@ -369,6 +369,15 @@ class Hessian(LinearOperator):
             self._logarithms = scaling.state_logarithms(self._table, dZ, self._lin.output.size)
         return self._logarithms
 
+    def _output_tangents(self, rows, check=threads.no_check):
+        """How the outputs move with the parameters, (k, B, n_L): the Jacobian times rows (k, P) of float64."""
+        k, output = rows.shape[0], self._lin.output
+        dZ, dU, _, patches = multiply.workspace(self._sizes, k, self.num_samples, rows.dtype)
+        for start, stop in self._runs(k):
+            check()
+            multiply.tangents(self._table, start, stop, self._params, self._lin, rows, dZ, dU, patches)
+        return dZ[dZ.size - k * output.size :].reshape(k, *output.shape)
+
     def _matvec(self, v):
         return self._matmat(v.reshape(-1, 1)).reshape(v.shape)
 

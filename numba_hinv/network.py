@@ -274,20 +274,20 @@ class Network:
     def _check_params(self, params):
         return as_array("params", params, (self.num_params,), meaning=" (the parameters of all layers)")
 
-    def _check_X(self, X, dtype):
-        X = as_array("X", X, (None, int(self._chain.n_in[0])), dtype, " (samples x inputs of the first layer)")
+    def _check_X(self, X, dtype, name="X"):
+        X = as_array(name, X, (None, int(self._chain.n_in[0])), dtype, " (samples x inputs of the first layer)")
         if X.shape[0] == 0:
-            raise ValueError("X: expected at least one sample, got an empty batch")
+            raise ValueError(f"{name}: expected at least one sample, got an empty batch")
         return X
 
-    def _check_y(self, y, num_samples, dtype):
+    def _check_y(self, y, num_samples, dtype, name="y"):
         """Targets as (B, 1) labels or (B, n_L) values, in ``dtype``."""
         outputs = int(self._chain.n_out[-1])
         if get_loss(self.loss_name)["targets"] == "labels":
-            return as_labels("y", y, num_samples, outputs).astype(dtype).reshape(-1, 1)
+            return as_labels(name, y, num_samples, outputs).astype(dtype).reshape(-1, 1)
         if outputs == 1 and np.ndim(y) == 1:
-            return as_array("y", y, (num_samples,), dtype).reshape(-1, 1)
-        return as_array("y", y, (num_samples, outputs), dtype, " (samples x outputs of the last layer)")
+            return as_array(name, y, (num_samples,), dtype).reshape(-1, 1)
+        return as_array(name, y, (num_samples, outputs), dtype, " (samples x outputs of the last layer)")
 
     def _forward(self, params, X):
         B = X.shape[0]

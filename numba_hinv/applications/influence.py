@@ -1,0 +1,187 @@
+"""Influence of every training sample on the loss of every test sample, with the exact inverse of the Hessian.
+
+P. Koh and P. Liang, Understanding black-box predictions via influence functions, ICML 2017.
+"""
+
+import warnings
+
+import numpy as np
+from scipy.linalg import LinAlgWarning
+
+from .. import columns, memory_budget, threads
+from ..network import Network
+from ..progress import bar
+from ..validation import as_real
+
+
+class Influence:
+    """Influences of training samples on test samples. Made by `influence`; an array to NumPy: ``np.asarray(found)``.
+
+    Attributes
+    ----------
+    values : (B, T) array
+        ``values[i, j]`` is the first-order change of the loss of test sample j if training sample i were left out.
+    factorization : Factorization
+        The inverse that they were computed with.
+    """
+
+    def __init__(self, factorization, gradient_of, num_threads):
+        """Private: `influence`."""
+        self.factorization = factorization
+        self._gradient_of = gradient_of
+        self._num_threads = num_threads
+        self._self_influence = None
+
+    def __repr__(self):
+        return f"<Influences of {self.shape[0]} training samples on {self.shape[1]} test samples>"
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype, copy=True if copy is None else copy)
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+    @property
+    def self_influence(self):
+        """(B,) array: the first-order change of each training sample's own loss if it were left out.
+
+        Of large values are samples that the others do not explain, such as those with a wrong label. Computed at the
+        first use, for one solve a training sample.
+        """
+        if self._self_influence is None:
+            F = self.factorization
+            own = np.empty(F.hessian.num_samples)
+
+            def take(start, stop, gradients, solutions, check):
+                own[start:stop] = np.einsum("kp,kp->k", gradients, solutions) / own.size
+
+            _solve_in_blocks(F, self._gradient_of, own.size, take, self._num_threads, False)
+            self._self_influence = own
+        return self._self_influence
+
+
+def influence(
+    net, params, X, y, X_test, y_test, damping, l2=0.0, curvature="hessian", num_threads=None, progress=False
+):
+    """Influence of every training sample on the loss of every test sample.
+
+    With ``A = H + damping I``, H being the Hessian of the mean loss over the B training samples and its L2 term, and
+    g the gradients of one sample's loss,
+
+        values[i, j] = g_test[j]^T A^-1 g[i] / B.
+
+    That is the change of test sample j's loss, to first order, if training sample i were left out and the parameters
+    minimised again: positive where sample i helps. The other samples keep their weight of 1/B, and the L2 term its own.
+    Prediction and truth agree where ``params`` is a minimum of ``net.loss(params, X, y, l2)`` and ``damping`` is 0 or
+    tiny.
+
+    Parameters
+    ----------
+    net : Network
+    params : (P,) array
+    X, y : the training samples, as for `Network.gradient`
+    X_test, y_test : T test samples, likewise
+    damping : float
+        Added to H, and no part of the loss: where H is singular or params are not quite at a minimum.
+    l2 : float
+        Weight of the term ``l2/2 ||params||^2`` that the loss was minimised with.
+    curvature : "hessian" or "ggn"
+        As for `Network.hessian`.
+    num_threads : int, optional
+        At most so many blocks of test samples at the same time; by default one a core, or as many as leave BLAS its
+        own threads. The answer is the same for every number.
+    progress : bool
+        Show a progress bar, for which tqdm must be installed.
+
+    Returns
+    -------
+    Influence
+        Holds the (B, T) matrix, and the influence of each training sample on itself.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as described; it is named.
+    numpy.linalg.LinAlgError
+        H + damping I is singular.
+    MemoryError
+        Factors, matrix and the blocks at work would not fit; there are no more of the latter for more test samples.
+    ImportError
+        A progress bar is asked for and tqdm is not there.
+
+    Warns
+    -----
+    scipy.linalg.LinAlgWarning
+        H + damping I has negative eigenvalues, so that the parameters are no minimum; or a solution is inaccurate, as
+        for `Factorization.solve`.
+
+    Notes
+    -----
+    One factorization; per test sample a gradient, a refined solve and a forward sweep of tangents, whose inner products
+    with the gradients of the losses in the outputs are those of all training samples' gradients with the solution.
+    """
+    if not isinstance(net, Network):
+        raise TypeError(f"net: expected a Network, got {type(net).__name__}")
+    damping = as_real("damping", damping)
+    H = net.hessian(params, X, y, curvature, l2)
+    X, y = net._check_X(X, np.float64), net._check_y(y, H.num_samples, np.float64)
+    X_test = net._check_X(X_test, np.float64, "X_test")
+    y_test = net._check_y(y_test, X_test.shape[0], np.float64, "y_test")
+    # 1/B times the gradients of the samples' losses in their outputs.
+    _, output_gradient, _ = net._terminal(H._lin.output, y)
+    F = H.factorize(damping, np.float64)
+    if F.inertia.negative:
+        warnings.warn(
+            f"H + damping I has {F.inertia.negative} negative eigenvalues with damping={damping:g}: params are no "
+            "minimum of the loss, and influences do not predict what leaving samples out does",
+            LinAlgWarning,
+            stacklevel=2,
+        )
+
+    def gradients_of(samples, targets):
+        def gradient_of(i):
+            return net._linearise(H._params, samples[i : i + 1], targets[i : i + 1], 1)[2]
+
+        return gradient_of
+
+    found = Influence(F, gradients_of(X, y), num_threads)
+    B, T = H.num_samples, X_test.shape[0]
+    memory_budget.require(8 * B * T, f"the influences of B = {B} training samples on {T} test samples")
+    found.values = np.empty((B, T))
+
+    def take(start, stop, gradients, solutions, check):
+        tangents = H._output_tangents(solutions, check)
+        found.values[:, start:stop] = np.einsum("kia,ia->ik", tangents, output_gradient)
+
+    _solve_in_blocks(F, gradients_of(X_test, y_test), T, take, num_threads, progress)
+    return found
+
+
+def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):
+    """``take(start, stop, gradients, solutions, check)`` of every block of samples, whose gradients are rows."""
+    H = F.hessian
+    P, sizes = H.shape[0], H._sizes
+    block = min(columns.block_of(P), count)
+    workers = threads.num_workers(num_threads, -(-count // block), H._solves_reach_blas())
+    # Gradients, solutions, residuals and products; tangents.
+    memory_budget.require(
+        8 * workers * block * (6 * P + sizes.z + sizes.u + H.num_samples * (2 * sizes.width + sizes.outputs)),
+        f"the solves for {workers} blocks of {block} samples at the same time",
+    )
+    with bar(progress, count, "influence", "sample") as shown:
+
+        def job(start, stop, check):
+            gradients = np.empty((stop - start, P))
+            for i in range(start, stop):
+                check()
+                gradients[i - start] = gradient_of(i)
+            solutions, known = F._solve_rows(gradients, np.dtype(np.float64), True, False, check)
+            take(start, stop, gradients, solutions, check)
+            shown.update(stop - start)
+            return known
+
+        found = columns.run(job, (P, count), workers, block)
+    errors = [known.backward_error.max() for known in found]
+    steps, krylov_steps = (max(known[at] for known in found) for at in (2, 3))
+    F._warn(max(errors), steps, krylov_steps, np.dtype(np.float64))
