@@ -9,6 +9,7 @@ from ._version import __version__
 from .activations import activation_names, register_activation
 from .applications.eigenvalues import eigenvalues, eigenvalues_in
 from .applications.influence import Influence, influence
+from .applications.laplace import Laplace
 from .applications.minimize import minimize
 from .applications.spectral_density import SpectralDensity, spectral_density
 from .applications.trust_region import TrustRegionStep, trust_region_step
@@ -61,6 +62,7 @@ __all__ = [
     "Hessian",
     "Inertia",
     "Influence",
+    "Laplace",
     "LayerBlocks",
     "LayerNorm",
     "Network",

@@ -339,6 +339,13 @@ class Network:
         table, sizes = self._table(B, params.dtype)
         lin = self._propagate(table, sizes, params, X, derivatives)
         value, output_gradient, _ = self._terminal(lin.output, targets, lin.curvature)
+        gradient = self._backpropagate(table, sizes, params, lin, output_gradient, derivatives)
+        check_finite("params, X, y: the gradient", gradient)
+        return lin, value, gradient
+
+    def _backpropagate(self, table, sizes, params, lin, output_gradient, derivatives):
+        """The gradient in the parameters that a gradient in the output leads to; completes ``lin`` on the way."""
+        B = output_gradient.shape[0]
         G = np.empty((2, B * sizes.width), params.dtype)
         G[table.size % 2, : output_gradient.size] = output_gradient.ravel()
         gradient = np.empty_like(params)
@@ -348,8 +355,15 @@ class Network:
                 external.backward(self.layers[start], table, start, params, lin, gradient, G, keep=derivatives == 2)
             else:
                 linearise.backward(table, start, stop, params, lin, gradient, G, work)
-        check_finite("params, X, y: the gradient", gradient)
-        return lin, value, gradient
+        return gradient
+
+    def _jacobian(self, params, x):
+        """(outputs (n_L,), their Jacobian (n_L, P)) of one sample x (1, n_in), in the dtype of both."""
+        table, sizes = self._table(1, params.dtype)
+        lin = self._propagate(table, sizes, params, x, 1)
+        unit = np.eye(sizes.outputs, dtype=params.dtype)
+        rows = [self._backpropagate(table, sizes, params, lin, one[None], 1) for one in unit]
+        return lin.output[0], np.array(rows)
 
 
 def _add_l2(l2, params, value, gradient):

@@ -1,0 +1,346 @@
+"""The Laplace approximation: a normal posterior at the mode, with the exact Hessian or the Gauss-Newton matrix.
+
+D. MacKay, Neural Computation 4 (1992): the posterior of a net's parameters, given data and a normal prior, is close to
+the normal distribution around its mode whose precision is the Hessian of the negative log posterior; its determinant
+gives the evidence, by which priors and nets can be compared on the training data alone.
+
+The library's losses are means, of `count` terms; the negative log-likelihood is their sum, times
+1/(2 noise_variance) for squared errors. With ``s = count`` (or ``count / (2 noise_variance)``) it is
+``s loss + constant``, and the precision of the posterior is
+``s H + prior_precision I = s (H + prior_precision/s I)``: what `Hessian.factorize` is for.
+"""
+
+import numpy as np
+
+from .. import covariance, memory_budget
+from ..losses import get_loss
+from ..network import Network
+from ..validation import as_flag, as_real
+
+# Entries of the Jacobians that `predict` solves with at a time.
+_BLOCK = 1 << 22
+# Relative accuracy of the variances that `fit_prior` sums.
+_TRACE = 1e-4
+# The search for a maximum takes steps of this factor in the prior precision, at most so many either way.
+_FACTOR, _STEPS = 4.0, 20
+_TOLERANCE = 1e-8
+
+
+class Laplace:
+    """Normal posterior of a net's parameters around ``params``, which should be a mode: a trained net.
+
+    Parameters
+    ----------
+    net : Network
+        Its loss decides the likelihood: softmax_cross_entropy is that of labels, binary_cross_entropy that of
+        independent 0s and 1s, mean_squared_error a normal one with ``noise_variance``. The value of any other loss,
+        as it was registered, is taken as minus the logarithm of the likelihood of a sample.
+    params : (P,) array
+        Where the posterior is the largest: trained on this loss with ``l2 = prior_precision / s``, s being `scale`.
+    X, y
+        The training data, as `Network.gradient` takes them.
+    prior_precision : float
+        The prior of every parameter is normal with mean 0 and this precision; positive.
+    curvature : "hessian" or "ggn"
+        As for `Network.hessian`. The Gauss-Newton matrix is positive semidefinite, so that it always has a posterior.
+    noise_variance : float, optional
+        Of the targets, for mean_squared_error alone; 1 by default.
+    factor_dtype : float64 or float32, optional
+        As for `Hessian.factorize`.
+
+    Attributes
+    ----------
+    hessian : Hessian
+        Of the mean loss, linearised once.
+    factorization : Factorization
+        Of ``H + (prior_precision / scale) I``; ``scale`` times that is the precision of the posterior.
+    scale : float
+        What makes the negative log-likelihood of the mean loss.
+    prior_precision, noise_variance : float
+        Those given, or what `fit_prior` has found. The second is None for other losses than mean_squared_error.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        The precision of the posterior is not positive definite: the message gives its inertia and says what to do.
+    TypeError, ValueError
+        An argument is not what is expected.
+
+    Notes
+    -----
+    Costs one linearisation and one factorization (README, cost model): the batch is the whole training set, and the
+    cost of a factorization grows with it.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(1, 1, "identity")], "mean_squared_error")
+    >>> x = np.array([[-1.0], [0.0], [1.0]])
+    >>> laplace = nh.Laplace(net, np.array([2.0, 0.0]), x, 2 * x, prior_precision=1.0)
+    >>> laplace.variances()
+    array([0.33333333, 0.25      ])
+    """
+
+    def __init__(
+        self, net, params, X, y, prior_precision=1.0, curvature="hessian", noise_variance=None, factor_dtype=None
+    ):
+        if not isinstance(net, Network):
+            raise TypeError(f"net: expected a Network, got {type(net).__name__}")
+        self.network, self._factor_dtype = net, factor_dtype
+        self.hessian = net.hessian(params, X, y, curvature)
+        num_outputs = net.layers[-1].out_features
+        mean_over = get_loss(net.loss_name)["mean_over"]
+        self._count = self.hessian.num_samples * (num_outputs if mean_over == "elements" else 1)
+        if net.loss_name == "mean_squared_error":
+            noise_variance = 1.0 if noise_variance is None else _as_positive("noise_variance", noise_variance)
+        elif noise_variance is not None:
+            raise ValueError(
+                f"noise_variance: expected None with the loss {net.loss_name}, which has no noise, "
+                f"got {noise_variance!r}"
+            )
+        if net.loss_name == "binary_cross_entropy" and not np.isin(y, (0, 1)).all():
+            raise ValueError("y: expected 0 and 1, for the evidence to be a probability, got other numbers")
+        self.noise_variance = noise_variance
+        self.prior_precision = _as_positive("prior_precision", prior_precision)
+        self._set_factorization(self._factorize(self.prior_precision / self.scale))
+
+    def __repr__(self):
+        noise = "" if self.noise_variance is None else f", noise_variance={self.noise_variance:g}"
+        return f"Laplace({self.hessian!r}, prior_precision={self.prior_precision:g}{noise})"
+
+    @property
+    def scale(self):
+        return self._scale_with(self.noise_variance)
+
+    def _scale_with(self, noise_variance):
+        return self._count / (1.0 if noise_variance is None else 2.0 * noise_variance)
+
+    def _factorize(self, damping):
+        return self.hessian.factorize(damping, self._factor_dtype)
+
+    def _set_factorization(self, factorization):
+        negative = factorization.inertia.negative
+        if negative:
+            raise np.linalg.LinAlgError(
+                f"prior_precision: expected a posterior precision that is positive definite, got {negative} negative "
+                f"and {factorization.inertia.positive} positive eigenvalues with prior_precision="
+                f"{self.prior_precision:g}: params are not at a mode. Train further, take curvature='ggn', or a larger "
+                "prior precision"
+            )
+        self.factorization = factorization
+
+    def log_evidence(self):
+        """Logarithm of the evidence ``p(y | X)``, in the Laplace approximation.
+
+        ``log p(y | X, params) + log p(params) + P/2 log(2 pi) - 1/2 log det(posterior precision)``, with all
+        constants, so that nets may be compared. For a linear net with squared errors, at the mode, it is exact.
+
+        Returns
+        -------
+        log_evidence : float
+            Supposes that ``params`` is a mode; `decrement` says how far it is from one.
+
+        Warns
+        -----
+        scipy.linalg.LinAlgWarning
+            Digits of the log-determinant are in doubt (`Factorization.slogdet`).
+        """
+        size, params = self.hessian.shape[0], self.hessian._params
+        log_likelihood = -self.scale * self.hessian.loss
+        if self.noise_variance is not None:
+            log_likelihood -= 0.5 * self._count * np.log(2.0 * np.pi * self.noise_variance)
+        log_prior = 0.5 * (size * np.log(self.prior_precision) - self.prior_precision * float(params @ params))
+        return float(log_likelihood + log_prior - 0.5 * (size * np.log(self.scale) + self.factorization.slogdet()[1]))
+
+    def decrement(self):
+        """How many nats a Newton step would add to the log posterior, by the quadratic model: 0 at a mode.
+
+        Half the squared Newton decrement, ``1/2 g^T (posterior precision)^-1 g`` with g the gradient. One solve.
+        """
+        gradient = self.scale * self.hessian.gradient.astype(np.float64) + self.prior_precision * self.hessian._params
+        return float(0.5 * (gradient @ self.factorization.solve(gradient)) / self.scale)
+
+    def fit_prior(self, noise=False):
+        """Set the prior precision to a maximum of the evidence, with params and curvature as they are.
+
+        D. MacKay's condition, ``prior_precision ||params||^2 = gamma``, is solved by bisection and interpolation in the
+        logarithm, from the present value on. ``gamma = P - prior_precision trace(posterior covariance)`` is the number
+        of well-determined parameters; the trace is that of the exact diagonal of the inverse.
+
+        Parameters
+        ----------
+        noise : bool
+            Whether to set the noise variance as well, of mean_squared_error: to ``|residuals|^2 / (count - gamma)``.
+
+        Returns
+        -------
+        Laplace
+            Itself, so that ``laplace.fit_prior().log_evidence()`` reads well.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            There is no maximum: the evidence grows until the precision is no longer positive definite, as happens where
+            params are not at a mode, or for ever. Nothing is changed then.
+        TypeError, ValueError
+            ``noise`` is not a bool, or True for another loss.
+
+        Notes
+        -----
+        Where the Hessian has negative eigenvalues, the evidence goes to infinity as the precision becomes singular;
+        that is no maximum and is not returned. The mode moves with the prior: train again with the precision found, and
+        fit again, until it stays. Costs a factorization and a diagonal for each of about ten values.
+        """
+        if as_flag("noise", noise) and self.noise_variance is None:
+            raise ValueError(f"noise: expected False with the loss {self.network.loss_name}, which has no noise")
+        from scipy.optimize import brentq
+
+        start = np.log(self.prior_precision / self.scale)
+        seen = {}
+
+        def slope(log_damping):
+            if log_damping not in seen:
+                seen[log_damping] = self._slope(float(np.exp(log_damping)), noise)
+            return seen[log_damping]
+
+        low, high = self._bracket(slope, start)
+        if low < high:
+            low = brentq(slope, low, high, xtol=_TOLERANCE, rtol=1e-14)
+        precision, noise_variance = self._optimum(float(np.exp(low)), noise)
+        before = self.prior_precision, self.noise_variance
+        self.prior_precision, self.noise_variance = precision, noise_variance
+        try:
+            self._set_factorization(self._factorize(precision / self.scale))
+        except np.linalg.LinAlgError:
+            self.prior_precision, self.noise_variance = before
+            raise
+        return self
+
+    def _bracket(self, slope, start):
+        """Logarithms of dampings between which the slope falls through 0; the nearest ones at hand, downwards first."""
+        step = np.log(_FACTOR)
+        here = slope(start)
+        if here == 0.0:
+            return start, start
+        at = start
+        for _ in range(_STEPS if here < 0.0 else 0):
+            below = slope(at - step)
+            if below is None:
+                break
+            if below >= 0.0:
+                return at - step, at
+            at -= step
+        at = start
+        for _ in range(_STEPS if self.hessian._params.any() else 0):
+            if slope(at) > 0.0 >= slope(at + step):
+                return at, at + step
+            at += step
+        raise np.linalg.LinAlgError(
+            "prior_precision: the evidence has no maximum in it: it grows until the posterior precision is no longer "
+            "positive definite, or for ever; expected params at a mode that are not all 0, or curvature='ggn'"
+        )
+
+    def _gamma(self, damping):
+        """The number of well-determined parameters; None where the precision is not positive definite."""
+        try:
+            factorization = self._factorize(damping)
+        except np.linalg.LinAlgError:
+            return None
+        if factorization.inertia.negative:
+            return None
+        return self.hessian.shape[0] - damping * float(covariance.diagonal(factorization, _TRACE, False).sum())
+
+    def _slope(self, damping, noise):
+        """Twice the derivative of the log evidence in that of the damping; None where there is no evidence."""
+        gamma = self._gamma(damping)
+        if gamma is None:
+            return None
+        scale = self.scale
+        if noise:
+            if gamma >= self._count:
+                return gamma
+            scale = self._scale_with(self._best_noise(gamma))
+        return gamma - damping * scale * float(self.hessian._params @ self.hessian._params)
+
+    def _best_noise(self, gamma):
+        return self._count * self.hessian.loss / (self._count - gamma)
+
+    def _optimum(self, damping, noise):
+        """(prior precision, noise variance) at a damping where the slope vanishes."""
+        noise_variance = self._best_noise(self._gamma(damping)) if noise else self.noise_variance
+        return damping * self._scale_with(noise_variance), noise_variance
+
+    def sample(self, n=None, rng=None):
+        """Parameters drawn from the posterior.
+
+        Parameters
+        ----------
+        n : int, optional
+            How many; by default one, without an axis of its own.
+        rng : int or numpy.random.Generator, optional
+            A seed, or the generator to draw from; by default other samples each time.
+
+        Returns
+        -------
+        samples : (n, P) or (P,) array
+
+        See Also
+        --------
+        Factorization.sample : the cost and the warning.
+        """
+        samples = self.factorization.sample(rng, n)
+        samples *= self.scale**-0.5
+        samples += self.hessian._params.astype(samples.dtype, copy=False)
+        return samples
+
+    def variances(self):
+        """Posterior variance of every parameter, (P,): exact, by `Factorization.diagonal`."""
+        return self.factorization.diagonal() / self.scale
+
+    def predict(self, X):
+        """Mean and covariance of the net's outputs, linearised in the parameters.
+
+        Parameters
+        ----------
+        X : (n, in_features) array
+
+        Returns
+        -------
+        mean : (n, n_L) array
+            The net's outputs: for classification, logits.
+        covariance : (n, n_L, n_L) array
+            ``J (posterior covariance) J^T`` of each sample's outputs, J being their Jacobian: what the parameters leave
+            uncertain. Targets of mean_squared_error vary by ``noise_variance`` about the outputs beside that.
+
+        Warns
+        -----
+        scipy.linalg.LinAlgWarning
+            Solutions are inexact (`Factorization.solve`).
+
+        Notes
+        -----
+        One solve for every output of every sample, several at a time.
+        """
+        net, params = self.network, self.hessian._params
+        X = net._check_X(X, np.float64)
+        size, outputs = params.size, net.layers[-1].out_features
+        block = max(1, min(len(X), _BLOCK // (size * outputs)))
+        memory_budget.require(32 * block * size * outputs, f"the Jacobians of {block} samples with {outputs} outputs")
+        mean, cov = np.empty((len(X), outputs)), np.empty((len(X), outputs, outputs))
+        for start in range(0, len(X), block):
+            part = range(start, min(start + block, len(X)))
+            jacobians = np.empty((len(part), outputs, size))
+            for i, jacobian in zip(part, jacobians):
+                mean[i], jacobian[:] = net._jacobian(params, X[i : i + 1])
+            solved = self.factorization.solve(jacobians.reshape(-1, size).T).T.reshape(jacobians.shape)
+            found = jacobians @ solved.transpose(0, 2, 1) / self.scale
+            cov[start : start + len(part)] = 0.5 * (found + found.transpose(0, 2, 1))
+        dtype = self.hessian.dtype
+        return mean.astype(dtype, copy=False), cov.astype(dtype, copy=False)
+
+
+def _as_positive(name, value):
+    number = as_real(name, value)
+    if number <= 0.0:
+        raise ValueError(f"{name}: expected a positive number, got {number}")
+    return number
