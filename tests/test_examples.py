@@ -113,6 +113,30 @@ print("curvature", np.linalg.norm(ahead[1] - behind[1] - 2 * product) / np.linal
     assert float(row(check, "curvature")[0]) < 1e-7
 
 
+def test_spectrum(tmp_path):
+    pytest.importorskip("matplotlib")
+    example = str(ROOT / "examples" / "spectrum.py")
+    output = run([example, "--depths", "3", "8", "20", "--picture", "picture.png"], tmp_path)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    compared = re.findall(r"layers: (\d+) of ([\d,]+) eigenvalues are in other bins", output)
+    assert [size for _, size in compared] == ["682", "1,042", "1,906"] and all(wrong == "0" for wrong, _ in compared)
+    table = np.array([line.replace(",", "").split() for line in output.splitlines() if re.match(r" +\d", line)], float)
+    assert table[:, :2].tolist() == [[3, 682], [8, 1042], [20, 1906]]
+    assert (table[:, 2:5].sum(axis=1) == table[:, 1]).all() and table[:, 2:5].min() > 0
+
+
+def test_influence_digits(tmp_path):
+    """Trained to the end, at a minimum; predictions have the sign of what training again gives."""
+    pytest.importorskip("matplotlib")
+    example = str(ROOT / "examples" / "influence_digits.py")
+    output = run([example, "--train", "40", "--picture", "picture.png"], tmp_path)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert float(re.search(r"norm of the gradient (\S+)", output)[1]) < 1e-7
+    assert "negative eigenvalues of H: 0;" in output
+    changes = np.array(re.findall(r"a \d: (\S+) (\S+)$", output, re.M), float)
+    assert changes.shape == (4, 2) and (changes[:, 0] < 0).all() and (changes[:, 1] < 0).all()
+
+
 def test_embed_in_njit(tmp_path):
     output = run([str(ROOT / "examples" / "embed_in_njit.py"), "--ticks", "100"], tmp_path)
     differences = [float(value) for value in re.findall(r"difference to .*: (\S+)$", output, re.M)]
