@@ -416,7 +416,7 @@ class Factorization(LinearOperator):
 
         Notes
         -----
-        Free where no pivot is small. Else three solves; and where these show that digits are missing which H + damping
+        Free where no pivot is small. Else six solves; and where these show that digits are missing which H + damping
         I does determine, eight factorizations with dampings beside this one (`numba_hinv.determinant`). Computed once.
         """
         tolerance = _LOG_DETERMINANT[self.factor_dtype]
