@@ -144,6 +144,34 @@ def test_embed_in_njit(tmp_path):
     assert float(re.search(r"distance to the path +([\d.]+) m", output)[1]) < 0.05
 
 
+def test_laplace_evidence(tmp_path):
+    """The printed evidence is that of dense algebra, at a mode."""
+    pytest.importorskip("matplotlib")
+    example = ROOT / "examples" / "laplace_evidence.py"
+    output = run([str(example), "--depths", "1", "2", "--starts", "1", "--picture", "picture.png"], tmp_path)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    table = np.array([line.split() for line in output.splitlines() if re.match(r" +\d", line)], float)
+    assert table[:, 0].tolist() == [1, 2] and table[:, 2].tolist() == [78, 98]
+    check = run(["-c", f"""
+import sys
+sys.path.insert(0, {str(example.parent)!r})
+import numpy as np
+from laplace_evidence import features, fit, network
+X, y, *_ = features()
+net = network(2)
+params, precision = fit(net, 0, X, y)
+slope = 100 * net.gradient(params, X, y) + precision * params
+for curvature in ("hessian", "ggn"):
+    eigenvalues = np.linalg.eigvalsh(100 * net.hessian(params, X, y, curvature).todense()) + precision
+    value = -100 * net.loss(params, X, y) - 0.5 * precision * params @ params
+    print(curvature, value - 0.5 * np.log(eigenvalues / precision).sum())
+print("slope", np.linalg.norm(slope))
+"""], tmp_path)
+    for column, name in ((4, "hessian"), (5, "ggn")):
+        assert abs(float(row(check, name)[0]) - table[1, column]) < 0.006
+    assert float(row(check, "slope")[0]) < 1e-5
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_readme_snippet(number, tmp_path):
     for package in ("torch", "sklearn"):
