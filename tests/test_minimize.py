@@ -56,6 +56,14 @@ def test_quadratic_convergence(method, seed):
     assert (np.diff(result.history["loss"]) <= 1e-14).all()
 
 
+def test_factorizations_of_training_steps():
+    """At most 4 in the median of a sequence of steps, the multiplier guessed from the last one."""
+    for seed in range(3):
+        problem = chain(4, 5, batch=12, seed=seed)
+        counts = nh.minimize(*start_of(problem), l2=1e-3, max_iterations=60).history["factorizations"]
+        assert np.median(counts) <= 4 and counts.min() >= 1
+
+
 @every_method
 def test_zero_loss(method):
     """A net with more parameters than data."""

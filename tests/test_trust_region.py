@@ -139,7 +139,7 @@ def test_loose_tolerance_and_float32():
     step = nh.trust_region_step(single, 0.5).step
     assert step.dtype == np.float32
     exact = nh.trust_region_step(problem.hessian, 0.5).step
-    # Parameters are rounded to 6e-8; the step may be as many times as sensitive as the gap of the lowest eigenvalue says.
+    # Parameters are rounded to 6e-8; the step is more sensitive the closer the lowest two eigenvalues are.
     assert np.linalg.norm(step - exact) < 1e-3
 
 

@@ -15,7 +15,7 @@ _TAKEN = 1e-4
 _LOSS_ROUNDING = 16.0
 # Length of a step to which the trust region is met in training.
 _RADIUS_RTOL = 0.05
-# Where a step is so short, relative to the parameters, or a damping so large, relative to ||H||, nothing is left to try.
+# Steps so short, relative to the parameters, or dampings so large, relative to ||H||, leave nothing to try.
 _SHORTEST, _LARGEST_DAMPING = 1e-15, 1e15
 _SADDLE_FREE_CAP = 30
 
@@ -112,10 +112,10 @@ class _LevenbergMarquardt(_Damped):
 
 
 class _SaddleFree(_Damped):
-    """``-(|H| + damping I)^-1 gradient``, exact on the eigenvalues of H below -damping and on all that are not negative.
+    """``-(|H| + damping I)^-1 gradient``, exact but on eigenvalues between -damping and 0, which are not turned.
 
-    (Y. Dauphin et al., "Identifying and attacking the saddle point problem in high-dimensional non-convex optimization",
-    NeurIPS 2014.) Inertia says how many are below -damping, and Lanczos on F finds them.
+    (Y. Dauphin et al., "Identifying and attacking the saddle point problem in high-dimensional non-convex
+    optimization", NeurIPS 2014.) Inertia says how many are below -damping, and Lanczos on F finds them.
     """
 
     curvature = "hessian"
@@ -132,7 +132,7 @@ class _SaddleFree(_Damped):
             return None
         operator = LinearOperator((size, size), matvec=F.solve, dtype=np.float64)
         try:
-            values, vectors = eigsh(operator, k=count, which="SA", tol=1e-8, v0=H.gradient + 1e-3 * np.abs(p), maxiter=20)
+            values, vectors = eigsh(operator, count, which="SA", tol=1e-8, v0=H.gradient + 1e-3 * np.abs(p), maxiter=20)
         except ArpackError:
             return None
         if not (values < 0.0).all():
@@ -161,9 +161,9 @@ def minimize(
     method : str
         "trust-region": the global minimiser of the quadratic model in a ball (`trust_region_step`).
         "levenberg-marquardt": the Gauss-Newton matrix with a damping.
-        "saddle-free": ``-(|H| + damping I)^-1 gradient``. Directions of negative curvature are turned round: those below
-        -damping, by inertia and Lanczos on the inverse. Where there are more than 30 (or P / 2), or Lanczos does not
-        find them all, the damping is raised. Those between -damping and 0 are damped alone.
+        "saddle-free": ``-(|H| + damping I)^-1 gradient``. Directions of negative curvature are turned round: those
+        below -damping, by inertia and Lanczos on the inverse. Where there are more than 30 (or P / 2), or Lanczos does
+        not find them all, the damping is raised. Those between -damping and 0 are damped alone.
     l2 : float
         Weight of the term ``l2/2 ||params||^2``; at least 0.
     batch_size : int, optional
@@ -194,7 +194,8 @@ def minimize(
         ``x``, ``fun``, ``jac`` (of all samples), ``success``, ``status``, ``message``, ``nit``, ``nfev``, ``njev``,
         ``nhev``, ``num_factorizations``, and ``history``: a dict of arrays with an entry an iteration: ``loss`` and
         ``gradient_norm`` where the step started, ``radius`` or ``damping``, ``taken``, ``seconds`` since the start at
-        its end, and ``negative``, the negative eigenvalues of the matrix that was factorized, NaN where unknown.
+        its end, ``factorizations`` that it took, and ``negative``, the negative eigenvalues of the matrix that was
+        factorized, NaN where unknown.
         A KeyboardInterrupt returns what there is (status 7).
 
     Raises
@@ -350,7 +351,8 @@ class _Run:
             if blind and not taken and self.batches.size is None:
                 status = 2
             rule.judge(1.0 if blind and taken else gain if taken else min(gain, 0.0))
-        self.rows.append((H.loss, size, scale, taken, time.perf_counter() - self.began, negative))
+        self.rows.append((H.loss, size, scale, taken, time.perf_counter() - self.began,
+                          rule.num_factorizations, negative))
         self.nit += 1
         if self.batches.size is None:
             if taken:
@@ -369,7 +371,7 @@ class _Run:
 
         if self.batches.size is not None:
             self.fun, self.jac = self.evaluate()
-        names = "loss", "gradient_norm", self.rule.scale_name, "taken", "seconds", "negative"
+        names = "loss", "gradient_norm", self.rule.scale_name, "taken", "seconds", "factorizations", "negative"
         table = zip(*self.rows) if self.rows else [()] * len(names)
         history = {name: np.array(column, bool if name == "taken" else float) for name, column in zip(names, table)}
         return OptimizeResult(

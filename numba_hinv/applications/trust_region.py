@@ -1,7 +1,7 @@
 """The trust-region step: the minimiser of a quadratic model in a ball, with inertia as the test of definiteness.
 
-The iteration of J. More and D. Sorensen (SIAM J. Sci. Stat. Comput. 4, 1983). Where they take bounds of eigenvalues from
-rows of H, which are not at hand here, Ritz values serve: of a small Krylov space of H, and of factorizations.
+The iteration of J. More and D. Sorensen (SIAM J. Sci. Stat. Comput. 4, 1983). Where they take bounds of eigenvalues
+from rows of H, which are not at hand here, Ritz values serve: of a small Krylov space of H, and of factorizations.
 """
 
 from typing import NamedTuple
@@ -196,7 +196,7 @@ class _Search:
         return np.ldexp(x, -F._scale.matrix, out=x)
 
     def step(self, F, mu):
-        """(p, its length, its length over that of ``change``, as Newton's method on 1 / ||p|| has it, minus dp / dmu)."""
+        """(p, its length, length^2 / (p^T change), change): ``change`` is minus the derivative of p in mu."""
         p = -self.solve(F, mu, self.g[None])[0]
         length = float(np.linalg.norm(p))
         if length == 0.0:
@@ -272,7 +272,7 @@ class _Search:
                 break
 
     def rayleigh_ritz(self, basis, products):
-        """Ritz values and vectors of H; the lowest is kept where it is lower, or as low and better, than what is known."""
+        """Ritz values and vectors of H; the lowest is kept where it is not above the one that is known."""
         values, vectors = np.linalg.eigh(0.5 * (basis @ products.T + products @ basis.T))
         vector = vectors[:, 0] @ basis
         residual = float(np.linalg.norm(vectors[:, 0] @ products - values[0] * vector))
