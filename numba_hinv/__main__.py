@@ -23,7 +23,6 @@ from .losses import loss_address
 def info():
     """Print versions, processor, threads, BLAS, GPU and where compiled code is cached."""
     blas = scipy.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    cuda = "numba-cuda is installed" if importlib.util.find_spec("numba_cuda") else "numba-cuda is not installed"
     for name, value in (
         ("numba_hinv", nh.__version__),
         ("Python", platform.python_version()),
@@ -33,10 +32,23 @@ def info():
         ("processor", f"{llvmlite.binding.get_host_cpu_name()}, {os.cpu_count()} CPUs"),
         ("threads", f"up to {threads.available_cores()}, for many right-hand sides or dampings"),
         ("BLAS", f"{blas['name']} {blas['version']} (SciPy's), threads: {threads.blas_threads()}"),
-        ("GPU", f"not used ({cuda})"),
+        ("GPU", gpu()),
         *(("cache", directory) for directory in cache_directories()),
     ):
         print(f"{name:12}{value}")
+
+
+def gpu():
+    """The GPU that ``device="cuda"`` means, or why there is none."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        return "none (numba-cuda is not installed)"
+    import numba.cuda
+
+    if not numba.cuda.is_available():
+        return "none (numba-cuda is installed, and finds no GPU)"
+    device, memory = numba.cuda.get_current_device(), numba.cuda.current_context().get_memory_info()
+    name = device.name.decode() if isinstance(device.name, bytes) else device.name
+    return f"{name}, {memory.total / 2**30:.0f} GiB"
 
 
 def _steps():

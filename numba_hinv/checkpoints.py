@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .kernels import eliminate
-
 # The packed parts of `eliminate.Factors`, by their names in the layer table.
 PACKED = ("L", "pivots", "scales", "Y")
 # Ways of cutting that are tried, from one segment to segments of two layers.
@@ -66,10 +64,10 @@ def packed_size(n):
     return n * (n + 1) // 2
 
 
-def allocate(segments, sizes, dtype):
+def allocate(segments, sizes, dtype, allocate_factors):
     """`eliminate.Factors` that hold those of any one of the segments."""
     packed = _largest(segments)
-    return eliminate.allocate(sizes._replace(**dict(zip(PACKED, packed))), _most_layers(segments), dtype)
+    return allocate_factors(sizes._replace(**dict(zip(PACKED, packed))), _most_layers(segments), dtype)
 
 
 def kept_bytes(segments, dtype):

@@ -58,6 +58,9 @@ def scatter(rows, array, start):
 
 def add_multiple(factor, rows, to):
     """``to += factor * rows``, without a temporary array of their size."""
+    if not isinstance(to, np.ndarray):
+        to.add_multiple(factor, rows)
+        return
     for row, sum_row in zip(rows, to):
         for at in range(0, row.size, _PIECE):
             sum_row[at : at + _PIECE] += factor * row[at : at + _PIECE]

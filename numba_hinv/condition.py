@@ -11,10 +11,10 @@ def one_norm(multiply, size):
     catches most of the matrices that deceive it.
     """
     if size == 1:
-        return float(np.abs(multiply(np.ones((1, 1))))[0, 0])
+        return float(np.abs(np.asarray(multiply(np.ones((1, 1)))))[0, 0])
 
     def product(V):
-        return multiply(np.ascontiguousarray(V.reshape(size, -1).T, np.float64)).T
+        return np.asarray(multiply(np.ascontiguousarray(V.reshape(size, -1).T, np.float64))).T
 
     operator = LinearOperator(
         (size, size), matvec=product, matmat=product, rmatvec=product, rmatmat=product, dtype=float

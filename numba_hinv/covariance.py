@@ -19,6 +19,7 @@ from .kernels import substitute
 from .kernels.layers import BLOCKS
 from .kernels.sample import project_all
 from .probe import random_entries
+from .processor import require_cpu
 from .progress import bar
 from .validation import as_generator, as_size
 
@@ -31,6 +32,7 @@ _SAFETY = 2.0
 
 def diagonal(F, tolerance, progress):
     """`Factorization.diagonal`."""
+    require_cpu(F.hessian, "the diagonal of an inverse")
     P, num_layers = F.shape[0], F.hessian.num_layers
     work = _workspace(F, F.hessian._table, False, 2 * P, "the diagonal of the inverse")
     is_positive = _is_positive(F)
@@ -53,6 +55,7 @@ def diagonal(F, tolerance, progress):
 
 def block(F, l, tolerance, progress):
     """`Factorization.blocks`, ``l`` being at least 0."""
+    require_cpu(F.hessian, "a block of an inverse")
     table = F.hessian._table[: l + 1]
     first, p = int(table[l]["parameters"]), int(table[l]["p"])
     work = _workspace(F, table, True, 3 * p * p, f"the covariance of layer {l} with {p} parameters")
@@ -84,6 +87,7 @@ def block(F, l, tolerance, progress):
 
 def sample(F, rng, n, tolerance, num_threads, progress):
     """`Factorization.sample`."""
+    require_cpu(F.hessian, "samples")
     rng, count, P = as_generator("rng", rng), 1 if n is None else as_size("n", n, 0), F.shape[0]
     negative = F._num_negative()
     if negative:
@@ -127,7 +131,7 @@ def square_root(F, rows, check=threads.no_check):
     noise *= np.sqrt(max(F._shift, 0.0))
     for segment, factors in F._visit(range(len(F._segments))):
         table = segment.table(hessian._table)
-        for start, stop in F._pieces(segment, rows.shape[0], substitute.substitute_forth):
+        for start, stop in F._pieces(segment, rows.shape[0], False):
             check()
             substitute.substitute_forth(table, start, stop, params, lin, space, factors, F._shift, noise, x, work)
     return x.astype(np.float64, copy=False)

@@ -142,9 +142,11 @@ def from_hessian(H, num_vectors=1, dtype=None):
         raise TypeError(f"H: expected a Hessian, got {type(H).__name__}")
     dtype = as_float_dtype("dtype", H.dtype if dtype is None else dtype)
     _require(H._sizes, H.num_samples, num_vectors, dtype)
-    lin = linearise.Linearisation(*(block.astype(dtype) for block in H._lin))
-    space = RowSpace(*(block.astype(dtype) for block in H._row_space(np.dtype(np.float64))))
-    return _system(H._table.copy(), H._sizes, H._params.astype(dtype), lin, space, num_vectors, dtype)
+    take = H._processor.take
+    params, given = H._on_host()
+    lin = linearise.Linearisation(*(block.astype(dtype) for block in given))
+    space = RowSpace(*(take(block).astype(dtype) for block in H._row_space(np.dtype(np.float64))))
+    return _system(H._table.copy(), H._sizes, params.astype(dtype), lin, space, num_vectors, dtype)
 
 
 def _as_counts(name, values, least):

@@ -12,9 +12,9 @@ import numpy as np
 from scipy.linalg import LinAlgWarning
 from scipy.sparse.linalg import LinearOperator
 
-from . import checkpoints, columns, condition, covariance, determinant, memory_budget, storage, threads
+from . import checkpoints, columns, condition, covariance, determinant, storage, threads
 from .chunks import chunks
-from .kernels import binding, eliminate, status, substitute
+from .kernels import eliminate, status
 from .kernels.layers import BLOCKS
 from .probe import random_entries
 from .progress import bar
@@ -97,17 +97,17 @@ class Pivots(NamedTuple):
         counts = (np.empty(num_layers, np.int64) for _ in range(2))
         return cls(*counts, *(np.empty(num_layers) for _ in range(4)))
 
-    def fill(self, segment, table, factors):
-        """Take those of a segment from its factors."""
+    def fill(self, segment, table, factors, take):
+        """Take those of a segment from its factors; ``take`` makes them NumPy arrays."""
         for array, found in zip(self, (factors.num_positive, factors.num_perturbed, factors.logabsdet, factors.growth)):
-            array[segment.start : segment.stop] = found[: segment.stop - segment.start]
+            array[segment.start : segment.stop] = take(found)[: segment.stop - segment.start]
         self.smallest[segment.start : segment.stop], self.largest[segment.start : segment.stop] = np.inf, 0.0
         # Layers without parameters have no pivot.
         layers = segment.start + np.flatnonzero(table["m"][segment.start : segment.stop])
         for start in range(0, layers.size, _LOOKED_THROUGH):
             part = layers[start : start + _LOOKED_THROUGH]
             first = table["scales"][part] - table["scales"][segment.start]
-            sizes = np.abs(factors.scales[first[0] : first[-1] + 2 * table["m"][part[-1]]])
+            sizes = np.abs(take(factors.scales[first[0] : first[-1] + 2 * table["m"][part[-1]]]))
             self.largest[part] = np.maximum.reduceat(sizes, first - first[0])
             # The second column is zero but for 2 x 2 pivots.
             sizes[1::2] = np.inf
@@ -138,7 +138,8 @@ def factor_dtype_of(hessian, factor_dtype):
 
 
 def _nbytes(hessian, segments, dtype, scales, num_kept, num_working):
-    kept, work = checkpoints.kept_bytes(segments, dtype), eliminate.work_bytes(hessian._sizes, dtype)
+    kept = checkpoints.kept_bytes(segments, dtype)
+    work = hessian._processor.elimination_bytes(hessian._table, hessian._sizes, dtype)
     kept += 8 * hessian._table.size * len(Pivots._fields)
     return num_kept * kept + num_working * work + sum(hessian._block_bytes(dtype, scale) for scale in scales)
 
@@ -146,7 +147,7 @@ def _nbytes(hessian, segments, dtype, scales, num_kept, num_working):
 def require_memory(hessian, segments, dtype, scales, num_kept=1, num_working=1):
     """``MemoryError`` where so many factorizations, at most ``num_working`` of them at a time, would not fit."""
     sizes, count = hessian._sizes, "a factorization" if num_kept == 1 else f"{num_kept} factorizations"
-    memory_budget.require(
+    hessian._processor.require(
         _nbytes(hessian, segments, dtype, scales, num_kept, num_working),
         f"{count} for B = {hessian.num_samples} samples, {hessian._table.size} layers of up to "
         f"{sizes.width} units (pivots of up to {sizes.m} rows)",
@@ -198,8 +199,9 @@ class Factorization(LinearOperator):
         factorization._rescale(scale)
         factorization._shift, factorization._factors, factorization._contraction = float(shift), factors, None
         factorization._pivots = Pivots.allocate(hessian._table.size)
-        factorization._pivots.fill(factorization._segments[0], hessian._table, factors)
-        binding.load(factorization.factor_dtype)
+        on = hessian._processor
+        factorization._pivots.fill(factorization._segments[0], hessian._table, factors, on.take)
+        on.load(factorization.factor_dtype)
         return factorization
 
     def _prepare(self, hessian, damping, factor_dtype, checkpoint):
@@ -210,6 +212,7 @@ class Factorization(LinearOperator):
         self.checkpoint = as_flag("checkpoint", checkpoint)
         self._exact = self._inverse_norm = self._rescuer = self._kept_blocks = self._determinant = None
         self._segments = segments_of(hessian, self.factor_dtype, checkpoint)
+        self._fronts = [None] * len(self._segments)
 
     def _rescale(self, scale):
         # From here on everything is about 2^-k (H + damping I), k = scale.matrix, and its norm.
@@ -224,11 +227,18 @@ class Factorization(LinearOperator):
         state = {**self.__dict__, "_rescuer": None, "_kept_blocks": None, "_segments": None}
         if len(self._segments) > 1:
             state["_held"] = collections.deque(maxlen=1)
+        else:
+            state["_factors"] = eliminate.Factors(*map(self.hessian._processor.take, self._factors))
+        state["_fronts"] = [front if front is None else self.hessian._processor.take(front) for front in self._fronts]
         return state
 
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._segments = segments_of(self.hessian, self.factor_dtype, self.checkpoint)
+        put = self.hessian._processor.put
+        self._fronts = [front if front is None else put(front) for front in self._fronts]
+        if len(self._segments) == 1:
+            self._factors = eliminate.Factors(*map(put, self._factors))
 
     def __repr__(self):
         return f"<Inverse of {self.hessian!r} + {self.damping:g} I>"
@@ -255,22 +265,23 @@ class Factorization(LinearOperator):
         hessian, segments = self.hessian, self._segments
         sizes = hessian._sizes
         require_memory(hessian, segments, self.factor_dtype, [] if self._kept_blocks else [self._scale])
-        binding.load(self.factor_dtype)
+        on = hessian._processor
+        on.load(self.factor_dtype)
         self._contraction = None
         relative = relative_pivoting(self.factor_dtype)
         if growth is not None:
             relative = relative._replace(limit=growth)
         self._pivoting = eliminate.scale_pivoting(relative, self._hessian_norm, self._shift)
         self._fronts = [None] * len(segments)
-        factors = checkpoints.allocate(segments, sizes, self.factor_dtype)
-        work = eliminate.workspace(sizes, self.factor_dtype)
+        factors = checkpoints.allocate(segments, sizes, self.factor_dtype, on.allocate_factors)
+        work = on.elimination_workspace(hessian._table, sizes, self.factor_dtype)
         pivots = Pivots.allocate(hessian._table.size)
         for index in reversed(range(len(segments))):
             segment = segments[index]
             self._eliminate_segment(segment, factors, work, tick)
-            pivots.fill(segment, hessian._table, factors)
+            pivots.fill(segment, hessian._table, factors, on.take)
             if index:
-                self._fronts[index] = checkpoints.pack(segment.front, work.front[segment.start % 2])
+                self._fronts[index] = on.pack(segment.front, work, segment.start % 2)
         self._pivots = pivots
         if len(segments) == 1:
             self._factors = factors
@@ -296,7 +307,7 @@ class Factorization(LinearOperator):
             level = levels[max(at for at in levels if at <= start + first)]
             with np.errstate(over="ignore"):
                 limit = float(np.ldexp(self._pivoting.limit, -2 * level))
-            code, layer = eliminate.eliminate(
+            code, layer = self.hessian._processor.eliminate(
                 table, first, last, params, lin, space, self._shift, self._pivoting._replace(limit=limit), factors, work
             )
             if code != status.OK:
@@ -312,11 +323,9 @@ class Factorization(LinearOperator):
             return self._held.pop()
         except IndexError:
             # Another thread has them.
-            sizes = self.hessian._sizes
-            memory_budget.require(
-                checkpoints.kept_bytes(self._segments, self.factor_dtype), "another solve with checkpoints"
-            )
-            return None, checkpoints.allocate(self._segments, sizes, self.factor_dtype)
+            sizes, on = self.hessian._sizes, self.hessian._processor
+            on.require(checkpoints.kept_bytes(self._segments, self.factor_dtype), "another solve with checkpoints")
+            return None, checkpoints.allocate(self._segments, sizes, self.factor_dtype, on.allocate_factors)
 
     def _visit(self, indices):
         """The segments of these indices with their factors, one after the other."""
@@ -325,13 +334,14 @@ class Factorization(LinearOperator):
                 yield self._segments[0], self._factors
             return
         held, factors = self._borrow()
-        work = eliminate.workspace(self.hessian._sizes, self.factor_dtype)
+        on = self.hessian._processor
+        work = on.elimination_workspace(self.hessian._table, self.hessian._sizes, self.factor_dtype)
         for index in indices:
             segment = self._segments[index]
             if index != held:
                 if index < len(self._segments) - 1:
                     n = self._segments[index + 1].front
-                    checkpoints.unpack(self._fronts[index + 1], n, work.front[segment.stop % 2])
+                    on.unpack(self._fronts[index + 1], n, work, segment.stop % 2)
                 self._eliminate_segment(segment, factors, work)
                 held = index
             yield segment, factors
@@ -382,7 +392,7 @@ class Factorization(LinearOperator):
             is_structured = self.hessian._table["kind"] != BLOCKS
             layers = self.hessian._table[is_structured]
             kernel = self.hessian._chain.kernel[is_structured]
-            lam = np.maximum.reduceat(np.abs(lin.lam), layers["u"]) * np.sqrt(kernel)
+            lam = np.maximum.reduceat(np.abs(self.hessian._processor.take(lin.lam)), layers["u"]) * np.sqrt(kernel)
             largest = float(np.ldexp(lam, levels[is_structured]).max())
             growth += largest**2 * self.hessian._sizes.front**0.5 / abs(self._eps)
         smallest = 1.0 / float(self._pivots.largest.max()) ** 2
@@ -658,7 +668,7 @@ class Factorization(LinearOperator):
 
             def solve_block(start, stop, check):
                 rows, known = self._solve_rows(columns.gather(given, start, stop), dtype, refine, full_output, check)
-                columns.scatter(rows, x, start)
+                columns.scatter(np.asarray(rows), x, start)
                 shown.update(stop - start)
                 return known
 
@@ -666,8 +676,9 @@ class Factorization(LinearOperator):
                 # Each block would have to make the factors again.
                 found = columns.run(solve_block, given.shape, 1, max(count, 1))
             else:
-                workers = threads.num_workers(num_threads, max(count, 1), self.hessian._solves_reach_blas())
-                found = columns.run(solve_block, given.shape, workers)
+                on = self.hessian._processor
+                workers = on.num_workers(num_threads, max(count, 1), self.hessian._solves_reach_blas())
+                found = columns.run(solve_block, given.shape, workers, on.column_block)
         errors = np.concatenate([known.backward_error for known in found] or [np.empty(0)])
         bounds = np.concatenate([known.error_bound for known in found] or [np.empty(0)])
         steps = max((known.refinement_steps for known in found), default=0)
@@ -687,6 +698,7 @@ class Factorization(LinearOperator):
             rows = np.ldexp(rows, -exponents[:, None])
         else:
             exponents[:] = 0
+        rows = self.hessian._processor.rows(rows)
         errors, bounds, steps, krylov_steps = np.empty(rows.shape[0]), np.empty(rows.shape[0]), 0, 0
         if refine:
             refined = self._refine(rows, dtype, check)
@@ -783,12 +795,13 @@ class Factorization(LinearOperator):
 
     def _multiply(self, rows, check=threads.no_check):
         """rows times 2^-k (H + damping I)."""
+        rows = self.hessian._processor.rows(rows)
         product = self.hessian._multiply(rows, self._scale, check)
         if self._eps != 0.0:
             columns.add_multiple(self._eps, rows, product)
         return product
 
-    def _pieces(self, segment, num_vectors, sweep):
+    def _pieces(self, segment, num_vectors, back):
         """Runs of the segment's layers for one compiled call of a solve, in the order of the sweep."""
         layers, B = self.hessian._table[segment.start : segment.stop], self.hessian.num_samples
         m, N, n_in, n_out, fan_in, p = (
@@ -797,28 +810,28 @@ class Factorization(LinearOperator):
         through = np.where(layers["kind"] == BLOCKS, 2 * n_out * (n_in + p), 2 * n_out * fan_in)
         flops = num_vectors * (m * m + 2 * m * N + B * through + 16 * p) + m * m + 2 * m * N
         pieces = chunks(flops)
-        return pieces[::-1] if sweep is substitute.substitute_back else pieces
+        return pieces[::-1] if back else pieces
 
     def _substitute(self, rows, check=threads.no_check):
         """The two sweeps: rows (k, P) times the factors' inverse, in their precision."""
-        hessian = self.hessian
+        hessian, on = self.hessian, self.hessian._processor
         params, lin, space = self._blocks()
         narrow = self.factor_dtype != np.float64
-        b = rows
+        b = rows = on.rows(rows)
         if narrow:
             exponents = row_exponents(rows)[:, None]
-            b = np.ldexp(rows, -exponents, out=np.empty(rows.shape, self.factor_dtype), casting="same_kind")
+            b = np.ldexp(rows, -exponents, out=on.empty_rows(rows.shape, self.factor_dtype), casting="same_kind")
         x = np.empty_like(b)
-        work = substitute.workspace(hessian._sizes, b.shape[0], hessian.num_samples, self.factor_dtype)
-        sweep = substitute.substitute_back
+        work = on.substitution_workspace(hessian._sizes, b.shape[0], hessian.num_samples, self.factor_dtype)
+        sweep, back = on.substitute_back, True
         order = list(range(len(self._segments)))
         for segment, factors in self._visit(order[::-1] + order):
             table = segment.table(hessian._table)
-            for start, stop in self._pieces(segment, b.shape[0], sweep):
+            for start, stop in self._pieces(segment, b.shape[0], back):
                 check()
                 sweep(table, start, stop, params, lin, space, factors, self._shift, b, x, work)
             if segment.start == 0:
-                sweep = substitute.substitute_forth
+                sweep, back = on.substitute_forth, False
         if narrow:
             x = x.astype(np.float64)
             np.ldexp(x, exponents, out=x)

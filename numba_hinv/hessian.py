@@ -3,12 +3,12 @@
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from . import columns, layer_blocks, many, memory_budget, scaling, threads
+from . import columns, layer_blocks, many, processor, scaling, threads
 from .chunks import chunks
 from .factorization import Factorization, factor_nbytes
-from .kernels import binding, multiply, row_space
 from .kernels.layers import layer_table
 from .kernels.linearise import Linearisation
+from .kernels.row_space import RowSpace
 from .probe import random_signs
 from .progress import bar
 from .scaling import lengths
@@ -39,6 +39,8 @@ class Hessian(LinearOperator):
         "hessian", or "ggn" where this is the Gauss-Newton matrix in its place.
     l2 : float
         The multiple of the identity that an L2 term has added; part of H.
+    device : str
+        "cpu", or "cuda" where the derivative blocks lie on a GPU and everything is computed there.
     num_layers : int
         L.
     dtype : numpy.dtype
@@ -47,7 +49,7 @@ class Hessian(LinearOperator):
 
     def __init__(
         self, chain, params, lin, dtype, loss=None, gradient=None, network=None, layers=None,
-        curvature="hessian", l2=0.0,
+        curvature="hessian", l2=0.0, on=processor.CPU,
     ):
         super().__init__(np.dtype(dtype), (params.size, params.size))
         self.network = network
@@ -59,10 +61,11 @@ class Hessian(LinearOperator):
         self._params = params
         self._lin = lin
         self._norm = self._logarithms = None
+        self._processor = on
         self._prepare(layers)
 
     @classmethod
-    def from_blocks(cls, blocks, terminal=None):
+    def from_blocks(cls, blocks, terminal=None, device="cpu"):
         """The Hessian of any chain ``z_l = f_l(z_{l-1}; x_l)`` from the derivatives of its layers (design, section 4).
 
         Parameters
@@ -72,6 +75,8 @@ class Hessian(LinearOperator):
             are fixed, so that its Dz, Dzx and Dzz do not matter.
         terminal : (a_L, a_L) symmetric array, optional
             Curvature of the loss in the last state; 0 by default.
+        device : "cpu" or "cuda"
+            As for `Network.hessian`.
 
         Returns
         -------
@@ -88,13 +93,16 @@ class Hessian(LinearOperator):
         The blocks are copied. With a states, p parameters and a_in incoming states, a factorization costs about
         2 a^2 (p + a_in) + a (p + a_in)^2 + p^3/3 + p^2 a_in + p a_in^2 flops a layer.
         """
+        on = processor.get(device)
         chain, lin, dtype = layer_blocks.pack(blocks, terminal)
-        return cls(chain, np.zeros(int(chain.p.sum())), lin, dtype)
+        params = np.zeros(int(chain.p.sum()))
+        on.require(sum(block.nbytes for block in (params, *lin)), f"the derivative blocks of {chain.p.size} layers")
+        return cls(chain, on.put(params), Linearisation(*map(on.put, lin)), dtype, on=on)
 
     def _prepare(self, layers=None):
         # The table and its sizes follow from the chain, so that they are not pickled.
         self._table, self._sizes = layers or layer_table(self._chain, self.num_samples)
-        binding.load(np.dtype(np.float64))
+        self._processor.load(np.dtype(np.float64))
         self._spaces, self._known_runs = {}, {}
         self._last_scaled = self._last_narrow = (None,)
 
@@ -103,18 +111,32 @@ class Hessian(LinearOperator):
         state = self.__dict__.copy()
         for name in ("_table", "_sizes", "_spaces", "_known_runs", "_last_scaled", "_last_narrow"):
             del state[name]
+        state["_params"], state["_lin"] = self._on_host()
         return state
 
     def __setstate__(self, state):
         self.__dict__.update(state)
+        on = self._processor
+        self._params, self._lin = on.put(self._params), Linearisation(*map(on.put, self._lin))
         self._prepare()
+
+    def _on_host(self):
+        """(params, Linearisation) as NumPy arrays."""
+        on = self._processor
+        return on.take(self._params), Linearisation(*map(on.take, self._lin))
 
     def __repr__(self):
         if self.network is None:
-            return f"<Hessian of a chain of {self.num_layers} layers, {self.shape[0]} parameters, {self.dtype}>"
+            where = "" if self.device == "cpu" else f", on {self.device}"
+            return f"<Hessian of a chain of {self.num_layers} layers, {self.shape[0]} parameters, {self.dtype}{where}>"
         name = "Hessian" if self.curvature == "hessian" else "Gauss-Newton matrix"
         l2 = f", l2 = {self.l2:g}" if self.l2 else ""
-        return f"<{name} of {self.network!r}, B = {self.num_samples}{l2}, {self.dtype}>"
+        where = "" if self.device == "cpu" else f", on {self.device}"
+        return f"<{name} of {self.network!r}, B = {self.num_samples}{l2}, {self.dtype}{where}>"
+
+    @property
+    def device(self):
+        return self._processor.name
 
     @property
     def num_layers(self):
@@ -128,7 +150,7 @@ class Hessian(LinearOperator):
     @property
     def terminal(self):
         """Curvature of the loss in the last state, (B n_L, B n_L), block diagonal over the samples."""
-        return layer_blocks.block_diagonal(self._lin.curvature).astype(self.dtype, copy=False)
+        return layer_blocks.block_diagonal(self._processor.take(self._lin.curvature)).astype(self.dtype, copy=False)
 
     def blocks(self, l):
         """The derivatives of layer ``l`` as `LayerBlocks`: what the elimination is about, whatever structure it uses.
@@ -150,7 +172,7 @@ class Hessian(LinearOperator):
         -----
         Takes 8 (a + a_in + p) (a_in + p) bytes, a = B n_out and a_in = B n_in.
         """
-        return layer_blocks.unpack(self._table, self._params, self._lin, l, self.dtype, self.l2)
+        return layer_blocks.unpack(self._table, *self._on_host(), l, self.dtype, self.l2)
 
     def factorize(self, damping, factor_dtype=None, checkpoint=False, progress=False):
         """Factorize ``H + damping I`` (design, section 3).
@@ -319,7 +341,7 @@ class Hessian(LinearOperator):
     def todense(self):
         """H as a (P, P) array, by P products."""
         P = self.shape[0]
-        memory_budget.require(8 * P * P, f"the dense Hessian of P = {P} parameters")
+        processor.CPU.require(8 * P * P, f"the dense Hessian of P = {P} parameters")
         dense = np.empty((P, P), np.float64)
         for start in range(0, P, columns.SHORT_BLOCK):
             rows = np.zeros((min(columns.SHORT_BLOCK, P - start), P))
@@ -337,14 +359,15 @@ class Hessian(LinearOperator):
             v /= self.shape[0] ** 0.5
             if self.gradient is not None:
                 # That of the L2 term is rich in nothing.
-                slope = (self.gradient - self.l2 * self._params)[None]
+                slope = (self.gradient - self.l2 * self._processor.take(self._params))[None]
                 steepness = lengths(slope)[0]
                 if steepness > 0.0:
                     # Twice, so that the two cannot cancel.
                     v += slope / (0.5 * steepness)
             v /= lengths(v)
+            v = self._processor.rows(v)
             product = np.empty_like(v)
-            scratch = multiply.workspace(self._sizes, 1, self.num_samples, v.dtype)
+            scratch = self._processor.multiply_workspace(self._sizes, 1, self.num_samples, v.dtype)
             for _ in range(_POWER_STEPS):
                 self._sweep(self._params, self._lin, v, product, scratch)
                 if self.l2:
@@ -362,21 +385,21 @@ class Hessian(LinearOperator):
     def _state_logarithms(self):
         """How far the parameters move the states (`scaling.state_logarithms`), (L + 1,); computed once."""
         if self._logarithms is None:
-            v = random_signs(3, self.shape[0])
-            dZ, dU, _, patches = multiply.workspace(self._sizes, 1, self.num_samples, v.dtype)
+            on, v = self._processor, self._processor.rows(random_signs(3, self.shape[0]))
+            scratch = on.multiply_workspace(self._sizes, 1, self.num_samples, v.dtype)
             for start, stop in self._runs(1):
-                multiply.tangents(self._table, start, stop, self._params, self._lin, v, dZ, dU, patches)
-            self._logarithms = scaling.state_logarithms(self._table, dZ, self._lin.output.size)
+                on.tangents(self._table, start, stop, self._params, self._lin, v, scratch)
+            self._logarithms = scaling.state_logarithms(self._table, on.take(scratch[0]).ravel(), self._lin.output.size)
         return self._logarithms
 
     def _output_tangents(self, rows, check=threads.no_check):
         """How the outputs move with the parameters, (k, B, n_L): the Jacobian times rows (k, P) of float64."""
-        k, output = rows.shape[0], self._lin.output
-        dZ, dU, _, patches = multiply.workspace(self._sizes, k, self.num_samples, rows.dtype)
+        on, k = self._processor, rows.shape[0]
+        scratch = on.multiply_workspace(self._sizes, k, self.num_samples, rows.dtype)
         for start, stop in self._runs(k):
             check()
-            multiply.tangents(self._table, start, stop, self._params, self._lin, rows, dZ, dU, patches)
-        return dZ[dZ.size - k * output.size :].reshape(k, *output.shape)
+            on.tangents(self._table, start, stop, self._params, self._lin, on.rows(rows), scratch)
+        return on.output_tangents(scratch, (k, *self._lin.output.shape))
 
     def _matvec(self, v):
         return self._matmat(v.reshape(-1, 1)).reshape(v.shape)
@@ -388,7 +411,8 @@ class Hessian(LinearOperator):
         def multiply_block(start, stop, check):
             columns.scatter(self._product(columns.gather(V, start, stop), dtype, check), product, start)
 
-        columns.run(multiply_block, V.shape, threads.num_workers(None, V.shape[1], self._solves_reach_blas()))
+        workers = self._processor.num_workers(None, V.shape[1], self._solves_reach_blas())
+        columns.run(multiply_block, V.shape, workers, self._processor.column_block)
         return product
 
     def _adjoint(self):
@@ -399,10 +423,10 @@ class Hessian(LinearOperator):
     def _product(self, rows, dtype, check=threads.no_check):
         """`_apply`, and ``LinAlgError`` where ``dtype`` cannot hold it."""
         with np.errstate(over="ignore", invalid="ignore"):
-            product = self._apply(rows, check)
+            product = np.asarray(self._apply(rows, check))
             if not np.isfinite(product.sum()):
                 # Adjoints may overflow on the way to layers that do not feel them.
-                product = np.ldexp(self._apply(np.ldexp(rows, -_SMALLER), check), _SMALLER)
+                product = np.ldexp(np.asarray(self._apply(np.ldexp(rows, -_SMALLER), check)), _SMALLER)
             if dtype == np.float64:
                 fits = np.isfinite(product.sum()) or np.isfinite(product).all()
             else:
@@ -420,21 +444,21 @@ class Hessian(LinearOperator):
 
     def _multiply(self, rows, scale=None, check=threads.no_check):
         """rows (H - l2 I) in float64, rows (k, P); H scaled as ``scale`` says."""
+        rows = self._processor.rows(rows)
         product = np.empty_like(rows)
-        scratch = multiply.workspace(self._sizes, rows.shape[0], self.num_samples, rows.dtype)
+        scratch = self._processor.multiply_workspace(self._sizes, rows.shape[0], self.num_samples, rows.dtype)
         params, lin = (self._params, self._lin) if scale is None else self._scaled(scale)
         self._sweep(params, lin, rows, product, scratch, check)
         return product
 
     def _sweep(self, params, lin, rows, product, scratch, check=threads.no_check):
-        dZ, dU, q, patches = scratch
         runs = self._runs(rows.shape[0])
         for start, stop in runs:
             check()
-            multiply.tangents(self._table, start, stop, params, lin, rows, dZ, dU, patches)
+            self._processor.tangents(self._table, start, stop, params, lin, rows, scratch)
         for start, stop in reversed(runs):
             check()
-            multiply.adjoints(self._table, start, stop, params, lin, rows, product, dZ, dU, q, patches)
+            self._processor.adjoints(self._table, start, stop, params, lin, rows, product, scratch)
 
     def _solves_reach_blas(self):
         return many.solves_reach_blas(self)
@@ -457,7 +481,9 @@ class Hessian(LinearOperator):
             return self._params, self._lin
         key, *blocks = self._last_scaled
         if key != scale:
-            blocks = scaling.scale_blocks(scale, self._table, self.num_samples, self._params, self._lin)
+            blocks = scaling.scale_blocks(
+                scale, self._table, self.num_samples, self._params, self._lin, self._processor.ldexp
+            )
             self._last_scaled = scale, *blocks
         return blocks
 
@@ -465,15 +491,10 @@ class Hessian(LinearOperator):
         """`RowSpace` of the layers' inputs in ``dtype``; made once."""
         if dtype not in self._spaces:
             if dtype == np.float64:
-                space = row_space.RowSpace(np.empty(self._sizes.Q), np.empty(self._sizes.R))
-                scratch = row_space.workspace(self._sizes, np.dtype(np.float64))
-                # Reflections are plain loops, four times as slow as products.
-                for start, stop in chunks(16.0 * self._table["rows"] * self._table["r"] * self._table["d"]):
-                    row_space.span(self._table[start:stop], self._lin, space, scratch)
-                self._spaces[dtype] = space
+                self._spaces[dtype] = self._processor.span(self._table, self._sizes, self._lin)
             else:
                 space = self._row_space(np.dtype(np.float64))
-                self._spaces[dtype] = row_space.RowSpace(*(block.astype(dtype) for block in space))
+                self._spaces[dtype] = RowSpace(*(self._processor.astype(block, dtype) for block in space))
         return self._spaces[dtype]
 
     def _block_bytes(self, dtype, scale):
@@ -495,7 +516,8 @@ class Hessian(LinearOperator):
         if dtype != np.float64:
             key, *blocks = self._last_narrow
             if key != scale:
-                blocks = params.astype(dtype), Linearisation(*(block.astype(dtype) for block in lin))
+                astype = self._processor.astype
+                blocks = astype(params, dtype), Linearisation(*(astype(block, dtype) for block in lin))
                 self._last_narrow = scale, *blocks
             params, lin = blocks
         return params, lin, self._row_space(dtype)

@@ -4,7 +4,7 @@ import numpy as np
 
 from . import columns, threads
 from .factorization import Factorization, factor_dtype_of, require_memory, segments_of
-from .kernels import binding, product
+from .kernels import product
 from .progress import bar
 from .validation import as_array, as_flag
 
@@ -17,11 +17,11 @@ def factorize_many(hessian, dampings, factor_dtype=None, checkpoint=False, num_t
     dampings = as_array("dampings", dampings, (None,), np.float64).tolist()
     dtype = factor_dtype_of(hessian, factor_dtype)
     segments = segments_of(hessian, dtype, as_flag("checkpoint", checkpoint))
-    workers = threads.num_workers(num_threads, len(dampings), reaches_blas(hessian))
+    workers = hessian._processor.num_workers(num_threads, len(dampings), reaches_blas(hessian))
     # All that factorizations share is made here, before there are threads.
     scales = [hessian._scaling(damping, dtype) for damping in dampings]
     require_memory(hessian, segments, dtype, dict.fromkeys(scales), len(dampings), workers)
-    binding.load(dtype)
+    hessian._processor.load(dtype)
     blocks = {scale: hessian._blocks(dtype, scale) for scale in dict.fromkeys(scales)}
     with bar(progress, len(dampings) * hessian._table.size, "factorize_many", "layer") as shown:
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from . import external, memory_budget
+from . import external, processor
 from .activations import activation_address
 from .chunks import chunks
 from .conv1d import Conv1d
@@ -207,7 +207,7 @@ class Network:
         _, value, gradient = self._linearise(params, X, targets, 1)
         return _add_l2(l2, params, value, gradient)[1]
 
-    def hessian(self, params, X, y, curvature="hessian", l2=0.0):
+    def hessian(self, params, X, y, curvature="hessian", l2=0.0, device="cpu"):
         """Hessian of the loss in the parameters, or its Gauss-Newton matrix, as a `Hessian` operator.
 
         Linearised in float64 whatever the dtype of ``params``, which decides the dtype of the answers.
@@ -222,7 +222,16 @@ class Network:
             semidefinite where the loss is convex in the outputs, as all that come with the library are.
         l2 : float
             Weight of the term ``l2/2 ||params||^2`` in the loss, its gradient and H; at least 0.
+        device : "cpu" or "cuda"
+            Where the derivative blocks lie, and products, factorizations and solves are computed: "cuda" is an NVIDIA
+            GPU, for nets of dense layers (extra `cuda`).
+
+        Raises
+        ------
+        ImportError, RuntimeError
+            ``device`` is "cuda" and numba-cuda is not installed, or finds no GPU.
         """
+        on = processor.get(device)
         if not isinstance(curvature, str) or curvature not in ("hessian", "ggn"):
             raise ValueError(f"curvature: expected 'hessian' or 'ggn', got {curvature!r}")
         l2 = self._check_l2(l2)
@@ -232,19 +241,23 @@ class Network:
         targets = self._check_y(y, X.shape[0], np.float64)
         B, (kind, n_in, n_out, p, *_) = X.shape[0], self._chain
         blocks = (p * p + B * ((n_in + n_out) * (n_in + p)))[kind == BLOCKS].sum()
-        memory_budget.require(
+        if on is not processor.CPU:
+            for l, layer in enumerate(self.layers):
+                if not isinstance(layer, Dense):
+                    raise ValueError(f"device: expected Dense layers alone with 'cuda', got layer {l}, {layer!r}")
+        on.require(
             8 * (int(blocks) + B * int(n_in.sum() + 3 * n_out.sum() + n_out[-1] ** 2)),
             f"the derivative blocks of {len(self.layers)} layers for B = {B} samples",
         )
-        lin, loss, gradient = self._linearise(work, X, targets, 2)
+        on_device = on.put(work)
+        lin, loss, gradient, layers = on.linearise(self, on_device, X, targets)
         if curvature == "ggn":
             # Without second derivatives of the layers, only the loss bends.
             for block in (lin.D, lin.lam, lin.Dxx, lin.Dzx, lin.Dzz):
-                block.fill(0.0)
+                on.zero(block)
         loss, gradient = _add_l2(l2, work, loss, gradient)
         gradient = gradient.astype(params.dtype, copy=False)
-        layers = self._table(B, np.float64)
-        return Hessian(self._chain, work, lin, params.dtype, loss, gradient, self, layers, curvature, l2)
+        return Hessian(self._chain, on_device, lin, params.dtype, loss, gradient, self, layers, curvature, l2, on)
 
     def _table(self, num_samples, dtype):
         """Layer table and buffer sizes for a batch of ``num_samples`` and sweeps in ``dtype``; loads their kernels."""

@@ -101,52 +101,53 @@ def _krylov(multiply, solve, norm, b, x, error, row, goal, limit, cycles):
     if not np.isfinite(error[row]):
         x[row] = 0.0
     for _ in range(cycles):
-        residual = b[row] - multiply(x[row : row + 1])[0]
-        x_new, steps = _flexible_cycle(multiply, solve, norm, b[row], x[row], residual, goal)
+        here = slice(row, row + 1)
+        residual = _residual(multiply, b[here], x[here])
+        x_new, steps = _flexible_cycle(multiply, solve, norm, b[here], x[here], residual, goal)
         taken += steps
-        residual_new = b[row : row + 1] - multiply(x_new[None])
-        error_new = backward_error(norm, x_new[None], lengths(b[row : row + 1]), residual_new)[0]
+        residual_new = _residual(multiply, b[here], x_new)
+        error_new = backward_error(norm, x_new, lengths(b[here]), residual_new)[0]
         if not error_new < error[row]:
             break
         stalled = error_new > 0.5 * error[row]
-        x[row], error[row] = x_new, error_new
+        x[here], error[row] = x_new, error_new
         if error_new <= goal or (stalled and error_new <= limit):
             break
     return taken
 
 
 def _flexible_cycle(multiply, solve, norm, b, x, residual, goal):
-    """One cycle from ``x`` with its ``residual``: (the new x, number of steps)."""
+    """One cycle from the row ``x`` with its ``residual``: (the new x, number of steps)."""
     size = min(_KRYLOV_STEPS, b.size)
-    basis, corrections = np.empty((size + 1, b.size)), np.empty((size, b.size))
+    basis, corrections = (np.empty_like(b, shape=(count, b.shape[1])) for count in (size + 1, size))
     hessenberg = np.zeros((size + 1, size))
-    length = np.linalg.norm(residual)
+    length, b_length = lengths(residual)[0], lengths(b)[0]
     if length == 0.0:
         return x, 0
-    basis[0] = residual / length
+    basis[:1] = residual / length
     best, steps = x, 0
     for j in range(size):
-        correction = solve(basis[j : j + 1])[0]
-        scale = np.linalg.norm(correction)
+        correction = solve(basis[j : j + 1])
+        scale = lengths(correction)[0]
         if not (np.isfinite(scale) and scale > 0.0):
             break
-        corrections[j] = correction / scale
-        image = multiply(corrections[j : j + 1])[0]
+        corrections[j : j + 1] = correction / scale
+        image = multiply(corrections[j : j + 1])
         steps += 1
         # Twice: once leaves the basis orthogonal only up to rounding times the condition.
         for _ in range(2):
-            part = basis[: j + 1] @ image
-            image -= part @ basis[: j + 1]
-            hessenberg[: j + 1, j] += part
-        hessenberg[j + 1, j] = np.linalg.norm(image)
+            part = np.inner(basis[: j + 1], image)
+            image -= part.T @ basis[: j + 1]
+            hessenberg[: j + 1, j] += part[:, 0]
+        hessenberg[j + 1, j] = lengths(image)[0]
         right = np.zeros(j + 2)
         right[0] = length
         y = np.linalg.lstsq(hessenberg[: j + 2, : j + 1], right, rcond=None)[0]
         remaining = np.linalg.norm(right - hessenberg[: j + 2, : j + 1] @ y)
-        best = x + y @ corrections[: j + 1]
-        if remaining <= 0.5 * goal * (norm * np.linalg.norm(best) + np.linalg.norm(b)) or hessenberg[j + 1, j] == 0.0:
+        best = x + y[None] @ corrections[: j + 1]
+        if remaining <= 0.5 * goal * (norm * lengths(best)[0] + b_length) or hessenberg[j + 1, j] == 0.0:
             break
-        basis[j + 1] = image / hessenberg[j + 1, j]
+        basis[j + 1 : j + 2] = image / hessenberg[j + 1, j]
     return best, steps
 
 

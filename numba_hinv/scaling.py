@@ -92,8 +92,11 @@ def choose(logs, skip, size, dtype):
     return Scaling(matrix, states, tuple(levels))
 
 
-def scale_blocks(scaling, table, num_samples, params, lin):
-    """Params and `Linearisation` of the scaled problem: those given where there is nothing to scale, else copies."""
+def scale_blocks(scaling, table, num_samples, params, lin, ldexp=np.ldexp):
+    """Params and `Linearisation` of the scaled problem: those given where there is nothing to scale, else copies.
+
+    ``ldexp`` is that of NumPy, for the arrays at hand.
+    """
     if scaling.matrix == 0 and not scaling.states:
         return params, lin
     states = np.array(scaling.states or np.zeros(table.size + 1, np.int64))
@@ -103,22 +106,24 @@ def scale_blocks(scaling, table, num_samples, params, lin):
     p, a, N = np.where(is_structured, 0, table["p"]), B * table["n_out"], B * table["n_in"]
     per_sample = np.where(is_structured, 0, B)
     if scaling.states:
-        params = np.ldexp(params, np.repeat(np.where(is_structured, before, 0), table["p"]))
+        params = ldexp(params, np.repeat(np.where(is_structured, before, 0), table["p"]))
     return params, lin._replace(
-        S=np.ldexp(lin.S, np.repeat(-after, units)),
-        D=np.ldexp(lin.D, -k),
-        lam=np.ldexp(lin.lam, np.repeat(before, units) - k),
-        Dx=np.ldexp(lin.Dx, np.repeat(-after, a * p)),
-        Dz=np.ldexp(lin.Dz, np.repeat(before - after, per_sample * table["n_out"] * table["n_in"])),
-        Dxx=np.ldexp(lin.Dxx, -k),
-        Dzx=np.ldexp(lin.Dzx, np.repeat(before, p * N) - k),
-        Dzz=np.ldexp(lin.Dzz, np.repeat(2 * before, per_sample * table["n_in"] ** 2) - k),
-        curvature=np.ldexp(lin.curvature, int(2 * states[-1]) - k),
+        S=ldexp(lin.S, np.repeat(-after, units)),
+        D=ldexp(lin.D, -k),
+        lam=ldexp(lin.lam, np.repeat(before, units) - k),
+        Dx=ldexp(lin.Dx, np.repeat(-after, a * p)),
+        Dz=ldexp(lin.Dz, np.repeat(before - after, per_sample * table["n_out"] * table["n_in"])),
+        Dxx=ldexp(lin.Dxx, -k),
+        Dzx=ldexp(lin.Dzx, np.repeat(before, p * N) - k),
+        Dzz=ldexp(lin.Dzz, np.repeat(2 * before, per_sample * table["n_in"] ** 2) - k),
+        curvature=ldexp(lin.curvature, int(2 * states[-1]) - k),
     )
 
 
 def lengths(rows):
     """2-norm of each row, (k,), without overflow or underflow inside."""
+    if not isinstance(rows, np.ndarray):
+        return rows.lengths()
     length = np.empty(rows.shape[0])
     row_norms(rows, length)
     return length

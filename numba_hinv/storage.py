@@ -65,11 +65,12 @@ def save(path, factorization):
         "levels": [list(level) for level in F._scale.levels],
     }
     arrays = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
-    arrays |= {"params": hessian._params, "logarithms": hessian._state_logarithms()}
+    params, lin = hessian._on_host()
+    arrays |= {"params": params, "logarithms": hessian._state_logarithms()}
     if hessian.gradient is not None:
         arrays["gradient"] = hessian.gradient
-    arrays |= {f"blocks_{name}": block for name, block in hessian._lin._asdict().items()}
-    arrays |= {f"factors_{name}": block for name, block in F._factors._asdict().items()}
+    arrays |= {f"blocks_{name}": block for name, block in lin._asdict().items()}
+    arrays |= {f"factors_{name}": hessian._processor.take(block) for name, block in F._factors._asdict().items()}
     arrays["digest"] = _digest(arrays)
     partial = f"{path}.{secrets.token_hex(8)}.partial"
     try:

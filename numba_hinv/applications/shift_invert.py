@@ -97,7 +97,7 @@ def _lanczos(hessian, F, k, known, check):
     def multiply(V):
         check()
         # Up to a power of two, which does not matter here, the inverse; what solves miss shows in the residuals.
-        images = F._refined_inverse(np.ascontiguousarray(project(V).T)).T
+        images = np.asarray(F._refined_inverse(np.ascontiguousarray(project(V).T))).T
         if not np.isfinite(images).all():
             raise np.linalg.LinAlgError("solutions are not finite")
         return project(images)

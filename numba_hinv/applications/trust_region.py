@@ -10,6 +10,7 @@ import numpy as np
 
 from ..hessian import Hessian
 from ..probe import random_entries
+from ..processor import require_cpu
 from ..validation import as_array, as_real
 
 # Blocks of the Krylov space of H that the first multiplier comes from: of the gradient and of a random vector.
@@ -107,6 +108,7 @@ def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
         raise ValueError(f"rtol: expected a number from 0 to 0.5, got {rtol}")
     # Gradient and radius may be scaled together: the multiplier stays.
     exponent = -int(np.frexp(np.abs(g).max())[1])
+    require_cpu(H, "a trust-region step")
     search = _Search(H, np.ldexp(g, exponent), float(np.ldexp(radius, exponent)), rtol)
     p, multiplier, kind = search.run(multiplier)
     decrease = -float(search.g @ p) - 0.5 * float(p @ search.multiply(p[None])[0])

@@ -1,0 +1,5 @@
+"""The sweeps on a GPU: `numba.cuda` twins of :mod:`numba_hinv.kernels`, with the same names in neighbouring files.
+
+Nothing here is imported before a GPU is asked for (`numba_hinv.processor`). Kernels are in the files named after those
+of the CPU; `target` says what they are compiled for, `device` is what the operators hold and call.
+"""

@@ -1,0 +1,265 @@
+"""The GPU as the operators see it: twin of `processor.Cpu`, with the same methods over the kernels of this package.
+
+Arrays of the sweeps are device arrays with the offsets and layouts of the CPU's, vectors are `Rows`. All work goes to
+one stream, in order.
+"""
+
+import numba.cuda
+import numpy as np
+
+from .. import threads
+from ..kernels.eliminate import Factors
+from ..kernels.layers import layer_table
+from ..kernels.linearise import Linearisation
+from ..kernels.row_space import RowSpace
+from ..losses import get_loss
+from ..validation import check_finite
+from . import eliminate, linearise, multiply, row_space, substitute
+from .launch import launch
+from .rows import Rows, to_host
+from .target import BLOCK, PLAIN_SHARED, SIMULATED
+
+# Bytes of shared memory that kernels have of their own: `Team.pad`, and what the driver keeps for itself.
+RESERVED_SHARED = 16 * BLOCK + 1024
+
+
+class Device:
+    """One GPU and a stream on it."""
+
+    name = "cuda"
+    # Right-hand sides that are solved at the same time, a block each.
+    column_block = 64
+
+    def __init__(self, stream=0):
+        if not numba.cuda.is_available():
+            raise RuntimeError(
+                "device: 'cuda' needs an NVIDIA GPU and its driver, and numba-cuda finds none: "
+                f"{_why_not_available()}; expected device='cpu' on this machine"
+            )
+        self.stream = stream
+        self._tables = []
+
+    def __reduce__(self):
+        # A stream belongs to its process.
+        return Device, ()
+
+    def load(self, dtype):
+        """Nothing: kernels are compiled where they are launched first."""
+
+    def num_workers(self, num_threads, num_jobs, reach_blas):
+        """One: what runs at the same time is in one launch."""
+        threads.num_workers(num_threads, num_jobs, reach_blas)
+        return 1
+
+    def require(self, num_bytes, purpose):
+        """``MemoryError`` if ``num_bytes`` for ``purpose`` are not free on the device."""
+        free = numba.cuda.current_context().get_memory_info().free
+        if num_bytes > free:
+            raise MemoryError(
+                f"{purpose} would need {num_bytes:,} bytes ({num_bytes / 2**30:.2f} GiB) on the GPU, {free:,} are free"
+            )
+
+    def put(self, array):
+        """A device array with the numbers of a NumPy array."""
+        return numba.cuda.to_device(np.ascontiguousarray(array), stream=self.stream)
+
+    def take(self, array):
+        """A NumPy array with the numbers of a device array."""
+        return to_host(array, self.stream)
+
+    def rows(self, array):
+        return Rows.of(array, self.stream)
+
+    def empty_rows(self, shape, dtype):
+        return Rows.empty(shape, dtype, self.stream)
+
+    def _empty(self, shape, dtype):
+        return numba.cuda.device_array(shape, dtype, stream=self.stream)
+
+    def _launch(self, kernel, grid, *arguments, shared=0):
+        launch(kernel, grid, self.stream, *arguments, shared=shared)
+
+    def zero(self, array):
+        """Fill an array with zeros."""
+        if array.size:
+            Rows(array.reshape(1, array.size), self.stream)[0] = 0.0
+
+    def astype(self, array, dtype):
+        """A copy of an array in another dtype."""
+        if not array.size:
+            return self._empty(array.shape, dtype)
+        flat = Rows(array.reshape(1, array.size), self.stream).astype(dtype)
+        return flat.data_on_device.reshape(array.shape)
+
+    def ldexp(self, array, exponents):
+        """A copy of an array times powers of two; exponents, an int or a NumPy array, are those of its entries."""
+        # Made on the host, once for a factorization of a net whose states are scaled.
+        return self.put(np.ldexp(self.take(array), exponents))
+
+    def _table(self, table):
+        """A layer table on the device; the last few are kept."""
+        for host, found in self._tables:
+            if host is table:
+                return found
+        found = self.put(table)
+        self._tables = [*self._tables[-3:], (table, found)]
+        return found
+
+    def linearise(self, network, params, X, targets):
+        """(`Linearisation`, loss, gradient, layer table and sizes) of a net.
+
+        ``params`` is on the device, X and targets are NumPy arrays.
+        """
+        names = [layer.activation for layer in network.layers]
+        distinct = sorted(set(names))
+        indices = np.array([distinct.index(name) for name in names])
+        table, sizes = layers = layer_table(network._chain, X.shape[0], (indices, 0, 0))
+        B, n = X.shape[0], int(table["n_out"][-1])
+        shapes = dict.fromkeys(("S", "D", "lam"), sizes.u) | dict.fromkeys(("Dx", "Dz", "Dxx", "Dzx", "Dzz"), 0)
+        shapes |= {"Z": sizes.z, "output": (B, n), "curvature": (B, n, n)}
+        lin = Linearisation(**{name: self._empty(shape, np.float64) for name, shape in shapes.items()})
+        lin.Z[: X.size].copy_to_device(self.put(X).reshape(X.size))
+        records = self._table(table)
+        self._launch(linearise.forward_kernel(distinct), 1, records, 0, table.size, params, lin)
+        check_finite("params, X: the net's output", self.take(lin.output))
+        count = B if get_loss(network.loss_name)["mean_over"] == "samples" else B * n
+        values, slope = self._empty(B, np.float64), self._empty((B, n), np.float64)
+        self._launch(
+            linearise.terminal_kernel(network.loss_name), -(-B // BLOCK), 1.0 / count, self.put(targets), lin.output,
+            slope, lin.curvature, values,
+        )
+        value = float(self.take(values).sum())
+        if not np.isfinite(value):
+            raise ValueError(f"params, X, y: expected a finite loss, got {value}")
+        G, gradient = self._empty((2, B * sizes.width), np.float64), self._empty(params.size, np.float64)
+        G[table.size % 2, : B * n].copy_to_device(slope.reshape(B * n))
+        self._launch(linearise.backward, 1, records, 0, table.size, params, lin, gradient, G)
+        gradient = self.take(gradient)
+        check_finite("params, X, y: the gradient", gradient)
+        return lin, value, gradient, layers
+
+    def span(self, table, sizes, lin):
+        """`RowSpace` of the inputs of all layers, in float64."""
+        space = RowSpace(self._empty(sizes.Q, np.float64), self._empty(sizes.R, np.float64))
+        work = self._empty((table.size, 2 * sizes.reflectors + 1), np.float64)
+        self._launch(row_space.span, table.size, self._table(table), lin, space, work)
+        return space
+
+    def span_bytes(self, table, sizes):
+        """Bytes of scratch that `span` takes."""
+        return 8 * table.size * (2 * sizes.reflectors + 1)
+
+    def multiply_workspace(self, sizes, num_vectors, num_samples, dtype):
+        """Arrays (dZ, dU, q) for the two sweeps of a product; a row a vector."""
+        return (
+            self._empty((num_vectors, sizes.z + num_samples * sizes.outputs), dtype),
+            self._empty((num_vectors, sizes.u), dtype),
+            self._empty((num_vectors, 2, num_samples * sizes.width), dtype),
+        )
+
+    def tangents(self, table, start, stop, params, lin, V, scratch):
+        dZ, dU, _ = scratch
+        self._launch(multiply.tangents, V.shape[0], self._table(table), start, stop, params, lin, V, dZ, dU)
+
+    def output_tangents(self, scratch, shape):
+        """Those of the outputs, (k, B, n_L), as `tangents` has left them; a NumPy array."""
+        dZ = self.take(scratch[0])
+        return dZ[:, dZ.shape[1] - shape[1] * shape[2] :].reshape(shape)
+
+    def adjoints(self, table, start, stop, params, lin, V, HV, scratch):
+        self._launch(multiply.adjoints, V.shape[0], self._table(table), start, stop, params, lin, V, HV, *scratch)
+
+    def allocate_factors(self, sizes, num_layers, dtype):
+        """Uninitialised `Factors`."""
+        dtypes = {"pivots": np.int32, "num_positive": np.int64, "num_perturbed": np.int64}
+        dtypes |= {"logabsdet": np.float64, "growth": np.float64}
+        return Factors(
+            *[self._empty(getattr(sizes, name, num_layers), dtypes.get(name, dtype)) for name in Factors._fields]
+        )
+
+    def shared_limit(self):
+        """Bytes of shared memory that a block may ask for."""
+        if SIMULATED:
+            return PLAIN_SHARED
+        return numba.cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+
+    def _level(self, places, dtype):
+        """What of a front fits into shared memory: (level, `Places`, bytes of shared, scalars of global memory)."""
+        room = self.shared_limit() - RESERVED_SHARED
+        for level in reversed(range(eliminate.LEVELS)):
+            found, shared, rest = places(level)
+            if shared * dtype.itemsize <= room or level == 0:
+                return level, found, shared * dtype.itemsize, rest
+
+    def _parts(self, table, sizes, dtype):
+        coupling = int((table["m"] * table["N"]).max())
+        return self._level(lambda level: eliminate.places(sizes, coupling, level), dtype)
+
+    def elimination_workspace(self, table, sizes, dtype, num_problems=1):
+        """Scratch of `eliminate`."""
+        *parts, rest = self._parts(table, sizes, dtype)
+        return eliminate.Workspace(
+            self._empty((num_problems, 2 * sizes.front), dtype), self._empty((num_problems, rest + 1), dtype), *parts
+        )
+
+    def elimination_bytes(self, table, sizes, dtype):
+        """Bytes of global memory that `elimination_workspace` takes."""
+        return dtype.itemsize * (2 * sizes.front + self._parts(table, sizes, dtype)[-1] + 1)
+
+    def eliminate(self, table, start, stop, params, lin, space, damping, pivoting, factors, work):
+        """``(status, layer)`` of `eliminate` for one damping."""
+        batch = Factors(*[array.reshape(1, array.size) for array in factors])
+        return self._eliminate(table, start, stop, params, lin, space, [damping], [pivoting], batch, work)[0]
+
+    def _eliminate(self, table, start, stop, params, lin, space, dampings, pivotings, factors, work):
+        dtype, count = np.dtype(params.dtype), len(dampings)
+        results = self._empty((count, 2), np.int64)
+        self._launch(
+            eliminate.eliminate_kernel(dtype, work.level), count, self._table(table), start, stop, params, lin, space,
+            self.put(np.array(dampings, dtype)), self.put(np.array(pivotings, np.float64)), factors, work.places,
+            work.front, work.scratch, results, shared=work.shared,
+        )
+        return self.take(results).tolist()
+
+    def pack(self, n, work, index):
+        """The symmetric n x n front ``index`` of a workspace, kept."""
+        size = work.front.shape[1] // 2
+        kept = self._empty(n * n, work.front.dtype)
+        kept.copy_to_device(work.front.reshape(2 * size)[index * size : index * size + n * n], stream=self.stream)
+        return kept
+
+    def unpack(self, kept, n, work, index):
+        """The inverse of `pack`."""
+        size = work.front.shape[1] // 2
+        work.front.reshape(2 * size)[index * size : index * size + n * n].copy_to_device(kept, stream=self.stream)
+
+    def substitution_workspace(self, sizes, num_vectors, num_samples, dtype):
+        """Scratch of the two sweeps of a solve."""
+        k, width = num_vectors, num_samples * sizes.width
+        return substitute.Workspace(
+            self._empty((k, 2, width), dtype), self._empty((k, width), dtype), self._empty((k, 2, sizes.m), dtype),
+            self._empty((k, num_samples * sizes.r + 1), dtype),
+        )
+
+    def substitute_back(self, table, start, stop, params, lin, space, factors, damping, b, x, work):
+        self._substitute(
+            substitute.substitute_back, table, start, stop, params, lin, space, factors, damping, b, x, work
+        )
+
+    def substitute_forth(self, table, start, stop, params, lin, space, factors, damping, b, x, work):
+        self._substitute(
+            substitute.substitute_forth, table, start, stop, params, lin, space, factors, damping, b, x, work
+        )
+
+    def _substitute(self, kernel, table, start, stop, params, lin, space, factors, damping, b, x, work):
+        shift = self.put(np.array([damping], b.dtype))
+        self._launch(
+            kernel, b.shape[0], self._table(table), start, stop, params, lin, space, factors, shift, b, x, work
+        )
+
+
+def _why_not_available():
+    try:
+        return str(numba.cuda.cuda_error()).strip().replace("\n", " ") or "no device"
+    except Exception as error:
+        return str(error).strip()

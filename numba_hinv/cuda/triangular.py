@@ -1,0 +1,84 @@
+"""Solves with the factor F of ``signed_cholesky`` by a thread block: twin of `kernels.triangular`.
+
+``forward_rows`` works on U where it was made, ``forward_vector`` and ``backward_vector`` on U as it is packed.
+"""
+
+from ..kernels import triangular as twin
+from .signed_cholesky import row_start
+from .target import LANES, cuda, device
+
+_place = device(twin._place)
+
+
+@device
+def _leads(pivots, at, k):
+    """Whether pivot k, one of a 2x2 block, is the first of its block."""
+    before = 0
+    while k - before > 0 and pivots[at + k - before - 1] < 0:
+        before += 1
+    return before % 2 == 0
+
+
+@device
+def forward_rows(team, m, n, U, at, pivots, pivots_at, scales, scales_at, K, K_at):
+    """K (m x n) <- F^{-1} K in place, its rows in the order of elimination: the interchanges have been made in K."""
+    for k in range(m - 1):
+        for i in range(k + 1 + team.group, m, team.groups):
+            u = U[at + k * m + i]
+            for j in range(team.lane, n, LANES):
+                K[K_at + i * n + j] -= u * K[K_at + k * n + j]
+        cuda.syncthreads()
+    for k in range(team.group, m, team.groups):
+        here, scale = K_at + k * n, scales_at + 2 * k
+        if pivots[pivots_at + k] >= 0:
+            for j in range(team.lane, n, LANES):
+                K[here + j] *= scales[scale]
+        elif _leads(pivots, pivots_at, k):
+            for j in range(team.lane, n, LANES):
+                x, y = K[here + j], K[here + n + j]
+                K[here + j] = scales[scale] * x + scales[scale + 1] * y
+                K[here + n + j] = scales[scale + 3] * x + scales[scale + 2] * y
+    cuda.syncthreads()
+
+
+@device
+def forward_vector(team, m, L, L_at, pivots, pivots_at, scales, scales_at, y, y_at, work, work_at):
+    """y <- F^{-1} y in place, entries with sigma = +1 first. work : m numbers of scratch."""
+    for k in range(team.rank, m, team.size):
+        work[work_at + k] = y[y_at + _place(pivots[pivots_at + k])]
+    cuda.syncthreads()
+    for k in range(m - 1):
+        row, known = L_at + row_start(m, k), work[work_at + k]
+        for i in range(k + 1 + team.rank, m, team.size):
+            work[work_at + i] -= L[row + i] * known
+        cuda.syncthreads()
+    for k in range(team.rank, m, team.size):
+        here, scale, to = work_at + k, scales_at + 2 * k, y_at + pivots[pivots_at + m + k]
+        if pivots[pivots_at + k] >= 0:
+            y[to] = scales[scale] * work[here]
+        else:
+            # The entry off the diagonal belongs to the other pivot of the block.
+            other = here + 1 if _leads(pivots, pivots_at, k) else here - 1
+            y[to] = scales[scale] * work[here] + scales[scale + 1] * work[other]
+    cuda.syncthreads()
+
+
+@device
+def backward_vector(team, m, L, L_at, pivots, pivots_at, scales, scales_at, y, y_at, work, work_at):
+    """y <- F^{-T} y in place. work : m numbers of scratch."""
+    for k in range(team.rank, m, team.size):
+        scale, order = scales_at + 2 * k, pivots_at + m + k
+        value = scales[scale] * y[y_at + pivots[order]]
+        if pivots[pivots_at + k] < 0:
+            step = 1 if _leads(pivots, pivots_at, k) else -1
+            value += scales[scale + 2 * step + 1] * y[y_at + pivots[order + step]]
+        work[work_at + k] = value
+    cuda.syncthreads()
+    for k in range(m - 1, 0, -1):
+        known = work[work_at + k]
+        for i in range(team.rank, k, team.size):
+            work[work_at + i] -= L[L_at + row_start(m, i) + k] * known
+        cuda.syncthreads()
+    for k in range(team.rank, m, team.size):
+        y[y_at + _place(pivots[pivots_at + k])] = work[work_at + k]
+    cuda.syncthreads()

@@ -1,0 +1,436 @@
+"""The sweeps on a GPU, against the same truth and with the same bars as those of the CPU.
+
+Where there is no GPU they run in Numba's simulator, in a pytest run of their own:
+``NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/test_cuda.py``. Without that variable one test here starts that run.
+"""
+
+import copy
+import dataclasses
+import functools
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import dense_truth
+import numpy as np
+import pytest
+from problems import GOLDEN, Problem, chain, golden, layer, make
+from test_dense_truth import SHAPES, check_everything
+
+import numba_hinv as nh
+from numba_hinv.kernels import signed_cholesky as cpu_cholesky
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+INSTALLED = importlib.util.find_spec("numba_cuda") is not None
+
+
+def device_available():
+    if not INSTALLED:
+        return False
+    import numba.cuda
+
+    return numba.cuda.is_available()
+
+
+on_device = pytest.mark.skipif(not device_available(), reason="no GPU, and NUMBA_ENABLE_CUDASIM is not 1")
+on_gpu = pytest.mark.skipif(SIMULATED or not device_available(), reason="no GPU")
+
+
+class OnDevice(Problem):
+    """A problem whose Hessian is on the device."""
+
+    @functools.cached_property
+    def hessian(self):
+        return self.net.hessian(self.params, self.X, self.y, device="cuda")
+
+
+def moved(problem):
+    return OnDevice(**{field.name: getattr(problem, field.name) for field in dataclasses.fields(problem)})
+
+
+@pytest.mark.skipif(not INSTALLED, reason="numba-cuda is not installed")
+@pytest.mark.skipif(SIMULATED, reason="this is that run")
+def test_in_the_simulator():
+    """All the tests of this file that need a device, in Numba's simulator of one."""
+    directory = Path(__file__).parent
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).name)],
+        cwd=directory, env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True,
+    )
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    assert " passed" in run.stdout
+
+
+@on_device
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden(name):
+    problem, g = golden(name)
+    H = moved(problem).hessian
+    assert H.device == "cuda"
+
+    def relative(a, b):
+        return np.abs(np.asarray(a) - b).max() / np.abs(b).max()
+
+    assert relative(H.loss, g["value"]) < 1e-12
+    assert relative(H.gradient, g["gradient"]) < 1e-12
+    assert relative(H @ g["v"], g["hv"]) < 1e-12
+    assert relative(H.todense(), g["hessian"]) < 1e-12
+    for index in (2, 4):
+        damping = g["dampings"][index]
+        F = H.factorize(damping)
+        x = F.solve(g["b"])
+        assert dense_truth.backward_error(g["hessian"], damping, x, g["b"]) <= 1e-14
+        assert (F.inertia.negative, F.inertia.positive) == tuple(g["inertia"][index])
+        assert F.inertia.exact
+        sign, logabsdet = F.slogdet()
+        assert sign == (-1) ** int(g["inertia"][index][0])
+        assert abs(logabsdet - g["logabsdet"][index]) <= 1e-8 * abs(g["logabsdet"][index])
+
+
+@on_device
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(name):
+    problem = moved(SHAPES[name])
+    damping = (1e-3 if len(name) % 2 else -1e-2) * problem.norm
+    F = check_everything(problem, damping, columns=2)
+    assert F.inertia.exact
+    # Refinement could hide a fault of the elimination or of the substitution.
+    b = problem.right_hand_side(2)
+    assert problem.backward_error(damping, F.solve(b, refine=False), b) <= 1e-10
+
+
+@on_device
+def test_losses_and_activations():
+    """Every activation and every loss, compiled into the kernels."""
+    names = sorted(dense_truth.ACTIVATIONS)
+    for number, loss in enumerate(sorted(dense_truth.LOSSES)):
+        some = names[number::3]
+        layers = [layer(3, 3, some[0]), *[layer(3, 3, name, skip=True) for name in some[1:]]]
+        problem = make(layers, loss, batch=2)
+        there = moved(problem).hessian
+        np.testing.assert_allclose(there.gradient, problem.hessian.gradient, rtol=1e-12, atol=1e-14)
+        check_everything(moved(problem), 1e-2 * problem.norm)
+
+
+@on_device
+def test_registered_functions():
+    @nh.register_activation("cubic of test_cuda")
+    def cubic(u):
+        return u + u * u * u / 3, 1 + u * u, 2 * u
+
+    @nh.register_loss("quartic of test_cuda")
+    def quartic(z, y, gradient, curvature):
+        value = 0.0
+        curvature[:] = 0.0
+        for a in range(z.size):
+            d = z[a] - y[a]
+            value += d**4
+            gradient[a] = 4 * d**3
+            curvature[a, a] = 12 * d**2
+        return value
+
+    net = nh.Network([nh.Dense(3, 3, "cubic of test_cuda"), nh.Dense(3, 2, "identity")], "quartic of test_cuda")
+    params, X, y = net.init(0), np.random.default_rng(0).standard_normal((3, 3)), np.ones((3, 2))
+    here, there = net.hessian(params, X, y), net.hessian(params, X, y, device="cuda")
+    np.testing.assert_allclose(there.todense(), here.todense(), rtol=1e-12, atol=1e-13)
+
+
+@on_device
+def test_factors_are_those_of_the_cpu(tmp_path):
+    """Same layout and same pivots: a factorization that was saved or pickled on one side works on the other."""
+    problem = chain(4, 5, batch=3)
+    damping = -0.02 * problem.norm
+    here, there = problem.hessian.factorize(damping), moved(problem).hessian.factorize(damping)
+    assert there.inertia == here.inertia and here.inertia.negative > 0
+    b = problem.right_hand_side()
+    for name, ours, theirs in zip(here._factors._fields, there._factors, here._factors):
+        ours = np.array(there.hessian._processor.take(ours))[: theirs.size]
+        if name in ("pivots", "num_positive", "num_perturbed"):
+            np.testing.assert_array_equal(ours, theirs, err_msg=name)
+        elif name in ("scales", "Y", "logabsdet", "growth"):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-8 * np.abs(theirs).max(), err_msg=name)
+    there.save(tmp_path / "factors.npz")
+    loaded = nh.load(tmp_path / "factors.npz")
+    assert loaded.hessian.device == "cpu"
+    for F in (loaded, pickle.loads(pickle.dumps(there)), copy.deepcopy(there)):
+        assert problem.backward_error(damping, F.solve(b), b) <= 1e-14
+        assert F.inertia == here.inertia
+
+
+@on_device
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_where_a_front_lies_changes_nothing(dtype, monkeypatch):
+    """From all of a front in shared memory to none of it: the same bits, also in more than one launch."""
+    from numba_hinv import factorization
+    from numba_hinv.cuda import eliminate
+    from numba_hinv.cuda.device import RESERVED_SHARED, Device
+
+    problem = chain(3, 4, batch=2)
+    H = moved(problem).hessian
+    sizes, found = H._sizes, []
+    coupling = int((H._table["m"] * H._table["N"]).max())
+    for level in range(eliminate.LEVELS):
+        scalars = eliminate.places(sizes, coupling, level)[1]
+        limit = scalars * np.dtype(dtype).itemsize + RESERVED_SHARED
+        monkeypatch.setattr(Device, "shared_limit", lambda self, limit=limit: limit)
+        assert H._processor._parts(H._table, sizes, np.dtype(dtype))[0] == level
+        F = H.factorize(-0.3, factor_dtype=dtype)
+        found.append((*F._pivots.logabsdet, *F.solve(H.gradient, refine=False)))
+        monkeypatch.setattr(factorization, "chunks", lambda costs, cuts=(): [(l, l + 1) for l in range(len(costs))])
+        F = H.factorize(-0.3, factor_dtype=dtype)
+        found.append((*F._pivots.logabsdet, *F.solve(H.gradient, refine=False)))
+        monkeypatch.undo()
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+def symmetric(rng, m, kind):
+    M = rng.standard_normal((m, m))
+    M = M + M.T
+    if kind == "definite":
+        M = M @ M + np.eye(m)
+    elif kind == "negative":
+        M = -M @ M - np.eye(m)
+    elif kind == "saddle":
+        M[np.diag_indices(m)] = 0.0
+    elif kind == "singular":
+        M[m // 2] = M[:, m // 2] = 0.0
+    return M
+
+
+@on_device
+@pytest.mark.parametrize("kind", ["indefinite", "definite", "negative", "saddle", "singular", "not finite"])
+def test_signed_cholesky(kind):
+    """The pivots of the CPU, and its factor, for every kind of matrix."""
+    import numba.cuda
+
+    from numba_hinv.cuda import signed_cholesky as twin
+    from numba_hinv.cuda import triangular
+    from numba_hinv.cuda.launch import launch
+    from numba_hinv.cuda.target import kernel, start_team
+
+    @kernel
+    def factor(M, K, tiny, perturbation, pivots, scales, L, results):
+        team = start_team()
+        m, n = M.shape[0] // results.shape[1], K.shape[0] // results.shape[1]
+        status, negative, perturbed, logabsdet = twin.signed_cholesky(
+            team, m, M, 0, tiny, perturbation, K, 0, n, pivots, 0, scales, 0
+        )
+        twin.pack(team, m, M, 0, L, 0)
+        triangular.forward_rows(team, m, n, M, 0, pivots, 0, scales, 0, K, 0)
+        if team.rank == 0:
+            results[0, 0], results[1, 0], results[2, 0], results[3, 0] = status, negative, perturbed, logabsdet
+
+    rng = np.random.default_rng(0)
+    for m in (1, 2, 5, 18):
+        M, K = symmetric(rng, m, kind), rng.standard_normal((m, 3))
+        if kind == "not finite":
+            M[0, m - 1] = M[m - 1, 0] = np.nan
+        tiny, perturbation = 1e-8, 1e-3
+        L, pivots, scales = np.zeros(cpu_cholesky.pack_size(m)), np.zeros(2 * m, np.int32), np.zeros((m, 2))
+        expected = cpu_cholesky.signed_cholesky(
+            M.copy(), tiny, perturbation, L, pivots, scales, np.empty(cpu_cholesky.work_size(m))
+        )
+        arrays = [M.ravel(), K.ravel(), np.zeros(2 * m, np.int32), np.zeros(2 * m), np.zeros(L.size), np.zeros((4, m))]
+        M_d, K_d, pivots_d, scales_d, L_d, results = map(numba.cuda.to_device, arrays)
+        launch(factor, 1, 0, M_d, K_d, tiny, perturbation, pivots_d, scales_d, L_d, results)
+        found = results.copy_to_host()[:, 0]
+        assert found[0] == expected[0]
+        if found[0]:
+            assert kind == "not finite"
+            continue
+        assert tuple(found[1:3]) == expected[1:3]
+        assert found[3] == pytest.approx(expected[3], rel=1e-10, abs=1e-10)
+        np.testing.assert_array_equal(pivots_d.copy_to_host(), pivots)
+        np.testing.assert_allclose(scales_d.copy_to_host().reshape(m, 2), scales, rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(L_d.copy_to_host(), L, rtol=1e-8, atol=1e-10)
+        if found[2] == 0:
+            # K^T M^-1 K = Y^T sigma Y, from the rows in the order of elimination.
+            Y = K_d.copy_to_host().reshape(m, 3)
+            signs = np.where(pivots[m:] < m - found[1], 1.0, -1.0)
+            np.testing.assert_allclose((Y.T * signs) @ Y, K.T @ np.linalg.solve(M, K), rtol=1e-7, atol=1e-9)
+
+
+@on_device
+def test_stage_singular_shifts():
+    """Shifts on eigenvalues of trailing blocks: pivots are perturbed as on the CPU, and the answers are as good."""
+    perturbed = 0
+    for seed in range(3):
+        problem = moved(chain(2, 4, batch=1 + seed, out=2, seed=seed))
+        H = problem.truth.hessian.astype(np.float64)
+        for start in problem.offsets()[1:-1]:
+            trailing = np.linalg.eigvalsh(H[start:, start:])
+            damping = -trailing[np.argmax(np.abs(trailing))]
+            if problem.gap(damping) < 1e-6:
+                continue
+            F, here = problem.hessian.factorize(damping), problem.net.hessian(problem.params, problem.X, problem.y)
+            b = problem.right_hand_side()
+            assert problem.backward_error(damping, F.solve(b), b) <= 1e-14
+            assert F.num_perturbed == here.factorize(damping).num_perturbed
+            perturbed += F.num_perturbed
+            if F.inertia.exact:
+                assert F.inertia.negative == (problem.eigenvalues + damping < 0).sum()
+    assert perturbed > 0
+
+
+@on_device
+def test_singular_systems():
+    problem = moved(chain(3, 3, batch=2))
+    with pytest.raises(np.linalg.LinAlgError, match="damping"):
+        problem.hessian.factorize(-problem.eigenvalues[-1])
+    with pytest.raises(np.linalg.LinAlgError, match="layer 0"):
+        problem.hessian.factorize(0.0)
+
+
+@on_device
+def test_tiny_dampings():
+    """Krylov steps and the rescue run on the device as well."""
+    problem = moved(chain(3, 4, batch=1))
+    for damping in (1e-7, -1e-9):
+        damping *= problem.norm
+        b = problem.right_hand_side()
+        x, info = problem.hessian.factorize(damping).solve(b, full_output=True)
+        assert problem.backward_error(damping, x, b) <= 1e-14
+        assert info.backward_error <= 1e-14
+
+
+def random_blocks(rng, sizes, params):
+    def draw(*shape):
+        return rng.standard_normal(shape)
+
+    blocks = []
+    for a_in, a, p in zip(sizes[:-1], sizes[1:], params):
+        square, state = draw(p, p), draw(a_in, a_in)
+        blocks.append(
+            nh.LayerBlocks(draw(a, p), 0.5 * draw(a, a_in), square + square.T, draw(p, a_in), state + state.T)
+        )
+    return blocks
+
+
+@on_device
+def test_any_chain():
+    rng = np.random.default_rng(3)
+    blocks = random_blocks(rng, [2, 3, 4, 2, 3], [2, 0, 3, 1])
+    terminal = np.diag([1.0, -2.0, 3.0])
+    here = nh.Hessian.from_blocks(blocks, terminal)
+    there = nh.Hessian.from_blocks(blocks, terminal, device="cuda")
+    dense = here.todense()
+    np.testing.assert_allclose(there.todense(), dense, rtol=1e-12, atol=1e-12)
+    b = rng.standard_normal((here.shape[0], 2))
+    for damping in (0.0, 0.7, -1.3):
+        F = there.factorize(damping)
+        assert dense_truth.backward_error(dense, damping, F.solve(b), b) <= 1e-14
+        assert F.inertia.negative == (np.linalg.eigvalsh(dense) + damping < 0).sum()
+        assert F.slogdet()[1] == pytest.approx(here.factorize(damping).slogdet()[1], rel=1e-10, abs=1e-10)
+    again = nh.Hessian.from_blocks([there.blocks(l) for l in range(4)], there.terminal)
+    np.testing.assert_array_equal(again.todense(), dense)
+
+
+@on_device
+def test_float32():
+    problem = chain(3, 4, batch=2)
+    narrow = problem.params.astype(np.float32)
+    H = problem.net.hessian(narrow, problem.X, problem.y, device="cuda")
+    b = problem.right_hand_side().astype(np.float32)
+    x = H.factorize(0.1).solve(b)
+    assert x.dtype == np.float32
+    truth = dense_truth.differentiate(problem.layers, problem.loss, narrow.astype(float), problem.X, problem.y)
+    assert dense_truth.backward_error(truth.hessian, 0.1, x, b) <= 1e-7
+    F = moved(problem).hessian.factorize(0.1, factor_dtype=np.float32)
+    b = problem.right_hand_side()
+    assert problem.backward_error(0.1, F.solve(b), b) <= 1e-14
+
+
+@on_device
+def test_the_rest_of_the_interface():
+    problem = chain(3, 4, batch=3)
+    here, there = problem.hessian, moved(problem).hessian
+    assert there.norm() == pytest.approx(here.norm(), rel=1e-10)
+    t = float(np.mean(problem.eigenvalues[3:5]))
+    assert there.count_below(t) == (problem.eigenvalues < t).sum()
+    dampings = np.array([0.5, -0.1, 1e-3])
+    many = there.factorize_many(dampings)
+    b = problem.right_hand_side(3)
+    for damping, F in zip(dampings, many):
+        np.testing.assert_array_equal(F.solve(b), there.factorize(damping).solve(b))
+    kept, again = there.factorize(0.1), there.factorize(0.1, checkpoint=True)
+    np.testing.assert_array_equal(again.solve(b), kept.solve(b))
+    assert kept.condition() == pytest.approx(here.factorize(0.1).condition(), rel=1e-6)
+    for scale in (2.0**-500, 2.0**500):
+        assert np.abs(kept.solve(scale * b) / scale - kept.solve(b)).max() <= 1e-12 * np.abs(kept.solve(b)).max()
+    np.testing.assert_allclose(there._output_tangents(b.T.copy()), here._output_tangents(b.T.copy()), rtol=1e-12)
+    assert "on cuda" in repr(there)
+    assert kept.nbytes == here.factorize(0.1).nbytes
+    options = dict(curvature="ggn", l2=0.01)
+    there = problem.net.hessian(problem.params, problem.X, problem.y, device="cuda", **options)
+    here = problem.net.hessian(problem.params, problem.X, problem.y, **options)
+    np.testing.assert_allclose(there.todense(), here.todense(), rtol=1e-12, atol=1e-13)
+    x = there.factorize(0.1).solve(b)
+    assert dense_truth.backward_error(here.todense(), 0.1, x, b) <= 1e-14
+
+
+@on_device
+def test_what_the_device_does_not_do_is_said():
+    convolution = nh.Network([nh.Dense(4, 4), nh.Conv1d(2, 2, 1, 2)], "mean_squared_error")
+    with pytest.raises(ValueError, match="device: expected Dense layers alone with 'cuda', got layer 1"):
+        convolution.hessian(convolution.init(), np.ones((1, 4)), np.ones((1, 4)), device="cuda")
+    H = moved(chain(2, 2, batch=1)).hessian
+    for ask in (
+        lambda: H.factorize(5.0).diagonal(), lambda: H.factorize(5.0).sample(0),
+        lambda: nh.trust_region_step(H, 1.0),
+    ):
+        with pytest.raises(ValueError, match="device: expected 'cpu' for"):
+            ask()
+
+
+@on_device
+def test_memory_is_asked_for_first(monkeypatch):
+    from numba_hinv.cuda import device
+
+    problem = chain(4, 4, batch=2)
+    H = moved(problem).hessian
+    needed = H.factor_nbytes
+    context = type("Context", (), {"get_memory_info": lambda self: type("Memory", (), {"free": needed - 1})})
+    monkeypatch.setattr(device.numba.cuda, "current_context", context)
+    with pytest.raises(MemoryError, match="on the GPU"):
+        H.factorize(0.1)
+    monkeypatch.undo()
+    H.factorize(0.1)
+
+
+def test_devices_are_named():
+    net = nh.Network([nh.Dense(2, 1)], "mean_squared_error")
+    for wrong in ("gpu", "CUDA", None, 0):
+        with pytest.raises(ValueError, match="device: expected 'cpu' or 'cuda'"):
+            net.hessian(net.init(), np.ones((1, 2)), np.ones((1, 1)), device=wrong)
+        with pytest.raises(ValueError, match="device: expected 'cpu' or 'cuda'"):
+            nh.Hessian.from_blocks([], device=wrong)
+
+
+@pytest.mark.skipif(device_available(), reason="there is a device")
+def test_without_a_gpu():
+    net = nh.Network([nh.Dense(2, 1)], "mean_squared_error")
+    expected = RuntimeError if INSTALLED else ImportError
+    with pytest.raises(expected, match="device: 'cuda' needs"):
+        net.hessian(net.init(), np.ones((1, 2)), np.ones((1, 1)), device="cuda")
+
+
+def test_without_numba_cuda():
+    """The library imports without a trace of numba-cuda, and asking for it where it is missing says what to install."""
+    code = """
+import importlib.util, sys
+import numba_hinv as nh
+assert not [name for name in sys.modules if name.startswith(("numba.cuda", "numba_cuda", "numba_hinv.cuda"))]
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "numba_cuda" else find(name, *rest)
+net = nh.Network([nh.Dense(2, 1)], "mean_squared_error")
+try:
+    net.hessian(net.init(), [[1.0, 2.0]], [[1.0]], device="cuda")
+except ImportError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "device: 'cuda' needs numba-cuda" in run.stdout and "numba_hinv[cuda]" in run.stdout

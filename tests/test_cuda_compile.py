@@ -1,0 +1,131 @@
+"""Every CUDA kernel compiled for sm_80 and sm_90, with no GPU present, and what it takes of registers and memory.
+
+numba-cuda turns a kernel into PTX; nvJitLink, which it depends on, assembles the PTX and reports the resources.
+"""
+
+import importlib.util
+import os
+import re
+
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("numba_cuda") is None:
+    pytest.skip("numba-cuda is not installed", allow_module_level=True)
+if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
+    pytest.skip("the simulator compiles nothing", allow_module_level=True)
+
+import numba.cuda
+import numba.cuda.dispatcher
+from cuda.core import Linker, LinkerOptions, ObjectCode
+from numba import boolean, float32, float64, from_dtype, int32, int64, types
+
+import numba_hinv as nh
+from numba_hinv.cuda import eliminate, linearise, multiply, row_space, rows, substitute
+from numba_hinv.cuda.device import RESERVED_SHARED
+from numba_hinv.cuda.target import BLOCK, PLAIN_SHARED
+from numba_hinv.kernels.eliminate import Factors
+from numba_hinv.kernels.layers import PLAIN_LAYER
+from numba_hinv.kernels.linearise import Linearisation
+from numba_hinv.kernels.row_space import RowSpace
+
+# Of a multiprocessor, with both compute capabilities (CUDA C programming guide, "Technical specifications").
+REGISTERS, REGISTERS_PER_THREAD = 65536, 255
+# What a block may ask for, in bytes.
+SHARED = {(8, 0): 163 * 1024, (9, 0): 227 * 1024}
+
+
+def array(scalar, ndim=1):
+    return types.Array(scalar, ndim, "C")
+
+
+def named(cls, *fields):
+    return types.NamedTuple(list(fields), cls)
+
+
+def kernels():
+    """(name, kernel, argument types) of every launch of `numba_hinv.cuda`."""
+    vector, matrix = array(float64), array(float64, 2)
+    sweep = array(from_dtype(PLAIN_LAYER)), int64, int64
+    lin = {
+        scalar: named(Linearisation, *[array(scalar)] * 9, array(scalar, 2), array(scalar, 3))
+        for scalar in (float64, float32)
+    }
+    net = *sweep, vector, lin[float64]
+    yield "forward", linearise.forward_kernel(nh.activation_names()), net
+    for loss in nh.loss_names():
+        yield loss, linearise.terminal_kernel(loss), (float64, matrix, matrix, matrix, array(float64, 3), vector)
+    yield "backward", linearise.backward, (*net, vector, matrix)
+    yield "span", row_space.span, (sweep[0], lin[float64], named(RowSpace, vector, vector), matrix)
+    yield "tangents", multiply.tangents, (*net, matrix, matrix, matrix)
+    yield "adjoints", multiply.adjoints, (*net, matrix, matrix, matrix, matrix, array(float64, 3))
+    for scalar in (float64, float32):
+        blocks = *sweep, array(scalar), lin[scalar], named(RowSpace, array(scalar), array(scalar))
+
+        def factors(n, scalar=scalar):
+            real, count, double = array(scalar, n), array(int64, n), array(float64, n)
+            return named(Factors, real, array(int32, n), real, real, count, count, double, double)
+
+        places = types.NamedUniTuple(int64, len(eliminate.Places._fields), eliminate.Places)
+        work = array(scalar, 2)
+        for level in range(eliminate.LEVELS):
+            yield (
+                f"eliminate, level {level}, {scalar}",
+                eliminate.eliminate_kernel(np.dtype(scalar.name), level),
+                (*blocks, array(scalar), matrix, factors(2), places, work, work, array(int64, 2)),
+            )
+        scratch = named(substitute.Workspace, array(scalar, 3), work, array(scalar, 3), work)
+        for kernel in (substitute.substitute_back, substitute.substitute_forth):
+            yield f"{kernel.__name__}, {scalar}", kernel, (*blocks, factors(1), array(scalar), work, work, scratch)
+        yield f"gather, {scalar}", rows._gather, (matrix, array(int64), work)
+        yield f"ldexp, {scalar}", rows._ldexp, (matrix, array(int32), work)
+    yield "scatter", rows._scatter, (matrix, array(int64), matrix)
+    yield "fill", rows._fill, (float64, matrix)
+    yield "combine", rows._combine, (float64, matrix, float64, matrix, matrix)
+    yield "times", rows._times, (matrix, matrix, matrix)
+    yield "scale", rows._scale, (matrix, vector, boolean, matrix)
+    yield "combinations", rows._combinations, (matrix, matrix, matrix)
+    yield "partial_products", rows._partial_products, (matrix, matrix, array(int32), matrix)
+    yield "partial_largest", rows._partial_largest, (float64, matrix, matrix)
+
+
+@pytest.fixture(params=sorted(SHARED), ids=lambda cc: "sm_%d%d" % cc)
+def target(request, monkeypatch):
+    """A compute capability that functions which kernels call are compiled for, where no device says one."""
+    device = type("Device", (), {"compute_capability": request.param})
+    monkeypatch.setattr(numba.cuda.dispatcher, "get_current_device", lambda: device)
+    return request.param
+
+
+def resources(kernel, arguments, target):
+    """(registers of a thread, bytes of its stack, of its spills, bytes of static shared memory) as assembled."""
+    ptx, _ = numba.cuda.compile_ptx(kernel.py_func, types.void(*arguments), cc=target)
+    options = LinkerOptions(arch="sm_%d%d" % target, verbose=True, ptxas_options=["-v"])
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+    linker.link("cubin")
+    log = linker.get_info_log()
+    registers, stack, shared = re.search(r"used (\d+) registers.* (\d+) stack, (\d+) bytes smem", log).groups()
+    spills = re.search(r"(\d+) bytes spill stores", log).group(1)
+    return int(registers), int(stack), int(spills), int(shared)
+
+
+def test_every_kernel(target):
+    """A block of every kernel fits on a multiprocessor, and none of its registers is spilt."""
+    for name, kernel, arguments in kernels():
+        registers, stack, spills, shared = resources(kernel, arguments, target)
+        assert registers <= REGISTERS_PER_THREAD and registers * BLOCK <= REGISTERS, name
+        assert spills == 0, name
+        assert stack <= 1024, name
+        assert shared <= RESERVED_SHARED, name
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("target", sorted(SHARED))
+def test_fronts_in_shared_memory(target, dtype):
+    """M and K of a front of 96 rows and columns fit, and all of a front of 32."""
+    sizes = type("Sizes", (), {})
+    room = SHARED[target] - RESERVED_SHARED
+    for n, level in ((96, 1), (32, 2)):
+        sizes.m, sizes.front, sizes.mixed = n, n * n, n * n
+        assert eliminate.places(sizes, n * n, level)[1] * np.dtype(dtype).itemsize <= room
+    assert PLAIN_SHARED <= SHARED[target]
