@@ -96,7 +96,7 @@ def sample(F, rng, n, tolerance, num_threads, progress):
             f"eigenvalues and {P - negative} positive ones with damping={F.damping:g}; a larger damping, or the "
             "Gauss-Newton matrix (curvature='ggn'), has none"
         )
-    memory_budget.require(16 * count * P, f"{count} samples of P = {P} parameters")
+    memory_budget.require(16 * count * P, f"n: {count} samples of P = {P} parameters")
     error = F._factor_error() if count else 0.0
     if not error <= tolerance:
         _warn(F, "the variance of samples in some direction", error, tolerance)
