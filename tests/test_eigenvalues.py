@@ -191,6 +191,19 @@ def test_what_lanczos_misses_is_found_or_said(monkeypatch):
         nh.eigenvalues(H, 5, exact[40] + 1e-3)
 
 
+def test_where_lanczos_fails(monkeypatch):
+    """ARPACK gives up on some spectra: counts are left."""
+
+    def failing(*arguments, **options):
+        raise shift_invert.ArpackError(3)
+
+    H, exact = separate_layers([1.0] * 4, [2.0, 3.0] + [0.0] * 40)
+    monkeypatch.setattr(shift_invert, "eigsh", failing)
+    assert np.abs(nh.eigenvalues_in(H, -np.inf, np.inf) - exact).max() < 1e-9 * H.norm()
+    with pytest.raises(np.linalg.LinAlgError, match="^near: expected .* Lanczos failed"):
+        nh.eigenvalues(H, 2, 1.6)
+
+
 def test_large_residuals_are_stated(monkeypatch):
     H, exact = separate_layers([1.0] * 4, [2.0, 3.0])
 

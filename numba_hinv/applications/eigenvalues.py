@@ -55,7 +55,7 @@ def eigenvalues(H, k, near=0.0, return_eigenvectors=False):
     TypeError, ValueError
         H is not a `Hessian`, there are no k eigenvalues, or ``near`` is not a finite real number.
     numpy.linalg.LinAlgError
-        H is too ill-conditioned around ``near``.
+        H is too ill-conditioned around ``near``, or Lanczos fails there.
     MemoryError
         The basis of 2 k + 20 vectors would not fit.
 
@@ -107,7 +107,10 @@ def _search(H, near, k, num_missing, check=threads.no_check):
         at_once = min(missing, k + _ROUNDS, H.shape[0] - pairs.values.size - 1)
         if at_once <= 0:
             break
-        more = nearest(H, near, at_once, pairs.vectors, check)
+        try:
+            more = nearest(H, near, at_once, pairs.vectors, check)
+        except np.linalg.LinAlgError:
+            break
         if not more.values.size:
             break
         pairs = rayleigh_ritz(H, np.hstack([pairs.vectors, more.vectors]))

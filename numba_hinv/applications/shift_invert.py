@@ -7,7 +7,7 @@ import inspect
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
 from .. import memory_budget, threads
 from ..factorization import Factorization
@@ -70,7 +70,7 @@ def nearest(hessian, shift, k, known=None, check=threads.no_check):
             return _lanczos(hessian, Factorization(hessian, -at, np.float64), k, known, check)
         except np.linalg.LinAlgError as error:
             reason = str(error).removeprefix("damping: ")
-    raise np.linalg.LinAlgError(f"near: expected a shift that H - shift I is not singular at, got {shift:g}: {reason}")
+    raise np.linalg.LinAlgError(f"near: expected a shift that Lanczos works with, got {shift:g}: {reason}")
 
 
 def rayleigh_ritz(hessian, vectors):
@@ -112,6 +112,9 @@ def _lanczos(hessian, F, k, known, check):
         )
     except ArpackNoConvergence as stopped:
         vectors = stopped.eigenvectors
+    except ArpackError as error:
+        # Of few distinct eigenvalues: there is nothing that a restart could filter out.
+        raise np.linalg.LinAlgError(f"Lanczos failed: {error}") from None
     if not vectors.size:
         return Pairs(np.empty(0), np.empty((size, 0)), np.empty(0))
     # The sums over the basis lose digits, which inverse iteration finds again.
