@@ -187,6 +187,11 @@ def test_what_lanczos_misses_is_found_or_said(monkeypatch):
 
     monkeypatch.setattr(module, "nearest", forgetful)
     check_interval(H, exact)
+    check_nearest(H, exact, 5, exact[40] + 1e-3)
+    monkeypatch.setattr(module, "_DENSE", 0)
+    with pytest.raises(np.linalg.LinAlgError, match="^near: expected .* k=5 eigenvalues, got 1.50733, with 4"):
+        nh.eigenvalues(H, 5, exact[40] + 1e-3)
+    monkeypatch.setattr(module, "nearest", lambda H, near, k, *others, **options: forgetful(H, near, k + 1, *others))
     with pytest.warns(scipy.linalg.LinAlgWarning, match="1 nearer ones are missing"):
         nh.eigenvalues(H, 5, exact[40] + 1e-3)
 

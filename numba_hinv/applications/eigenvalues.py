@@ -10,7 +10,7 @@ from .. import many, threads
 from ..hessian import Hessian
 from ..progress import bar
 from ..validation import as_flag, as_real, as_size
-from .shift_invert import nearest, nearest_first, rayleigh_ritz
+from .shift_invert import densely, nearest, nearest_first, rayleigh_ritz
 
 # In units of ||H||: residuals above this are worth a warning; so are wider clusters, where counts tell no eigenvalues
 # apart; no narrower slice is cut.
@@ -21,6 +21,8 @@ _WIDTH = 1e-12
 _INSIDE = (1e-12, 1e-10, 1e-8, 1e-6)
 # Beyond k, the rounds of Lanczos for missing eigenvalues, and the eigenvalues looked for in one.
 _ROUNDS = 8
+# With at most so many parameters, what Lanczos misses is found in a dense H.
+_DENSE = 2000
 # An interval with more eigenvalues is cut before any is looked for.
 _SLICE = 24
 # Where an interval is cut, in units of its width, until one place is far enough from any eigenvalue.
@@ -55,7 +57,7 @@ def eigenvalues(H, k, near=0.0, return_eigenvectors=False):
     TypeError, ValueError
         H is not a `Hessian`, there are no k eigenvalues, or ``near`` is not a finite real number.
     numpy.linalg.LinAlgError
-        H is too ill-conditioned around ``near``, or Lanczos fails there.
+        H is too ill-conditioned around ``near``, or Lanczos does not find k eigenvalues there.
     MemoryError
         The basis of 2 k + 20 vectors would not fit.
 
@@ -73,8 +75,8 @@ def eigenvalues(H, k, near=0.0, return_eigenvectors=False):
     -----
     Costs three factorizations, one at the shift and two for the counts, and, in a net of 1,906 parameters, 27 to 167
     solves for k from 1 to 30; more where eigenvalues are missing. They are the nearest up to 1e-12 ||H|| as a rule, and
-    up to 1e-6 ||H|| where counts are not to be had closer to an eigenvalue. Where 2 k + 20 is P or more, H is made
-    dense, by P products.
+    up to 1e-6 ||H|| where counts are not to be had closer to an eigenvalue. Where 2 k + 20 is P or more, or Lanczos
+    misses some and P is at most 2,000, H is made dense, by P products.
     """
     H = as_hessian(H)
     size = H.shape[0]
@@ -83,6 +85,12 @@ def eigenvalues(H, k, near=0.0, return_eigenvectors=False):
         raise ValueError(f"k: expected at most the {size} parameters of H, got {k}")
     with_vectors = as_flag("return_eigenvectors", return_eigenvectors)
     pairs, missing = _search(H, near, k, lambda values: _num_missing(H, values, near, k))
+    if missing > 0 and size <= _DENSE:
+        pairs, missing = densely(H, near, k), 0
+    if pairs.values.size < k:
+        raise np.linalg.LinAlgError(
+            f"near: expected a shift where Lanczos finds k={k} eigenvalues, got {near:g}, with {pairs.values.size}"
+        )
     chosen = np.sort(nearest_first(pairs.values, near)[:k])
     values, vectors, residuals = (np.ascontiguousarray(found[..., chosen]) for found in pairs)
     _warn(H, residuals, missing, near)

@@ -59,8 +59,7 @@ def nearest(hessian, shift, k, known=None, check=threads.no_check):
     """
     size = hessian.shape[0]
     if known is None and basis_size(k, size) == size:
-        values, vectors = np.linalg.eigh((hessian @ np.eye(size)).astype(np.float64, copy=False))
-        return rayleigh_ritz(hessian, vectors[:, nearest_first(values, shift)[:k]])
+        return densely(hessian, shift, k)
     memory_budget.require(
         8 * size * (basis_size(k, size) + 4 * k), f"the basis for k = {k} eigenvectors of {size} parameters"
     )
@@ -71,6 +70,12 @@ def nearest(hessian, shift, k, known=None, check=threads.no_check):
         except np.linalg.LinAlgError as error:
             reason = str(error).removeprefix("damping: ")
     raise np.linalg.LinAlgError(f"near: expected a shift that Lanczos works with, got {shift:g}: {reason}")
+
+
+def densely(hessian, shift, k):
+    """`Pairs` of the k eigenvalues nearest to ``shift``, by P products and a dense decomposition."""
+    values, vectors = np.linalg.eigh(hessian @ np.eye(hessian.shape[0]))
+    return rayleigh_ritz(hessian, vectors[:, nearest_first(values, shift)[:k]])
 
 
 def rayleigh_ritz(hessian, vectors):
