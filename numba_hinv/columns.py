@@ -39,6 +39,8 @@ def block_of(num_rows):
 
 def gather(array, start, stop):
     """Columns of a contiguous array as rows in float64."""
+    if not isinstance(array, np.ndarray):
+        return array.gather(start, stop)
     if array.shape[1] == 1:
         return np.ascontiguousarray(array.reshape(1, -1), np.float64)
     rows = np.empty((stop - start, array.shape[0]))
@@ -49,6 +51,10 @@ def gather(array, start, stop):
 
 def scatter(rows, array, start):
     """Rows to columns of an array, from ``start`` on."""
+    if not isinstance(array, np.ndarray):
+        array.scatter(rows, start)
+        return
+    rows = np.asarray(rows)
     if array.shape[1] == 1:
         array[:, 0] = rows[0]
     else:

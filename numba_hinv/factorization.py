@@ -12,7 +12,7 @@ import numpy as np
 from scipy.linalg import LinAlgWarning
 from scipy.sparse.linalg import LinearOperator
 
-from . import checkpoints, columns, condition, covariance, determinant, storage, threads
+from . import checkpoints, columns, condition, covariance, determinant, processor, storage, threads
 from .chunks import chunks
 from .kernels import eliminate, status
 from .kernels.layers import BLOCKS
@@ -20,7 +20,7 @@ from .probe import random_entries
 from .progress import bar
 from .refinement import backward_error, contraction, refine
 from .scaling import lengths, row_exponents
-from .validation import as_columns, as_flag, as_float_dtype, as_layer, as_real
+from .validation import as_flag, as_float_dtype, as_layer, as_real
 
 # Layers whose scales are looked through at a time.
 _LOOKED_THROUGH = 4096
@@ -658,8 +658,9 @@ class Factorization(LinearOperator):
         and, once for a factorization, four refined solves that estimate the norm of the inverse.
         """
         refine, full_output = as_flag("refine", refine), as_flag("full_output", full_output)
-        given, dtype = as_columns("b", b, self.shape[0], self.dtype)
-        x, count = np.empty(given.shape, dtype), given.shape[1]
+        on = self.hessian._processor
+        given, dtype = on.as_columns("b", b, self.shape[0], self.dtype)
+        x, count = on.empty_columns(given, given.shape, dtype), given.shape[1]
         # What all blocks use is made before there are threads.
         self._blocks()
         if full_output:
@@ -668,7 +669,7 @@ class Factorization(LinearOperator):
 
             def solve_block(start, stop, check):
                 rows, known = self._solve_rows(columns.gather(given, start, stop), dtype, refine, full_output, check)
-                columns.scatter(np.asarray(rows), x, start)
+                columns.scatter(rows, x, start)
                 shown.update(stop - start)
                 return known
 
@@ -676,7 +677,6 @@ class Factorization(LinearOperator):
                 # Each block would have to make the factors again.
                 found = columns.run(solve_block, given.shape, 1, max(count, 1))
             else:
-                on = self.hessian._processor
                 workers = on.num_workers(num_threads, max(count, 1), self.hessian._solves_reach_blas())
                 found = columns.run(solve_block, given.shape, workers, on.column_block)
         errors = np.concatenate([known.backward_error for known in found] or [np.empty(0)])
@@ -685,10 +685,11 @@ class Factorization(LinearOperator):
         krylov_steps = max((known.krylov_steps for known in found), default=0)
         if refine:
             self._warn(errors.max(initial=0.0), steps, krylov_steps, dtype)
-        x = x.reshape(np.shape(b))
+        shape = tuple(b.shape) if processor.is_on_device(b) else np.shape(b)
+        x = on.result(x, shape)
         if not full_output:
             return x
-        shape = np.shape(b)[1:]
+        shape = shape[1:]
         return x, SolveInfo(errors.reshape(shape), bounds.reshape(shape), steps, krylov_steps)
 
     def _solve_rows(self, rows, dtype, refine, full_output, check):
@@ -875,6 +876,13 @@ class Factorization(LinearOperator):
             v /= length
             smallest = min(smallest, float(lengths(self._multiply(v))[0]))
         return smallest
+
+    def dot(self, x):
+        """``solve(x)``; of an array on the device, one on the device."""
+        return self.solve(x) if processor.is_on_device(x) else super().dot(x)
+
+    def __matmul__(self, x):
+        return self.dot(x) if processor.is_on_device(x) else super().__matmul__(x)
 
     def _matvec(self, b):
         return self.solve(b.reshape(-1)).reshape(b.shape)

@@ -224,21 +224,22 @@ class Network:
             Weight of the term ``l2/2 ||params||^2`` in the loss, its gradient and H; at least 0.
         device : "cpu" or "cuda"
             Where the derivative blocks lie, and products, factorizations and solves are computed: "cuda" is an NVIDIA
-            GPU, for nets of dense layers (extra `cuda`).
+            GPU, for nets of dense layers (extra `cuda`). Then params, X, y, right-hand sides and vectors may be arrays
+            there (anything with ``__cuda_array_interface__``), which are not copied to the host; solutions and products
+            are where b and v are. All work goes to the stream that the interface of ``params`` names, if it does.
 
         Raises
         ------
         ImportError, RuntimeError
             ``device`` is "cuda" and numba-cuda is not installed, or finds no GPU.
         """
-        on = processor.get(device)
+        on = processor.get(device, params)
         if not isinstance(curvature, str) or curvature not in ("hessian", "ggn"):
             raise ValueError(f"curvature: expected 'hessian' or 'ggn', got {curvature!r}")
         l2 = self._check_l2(l2)
-        params = self._check_params(params)
-        work = np.array(params, np.float64)
-        X = self._check_X(X, np.float64)
-        targets = self._check_y(y, X.shape[0], np.float64)
+        work, dtype = on.as_params(self, params)
+        X = on.as_samples(self, X)
+        targets = on.as_targets(self, y, X.shape[0])
         B, (kind, n_in, n_out, p, *_) = X.shape[0], self._chain
         blocks = (p * p + B * ((n_in + n_out) * (n_in + p)))[kind == BLOCKS].sum()
         if on is not processor.CPU:
@@ -249,15 +250,15 @@ class Network:
             8 * (int(blocks) + B * int(n_in.sum() + 3 * n_out.sum() + n_out[-1] ** 2)),
             f"the derivative blocks of {len(self.layers)} layers for B = {B} samples",
         )
-        on_device = on.put(work)
-        lin, loss, gradient, layers = on.linearise(self, on_device, X, targets)
+        lin, loss, gradient, layers = on.linearise(self, work, X, targets)
         if curvature == "ggn":
             # Without second derivatives of the layers, only the loss bends.
             for block in (lin.D, lin.lam, lin.Dxx, lin.Dzx, lin.Dzz):
                 on.zero(block)
-        loss, gradient = _add_l2(l2, work, loss, gradient)
-        gradient = gradient.astype(params.dtype, copy=False)
-        return Hessian(self._chain, on_device, lin, params.dtype, loss, gradient, self, layers, curvature, l2, on)
+        if l2:
+            loss, gradient = _add_l2(l2, on.take(work), loss, gradient)
+        gradient = gradient.astype(dtype, copy=False)
+        return Hessian(self._chain, work, lin, dtype, loss, gradient, self, layers, curvature, l2, on)
 
     def _table(self, num_samples, dtype):
         """Layer table and buffer sizes for a batch of ``num_samples`` and sweeps in ``dtype``; loads their kernels."""

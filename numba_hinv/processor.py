@@ -9,6 +9,7 @@ import numpy as np
 from . import checkpoints, memory_budget, threads
 from .chunks import chunks
 from .kernels import binding, eliminate, multiply, row_space, substitute
+from .validation import as_columns
 
 
 class Cpu:
@@ -24,6 +25,7 @@ class Cpu:
     substitution_workspace = staticmethod(substitute.workspace)
     num_workers = staticmethod(threads.num_workers)
     column_block = None
+    as_columns = staticmethod(as_columns)
     eliminate = staticmethod(eliminate.eliminate)
     substitute_back = staticmethod(substitute.substitute_back)
     substitute_forth = staticmethod(substitute.substitute_forth)
@@ -35,6 +37,14 @@ class Cpu:
     # The array for NumPy, and vectors for the sweeps.
     take = rows = put
 
+    def empty_columns(self, like, shape, dtype):
+        """An uninitialised (P, k) array on the side of the given one."""
+        return np.empty(shape, dtype)
+
+    def result(self, found, shape):
+        """A (P, k) array as the caller gets it."""
+        return found.reshape(shape)
+
     def zero(self, array):
         """Fill an array with zeros."""
         array.fill(0.0)
@@ -42,6 +52,17 @@ class Cpu:
     def astype(self, array, dtype):
         """A copy of an array in another dtype."""
         return array.astype(dtype)
+
+    def as_params(self, network, params):
+        """A copy of the parameters in float64, and the dtype that they were given in."""
+        params = network._check_params(params)
+        return np.array(params, np.float64), params.dtype
+
+    def as_samples(self, network, X):
+        return network._check_X(X, np.float64)
+
+    def as_targets(self, network, y, num_samples):
+        return network._check_y(y, num_samples, np.float64)
 
     def linearise(self, network, params, X, targets):
         """(`Linearisation`, loss, gradient, layer table and sizes) of a net."""
@@ -97,12 +118,17 @@ def require_cpu(hessian, what):
         )
 
 
-def get(name):
-    """The processor of this name: "cpu" or "cuda"."""
+def is_on_device(array):
+    """Whether an array is one of CuPy, torch or Numba on a GPU (or in Numba's simulator of one)."""
+    return hasattr(array, "__cuda_array_interface__") or getattr(array, "__cuda_ndarray__", False) is True
+
+
+def get(name, like=None):
+    """The processor of this name, "cpu" or "cuda"; on the stream of the array ``like``, if that says one."""
     if isinstance(name, str) and name == "cpu":
         return CPU
     if not isinstance(name, str) or name != "cuda":
         raise ValueError(f"device: expected 'cpu' or 'cuda', got {name!r}")
     from .cuda.device import Device
 
-    return Device()
+    return Device.for_array(like)

@@ -24,6 +24,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
+    config.addinivalue_line("markers", "gpu: needs a real GPU; skipped without one")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def device_available():
 
 
 on_device = pytest.mark.skipif(not device_available(), reason="no GPU, and NUMBA_ENABLE_CUDASIM is not 1")
-on_gpu = pytest.mark.skipif(SIMULATED or not device_available(), reason="no GPU")
+without_gpu = pytest.mark.skipif(SIMULATED or not device_available(), reason="no GPU")
 
 
 class OnDevice(Problem):
@@ -370,6 +371,142 @@ def test_the_rest_of_the_interface():
     np.testing.assert_allclose(there.todense(), here.todense(), rtol=1e-12, atol=1e-13)
     x = there.factorize(0.1).solve(b)
     assert dense_truth.backward_error(here.todense(), 0.1, x, b) <= 1e-14
+
+
+@on_device
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "mean_squared_error"])
+def test_arrays_on_the_device(loss):
+    """Arrays of the device go in, and come out where b is one; nothing of the caller's is changed."""
+    import numba.cuda
+
+    problem = chain(3, 3, batch=2, loss=loss)
+    given = [problem.params, problem.X, problem.y]
+    there = [numba.cuda.to_device(array) for array in given]
+    H = problem.net.hessian(*there, device="cuda")
+    expected = moved(problem).hessian
+    np.testing.assert_array_equal(H.gradient, expected.gradient)
+    F, F_expected = H.factorize(0.1), expected.factorize(0.1)
+    b = problem.right_hand_side(3)
+    for columns in (b, b[:, 0].copy(), b.astype(np.float32), b[:, :1].copy(), np.asfortranarray(b)):
+        b_there = numba.cuda.to_device(columns)
+        for found, wanted in ((F.solve(b_there), F_expected.solve(columns)), (H @ b_there, expected @ columns)):
+            assert not isinstance(found, np.ndarray) and found.dtype == wanted.dtype
+            np.testing.assert_array_equal(found.copy_to_host(), wanted)
+        np.testing.assert_array_equal((F @ b_there).copy_to_host(), F_expected.solve(columns))
+        np.testing.assert_array_equal(b_there.copy_to_host(), columns)
+    x, info = F.solve(numba.cuda.to_device(b), full_output=True)
+    assert info.backward_error.shape == (3,) and info.backward_error.max() <= 1e-14
+    for array, kept in zip(there, given):
+        np.testing.assert_array_equal(array.copy_to_host(), kept)
+    F_narrow = problem.net.hessian(numba.cuda.to_device(problem.params.astype(np.float32)), *there[1:], device="cuda")
+    assert F_narrow.dtype == np.float32
+
+
+@on_device
+def test_wrong_arrays_on_the_device():
+    import numba.cuda
+
+    problem = chain(3, 3, batch=2)
+    put, F = numba.cuda.to_device, moved(problem).hessian.factorize(0.1)
+    bad = problem.right_hand_side()
+    bad[3] = np.nan
+    for b, message in (
+        (bad, "b: expected finite numbers"), (bad[:-1], "b: expected shape"),
+        (np.zeros((2, 2, 2)), "b: expected shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            F.solve(put(b))
+    with pytest.raises(TypeError, match="b: expected an array of real numbers"):
+        F.solve(put(np.zeros(problem.size, complex)))
+    for index, wrong, message in (
+        (0, problem.params[1:], "params: expected shape"),
+        (0, np.full(problem.size, np.inf), "params: expected finite"),
+        (1, problem.X[:, 1:], "X: expected shape"), (1, problem.X[:0], "X: expected at least one sample"),
+        (2, problem.y + 100, "y: expected labels"), (2, problem.y[1:], "y: expected shape"),
+    ):
+        arguments = [problem.params, problem.X, problem.y]
+        arguments[index] = put(np.ascontiguousarray(wrong))
+        with pytest.raises(ValueError, match=message):
+            problem.net.hessian(*arguments, device="cuda")
+
+
+@pytest.mark.gpu
+@without_gpu
+def test_agreement_on_a_gpu():
+    """Nets larger than the simulator's, fronts that do and do not fit into shared memory, against the CPU."""
+    for problem in (chain(16, 40, batch=2), chain(24, 6, batch=4), chain(64, 4, batch=3), chain(8, 30, batch=12)):
+        damping = 0.01
+        here, F = problem.hessian.factorize(damping), moved(problem).hessian.factorize(damping)
+        b = problem.right_hand_side(3)
+        x, expected = F.solve(b), here.solve(b)
+        assert np.linalg.norm(x - expected) <= 1e-8 * np.linalg.norm(expected)
+        assert F.inertia == here.inertia
+        assert F.slogdet()[1] == pytest.approx(here.slogdet()[1], rel=1e-9)
+
+
+@pytest.mark.gpu
+@without_gpu
+def test_no_leak_on_a_gpu():
+    import numba.cuda
+
+    H = moved(chain(8, 20, batch=2)).hessian
+
+    def free():
+        numba.cuda.synchronize()
+        return numba.cuda.current_context().get_memory_info().free
+
+    for _ in range(10):
+        H.factorize(0.1)
+    before = free()
+    for _ in range(1000):
+        H.factorize(0.1)
+    assert free() >= before - (1 << 24)
+
+
+@pytest.mark.gpu
+@without_gpu
+def test_two_streams_on_a_gpu():
+    """Two Hessians, each on its own stream, at once from two threads."""
+    import threading
+
+    from numba_hinv.cuda.device import Device
+    import numba.cuda
+
+    problems, found = [chain(8, 30, batch=2, seed=seed) for seed in (0, 1)], [None, None]
+
+    def work(index):
+        problem = problems[index]
+        H = moved(problem).hessian
+        H._processor = Device(numba.cuda.stream())
+        for _ in range(20):
+            found[index] = H.factorize(0.1).solve(problem.right_hand_side())
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for problem, x in zip(problems, found):
+        assert problem.backward_error(0.1, x, problem.right_hand_side()) <= 1e-14
+
+
+@pytest.mark.gpu
+@without_gpu
+def test_memory_checker_on_a_gpu():
+    """compute-sanitizer finds nothing in a factorization and a solve."""
+    checker = shutil.which("compute-sanitizer")
+    if checker is None:
+        pytest.skip("compute-sanitizer is not installed")
+    code = (
+        "import numba_hinv as nh, numpy as np\n"
+        "net = nh.Network([nh.Dense(5, 5, skip=True) for _ in range(4)], 'mean_squared_error')\n"
+        "H = net.hessian(net.init(), np.ones((2, 5)), np.zeros((2, 5)), device='cuda')\n"
+        "H.factorize(-0.1).solve(H.gradient)\n"
+    )
+    run = subprocess.run(
+        [checker, "--error-exitcode", "9", sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
 
 
 @on_device

@@ -21,7 +21,7 @@ from cuda.core import Linker, LinkerOptions, ObjectCode
 from numba import boolean, float32, float64, from_dtype, int32, int64, types
 
 import numba_hinv as nh
-from numba_hinv.cuda import eliminate, linearise, multiply, row_space, rows, substitute
+from numba_hinv.cuda import arrays, eliminate, linearise, multiply, row_space, rows, substitute
 from numba_hinv.cuda.device import RESERVED_SHARED
 from numba_hinv.cuda.target import BLOCK, PLAIN_SHARED
 from numba_hinv.kernels.eliminate import Factors
@@ -79,6 +79,12 @@ def kernels():
             yield f"{kernel.__name__}, {scalar}", kernel, (*blocks, factors(1), array(scalar), work, work, scratch)
         yield f"gather, {scalar}", rows._gather, (matrix, array(int64), work)
         yield f"ldexp, {scalar}", rows._ldexp, (matrix, array(int32), work)
+    for scalar in (float64, float32, int64):
+        for layout in "CA":
+            given = types.Array(scalar, 1, layout), types.Array(scalar, 2, layout)
+            yield f"copy, {given[0]}", arrays._copy, (given[0], vector)
+            yield f"copy_matrix, {given[1]}", arrays._copy_matrix, (given[1], int64, boolean, matrix)
+    yield "write_columns", arrays._write_columns, (matrix, int64, array(float32, 2))
     yield "scatter", rows._scatter, (matrix, array(int64), matrix)
     yield "fill", rows._fill, (float64, matrix)
     yield "combine", rows._combine, (float64, matrix, float64, matrix, matrix)

@@ -13,8 +13,9 @@ from ..kernels.layers import layer_table
 from ..kernels.linearise import Linearisation
 from ..kernels.row_space import RowSpace
 from ..losses import get_loss
-from ..validation import check_finite
-from . import eliminate, linearise, multiply, row_space, substitute
+from ..processor import CPU, is_on_device
+from ..validation import as_columns, check_finite
+from . import arrays, eliminate, linearise, multiply, row_space, substitute
 from .launch import launch
 from .rows import Rows, to_host
 from .target import BLOCK, PLAIN_SHARED, SIMULATED
@@ -43,6 +44,15 @@ class Device:
         # A stream belongs to its process.
         return Device, ()
 
+    @classmethod
+    def for_array(cls, array):
+        """On the stream of an array's ``__cuda_array_interface__``, or on the default stream."""
+        stream = (getattr(array, "__cuda_array_interface__", None) or {}).get("stream")
+        # 1 and 2 are the default streams, legacy and of a thread.
+        if stream is None or stream == 1:
+            return cls()
+        return cls(numba.cuda.per_thread_default_stream() if stream == 2 else numba.cuda.external_stream(stream))
+
     def load(self, dtype):
         """Nothing: kernels are compiled where they are launched first."""
 
@@ -60,7 +70,9 @@ class Device:
             )
 
     def put(self, array):
-        """A device array with the numbers of a NumPy array."""
+        """A device array with the numbers of a NumPy array; one that is on the device as it is."""
+        if is_on_device(array):
+            return array
         return numba.cuda.to_device(np.ascontiguousarray(array), stream=self.stream)
 
     def take(self, array):
@@ -78,6 +90,27 @@ class Device:
 
     def _launch(self, kernel, grid, *arguments, shared=0):
         launch(kernel, grid, self.stream, *arguments, shared=shared)
+
+    def as_columns(self, name, value, num_rows, default_dtype):
+        """`validation.as_columns`, and the same of arrays on the device."""
+        if not is_on_device(value):
+            return as_columns(name, value, num_rows, default_dtype)
+        if len(value.shape) not in (1, 2) or value.shape[0] != num_rows:
+            raise ValueError(f"{name}: expected shape ({num_rows},) or ({num_rows}, k), got {tuple(value.shape)}")
+        array = arrays.as_array(name, value, value.shape, None, self.stream)
+        dtype = np.result_type(array.dtype, default_dtype)
+        width = array.size // num_rows if array.size else value.shape[-1]
+        return arrays.Columns(array.reshape(num_rows, width), self.stream), dtype
+
+    def empty_columns(self, like, shape, dtype):
+        """An uninitialised (P, k) array on the side of the given one."""
+        if isinstance(like, arrays.Columns):
+            return arrays.Columns.empty(shape, dtype, self.stream)
+        return np.empty(shape, dtype)
+
+    def result(self, found, shape):
+        """A (P, k) array as the caller gets it."""
+        return (found.array if isinstance(found, arrays.Columns) else found).reshape(shape)
 
     def zero(self, array):
         """Fill an array with zeros."""
@@ -105,10 +138,39 @@ class Device:
         self._tables = [*self._tables[-3:], (table, found)]
         return found
 
+    def as_params(self, network, params):
+        """A copy of the parameters on the device, in float64, and the dtype that they were given in."""
+        if not is_on_device(params):
+            work, dtype = CPU.as_params(network, params)
+            return self.put(work), dtype
+        meaning = " (the parameters of all layers)"
+        given = arrays.as_array("params", params, (network.num_params,), None, self.stream, meaning)
+        return self.astype(given, np.float64), np.dtype(given.dtype)
+
+    def as_samples(self, network, X):
+        if not is_on_device(X):
+            return CPU.as_samples(network, X)
+        meaning, shape = " (samples x inputs of the first layer)", (None, int(network._chain.n_in[0]))
+        X = arrays.as_array("X", X, shape, np.dtype(np.float64), self.stream, meaning)
+        if X.shape[0] == 0:
+            raise ValueError("X: expected at least one sample, got an empty batch")
+        return X
+
+    def as_targets(self, network, y, num_samples):
+        if not is_on_device(y):
+            return CPU.as_targets(network, y, num_samples)
+        if get_loss(network.loss_name)["targets"] == "labels":
+            # One number a sample, and all of them have to be looked at.
+            return CPU.as_targets(network, arrays.take_labels(y, self.stream), num_samples)
+        outputs, given = int(network._chain.n_out[-1]), np.dtype(np.float64)
+        shape = (num_samples,) if outputs == 1 and len(y.shape) == 1 else (num_samples, outputs)
+        y = arrays.as_array("y", y, shape, given, self.stream, " (samples x outputs of the last layer)")
+        return y.reshape(num_samples, outputs)
+
     def linearise(self, network, params, X, targets):
         """(`Linearisation`, loss, gradient, layer table and sizes) of a net.
 
-        ``params`` is on the device, X and targets are NumPy arrays.
+        ``params`` is on the device, X and targets are here or there.
         """
         names = [layer.activation for layer in network.layers]
         distinct = sorted(set(names))
@@ -118,7 +180,7 @@ class Device:
         shapes = dict.fromkeys(("S", "D", "lam"), sizes.u) | dict.fromkeys(("Dx", "Dz", "Dxx", "Dzx", "Dzz"), 0)
         shapes |= {"Z": sizes.z, "output": (B, n), "curvature": (B, n, n)}
         lin = Linearisation(**{name: self._empty(shape, np.float64) for name, shape in shapes.items()})
-        lin.Z[: X.size].copy_to_device(self.put(X).reshape(X.size))
+        lin.Z[: X.size].copy_to_device(self.put(X).reshape(X.size), stream=self.stream)
         records = self._table(table)
         self._launch(linearise.forward_kernel(distinct), 1, records, 0, table.size, params, lin)
         check_finite("params, X: the net's output", self.take(lin.output))
@@ -132,7 +194,7 @@ class Device:
         if not np.isfinite(value):
             raise ValueError(f"params, X, y: expected a finite loss, got {value}")
         G, gradient = self._empty((2, B * sizes.width), np.float64), self._empty(params.size, np.float64)
-        G[table.size % 2, : B * n].copy_to_device(slope.reshape(B * n))
+        G[table.size % 2, : B * n].copy_to_device(slope.reshape(B * n), stream=self.stream)
         self._launch(linearise.backward, 1, records, 0, table.size, params, lin, gradient, G)
         gradient = self.take(gradient)
         check_finite("params, X, y: the gradient", gradient)
