@@ -47,6 +47,8 @@ def gpu():
     if not numba.cuda.is_available():
         return "none (numba-cuda is installed, and finds no GPU)"
     device, memory = numba.cuda.get_current_device(), numba.cuda.current_context().get_memory_info()
+    if not hasattr(device, "name"):
+        return "Numba's simulator of one"
     name = device.name.decode() if isinstance(device.name, bytes) else device.name
     return f"{name}, {memory.total / 2**30:.0f} GiB"
 
