@@ -7,8 +7,8 @@ which acts on states (i, a, t) as ``(R (x) I)[(k, a), (i, a, t)] = R[k, (i, t)]`
 transpose folds.
 """
 
-from numba import njit
 
+from .compiled import inner
 from .layers import for_convolutions
 from .memory import add, copy, fill, matrix, vector
 from .microkernel import pointer, shift
@@ -17,7 +17,7 @@ from .product import gemm_nn, gemm_nt, gemm_tn, multiply, multiply_nt, multiply_
 from .row_space import expand, project
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _times_W(layer, params, at, state, state_at, beta, patches, u):
     """u (units x positions) <- W patches + beta u, patches those of ``state[state_at:]``, W at ``params[at:]``."""
     gather(layer, state, state_at, patches, 0, layer.positions, 1)
@@ -25,7 +25,7 @@ def _times_W(layer, params, at, state, state_at, beta, patches, u):
     multiply(1.0, W, matrix(patches, 0, layer.fan_in, layer.positions), beta, u)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _spread(layer, params, u):
     """u <- c 1^T, or 0 without a bias; c comes after W in ``params``, the layer's slice of a flat vector."""
     n, T = u.shape
@@ -33,7 +33,7 @@ def _spread(layer, params, u):
         fill(T, params[n * layer.fan_in + a] if layer.bias else 0.0, u, a * T)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _add_gradient(layer, nu, patches, gradient, at):
     """``gradient[at:]`` += nu Zt_i^T, by W and then by c."""
     n, T = nu.shape
@@ -105,7 +105,7 @@ def convolution_tangent(layer, params, lin, V, dZ, dU, dZ_next, patches):
     _finish_tangent(layer, params, S, dZ, dU, dZ_next, patches)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _finish_tangent(layer, params, S, dZ, dU, dZ_next, patches):
     """dU_i += W dZt_i, dZ' = S dU (+ dZ)."""
     B = S.shape[0]
@@ -156,7 +156,7 @@ def convolution_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next, patches):
             fold(layer, patches, q_next, (t * B + i) * n_in)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _multiply_R(layer, R, X, out):
     """out (r units x columns) <- (R (x) I) X, X (B n_out x columns)."""
     n, T, r, num_rows, columns = layer.units, layer.positions, layer.r, layer.rows, X.shape[1]
@@ -169,7 +169,7 @@ def _multiply_R(layer, R, X, out):
             )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _form_PJ(layer, W, S, P, E, patches):
     """E = P J, row by row; P becomes P diag(S)."""
     n_in, n_out, a, N = layer.n_in, layer.n_out, P.shape[0], E.shape[1]
@@ -188,7 +188,7 @@ def _form_PJ(layer, W, S, P, E, patches):
             fold(layer, patches, E, row * N + i * n_in)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _form_E(layer, W, S, D, E):
     """diag(S) E + diag(D) A, in place."""
     n, T, n_in = layer.units, layer.positions, layer.n_in
@@ -209,7 +209,7 @@ def _form_E(layer, W, S, D, E):
                         E[row, at + channel * layer.length] += d[row] * W[a, channel * layer.kernel + k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _add_AtE(layer, W, E, P_next, W_k):
     """P' += A^T E, upper triangle: for each position and kernel element, one product on the channels that it reads."""
     n, T, n_in, N = layer.units, layer.positions, layer.n_in, E.shape[1]
@@ -230,7 +230,7 @@ def _add_AtE(layer, W, E, P_next, W_k):
                 )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _add_C1(layer, K, lam, Q):
     """K += C1: C1[(k, a), (i, t, j)] = lam[i, a, t] Q[k, j] on patches, folded; an empty Q is the identity."""
     n, T, n_in = layer.units, layer.positions, layer.n_in
@@ -247,7 +247,7 @@ def _add_C1(layer, K, lam, Q):
                     fold_product(layer, vector(Q, k * layer.fan_in, layer.fan_in), lam_i, K, at)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _subtract_C2(layer, P_next, lam, Q, damping, work):
     """P' -= (1/eps) (lam lam^T) (x) (I - Q Q^T) on patches, folded on both sides; upper triangle."""
     n, T, n_in, fan_in, N = layer.units, layer.positions, layer.n_in, layer.fan_in, P_next.shape[1]

@@ -14,8 +14,8 @@ G, then to the rows of the result's transpose. Where H + eps I is indefinite, so
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from .compiled import inner, kernel
 from .convolution import convolution_gather, convolution_project, convolution_variances
 from .layers import BLOCKS, CONVOLUTION
 from .memory import copy, fill, matrix, reshape, rows, vector
@@ -60,7 +60,7 @@ def workspace(lengths, dtype):
     return Workspace(*(np.empty(length, dtype) for length in lengths))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _transpose(A, out):
     """out <- A^T."""
     count, columns = A.shape
@@ -71,7 +71,7 @@ def _transpose(A, out):
                     out[j, i] = A[i, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _disturb(A, noise):
     """The upper triangle of A <- itself times 1 +- noise, signs from a linear congruential generator."""
     state = np.uint64(1)
@@ -81,7 +81,7 @@ def _disturb(A, noise):
             A[i, j] *= 1.0 + noise if state >> np.uint64(63) else 1.0 - noise
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _form_G(layer, num_positive, factors, noise, work):
     """G from the Sigma in its last rows."""
     m, N = layer.m, layer.N
@@ -119,7 +119,7 @@ def _form_G(layer, num_positive, factors, noise, work):
     _transpose(Ht, rows(z, 0, m))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _gather(layer, lin, unit, z, lam, e, patches):
     """e_t = sum_i lam[i, unit] z_i of each row t of z (k, N): what C2 makes of a state for one output."""
     B = lin.output.shape[0]
@@ -136,7 +136,7 @@ def _gather(layer, lin, unit, z, lam, e, patches):
         )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _project_Sigma(layer, B, Q, Sigma, projected, patches):
     """projected (N, B, r, T) <- cov(z, Q zt), zt being the rows that a layer reads: T a sample, one if it is dense."""
     N = Sigma.shape[0]
@@ -146,7 +146,7 @@ def _project_Sigma(layer, B, Q, Sigma, projected, patches):
         multiply_nt(1.0, reshape(Sigma, N * B, layer.n_in), Q, 0.0, reshape(projected, N * B, layer.r))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _variances(layer, lin, unit, Sigma, out):
     """out (fan_in,) <- the diagonal of cov(e), e as in `_gather`."""
     B, n, n_in = lin.output.shape[0], layer.n_out, layer.n_in
@@ -161,7 +161,7 @@ def _variances(layer, lin, unit, Sigma, out):
                 out[j] += weight * Sigma[i * n_in + j, i2 * n_in + j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _unit_diagonal(layer, lin, row_space, damping, unit, projected, work, start, diagonal):
     """Fill the entries of one output in the layer's slice of the diagonal, where Q is not the identity.
 
@@ -229,7 +229,7 @@ def _unit_diagonal(layer, lin, row_space, damping, unit, projected, work, start,
         diagonal[n * fan_in + unit] = total + outside / damping
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _diagonal(layer, lin, row_space, damping, work, diagonal):
     """The layer's slice of ``diagonal`` <- the diagonal of cov(x)."""
     m, n, fan_in, d = layer.m, layer.units, layer.fan_in, layer.d
@@ -253,7 +253,7 @@ def _diagonal(layer, lin, row_space, damping, work, diagonal):
             x[a * fan_in + j if j < fan_in else n * fan_in + a] = C[j * n + a, j * n + a]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def propagate(table, start, stop, params, lin, row_space, factors, damping, noise, diagonal, work):
     """Layers start..stop-1: takes Sigma to the layer after them, and fills their slices of ``diagonal``, unless empty.
 
@@ -282,7 +282,7 @@ def propagate(table, start, stop, params, lin, row_space, factors, damping, nois
         mirror(reshape(Sigma, a, a))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def covariance(table, l, lin, row_space, factors, damping, noise, out, work):
     """out (p, p) <- cov(x) of layer l, after `propagate` of the layers before it."""
     B = lin.output.shape[0]
@@ -303,7 +303,7 @@ def covariance(table, l, lin, row_space, factors, damping, noise, out, work):
     mirror(out)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _add_outside(layer, row_space, damping, out):
     """out += (Pj (x) I) / eps."""
     n, fan_in, r, d = layer.units, layer.fan_in, layer.r, layer.d

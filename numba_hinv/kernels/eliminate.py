@@ -11,9 +11,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
 
+from .compiled import inner, kernel
 from .front import form_front
 from .memory import matrix, vector
 from .norm import squared_norm
@@ -94,7 +94,7 @@ def work_bytes(sizes, dtype):
     return dtype.itemsize * (2 * sizes.front + sizes.mixed + sizes.m**2 + int(work_size(sizes.m)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _limit_growth(Y, pivots, scales, pivoting):
     """Enlarge small pivots whose row of Y has a squared norm above the limit.
 
@@ -121,7 +121,7 @@ def _limit_growth(Y, pivots, scales, pivoting):
     return growth, num_enlarged, added
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def eliminate(table, start, stop, params, lin, row_space, damping, pivoting, factors, work):
     """Eliminate layers stop-1, ..., start; layers after them must have been eliminated with the same workspace.
 

@@ -17,6 +17,7 @@ Of M and P' only the upper triangles are certain.
 
 from numba import njit
 
+from .compiled import inner
 from .convolution import convolution_front
 from .layers import BLOCKS, CONVOLUTION
 from .memory import copy, fill, matrix, reshape, rows, vector
@@ -24,7 +25,7 @@ from .microkernel import pointer, shift
 from .product import gemm_nn, gemm_tn, gemm_tn_upper, multiply, multiply_tn
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _scale_columns(P, S):
     """P diag(S), in place; P is (rows, B n) or, per sample, (B n, n)."""
     B, n = S.shape
@@ -40,7 +41,7 @@ def _scale_columns(P, S):
                     P[i * n + a, b] *= S[i, b]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _form_E(E, S, D, W):
     """diag(S) E + diag(D) A, in place; E is (B n, B n_in) or, per sample, (B n, n_in)."""
     B, n = S.shape
@@ -55,7 +56,7 @@ def _form_E(E, S, D, W):
                 E[row, first + j] += D[i, a] * W[a, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _last_dense_front(layer, B, W, S, D, R, damping, curvature, P, K, P_next, work):
     """M, K without C1 and the next P without C2, where P, the loss's curvature, is block diagonal over the samples."""
     n, n_in, r = layer.n_out, layer.n_in, layer.r
@@ -110,7 +111,7 @@ def _last_dense_front(layer, B, W, S, D, R, damping, curvature, P, K, P_next, wo
         M[k, k] += damping
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _inner_dense_front(layer, B, W, S, D, R, damping, P, K, P_next, work):
     """M, K without C1 and the next P without C2. P is destroyed."""
     n, n_in, r, m, N = layer.n_out, layer.n_in, layer.r, layer.m, layer.N
@@ -169,7 +170,7 @@ def _inner_dense_front(layer, B, W, S, D, R, damping, P, K, P_next, work):
             M[row, row] += damping
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _add_C1(K, lam, Q, r):
     """K[(k, a), (i, j)] += lam[i, a] Q[k, j]; an empty Q is the identity."""
     B, n = lam.shape
@@ -186,7 +187,7 @@ def _add_C1(K, lam, Q, r):
                         row[i * n_in + j] += lam[i, a] * Q[k, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _subtract_C2(P_next, lam, Q, damping, work):
     """P' -= (1/eps) (lam lam^T) (x) (I - Q Q^T)[:n_in, :n_in], upper triangle."""
     B = lam.shape[0]
@@ -227,7 +228,7 @@ def _dense_front(layer, is_last, params, lin, row_space, damping, P, K, P_next, 
             _subtract_C2(P_next, lam, Q, damping, work)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _write_curvature(curvature, P):
     """P (B n, B n) <- the loss's curvature, block diagonal over the samples."""
     B, n = curvature.shape[:2]
@@ -237,7 +238,7 @@ def _write_curvature(curvature, P):
             copy(n, curvature, (i * n + b) * n, P, (i * n + b) * B * n + i * n)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _blocks_front(layer, is_last, lin, damping, P, K, P_next, work):
     B = lin.output.shape[0]
     n, n_in, p, m, N = layer.n_out, layer.n_in, layer.p, layer.m, layer.N

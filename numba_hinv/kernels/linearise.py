@@ -12,6 +12,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from .compiled import inner, kernel
 from .convolution import convolution_backward, convolution_pre_activation
 from .layers import BLOCKS, CONVOLUTION
 from .memory import add, fill, matrix, rows, vector
@@ -98,7 +99,7 @@ def _call_loss(typingctx, address, z, y, gradient, curvature, n, num_targets):
     return signature, codegen
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _dense_pre_activation(layer, params, Z, U):
     """U = Z W^T + c."""
     B, n_in = Z.shape
@@ -126,7 +127,7 @@ def _custom_forward(layer, params, Z, Z_next):
         )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def forward(table, start, stop, params, lin, U):
     """Fill Z, S and phi'' (left in D) of layers start..stop-1 and the output; Z of layer ``start`` is given.
 
@@ -160,7 +161,7 @@ def forward(table, start, stop, params, lin, U):
             add(Z.size, Z, 0, Z_next, 0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def terminal(loss, scale, targets, output, gradient, curvature):
     """Value of the loss; fills its gradient (B x n) and curvature (B x n x n) in the output (B x n).
 
@@ -244,7 +245,7 @@ def _custom_backward(layer, params, lin, gradient, G_out, G_in, work):
             _call_curvature(layer.curvature, z, x, pointer(g, 0), Dxx, Dzx, Dzz, scratch, n_in, n, p, B * n_in)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def backward(table, start, stop, params, lin, gradient, G, work):
     """Fill lam, D and the blocks of layers stop-1..start and the flat gradient.
 

@@ -9,6 +9,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
+from .compiled import inner
+
 
 def _view(context, builder, view_type, buffer_type, buffer, offset, shape):
     """An array of ``shape`` that starts ``offset`` elements after the start of another, and borrows its memory."""
@@ -62,7 +64,7 @@ def rows(block, start, count):
     return matrix(block, start * block.shape[1], count, block.shape[1])
 
 
-@njit(cache=True, nogil=True)
+@inner
 def fill(size, value, to, at):
     """``to[at : at + size] = value``, in elements of a contiguous array."""
     out = vector(to, at, size)
@@ -70,7 +72,7 @@ def fill(size, value, to, at):
         out[i] = value
 
 
-@njit(cache=True, nogil=True)
+@inner
 def copy(size, source, at, to, to_at):
     """``to[to_at : to_at + size] = source[at : at + size]``, in elements of contiguous arrays."""
     out, given = vector(to, to_at, size), vector(source, at, size)
@@ -78,7 +80,7 @@ def copy(size, source, at, to, to_at):
         out[i] = given[i]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def add(size, source, at, to, to_at):
     """``to[to_at : to_at + size] += source[at : at + size]``, in elements of contiguous arrays."""
     out, given = vector(to, to_at, size), vector(source, at, size)

@@ -7,6 +7,7 @@ Vectors are stored one a row: k of them at once are a (k, P) array, and the k ba
 import numpy as np
 from numba import njit
 
+from .compiled import inner, kernel
 from .convolution import convolution_adjoint, convolution_tangent
 from .layers import BLOCKS, CONVOLUTION
 from .memory import add, copy, fill, matrix, rows, vector
@@ -90,7 +91,7 @@ def _dense_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next):
                     Hv_c[a] += nu_t[i, a]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def blocks_tangent(layer, lin, k, dx, stride, dZ, dZ_next):
     """dZ' = Dx dx + Dz dZ, for k vectors at once; dx points to the first of k rows, ``stride`` apart."""
     B = lin.output.shape[0]
@@ -132,7 +133,7 @@ def _blocks_adjoint(layer, lin, V, HV, dZ, q, q_next):
             )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def tangents(table, start, stop, params, lin, V, dZ, dU, patches):
     """The sweep forth, over layers start..stop-1: dZ and dU, for k vectors V (k, P)."""
     k, B = V.shape[0], lin.output.shape[0]
@@ -149,7 +150,7 @@ def tangents(table, start, stop, params, lin, V, dZ, dU, patches):
             _dense_tangent(layer, params, lin, V, dZ_l, matrix(dU, k * layer.u, k * B, layer.n_out), dZ_next)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q, patches):
     """The sweep back, over layers stop-1..start: HV (k, P) <- V H, H being the Hessian (symmetric).
 

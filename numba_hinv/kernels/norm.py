@@ -4,6 +4,8 @@ import math
 
 from numba import njit
 
+from .compiled import kernel
+
 # Norms within these bounds have squares, and sums of squares, that are exact to rounding.
 _LEAST, _LARGEST = 1e-140, 1e150
 
@@ -17,7 +19,7 @@ def squared_norm(x):
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def row_norms(rows, out):
     """out[i] <- 2-norm of ``rows[i]``, float64; not finite where the row is not."""
     for i in range(rows.shape[0]):

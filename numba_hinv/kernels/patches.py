@@ -5,13 +5,13 @@ of which row j = (channel, k) holds ``state[channel, stride t + dilation k - pad
 padding. Gathering is linear; folding is its transpose.
 """
 
-from numba import njit
 
+from .compiled import kernel
 from .layers import for_convolutions
 from .memory import vector
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def tap(layer, k):
     """(first, last, start): positions first..last-1 read element ``start + stride t`` of a channel, others the padding."""
     start = k * layer.dilation - layer.padding
@@ -41,7 +41,7 @@ def gather(layer, state, at, patches, to, row_stride, column_stride):
             patches[row + t * column_stride] = 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def fold_row(layer, j, q, u, z):
     """z += q times the patches of which row j is u and all others are 0."""
     channel, k = divmod(j, layer.kernel)
@@ -55,7 +55,7 @@ def fold_row(layer, j, q, u, z):
             z[start + layer.stride * t] += q * u[t]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def fold(layer, patches, state, at):
     """``state[at:]`` += the patches, each element where it was gathered."""
     z = vector(state, at, layer.n_in)
@@ -64,7 +64,7 @@ def fold(layer, patches, state, at):
         fold_row(layer, j, one, vector(patches, j * layer.positions, layer.positions), z)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def fold_product(layer, q, u, state, at):
     """``state[at:]`` += the patches q u^T."""
     z = vector(state, at, layer.n_in)

@@ -8,10 +8,10 @@ ones can also be called from Python). Small products run on the micro-kernel, la
 the constants below and may be changed after a measurement.
 """
 
-from numba import njit
 
 from . import blas
 from .binding import POINTER, SCALAR, SIZE, compiled_once
+from .compiled import inner, kernel
 from .microkernel import (DOT_ROWS, PANEL_ROWS, dot_columns, panel, pointer, row_columns, row_stride, shift,
                           tile_columns, tile_nn, tile_nt, tile_rows, tile_tn, transpose, vector_columns)
 
@@ -38,14 +38,14 @@ ALIASED, PACK_DEPTH, PACK_ROWS = 64, 112, 64
 _ARGUMENTS = (SIZE, SIZE, SIZE, SCALAR, POINTER, SIZE, POINTER, SIZE, SCALAR, POINTER, SIZE)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _scale(m, n, beta, c, ldc):
     for i in range(m):
         for j in range(n):
             c[i * ldc + j] = c[i * ldc + j] * beta if beta != 0 else 0 * beta
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _part(left, most):
     """How many of the rows or columns left to take: most, or about half of them where two tiles are left."""
     if left <= most:
@@ -53,7 +53,7 @@ def _part(left, most):
     return (left + 1) >> 1 if left < 2 * most else most
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _part_of_columns(left, most, unit):
     """As _part, in whole vectors of unit columns."""
     return left if left <= most else (2 * unit if left <= 4 * unit and most == 3 * unit else most)
@@ -123,13 +123,13 @@ def _gemm_tn_part(upper, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
         j += columns
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def gemm_tn(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     """C (m x n) <- alpha A^T B + beta C, A (k x m), B (k x n)."""
     _gemm_tn_part(0, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def gemm_tn_upper(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     """As gemm_tn with m == n; of C only the upper triangle is certain to be computed."""
     _gemm_tn_part(1, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
@@ -196,28 +196,28 @@ def gemm_nt(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
         j += columns
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def multiply(alpha, A, B, beta, C):
     """C <- alpha A B + beta C, A (m x k), B (k x n), C (m x n)."""
     gemm_nn(C.shape[0], C.shape[1], A.shape[1], C.dtype.type(alpha), pointer(A, 0), row_stride(A),
             pointer(B, 0), row_stride(B), C.dtype.type(beta), pointer(C, 0), row_stride(C))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def multiply_tn(alpha, A, B, beta, C):
     """C <- alpha A^T B + beta C, A (k x m), B (k x n), C (m x n)."""
     gemm_tn(C.shape[0], C.shape[1], A.shape[0], C.dtype.type(alpha), pointer(A, 0), row_stride(A),
             pointer(B, 0), row_stride(B), C.dtype.type(beta), pointer(C, 0), row_stride(C))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def multiply_nt(alpha, A, B, beta, C):
     """C <- alpha A B^T + beta C, A (m x k), B (n x k), C (m x n)."""
     gemm_nt(C.shape[0], C.shape[1], A.shape[1], C.dtype.type(alpha), pointer(A, 0), row_stride(A),
             pointer(B, 0), row_stride(B), C.dtype.type(beta), pointer(C, 0), row_stride(C))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def multiply_tn_upper(alpha, A, B, beta, C):
     """As multiply_tn, C square, of which only the upper triangle is certain to be computed."""
     gemm_tn_upper(C.shape[0], C.shape[1], A.shape[0], C.dtype.type(alpha), pointer(A, 0), row_stride(A),

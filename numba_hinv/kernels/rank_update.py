@@ -4,9 +4,9 @@ Only upper triangles are computed; what stands in a strict lower triangle afterw
 written it. Small updates run on the micro-kernel, large ones in BLAS ``syrk``; the crossover is the constant below.
 """
 
-from numba import njit
 
 from . import blas
+from .compiled import inner, kernel
 from .microkernel import pointer, row_stride, shift
 from .product import gemm_tn_upper
 
@@ -18,7 +18,7 @@ BLAS_WORK = 256**3
 MIRROR_BLOCK = 32
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _add_gram(n, rows, sign, y, ldy, p, ldp):
     if n * n * rows >= BLAS_WORK:
         blas.syrk_upper(n, rows, sign, y, ldy, sign * sign, p, ldp)
@@ -26,7 +26,7 @@ def _add_gram(n, rows, sign, y, ldy, p, ldp):
         gemm_tn_upper(n, n, rows, sign, y, ldy, y, ldy, sign * sign, p, ldp)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def signed_rank_update(Y, num_positive, P):
     """Upper triangle of P (N x N) <- P - Y+^T Y+ + Y-^T Y-; Y+ is the first num_positive rows of Y (m x N)."""
     n, rows = P.shape[0], Y.shape[0]
@@ -40,7 +40,7 @@ def signed_rank_update(Y, num_positive, P):
         _add_gram(n, rows - num_positive, one, shift(y, num_positive * ldy), ldy, p, ldp)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def mirror(P):
     """Copy the strict upper triangle of P (N x N) onto the lower one."""
     n = P.shape[0]

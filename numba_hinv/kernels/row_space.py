@@ -10,8 +10,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from .compiled import inner, kernel
 from .layers import BLOCKS, CONVOLUTION
 from .memory import copy, fill, matrix, vector
 from .patches import gather
@@ -30,7 +30,7 @@ def workspace(sizes, dtype):
     return np.empty((2, sizes.reflectors), dtype)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _reflector(x):
     """Overwrite x by v, v[0] = 1, of the reflection ``I - tau v v^T`` that maps x to ``beta e_1``: (tau, beta)."""
     largest = 0.0
@@ -52,7 +52,7 @@ def _reflector(x):
     return (beta - alpha) / beta, beta
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _reflect(tau, v, x):
     """x <- (I - tau v v^T) x."""
     product = 0.0
@@ -63,7 +63,7 @@ def _reflect(tau, v, x):
         x[j] -= product * v[j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def span(table, lin, row_space, work):
     """Fill Q and R of every structured layer. Cost: 4 d rows^2 flops a layer where rows < d, a transpose elsewhere."""
     B = lin.output.shape[0]
@@ -119,7 +119,7 @@ def span(table, lin, row_space, work):
                 q[k] = Qt[k, fan_in]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def project(layer, row_space, g, at, gQ):
     """gQ (r x units) <- (g Q)^T, g being the layer's slice of a flat vector at ``at``."""
     n, fan_in, r = layer.units, layer.fan_in, layer.r
@@ -142,7 +142,7 @@ def project(layer, row_space, g, at, gQ):
                 gQ[fan_in, a] = g_c[a]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def expand(layer, row_space, damping, W1, x, at, hQ):
     """x <- W1 Q^T + (h - h Q Q^T) / eps, x being the layer's slice of a flat vector at ``at``, which holds h.
 

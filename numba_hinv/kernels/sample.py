@@ -6,14 +6,14 @@ independent: the first is xi of the design's section 3, the second moves the par
 positive: one vector of P numbers makes one sample.
 """
 
-from numba import njit
 
+from .compiled import kernel
 from .layers import BLOCKS
 from .memory import copy, matrix
 from .row_space import project
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def project_all(table, start, stop, row_space, b, x):
     """The slices of x <- those of b (k, P), projected: what `substitute_forth` expects in layers start..stop-1."""
     k, P = b.shape

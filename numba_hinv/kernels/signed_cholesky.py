@@ -11,9 +11,9 @@ of U, row-major with row stride m - k0; the unit diagonal is not stored: zeros s
 import math
 
 import numpy as np
-from numba import njit
 
 from .binding import POINTER, SCALAR, SIZE, compiled_once
+from .compiled import inner, kernel
 from .microkernel import pointer, row_stride, shift
 from .pivot_block import (
     BLOCK,
@@ -38,7 +38,7 @@ RESULTS = 2 * BLOCK
 MAX_FLOAT = np.finfo(np.float64).max
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def panel_rows(m):
     """Rows of U per panel of the packed factor of an m x m matrix."""
     # Measured: wide panels feed the products better, narrow ones cost the pivots that need care less.
@@ -49,13 +49,13 @@ def panel_rows(m):
     return 64
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def panel_offset(m, rows, panel):
     """Where panel number `panel` starts in the packed factor."""
     return rows * (panel * m - rows * (panel * (panel - 1) // 2))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def pack_size(m):
     """Number of scalars of the packed factor of an m x m matrix: about m (m + panel_rows(m)) / 2."""
     rows = panel_rows(m)
@@ -63,13 +63,13 @@ def pack_size(m):
     return panel_offset(m, rows, full) + (m - full * rows) * (m - full * rows)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def work_size(m):
     """Number of scalars of scratch that `signed_cholesky` needs."""
     return (4 + BLOCK) * m + NOTES
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _interchange(m, M, lda, L, base, k0, start, k, p, q, pivots, s):
     """Swap p and q > p in the rows start..k of M and k0..k of U; index q of the rest of M takes p's entries."""
     for j in range(p + 1, q):
@@ -86,7 +86,7 @@ def _interchange(m, M, lda, L, base, k0, start, k, p, q, pivots, s):
     s[p], s[q] = s[q], s[p]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _eigen(a, b, c):
     """Eigenvalues of [[a, b], [b, c]], larger modulus first, and the unit eigenvector (cosine, sine) of the first.
 
@@ -118,7 +118,7 @@ def _eigen(a, b, c):
     return first, second, cosine, sine
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _split_block(a, b, c, tiny, perturbation, block):
     """Take the block [[a, b], [b, c]] = G diag(sigma) G^T apart.
 
@@ -159,7 +159,7 @@ def _split_block(a, b, c, tiny, perturbation, block):
     return count, int(big < 0), int(small < 0), one, two
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _bounded(m, w, s, d, k):
     """Whether the 1x1 pivot d > 0 leaves no later diagonal entry negative: then elements do not grow."""
     inverse, bad = 1 / d, 0
@@ -263,7 +263,7 @@ def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start
     results[0], results[1], results[2], results[3], results[4] = 2, first + second, count, one, two
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _times(product, exponent, factor):
     """Multiply product e^exponent by a positive factor: a logarithm only where the product would leave the range."""
     if not 1e-150 < factor < 1e150:
@@ -274,7 +274,7 @@ def _times(product, exponent, factor):
     return product, exponent
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _late_interchanges(L, pivots, m):
     """Apply to each panel the interchanges that were made after it had been finished."""
     rows = panel_rows(m)
@@ -291,7 +291,7 @@ def _late_interchanges(L, pivots, m):
                     L[row + p], L[row + q] = L[row + q], L[row + p]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _order(pivots, m):
     """pivots[m:] <- the places of the pivots once the positive ones come first, in the order of elimination."""
     negative = 0
@@ -307,7 +307,7 @@ def _order(pivots, m):
             positive += 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _update(m, M, lda, L, base, k0, start, stop, k):
     """Subtract the contribution of the rows start..stop of U from M[k:, k:] (upper triangle)."""
     gemm_tn_upper(m - k, m - k, stop - start, -1, shift(L, base + (start - k0) * (m - k0) + k - k0), m - k0,
@@ -415,7 +415,7 @@ def _factor(m, M, lda, tiny, perturbation, threshold, L, pivots, scales, work):
     results[4] = logarithm - float(results[3])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def signed_cholesky(M, tiny, perturbation, L, pivots, scales, work):
     """Factor a symmetric matrix as ``F diag(sigma) F^T``, sigma = +-1.
 

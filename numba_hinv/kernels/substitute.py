@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from .compiled import inner, kernel
 from .convolution import convolution_back, convolution_expand_all, convolution_step
 from .layers import BLOCKS, CONVOLUTION
 from .memory import add, copy, fill, matrix, reshape, rows, vector
@@ -45,7 +46,7 @@ def workspace(sizes, num_vectors, num_samples, dtype):
     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _apply_signs(num_positive, y):
     """sigma y for each row y."""
     for t in range(y.shape[0]):
@@ -103,7 +104,7 @@ def _blocks_back(layer, lin, b, v, v_next, y):
             )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def substitute_back(table, start, stop, params, lin, row_space, factors, damping, b, x, work):
     """Layers stop-1..start: leaves y of each layer in its slice of x. v starts at 0 in the last layer."""
     k, P = b.shape
@@ -189,7 +190,7 @@ def expand_all(layer, lin, row_space, damping, W1, dZ, x, start, stride, hQ, pat
             expand(layer, row_space, damping, matrix(W1, t * m, r, n), x, at, matrix(hQ, 0, r, n))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def substitute_forth(table, start, stop, params, lin, row_space, factors, damping, b, x, work):
     """Layers start..stop-1: turns y in the slices of x into the solution. dZ starts at 0 in the first layer."""
     k, P = b.shape

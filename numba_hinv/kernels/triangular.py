@@ -5,16 +5,16 @@ transpose. Each solve reads the panels of L once. How the blocks are solved may 
 described, and owned, by ``signed_cholesky``.
 """
 
-from numba import njit
 
 from .binding import POINTER, SIZE, compiled_once
+from .compiled import inner, kernel
 from .microkernel import dot_columns, pointer, shift, tile_nt
 from .pivot_block import BLOCK, solve_block, solve_vector, solve_vector_back, subtract_rows
 from .product import gemm_nn, gemm_nt, gemm_tn
 from .signed_cholesky import panel_rows
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _in_order(pivots, m):
     """Whether neither the pivots nor their signs were reordered: then a solve needs no copy."""
     difference = 0
@@ -23,31 +23,31 @@ def _in_order(pivots, m):
     return difference == 0
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _place(pivot):
     """The row of M that a pivot was taken from."""
     return ~pivot if pivot < 0 else pivot
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _scale(count, factor, x, out):
     for j in range(count):
         out[j] = factor * x[j]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _combine(count, a, x, b, y, out):
     for j in range(count):
         out[j] = a * x[j] + b * y[j]
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _copy(count, x, out):
     for j in range(count):
         out[j] = x[j]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def forward_rows(L, pivots, scales, K, work):
     """K <- F^{-1} K in place, rows with sigma = +1 first.
 
@@ -160,7 +160,7 @@ def _solve_vectors_back(count, m, L, Y):
                             y[i] -= y[j] * t[i * stride + j]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def forward_vectors(L, pivots, scales, X, work):
     """Each row x of X <- F^{-1} x in place.
 
@@ -201,7 +201,7 @@ def forward_vectors(L, pivots, scales, X, work):
                 k += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def backward_vectors(L, pivots, scales, X, work):
     """Each row x of X <- F^{-T} x in place.
 
