@@ -100,7 +100,8 @@ def like(draw, array):
 
 
 CALLS = ["forward", "loss", "gradient", "hessian", "product", "solve", "one call", "count_below"]
-CALLS += ["init", "unpack", "save"]
+CALLS += ["init", "unpack", "save", "diagonal", "sample"]
+CALLS += ["trust region", "eigenvalues", "eigenvalues_in", "spectral_density"]
 
 
 def run(call, p, a):
@@ -123,11 +124,23 @@ def run(call, p, a):
         return H @ a["v"]
     if call == "count_below":
         return H.count_below(a["t"])
+    if call == "trust region":
+        return nh.trust_region_step(H, a["radius"], a["gradient"], a["multiplier"])
+    if call == "eigenvalues":
+        return nh.eigenvalues(H, a["k"], a["near"])
+    if call == "eigenvalues_in":
+        return nh.eigenvalues_in(H, a["low"], a["high"])
+    if call == "spectral_density":
+        return nh.spectral_density(H, a["grid"])
     F = H.factorize(a["damping"], a["factor_dtype"])
     if call == "save":
         with tempfile.NamedTemporaryFile() as file:
             F.save(file.name)
             return nh.load(file.name).solve(a["b"])
+    if call == "diagonal":
+        return F.diagonal()
+    if call == "sample":
+        return F.sample(a["rng"], a["n"])
     return F.solve(a["b"], a["refine"], a["full_output"])
 
 
@@ -143,6 +156,12 @@ USES = {
     "count_below": ["params", "X", "y", "t"],
     "init": ["seed", "gain", "dtype"],
     "unpack": ["params"],
+    "diagonal": ["params", "X", "y", "damping", "factor_dtype"],
+    "sample": ["params", "damping", "rng", "n"],
+    "trust region": ["params", "X", "y", "radius", "gradient", "multiplier"],
+    "eigenvalues": ["params", "k", "near"],
+    "eigenvalues_in": ["params", "low", "high"],
+    "spectral_density": ["params", "grid"],
 }
 
 
@@ -152,7 +171,9 @@ def attempt(data):
     b = p.right_hand_side()
     arguments = {"params": p.params, "X": p.X, "y": p.y, "b": b, "v": b, "damping": 0.37, "t": 0.01}
     arguments |= {"factor_dtype": None, "refine": True, "full_output": False}
-    arguments |= {"seed": 0, "gain": 1.0, "dtype": "float64"}
+    arguments |= {"seed": 0, "gain": 1.0, "dtype": "float64", "rng": 0, "n": 3}
+    arguments |= {"k": 2, "near": 0.1, "low": -0.1, "high": 1.0}
+    arguments |= {"radius": 0.7, "gradient": None, "multiplier": None, "grid": np.linspace(-1.0, 1.0, 5)}
     changed = data.draw(st.lists(st.sampled_from(USES[call]), min_size=1, max_size=2, unique=True), label="changed")
     for name in changed:
         near = like(arguments[name]) if isinstance(arguments[name], np.ndarray) else scalars
@@ -166,11 +187,72 @@ def attempt(data):
             related = {*changed, *(["params", "X", "y", "damping"] if isinstance(error, np.linalg.LinAlgError) else [])}
             # Whether X or y has the wrong number of samples is a matter of taste, and all three make a loss overflow.
             related |= {"params", "X", "y"} if {"params", "X", "y"} & related else set()
+            # What H @ v says comes through; a gradient may be too large for the radius.
+            related |= {"v", "radius"} if call in JUDGES else set()
             # NumPy itself speaks where the operator @ or the random generator is asked for the impossible.
             by_numpy = (call == "product" and "v" in changed) or (call == "init" and "seed" in changed)
             assert by_numpy or any(re.search(rf"\b{name}\b", message) for name in related), message
             return
     verify(call, p, arguments, result, [w for w in caught if issubclass(w.category, scipy.linalg.LinAlgWarning)])
+
+
+def judge_diagonal(a, result, warned, t, eigenvalues, norm):
+    assert np.isfinite(result).all()
+    size, damping = len(result), float(a["damping"])
+    shifted = eigenvalues + damping
+    condition = (norm + abs(damping)) / np.abs(shifted).min()
+    if not warned and 1e-100 < norm < 1e100 and 1e-100 < abs(damping) < 1e100 and condition < 1e10:
+        inverse = np.linalg.inv((t.hessian + damping * np.eye(size)).astype(float))
+        tolerance = 1e-8 if a["factor_dtype"] is None else 1e-3
+        lengths = np.linalg.norm(inverse, axis=0)
+        assert (np.abs(result - np.diagonal(inverse)) <= 30 * (tolerance + 1e-15 * float(condition)) * lengths).all()
+
+
+def judge_sample(a, result, warned, t, eigenvalues, norm):
+    size = len(eigenvalues)
+    assert np.isfinite(result).all() and result.shape == ((size,) if a["n"] is None else (a["n"], size))
+    assert eigenvalues[0] + float(a["damping"]) > -1e-12 * (norm + abs(float(a["damping"])))
+
+
+def judge_trust_region(a, result, warned, t, eigenvalues, norm):
+    """Inside the ball, and no worse than the best point in the direction of steepest descent."""
+    g = (t.gradient if a["gradient"] is None else np.asarray(a["gradient"])).astype(np.longdouble)
+    p, radius = result.step.astype(np.longdouble), np.longdouble(float(a["radius"]))
+    assert np.sqrt(p @ p) <= radius * (1 + 1e-8)
+    length, rounding = np.sqrt(g @ g), 1e-10 * (np.sqrt(g @ g) * radius + norm * radius**2)
+    if length > 0:
+        along = g @ t.hessian @ g / length**2
+        far = min(radius, length / along) if along > 0 else radius
+        cauchy = far * length - along * far**2 / 2
+        assert -(g @ p) - p @ t.hessian @ p / 2 >= cauchy - rounding
+
+
+def judge_eigenvalues(a, result, warned, t, eigenvalues, norm):
+    assert np.isfinite(result).all() and len(result) == a["k"]
+    if not warned:
+        assert all(np.abs(eigenvalues - value).min() <= 1e-11 * norm for value in result)
+
+
+def judge_eigenvalues_in(a, result, warned, t, eigenvalues, norm):
+    low, high = np.longdouble(float(a["low"])), np.longdouble(float(a["high"]))
+    some, rounding = np.asarray(result), 1e-11 * norm
+    inner = ((eigenvalues > low + rounding) & (eigenvalues < high - rounding)).sum()
+    outer = ((eigenvalues >= low - rounding) & (eigenvalues <= high + rounding)).sum()
+    assert inner <= some.size <= outer and all(np.abs(eigenvalues - value).min() <= 1e3 * rounding for value in some)
+
+
+def judge_spectral_density(a, result, warned, t, eigenvalues, norm):
+    edges = np.asarray(result.edges, float)
+    assert result.below + result.counts.sum() + result.above == len(eigenvalues)
+    for edge, count in zip(edges, result.below + np.concatenate([[0], np.cumsum(result.counts)])):
+        assert (eigenvalues < edge - 1e-11 * norm).sum() <= count <= (eigenvalues <= edge + 1e-11 * norm).sum()
+
+
+JUDGES = {
+    "diagonal": judge_diagonal, "sample": judge_sample, "trust region": judge_trust_region,
+    "eigenvalues": judge_eigenvalues, "eigenvalues_in": judge_eigenvalues_in,
+    "spectral_density": judge_spectral_density,
+}  # fmt: skip
 
 
 def verify(call, p, a, result, warned):
@@ -181,7 +263,7 @@ def verify(call, p, a, result, warned):
     if np.asarray(a["params"]).dtype == np.float32:
         # test_float32 verifies these; here, that nothing infinite comes out.
         flat = result[0] if isinstance(result, tuple) else result
-        assert isinstance(flat, nh.Hessian) or np.isfinite(flat).all()
+        assert isinstance(flat, (nh.Hessian, nh.TrustRegionStep)) or call in JUDGES or np.isfinite(flat).all()
         return
     y = np.asarray(a["y"])
     y = y.reshape(-1, 1) if p.loss != "softmax_cross_entropy" and y.ndim == 1 else y
@@ -211,6 +293,9 @@ def verify(call, p, a, result, warned):
         unit = max(np.abs(t.hessian).max(), np.longdouble("1e-4900"))
         eigenvalues = np.linalg.eigvalsh((t.hessian / unit).astype(float)).astype(np.longdouble) * unit
         norm = np.abs(eigenvalues).max()
+        if call in JUDGES:
+            JUDGES[call](a, result, warned, t, eigenvalues, norm)
+            return
         if call == "count_below":
             where = np.longdouble(float(a["t"]))
             # The library's Hessian is that of float64 numbers: eigenvalues within its rounding may lie on either side.

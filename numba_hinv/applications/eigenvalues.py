@@ -280,6 +280,10 @@ def _counted(H, name, bound):
         none, bound = (0 if bound < 0 else H.shape[0]), np.copysign(_norm(H), bound)
         while True:
             bound *= 2.0
+            if np.isinf(bound):
+                raise np.linalg.LinAlgError(
+                    f"{name}: expected a finite number, since none can be found beyond H's eigenvalues: ||H|| is {H.norm():.1e}"
+                )
             if H.count_below(bound) == none:
                 return float(bound), none
     try:

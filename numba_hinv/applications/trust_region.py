@@ -111,11 +111,14 @@ def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
     require_cpu(H, "a trust-region step")
     search = _Search(H, np.ldexp(g, exponent), float(np.ldexp(radius, exponent)), rtol)
     p, multiplier, kind = search.run(multiplier)
-    decrease = -float(search.g @ p) - 0.5 * float(p @ search.multiply(p[None])[0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        decrease = np.ldexp(-float(search.g @ p) - 0.5 * float(p @ search.multiply(p[None])[0]), -2 * exponent)
+        step = np.ldexp(p, -exponent).astype(H.dtype, copy=False)
+    if not (np.isfinite(decrease) and np.isfinite(step).all()):
+        raise np.linalg.LinAlgError(f"radius: the step or what it promises overflows, with radius={radius:g}")
     return TrustRegionStep(
-        np.ldexp(p, -exponent).astype(H.dtype, copy=False), float(multiplier), float(np.ldexp(decrease, -2 * exponent)),
-        kind == "hard", kind != "interior", search.num_factorizations,
-    )  # fmt: skip
+        step, float(multiplier), float(decrease), kind == "hard", kind != "interior", search.num_factorizations
+    )
 
 
 class _Search:
@@ -302,12 +305,17 @@ class _Search:
             return self.least
         weight = abs(float(self.vector @ self.g))
         across = p - float(self.vector @ p) * self.vector
-        room = self.radius**2 - float(across @ across)
+        room = self.room(across)
         # The pole of the lowest eigenvalue alone. The rest grows, too: from here the multiplier is too low, if at all.
-        pole = weight / room**0.5 if room > 0.0 else np.inf
+        pole = weight / room if room > 0.0 else np.inf
         if pole > _POLE * self.norm and self.low < pole - self.lowest < self.high:
             return pole - self.lowest
         return self.between()
+
+    def room(self, across):
+        """How long a step along the lowest eigenvector may be, beside one across it; radii may have no square."""
+        length = float(np.linalg.norm(across))
+        return max(self.radius - length, 0.0) ** 0.5 * (self.radius + length) ** 0.5
 
     def between(self):
         """A multiplier closer to minus the lowest eigenvalue; None where it cannot be closer."""
@@ -327,11 +335,11 @@ class _Search:
         weight = float(z @ self.g)
         across = -self.solve(self.F, -self.lowest, (self.g - weight * z)[None])[0]
         across -= float(z @ across) * z
-        room = self.radius**2 - float(across @ across)
-        if room <= 0.0:
+        room = self.room(across)
+        if room == 0.0:
             p = -self.solve(self.F, self.high, self.g[None])[0]
             return p * (self.radius / np.linalg.norm(p)), self.high, "boundary"
-        along = np.copysign(room**0.5, -weight)
+        along = np.copysign(room, -weight)
         return across + along * z, max(0.0, abs(weight / along) - self.lowest), "hard"
 
 
