@@ -172,6 +172,30 @@ print("slope", np.linalg.norm(slope))
     assert float(row(check, "slope")[0]) < 1e-5
 
 
+def test_train_deep_skinny(tmp_path):
+    """All methods with a hundredth of the time; every method starts from the same loss and gradient."""
+    pytest.importorskip("matplotlib")
+    example = ROOT / "examples" / "train_deep_skinny.py"
+    output = run([str(example), "--share", "0.01", "--picture", "picture.png"], tmp_path)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert output.count("numba_hinv, levenberg-marquardt") == 3 and output.count("SciPy, L-BFGS-B") == 3
+    assert float(row(output, "numba_hinv, trust-region")[0]) > 0.0
+    check = run(["-c", f"""
+import sys
+sys.path.insert(0, {str(example.parent)!r})
+import numpy as np
+import train_deep_skinny as example
+for problem in example.problems():
+    p = problem._replace(seconds=0.0, our_seconds=0.0)
+    first = [example.ours(p, p.own[0])[0], example.scipy_method(p, "L-BFGS-B")[0]]
+    if example.torch:
+        first.append(example.torch_method(p, "Adam")[0])
+    print("start", np.ptp([row[1:] for row in first], axis=0).max())
+"""], tmp_path)
+    # Two or three times the same loss and gradient, by other code.
+    assert max(float(value) for value in re.findall(r"^start (\S+)$", check, re.M)) < 1e-12
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_readme_snippet(number, tmp_path):
     for package in ("torch", "sklearn"):
