@@ -61,26 +61,18 @@ def block(F, l, tolerance, progress):
     work = _workspace(F, table, True, 3 * p * p, f"the covariance of layer {l} with {p} parameters")
     _, lin, space = F._blocks()
     is_positive = _is_positive(F)
-    with bar(progress, l if is_positive else 2 * l, "blocks", "layer") as shown:
-
-        def compute(noise):
-            found = np.empty((p, p), F.factor_dtype)
-            for segment, factors in _propagate(F, l, noise, np.empty(0, F.factor_dtype), work, shown.update):
-                if segment.start <= l < segment.stop:
-                    at = l - segment.start
-                    recursion.covariance(
-                        segment.table(F.hessian._table), at, lin, space, factors, F._shift, noise, found, work
-                    )
-            return found.astype(np.float64)
-
-        found = compute(0.0)
-        columns_of_inverse, uncertainty = (array[first : first + p] for array in _judge(F))
-        worst = 0.0
-        scale = np.abs(found.diagonal())
-        if not is_positive:
-            scale = np.maximum(scale, columns_of_inverse)
-            root = np.sqrt(scale)
-            worst = _worst(np.abs(compute(_NOISE * np.finfo(F.factor_dtype).eps) - found), np.outer(root, root))
+    with bar(progress, l, "blocks", "layer") as shown:
+        found = np.empty((p, p), F.factor_dtype)
+        for segment, factors in _propagate(F, l, 0.0, np.empty(0, F.factor_dtype), work, shown.update):
+            if segment.start <= l < segment.stop:
+                at = l - segment.start
+                recursion.covariance(segment.table(F.hessian._table), at, lin, space, factors, F._shift, found, work)
+    found = found.astype(np.float64)
+    columns_of_inverse, uncertainty = (array[first : first + p] for array in _judge(F))
+    scale, worst = np.abs(found.diagonal()), 0.0
+    if not is_positive:
+        scale = np.maximum(scale, columns_of_inverse)
+        worst = _worst_of_block(F, first, found, np.sqrt(scale))
     _warn(F, f"the covariance of layer {l}", worst + _worst(uncertainty, scale), tolerance)
     return _unscaled(F, found, f"covariance of layer {l}")
 
@@ -190,6 +182,16 @@ def _judge(F):
         errors = np.abs(F._substitute(probes) - refined).max(axis=0)
         errors += np.finfo(np.float64).eps * F._norm * norms**2
     return norms, errors
+
+
+def _worst_of_block(F, first, found, root):
+    """Largest error of a block relative to ``root_i root_j``, by its products with random vectors, beside refined solves."""
+    probes = np.zeros((_PROBES, F.shape[0]))
+    of_block = probes[:, first : first + root.size]
+    for row, seed in zip(of_block, range(6 + _PROBES, 6 + 2 * _PROBES)):
+        row[:] = random_entries(seed, root.size)[0] / root
+    errors = np.abs(F._refined_inverse(probes)[:, first : first + root.size] - of_block @ found).max(axis=0)
+    return _worst(errors, root)
 
 
 def _worst(uncertainty, scale):

@@ -532,7 +532,8 @@ class Factorization(LinearOperator):
 
         Notes
         -----
-        Costs that of `diagonal` up to layer l, and about 6 p^2 (m + N) flops and 5 p^2 numbers for the block.
+        Costs the recursion of `diagonal` up to layer l, once, about 6 p^2 (m + N) flops and 5 p^2 numbers for the block, and
+        six solves that judge it.
         """
         l = as_layer("l", l, self.hessian.num_layers)
         return covariance.block(self, l, _COVARIANCE[self.factor_dtype], progress)

@@ -283,12 +283,12 @@ def propagate(table, start, stop, params, lin, row_space, factors, damping, nois
 
 
 @kernel
-def covariance(table, l, lin, row_space, factors, damping, noise, out, work):
+def covariance(table, l, lin, row_space, factors, damping, out, work):
     """out (p, p) <- cov(x) of layer l, after `propagate` of the layers before it."""
     B = lin.output.shape[0]
     layer = table[l]
     m, N, p = layer.m, layer.N, layer.p
-    _form_G(layer, factors.num_positive[l], factors, noise, work)
+    _form_G(layer, factors.num_positive[l], factors, 0.0, work)
     w, z = matrix(work.w, 0, m + N, m), matrix(work.z, 0, (m + N) * B, layer.n_in)
     moved = matrix(work.moved, 0, m + N, p)
     fill(moved.size, 0.0, moved, 0)
