@@ -171,3 +171,17 @@ def test_a_gradient_is_needed():
         nh.trust_region_step(blocks, 1.0)
     step = nh.trust_region_step(blocks, 1.0, gradient=H.gradient).step
     np.testing.assert_allclose(step, nh.trust_region_step(H, 1.0).step, rtol=0, atol=1e-9)
+
+
+def test_guesses_that_are_too_large():
+    """Nearly 200 negative eigenvalues, close together: a guess above them all leads to the answer in few steps."""
+    counts = []
+    for seed in (0, 2):
+        H = chain(8, 6, batch=6, seed=seed, activation="tanh", skip=False).hessian
+        for radius in (1.0, 10.0):
+            first = nh.trust_region_step(H, radius)
+            for factor in (1.2, 4.0, 10.0):
+                again = nh.trust_region_step(H, radius, multiplier=factor * first.multiplier)
+                assert again.predicted_decrease == pytest.approx(first.predicted_decrease, rel=1e-8)
+                counts.append(again.num_factorizations)
+    assert max(counts) <= 4

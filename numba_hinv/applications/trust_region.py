@@ -172,6 +172,8 @@ class _Search:
             if mu <= self.least:
                 return self.interior(F, mu, p, newton)
             self.high, self.F = mu, F
+            if np.isinf(self.lowest):
+                self.improve(F)
             # One that is too low costs a factorization; one that the lowest eigenvalue rules out costs none.
             if length and newton > max(self.low, self.least) and newton + self.lowest > _MARGIN * self.norm:
                 mu = newton
@@ -290,10 +292,12 @@ class _Search:
         """The next multiplier after one whose matrix is not definite; None if what is left is the hard case."""
         if self.guess is None and np.isinf(self.high):
             return max(self.first(), np.nextafter(self.low, np.inf))
+        if np.isfinite(self.high):
+            # Factors of a definite matrix lead to the lowest eigenvalue, those of an indefinite one to any near the shift.
+            self.improve(self.F)
+            return self.between()
         if F is not None:
             self.improve(F)
-        if np.isfinite(self.high):
-            return self.between()
         # The guess of the Krylov space is none where it has been tried, or is shown to be too low.
         least = max(self.low, -self.lowest) + self.margin()
         return max(least, self.guess)
@@ -322,6 +326,8 @@ class _Search:
         distance = self.high + self.lowest
         if distance <= _DEFINITE_WITHIN * self.norm * 10.0 ** min(self.failures, 4):
             return None
+        if self.failures and self.residual > 0.1 * distance:
+            return 0.5 * (self.low + self.high)
         nearest = max(_POLE * self.norm, self.low + self.lowest)
         if self.failures:
             nearest = (nearest * distance) ** 0.5
