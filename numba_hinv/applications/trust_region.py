@@ -293,7 +293,7 @@ class _Search:
         if self.guess is None and np.isinf(self.high):
             return max(self.first(), np.nextafter(self.low, np.inf))
         if np.isfinite(self.high):
-            # Factors of a definite matrix lead to the lowest eigenvalue, those of an indefinite one to any near the shift.
+            # Factors of a definite matrix lead to the lowest eigenvalue, others to any near the shift.
             self.improve(self.F)
             return self.between()
         if F is not None:
