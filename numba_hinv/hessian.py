@@ -433,10 +433,12 @@ class Hessian(LinearOperator):
         """`_apply`, and ``LinAlgError`` where ``dtype`` cannot hold it."""
         with np.errstate(over="ignore", invalid="ignore"):
             product = self._apply(rows, check)
-            if not np.isfinite(product.sum()):
+            is_finite = np.isfinite(product.sum())
+            if not is_finite:
                 # Adjoints may overflow on the way to layers that do not feel them.
                 product = np.ldexp(self._apply(np.ldexp(rows, -_SMALLER), check), _SMALLER)
-            fits = dtype == np.float64 and np.isfinite(product.sum())
+                is_finite = np.isfinite(product.sum())
+            fits = dtype == np.float64 and is_finite
             if not fits:
                 largest = np.finfo(dtype).max
                 fits = product.max(initial=0.0) <= largest and product.min(initial=0.0) >= -largest

@@ -35,14 +35,19 @@ def factorize_many(hessian, dampings, factor_dtype=None, checkpoint=False, num_t
 
             return job
 
-        try:
-            return threads.run([job_of(*pair) for pair in zip(dampings, scales)], workers)
-        except threads.JobFailed as failure:
-            error = failure.__cause__
-            if isinstance(error, np.linalg.LinAlgError):
-                reason = str(error).removeprefix("damping: ")
-                raise np.linalg.LinAlgError(f"dampings: at index {failure.index}: {reason}") from None
-            raise error from None
+        return run_each([job_of(*pair) for pair in zip(dampings, scales)], workers, "dampings", "damping")
+
+
+def run_each(jobs, workers, name, single):
+    """`threads.run` of one job an entry of ``name``: a ``LinAlgError`` about a ``single`` one says which entry it was."""
+    try:
+        return threads.run(jobs, workers)
+    except threads.JobFailed as failure:
+        error = failure.__cause__
+        if isinstance(error, np.linalg.LinAlgError):
+            reason = str(error).removeprefix(f"{single}: ")
+            raise np.linalg.LinAlgError(f"{name}: at index {failure.index}: {reason}") from None
+        raise error from None
 
 
 def reaches_blas(hessian):

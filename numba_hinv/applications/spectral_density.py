@@ -114,11 +114,4 @@ def _counts_below(H, edges, num_threads, progress):
 
             return job
 
-        try:
-            return threads.run([job_of(edge) for edge in edges.tolist()], workers)
-        except threads.JobFailed as failure:
-            error = failure.__cause__
-            if isinstance(error, np.linalg.LinAlgError):
-                reason = str(error).removeprefix("t: ")
-                raise np.linalg.LinAlgError(f"grid: at index {failure.index}: {reason}") from None
-            raise error from None
+        return many.run_each([job_of(edge) for edge in edges.tolist()], workers, "grid", "t")

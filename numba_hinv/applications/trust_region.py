@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..hessian import Hessian
 from ..probe import random_entries
 from ..processor import require_cpu
 from ..validation import as_array, as_real
+from .eigenvalues import as_hessian
 
 # Blocks of the Krylov space of H that the first multiplier comes from: of the gradient and of a random vector.
 _BLOCKS = 8
@@ -89,8 +89,7 @@ def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
 
     Costs one to three factorizations in general, and 16 products with H for a first guess.
     """
-    if not isinstance(H, Hessian):
-        raise TypeError(f"H: expected a Hessian, got {type(H).__name__}")
+    H = as_hessian(H)
     radius = as_real("radius", radius)
     if radius <= 0.0:
         raise ValueError(f"radius: expected a positive number, got {radius}")
