@@ -271,10 +271,16 @@ def factorize(system, damping, norm):
 @njit(cache=True, nogil=True, error_model="numpy")
 def multiply(system, V, HV):
     """``HV = V H`` without the damping; V and HV are contiguous (k, P) arrays of the system's dtype."""
+    _multiply(system, V, HV, 0.0, matrix(V, 0, 0, V.shape[1]))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _multiply(system, V, HV, shift, b):
+    """``HV = V (H + shift I)``, or b minus that where there are rows of b."""
     dZ, dU, q, patches = system.tangents
     L = system.table.size
     product.tangents(system.table, 0, L, system.params, system.lin, V, dZ, dU, patches)
-    product.adjoints(system.table, 0, L, system.params, system.lin, V, HV, dZ, dU, q, patches)
+    product.adjoints(system.table, 0, L, system.params, system.lin, V, HV, dZ, dU, q, patches, shift, b)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -306,10 +312,7 @@ def solve(system, b, x, refinements):
     _substitute(system, b, x)
     for _ in range(refinements):
         residual, correction = matrix(system.residual, 0, k, P), matrix(system.correction, 0, k, P)
-        multiply(system, x, residual)
-        for t in range(k):
-            for i in range(P):
-                residual[t, i] = b[t, i] - residual[t, i] - system.damping[0] * x[t, i]
+        _multiply(system, x, residual, system.damping[0], b)
         _substitute(system, residual, correction)
         for t in range(k):
             for i in range(P):

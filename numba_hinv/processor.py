@@ -6,7 +6,7 @@ scaling, pivoting, refinement, certificates and determinants are the same code f
 
 import numpy as np
 
-from . import checkpoints, memory_budget, threads
+from . import checkpoints, columns, memory_budget, threads
 from .chunks import chunks
 from .kernels import binding, eliminate, multiply, row_space, substitute
 from .validation import as_columns
@@ -39,7 +39,7 @@ class Cpu:
 
     def empty_columns(self, like, shape, dtype):
         """An uninitialised (P, k) array on the side of the given one."""
-        return np.empty(shape, dtype)
+        return columns.empty(shape, dtype)
 
     def result(self, found, shape):
         """A (P, k) array as the caller gets it."""
@@ -86,8 +86,8 @@ class Cpu:
         dZ = scratch[0]
         return dZ[dZ.size - np.prod(shape) :].reshape(shape)
 
-    def adjoints(self, table, start, stop, params, lin, V, HV, scratch):
-        multiply.adjoints(table, start, stop, params, lin, V, HV, *scratch)
+    def adjoints(self, table, start, stop, params, lin, V, HV, scratch, shift=0.0, b=None):
+        multiply.adjoints(table, start, stop, params, lin, V, HV, *scratch, shift, V[:0] if b is None else b)
 
     def elimination_workspace(self, table, sizes, dtype):
         """Scratch of `eliminate`."""

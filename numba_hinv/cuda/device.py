@@ -228,8 +228,13 @@ class Device:
         dZ = self.take(scratch[0])
         return dZ[:, dZ.shape[1] - shape[1] * shape[2] :].reshape(shape)
 
-    def adjoints(self, table, start, stop, params, lin, V, HV, scratch):
+    def adjoints(self, table, start, stop, params, lin, V, HV, scratch, shift=0.0, b=None):
         self._launch(multiply.adjoints, V.shape[0], self._table(table), start, stop, params, lin, V, HV, *scratch)
+        if start == 0:
+            if shift:
+                HV.add_multiple(shift, V)
+            if b is not None:
+                np.subtract(b, HV, out=HV)
 
     def allocate_factors(self, sizes, num_layers, dtype):
         """Uninitialised `Factors`."""
