@@ -80,9 +80,7 @@ def gather(array, start, stop, buffers):
 
 def place(array, start, stop):
     """Where rows of float64 may be written for `scatter` to find them in place; None if that is nowhere."""
-    if isinstance(array, np.ndarray) and array.dtype == np.float64:
-        return array.T[start:stop]
-    return None
+    return array.T[start:stop] if array.dtype == np.float64 else None
 
 
 def scatter(rows, array, start):

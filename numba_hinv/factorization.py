@@ -673,7 +673,7 @@ class Factorization(LinearOperator):
 
             def solve_block(start, stop, check):
                 rows = columns.gather(given, start, stop, buffers)
-                out, scratch = columns.place(x, start, stop), None
+                out, scratch = on.place(x, start, stop), None
                 if out is not None and refine:
                     scratch = buffers.rows("residual", out.shape)
                 b_lengths = lengths(rows)

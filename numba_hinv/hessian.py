@@ -412,17 +412,18 @@ class Hessian(LinearOperator):
         return self._matmat(v.reshape(-1, 1)).reshape(v.shape)
 
     def _matmat(self, V):
-        V, dtype = self._processor.as_columns("v", V, self.shape[0], self.dtype)
-        product = self._processor.empty_columns(V, V.shape, dtype)
+        on = self._processor
+        V, dtype = on.as_columns("v", V, self.shape[0], self.dtype)
+        product = on.empty_columns(V, V.shape, dtype)
 
         buffers = columns.Buffers()
 
         def multiply_block(start, stop, check):
-            rows, out = columns.gather(V, start, stop, buffers), columns.place(product, start, stop)
+            rows, out = columns.gather(V, start, stop, buffers), on.place(product, start, stop)
             columns.scatter(self._product(rows, dtype, check, out, V), product, start)
 
-        workers = self._processor.num_workers(None, V.shape[1], self._solves_reach_blas())
-        columns.run(multiply_block, V.shape, workers, self._processor.column_block)
+        workers = on.num_workers(None, V.shape[1], self._solves_reach_blas())
+        columns.run(multiply_block, V.shape, workers, on.column_block)
         return product
 
     def _adjoint(self):

@@ -108,6 +108,9 @@ class Device:
             return arrays.Columns.empty(shape, dtype, self.stream)
         return np.empty(shape, dtype)
 
+    def place(self, array, start, stop):
+        """None: rows are `Rows`, never a part of an array of columns."""
+
     def result(self, found, shape):
         """A (P, k) array as the caller gets it."""
         return (found.array if isinstance(found, arrays.Columns) else found).reshape(shape)
