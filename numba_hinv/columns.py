@@ -19,6 +19,9 @@ BLOCK, LEAST_BLOCK = 16, 4
 _SHORT, SHORT_BLOCK = 1 << 15, 32
 # Rows of an array that are turned round at a time, in the columns of a block: what is read once and written in pieces.
 _PIECE = 1 << 9
+# Rows that one compiled call turns round. Ctrl-C is heard between two: memory that is touched for the first time can cost
+# twenty times as much as other memory.
+_CALL = 1 << 17
 # Below so many numbers, threads cost more than they bring.
 _WORTH_THREADS = 1 << 15
 
@@ -64,17 +67,20 @@ def empty(shape, dtype):
     return np.empty(shape[::-1], dtype).T
 
 
-def gather(array, start, stop, buffers):
+def gather(array, start, stop, buffers, check):
     """Columns of an array as rows in float64, (k, P); not to be written to: they may be the array's own."""
     if not isinstance(array, np.ndarray):
         return array.gather(start, stop)
     if array.flags.f_contiguous:
         return array.T[start:stop].astype(np.float64, copy=False)
     rows = buffers.rows("gathered", (stop - start, array.shape[0]))
-    if array.dtype == np.float64:
-        _turn(array, start, rows)
-    else:
-        rows[...] = array[:, start:stop].T
+    for first in range(0, array.shape[0], _CALL):
+        last = min(first + _CALL, array.shape[0])
+        check()
+        if array.dtype == np.float64:
+            _turn(array, start, first, last, rows)
+        else:
+            rows[:, first:last] = array[first:last, start:stop].T
     return rows
 
 
@@ -94,13 +100,13 @@ def scatter(rows, array, start):
 
 
 @njit(cache=True, nogil=True)
-def _turn(array, start, rows):
-    """rows <- the transpose of columns start, ... of a C-contiguous array."""
+def _turn(array, start, begin, end, rows):
+    """rows[:, begin:end] <- the transpose of those rows of columns start, ... of a C-contiguous array."""
     k, P = rows.shape
     unit = vector_columns(pointer(rows, 0))
     whole = k - k % unit
-    for first in range(0, P, _PIECE):
-        last = min(first + _PIECE, P)
+    for first in range(begin, end, _PIECE):
+        last = min(first + _PIECE, end)
         count = (last - first) - (last - first) % unit
         if whole and count:
             source = pointer(array, first * array.shape[1] + start)

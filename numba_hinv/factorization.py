@@ -672,7 +672,7 @@ class Factorization(LinearOperator):
         with bar(progress, count, "solve", "column") as shown:
 
             def solve_block(start, stop, check):
-                rows = columns.gather(given, start, stop, buffers)
+                rows = columns.gather(given, start, stop, buffers, check)
                 out, scratch = on.place(x, start, stop), None
                 if out is not None and refine:
                     scratch = buffers.rows("residual", out.shape)

@@ -419,7 +419,8 @@ class Hessian(LinearOperator):
         buffers = columns.Buffers()
 
         def multiply_block(start, stop, check):
-            rows, out = columns.gather(V, start, stop, buffers), on.place(product, start, stop)
+            rows = columns.gather(V, start, stop, buffers, check)
+            out = on.place(product, start, stop)
             columns.scatter(self._product(rows, dtype, check, out, V), product, start)
 
         workers = on.num_workers(None, V.shape[1], self._solves_reach_blas())
