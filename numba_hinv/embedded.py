@@ -25,11 +25,12 @@ from numba import njit
 from . import memory_budget
 from .factorization import relative_pivoting
 from .hessian import Hessian
-from .kernels import binding, eliminate, linearise, multiply as product, substitute
+from .kernels import eliminate, linearise, multiply as product, substitute
 from .kernels.layers import BLOCKS, ONE_POSITION, Chain, layer_table
 from .kernels.memory import matrix
 from .kernels.row_space import RowSpace
 from .kernels.status import NOT_FINITE, OK, SINGULAR_PIVOT
+from .processor import CPU
 from .validation import as_float_dtype, as_size
 
 __all__ = [
@@ -171,7 +172,7 @@ def _require(sizes, num_samples, num_vectors, dtype):
 
 
 def _system(table, sizes, params, lin, space, k, dtype):
-    binding.load(dtype)
+    CPU.load(dtype)
     B = lin.output.shape[0]
     factors = eliminate.allocate(sizes, table.size, dtype)
     for block in factors:

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import checkpoints, columns, memory_budget, threads
 from .chunks import chunks
-from .kernels import binding, eliminate, multiply, row_space, substitute
+from .kernels import binding, blas, eliminate, multiply, row_space, substitute
 from .validation import as_columns
 
 
@@ -16,7 +16,6 @@ class Cpu:
     """Sweeps of :mod:`numba_hinv.kernels`, NumPy arrays."""
 
     name = "cpu"
-    load = staticmethod(binding.load)
     require = staticmethod(memory_budget.require)
     ldexp = staticmethod(np.ldexp)
     empty_rows = staticmethod(np.empty)
@@ -30,6 +29,11 @@ class Cpu:
     eliminate = staticmethod(eliminate.eliminate)
     substitute_back = staticmethod(substitute.substitute_back)
     substitute_forth = staticmethod(substitute.substitute_forth)
+
+    def load(self, dtype):
+        """Have all kernels for a dtype at hand, and the number of BLAS's threads, which may have changed."""
+        blas.tell_threads(threads.blas_threads())
+        binding.load(dtype)
 
     def put(self, array):
         """The array where the sweeps read it."""
