@@ -74,6 +74,13 @@ def start_team():
 
 
 @device
+def start_grid_team():
+    """All threads of a grid, along its x, as one `Team` without barriers and sums: for what is done entry by entry."""
+    rank, size = cuda.grid(1), cuda.gridsize(1)
+    return Team(rank, size, rank % LANES, rank // LANES, size // LANES, cuda.shared.array(1, types.float64))
+
+
+@device
 def total(team, value):
     """Sum of the values of all threads, in float64, always in the same order."""
     pad, rank, count = team.pad, team.rank, team.size
