@@ -9,13 +9,14 @@ import numpy as np
 
 from .. import threads
 from ..kernels.eliminate import Factors
-from ..kernels.layers import layer_table
+from ..kernels.layers import block_sizes, layer_table
 from ..kernels.linearise import Linearisation
 from ..kernels.row_space import RowSpace
+from ..kernels.status import OK
 from ..losses import get_loss
 from ..processor import CPU, is_on_device
 from ..validation import as_columns, check_finite
-from . import arrays, eliminate, linearise, multiply, row_space, substitute
+from . import arrays, eliminate, linearise, multiply, panels, row_space, substitute, wide
 from .launch import launch
 from .rows import Rows, to_host
 from .target import BLOCK, PLAIN_SHARED, SIMULATED
@@ -254,14 +255,28 @@ class Device:
                 return level, found, shared * dtype.itemsize, rest
 
     def _parts(self, table, sizes, dtype):
-        coupling = int((table["m"] * table["N"]).max())
-        return self._level(lambda level: eliminate.places(sizes, coupling, level), dtype)
+        """(level, `Places`, bytes of shared) of narrow fronts, `wide.Places`, scalars of global memory for both."""
+        num_samples = sizes.z // int(table["n_in"].sum())
+        blocks, is_wide = block_sizes(table, num_samples), wide.wide_fronts(table, num_samples)
+        blocks["coupling"] = table["m"] * table["N"]
+        narrow, broad = (
+            {name: int(values[those].max(initial=0)) for name, values in blocks.items()} for those in (~is_wide, is_wide)
+        )
+        local = sizes._replace(m=narrow["m"], front=narrow["front"], mixed=narrow["mixed"])
+        level, found, shared, rest = self._level(
+            lambda level: eliminate.places(local, narrow["coupling"], level), dtype
+        )
+        if level < eliminate.LEVELS - 1:
+            # Fronts in global memory lie where those of wide layers do.
+            found = found._replace(front_size=sizes.front)
+        at, scratch = wide.places(broad["m"], broad["coupling"], broad["mixed"]) if is_wide.any() else (None, 0)
+        return level, found, shared, at, max(rest, scratch)
 
     def elimination_workspace(self, table, sizes, dtype, num_problems=1):
         """Scratch of `eliminate`."""
-        *parts, rest = self._parts(table, sizes, dtype)
+        *parts, scratch = self._parts(table, sizes, dtype)
         return eliminate.Workspace(
-            self._empty((num_problems, 2 * sizes.front), dtype), self._empty((num_problems, rest + 1), dtype), *parts
+            self._empty((num_problems, 2 * sizes.front), dtype), self._empty((num_problems, scratch + 1), dtype), *parts
         )
 
     def elimination_bytes(self, table, sizes, dtype):
@@ -274,14 +289,31 @@ class Device:
         return self._eliminate(table, start, stop, params, lin, space, [damping], [pivoting], batch, work)[0]
 
     def _eliminate(self, table, start, stop, params, lin, space, dampings, pivotings, factors, work):
-        dtype, count = np.dtype(params.dtype), len(dampings)
+        """``(status, layer)`` of every damping: all at a time in the narrow layers, one by one in the wide ones."""
+        dtype, count, records = np.dtype(params.dtype), len(dampings), self._table(table)
+        dampings, pivotings = np.array(dampings, dtype), np.array(pivotings, np.float64)
+        dampings_there, pivotings_there = self.put(dampings), self.put(pivotings)
         results = self._empty((count, 2), np.int64)
-        self._launch(
-            eliminate.eliminate_kernel(dtype, work.level), count, self._table(table), start, stop, params, lin, space,
-            self.put(np.array(dampings, dtype)), self.put(np.array(pivotings, np.float64)), factors, work.places,
-            work.front, work.scratch, results, shared=work.shared,
-        )
-        return self.take(results).tolist()
+        notes = self._empty(panels.NOTES, np.float64)
+        is_wide = wide.wide_fronts(table, lin.output.shape[0])
+        for first, last, alone in wide.runs(is_wide, start, stop):
+            if alone:
+                for t in range(count):
+                    wide.eliminate(
+                        self.stream, table, records, first, params, lin, space, dampings[t], pivotings_there[t],
+                        Factors(*[array[t] for array in factors]), work.front[t], work.scratch[t], work.wide, notes,
+                        results[t : t + 1],
+                    )
+            else:
+                self._launch(
+                    eliminate.eliminate_kernel(dtype, work.level), count, records, first, last, params, lin, space,
+                    dampings_there, pivotings_there, factors, work.places, work.front, work.scratch, results,
+                    shared=work.shared,
+                )
+            found = self.take(results).tolist()
+            if any(status != OK for status, _ in found):
+                break
+        return found
 
     def pack(self, n, work, index):
         """The symmetric n x n front ``index`` of a workspace, kept."""

@@ -70,6 +70,28 @@ def write_E(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_
 
 
 @device
+def write_J(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at):
+    """K <- the per-sample Jacobians J = diag(S) W (+ I), which are B x n_out x n_in; they take the place of K."""
+    n, n_in = layer.n_out, layer.n_in
+    for x in range(team.group, B * n, team.groups):
+        for j in range(team.lane, n_in, LANES):
+            value = lin.S[layer.u + x] * params[layer.parameters + x % n * n_in + j]
+            K[K_at + x * n_in + j] = value + 1 if layer.skip and x % n == j else value
+
+
+@device
+def turn_to_E(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at):
+    """T <- E, and P J to P' where there is a skip, from P J in T."""
+    N, n_in = layer.N, layer.n_in
+    for x in range(team.group, B * layer.n_out, team.groups):
+        for y in range(team.lane, N, LANES):
+            value = T[T_at + x * N + y]
+            if layer.skip:
+                X[X_at + x * N + y] = value
+            T[T_at + x * N + y] = _E(layer, lin, params, x, y // n_in, y % n_in, value)
+
+
+@device
 def write_K(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at):
     """K from E in T."""
     zero = damping - damping
@@ -219,12 +241,14 @@ def _dense_front(team, layer, is_last, B, params, lin, space, damping, P, P_at, 
 
 
 @device
-def write_curvature(team, zero, B, n, C, P, P_at):
-    """P (B n x B n) <- the loss's curvature, block diagonal over the samples."""
+def write_curvature(
+    team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at
+):
+    """P <- the loss's curvature, block diagonal over the samples."""
+    zero, n = damping - damping, layer.n_out
     for x in range(team.group, B * n, team.groups):
         for y in range(team.lane, B * n, LANES):
-            here = x // n == y // n
-            P[P_at + x * B * n + y] = C[x // n, x % n, y % n] if here else zero
+            P[P_at + x * B * n + y] = lin.curvature[x // n, x % n, y % n] if x // n == y // n else zero
 
 
 @device
@@ -247,31 +271,44 @@ def write_PD(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X
 
 
 @device
-def write_blocks(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at):
-    """M, K and P' of a layer given as blocks, from the products in T."""
+def write_second(
+    team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at
+):
+    """M <- Dxx + eps I, K <- Dzx, P' <- Dzz, which is block diagonal over the samples."""
     zero = damping - damping
-    n, n_in, p, N, a_all = layer.n_out, layer.n_in, layer.p, layer.N, B * layer.n_out
-    Dx, Dz, Dxx, Dzx, Dzz = layer.Dx, layer.Dz, layer.Dxx, layer.Dzx, layer.Dzz
-    G_at = T_at + a_all * p
+    n_in, p, N = layer.n_in, layer.p, layer.N
     for x in range(team.group, p, team.groups):
         for y in range(x + team.lane, p, LANES):
-            value = lin.Dxx[Dxx + x * p + y]
+            value = lin.Dxx[layer.Dxx + x * p + y]
+            M[M_at + x * p + y] = value + damping if x == y else value
+        for y in range(team.lane, N, LANES):
+            K[K_at + x * N + y] = lin.Dzx[layer.Dzx + x * N + y]
+    for x in range(team.group, N, team.groups):
+        for y in range(x + team.lane, N, LANES):
+            here = x // n_in == y // n_in
+            X[X_at + x * N + y] = lin.Dzz[layer.Dzz + x * n_in + y % n_in] if here else zero
+
+
+@device
+def add_PD(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at):
+    """M += Dx^T P Dx, K += Dx^T P Dz, P' += Dz^T P Dz, from T; reads and writes what `write_second` does."""
+    n, n_in, p, N, a_all = layer.n_out, layer.n_in, layer.p, layer.N, B * layer.n_out
+    Dx, Dz, G_at = layer.Dx, layer.Dz, T_at + a_all * p
+    for x in range(team.group, p, team.groups):
+        for y in range(x + team.lane, p, LANES):
+            value = M[M_at + x * p + y]
             for b in range(a_all):
                 value += lin.Dx[Dx + b * p + x] * T[T_at + b * p + y]
-            if x == y:
-                value += damping
             M[M_at + x * p + y] = value
         for y in range(team.lane, N, LANES):
-            value = lin.Dzx[Dzx + x * N + y]
+            value = K[K_at + x * N + y]
             for b in range(a_all):
                 value += lin.Dx[Dx + b * p + x] * T[G_at + b * N + y]
             K[K_at + x * N + y] = value
     for x in range(team.group, N, team.groups):
         i, j = x // n_in, x % n_in
         for y in range(x + team.lane, N, LANES):
-            value = zero
-            if y // n_in == i:
-                value += lin.Dzz[Dzz + x * n_in + y % n_in]
+            value = X[X_at + x * N + y]
             for b in range(n):
                 value += lin.Dz[Dz + (i * n + b) * n_in + j] * T[G_at + (i * n + b) * N + y]
             X[X_at + x * N + y] = value
@@ -280,11 +317,16 @@ def write_blocks(team, layer, is_last, B, params, lin, space, damping, P, P_at, 
 @device
 def _blocks_front(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at):
     if is_last:
-        write_curvature(team, damping - damping, B, layer.n_out, lin.curvature, P, P_at)
+        write_curvature(
+            team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at
+        )
         cuda.syncthreads()
     write_PD(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at)
     cuda.syncthreads()
-    write_blocks(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at)
+    write_second(
+        team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at
+    )
+    add_PD(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at)
     cuda.syncthreads()
 
 

@@ -1,13 +1,15 @@
 """Dense matrix products over the whole device, a block a tile of C: twin of `kernels.product`.
 
 Matrices are row-major: a buffer, where they start in it, and the stride of their rows. ``gemm_nn`` and ``gemm_tn`` do
-``count`` products at a time, whose matrices start ``*_step`` numbers apart.
+``count`` products at a time, whose matrices start ``*_step`` numbers apart. They are cuBLAS's where CuPy is installed.
 """
 
 import functools
 
 from numba import from_dtype
 
+from . import library
+from .launch import launch
 from .target import BLOCK, SIMULATED, cuda, device, kernel
 
 # Threads of a block over the rows and columns of a tile, and the rows and columns of a thread; what it holds of them
@@ -97,3 +99,33 @@ def gemm_kernel(dtype, transposed):
         )
 
     return gemm
+
+
+def _gemm(transposed, stream, count, m, n, k, alpha, A, A_at, A_step, lda, B, B_at, B_step, ldb, beta, C, C_at, C_step,
+          ldc):
+    cublas = library.cublas(C.dtype)
+    if cublas is None:
+        scalar = C.dtype.type
+        launch(
+            gemm_kernel(C.dtype, transposed), tiles(m, n, count), stream, m, n, k, scalar(alpha),
+            A, A_at, A_step, lda, B, B_at, B_step, ldb, scalar(beta), C, C_at, C_step, ldc,
+        )
+        return
+    for z in range(count):
+        cublas.gemm(
+            transposed, stream, m, n, k, alpha, A, A_at + z * A_step, lda, B, B_at + z * B_step, ldb, beta,
+            C, C_at + z * C_step, ldc,
+        )
+
+
+def gemm_nn(stream, count, m, n, k, *matrices):
+    """C (m x n) <- alpha A B + beta C, A (m x k), B (k x n).
+
+    ``matrices`` are alpha, (buffer, start, step, stride) of A, those of B, beta, and those of C.
+    """
+    _gemm(False, stream, count, m, n, k, *matrices)
+
+
+def gemm_tn(stream, count, m, n, k, *matrices):
+    """C (m x n) <- alpha A^T B + beta C, A (k x m), B (k x n), as `gemm_nn`."""
+    _gemm(True, stream, count, m, n, k, *matrices)

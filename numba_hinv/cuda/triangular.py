@@ -20,14 +20,8 @@ def _leads(pivots, at, k):
 
 
 @device
-def forward_rows(team, m, n, U, at, pivots, pivots_at, scales, scales_at, K, K_at):
-    """K (m x n) <- F^{-1} K in place, its rows in the order of elimination: the interchanges have been made in K."""
-    for k in range(m - 1):
-        for i in range(k + 1 + team.group, m, team.groups):
-            u = U[at + k * m + i]
-            for j in range(team.lane, n, LANES):
-                K[K_at + i * n + j] -= u * K[K_at + k * n + j]
-        cuda.syncthreads()
+def scale_rows(team, m, n, pivots, pivots_at, scales, scales_at, K, K_at):
+    """K (m x n) <- G^{-1} K, D being G diag(sigma) G^T. No barrier at the end."""
     for k in range(team.group, m, team.groups):
         here, scale = K_at + k * n, scales_at + 2 * k
         if pivots[pivots_at + k] >= 0:
@@ -38,6 +32,18 @@ def forward_rows(team, m, n, U, at, pivots, pivots_at, scales, scales_at, K, K_a
                 x, y = K[here + j], K[here + n + j]
                 K[here + j] = scales[scale] * x + scales[scale + 1] * y
                 K[here + n + j] = scales[scale + 3] * x + scales[scale + 2] * y
+
+
+@device
+def forward_rows(team, m, n, U, at, pivots, pivots_at, scales, scales_at, K, K_at):
+    """K (m x n) <- F^{-1} K in place, its rows in the order of elimination: the interchanges have been made in K."""
+    for k in range(m - 1):
+        for i in range(k + 1 + team.group, m, team.groups):
+            u = U[at + k * m + i]
+            for j in range(team.lane, n, LANES):
+                K[K_at + i * n + j] -= u * K[K_at + k * n + j]
+        cuda.syncthreads()
+    scale_rows(team, m, n, pivots, pivots_at, scales, scales_at, K, K_at)
     cuda.syncthreads()
 
 
