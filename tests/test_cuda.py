@@ -4,7 +4,9 @@ Where there is no GPU they run in Numba's simulator, in a pytest run of their ow
 ``NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/test_cuda.py``. Without that variable one test here starts that run.
 """
 
+import contextlib
 import copy
+import ctypes
 import dataclasses
 import functools
 import importlib.util
@@ -23,6 +25,7 @@ from test_dense_truth import SHAPES, check_everything
 
 import numba_hinv as nh
 from numba_hinv.kernels import signed_cholesky as cpu_cholesky
+from numba_hinv.kernels.eliminate import Factors
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 INSTALLED = importlib.util.find_spec("numba_cuda") is not None
@@ -202,12 +205,8 @@ def symmetric(rng, m, kind):
     return M
 
 
-@on_device
-@pytest.mark.parametrize("kind", ["indefinite", "definite", "negative", "saddle", "singular", "not finite"])
-def test_signed_cholesky(kind):
-    """The pivots of the CPU, and its factor, for every kind of matrix."""
-    import numba.cuda
-
+def factor_by_block(M, K, tiny, perturbation, pivots, scales, L, results):
+    """`signed_cholesky`, `pack` and `forward_rows` by one block."""
     from numba_hinv.cuda import signed_cholesky as twin
     from numba_hinv.cuda import triangular
     from numba_hinv.cuda.launch import launch
@@ -225,6 +224,47 @@ def test_signed_cholesky(kind):
         if team.rank == 0:
             results[0, 0], results[1, 0], results[2, 0], results[3, 0] = status, negative, perturbed, logabsdet
 
+    launch(factor, 1, 0, M, K, tiny, perturbation, pivots, scales, L, results)
+
+
+def factor_by_device(M, K, tiny, perturbation, pivots, scales, L, results):
+    """The same panel by panel, as the fronts of wide layers."""
+    import numba.cuda
+
+    from numba_hinv.cuda import panels, wide
+    from numba_hinv.cuda.launch import launch, spread
+
+    m = results.shape[1]
+    n = K.size // m
+    at, size = wide.places(m, m * n, m * n)
+    work, notes = np.zeros(size), numba.cuda.to_device(np.zeros(panels.NOTES))
+    work[at.M : at.M + m * m], work[at.K : at.K + m * n] = M.copy_to_host(), K.copy_to_host()
+    work = numba.cuda.to_device(work)
+    counts = [numba.cuda.to_device(np.zeros(1, kind)) for kind in (int, int, float, float)]
+    factors = Factors(L, pivots, scales, K, *counts)
+    pivoting = numba.cuda.to_device(np.array([tiny, perturbation, np.inf, np.inf]))
+    wide._signed_cholesky(0, m, n, pivoting, factors, 0, 0, work, at, notes)
+    launch(wide._pack, spread(m * m), 0, m, work, at.M, L, 0)
+    wide._forward_rows(0, m, n, factors, 0, 0, work, at)
+    launch(panels.square_rows, m, 0, n, work, at.K, work, at.norms)
+    status = numba.cuda.to_device(np.zeros((1, 2), int))
+    launch(
+        panels.finish_layer, 1, 0, 0, m, n, pivoting, work, at.K, at.norms, pivots, 0, scales, 0, factors, notes, status
+    )
+    K.copy_to_device(work.copy_to_host()[at.K : at.K + m * n])
+    found = np.zeros((4, m))
+    positive, perturbed, logabsdet, _ = (count.copy_to_host()[0] for count in counts)
+    found[:, 0] = status.copy_to_host()[0, 0], m - positive, perturbed, logabsdet
+    results.copy_to_device(found)
+
+
+@on_device
+@pytest.mark.parametrize("factor", [factor_by_block, factor_by_device])
+@pytest.mark.parametrize("kind", ["indefinite", "definite", "negative", "saddle", "singular", "not finite"])
+def test_signed_cholesky(kind, factor):
+    """The pivots of the CPU, and its factor, for every kind of matrix."""
+    import numba.cuda
+
     rng = np.random.default_rng(0)
     for m in (1, 2, 5, 18):
         M, K = symmetric(rng, m, kind), rng.standard_normal((m, 3))
@@ -237,7 +277,7 @@ def test_signed_cholesky(kind):
         )
         arrays = [M.ravel(), K.ravel(), np.zeros(2 * m, np.int32), np.zeros(2 * m), np.zeros(L.size), np.zeros((4, m))]
         M_d, K_d, pivots_d, scales_d, L_d, results = map(numba.cuda.to_device, arrays)
-        launch(factor, 1, 0, M_d, K_d, tiny, perturbation, pivots_d, scales_d, L_d, results)
+        factor(M_d, K_d, tiny, perturbation, pivots_d, scales_d, L_d, results)
         found = results.copy_to_host()[:, 0]
         assert found[0] == expected[0]
         if found[0]:
@@ -255,11 +295,164 @@ def test_signed_cholesky(kind):
             np.testing.assert_allclose((Y.T * signs) @ Y, K.T @ np.linalg.solve(M, K), rtol=1e-7, atol=1e-9)
 
 
+def wide_above(monkeypatch, rows):
+    """Layers with fronts of more rows are wide; returns the list of those that will have been eliminated so."""
+    from numba_hinv.cuda import wide
+
+    eliminated, eliminate = [], wide.eliminate
+
+    def noted(stream, table, records, l, *rest):
+        eliminated.append(l)
+        eliminate(stream, table, records, l, *rest)
+
+    monkeypatch.setattr(wide, "FRONT", rows)
+    monkeypatch.setattr(wide, "eliminate", noted)
+    return eliminated
+
+
 @on_device
-def test_stage_singular_shifts():
+@pytest.mark.parametrize("name", GOLDEN[:2])
+def test_wide_golden(name, monkeypatch):
+    eliminated = wide_above(monkeypatch, 0)
+    test_golden(name)
+    assert set(eliminated) == set(range(len(golden(name)[0].layers)))
+
+
+WIDE = {  # shape, rows above which layers are wide: all of them, or those of one end or of the middle
+    "fewer samples than columns": 0, "no bias, as many samples as columns": 0, "bottleneck": 8, "wide then narrow": 30,     "narrow then wide": 6, "nonlinear end": 0, "mixed skips and biases": 0, "single layer, with skip": 0,
+}
+
+
+@on_device
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_shapes(name, monkeypatch):
+    """Wide layers, and wide beside narrow ones, against dense algebra and the CPU."""
+    eliminated, problem = wide_above(monkeypatch, WIDE[name]), SHAPES[name]
+    damping = (1e-3 if len(name) % 2 else -1e-2) * problem.norm
+    F = check_everything(moved(problem), damping, columns=1)
+    assert F.inertia.exact and F.inertia == problem.hessian.factorize(damping).inertia
+    assert 0 < len(eliminated) and (len(eliminated) < len(problem.layers)) == (WIDE[name] > 0)
+    b = problem.right_hand_side()
+    assert problem.backward_error(damping, F.solve(b, refine=False), b) <= 1e-10
+
+
+@on_device
+def test_wide_chain_of_blocks(monkeypatch):
+    wide_above(monkeypatch, 0)
+    test_any_chain()
+
+
+@on_device
+def test_wide_stage_singular_shifts(monkeypatch):
+    wide_above(monkeypatch, 3)
+    test_stage_singular_shifts(seeds=2)
+
+
+@on_device
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_wide_and_narrow_agree(dtype, monkeypatch, tmp_path):
+    """The factors of one are those of the other, so that they are saved, pickled and checkpointed alike."""
+    problem = chain(4, 5, batch=3)
+    narrow = moved(problem).hessian.factorize(-0.02 * problem.norm, factor_dtype=dtype)
+    eliminated = wide_above(monkeypatch, 0)
+    H, b = moved(problem).hessian, problem.right_hand_side()
+    F = H.factorize(-0.02 * problem.norm, factor_dtype=dtype)
+    assert eliminated == [4, 3, 2, 1, 0] and F.inertia == narrow.inertia and F.inertia.negative > 0
+    take, roundoff = H._processor.take, 1e3 * np.finfo(dtype).eps
+    for name, ours, theirs in zip(F._factors._fields, F._factors, narrow._factors):
+        ours, theirs = np.array(take(ours)), np.array(take(theirs))
+        if name in ("pivots", "num_positive", "num_perturbed"):
+            np.testing.assert_array_equal(ours, theirs, err_msg=name)
+        elif name in ("scales", "Y", "logabsdet", "growth"):
+            np.testing.assert_allclose(ours, theirs, rtol=roundoff, atol=roundoff * np.abs(theirs).max(), err_msg=name)
+    F.save(tmp_path / "factors.npz")
+    for again in (nh.load(tmp_path / "factors.npz"), H.factorize(-0.02 * problem.norm, dtype, checkpoint=True)):
+        assert problem.backward_error(F.damping, again.solve(b), b) <= 1e-14
+    for one, other in zip(H.factorize_many([F.damping, 1.0], factor_dtype=dtype), (F, H.factorize(1.0, dtype))):
+        np.testing.assert_array_equal(one._pivots.logabsdet, other._pivots.logabsdet)
+
+
+class ColumnMajor:
+    """cuBLAS's routines as CuPy calls them, on addresses of the host: `cublas_v2.h`, by NumPy."""
+
+    def __init__(self, dtype):
+        self.dtype, self.calls = np.dtype(dtype), set()
+        for name in ("gemm", "trsm", "syrk"):
+            setattr(self, {"d": "d", "f": "s"}[self.dtype.char] + name, getattr(self, "_" + name))
+
+    def _matrix(self, address, rows, columns, stride):
+        size = stride * (columns - 1) + rows
+        numbers = (ctypes.c_char * (size * self.dtype.itemsize)).from_address(address)
+        flat = np.frombuffer(numbers, self.dtype)
+        return np.lib.stride_tricks.as_strided(
+            flat, (rows, columns), (self.dtype.itemsize, stride * self.dtype.itemsize)
+        )
+
+    def _scalar(self, address):
+        return self._matrix(address, 1, 1, 1)[0, 0]
+
+    def _gemm(self, handle, transa, transb, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc):
+        self.calls.add("gemm")
+        if 0 in (m, n):
+            return
+        A = self._matrix(A, k, m, lda).T if transa else self._matrix(A, m, k, lda)
+        B = self._matrix(B, n, k, ldb).T if transb else self._matrix(B, k, n, ldb)
+        C, beta = self._matrix(C, m, n, ldc), self._scalar(beta)
+        C[:] = self._scalar(alpha) * (A @ B) + (beta * C if beta else 0)
+
+    def _trsm(self, handle, side, uplo, trans, unit, m, n, alpha, A, lda, B, ldb):
+        self.calls.add("trsm")
+        size = n if side else m
+        A = self._matrix(A, size, size, lda)
+        A = np.triu(A) if uplo else np.tril(A)
+        if unit:
+            A = A - np.diag(A.diagonal()) + np.eye(size)
+        A, B = A.T if trans else A, self._matrix(B, m, n, ldb)
+        B[:] = self._scalar(alpha) * (np.linalg.solve(A.T, B.T).T if side else np.linalg.solve(A, B))
+
+    def _syrk(self, handle, uplo, trans, n, k, alpha, A, lda, beta, C, ldc):
+        self.calls.add("syrk")
+        if 0 in (n, k):
+            return
+        A = self._matrix(A, k, n, lda).T if trans else self._matrix(A, n, k, lda)
+        C = self._matrix(C, n, n, ldc)
+        found = self._scalar(alpha) * (A @ A.T) + self._scalar(beta) * C
+        those = np.triu_indices(n) if uplo else np.tril_indices(n)
+        C[those] = found[those]
+
+
+@on_device
+@pytest.mark.skipif(not SIMULATED, reason="on a GPU it is cuBLAS itself")
+def test_products_of_cublas(monkeypatch):
+    """What is asked of cuBLAS, of rows where it reads columns, gives the same factors as the tiles."""
+    from numba_hinv.cuda import library
+
+    wide_above(monkeypatch, 0)
+    rng = np.random.default_rng(3)
+    blocks, terminal = random_blocks(rng, [2, 3, 4], [2, 3]), np.diag([1.0, -2.0, 3.0, 1.0])
+    nets = [moved(chain(4, 3, batch=2)).hessian, nh.Hessian.from_blocks(blocks, terminal, device="cuda")]
+    for dtype in (np.float64, np.float32):
+        functions = ColumnMajor(dtype)
+        ours = library.Cublas(functions, lambda: 0, lambda stream: contextlib.nullcontext(), np.dtype(dtype).char)
+        for H in nets:
+            expected = H.factorize(-0.3, factor_dtype=dtype)
+            with monkeypatch.context() as patch:
+                patch.setattr(library, "_cublas", lambda letter: ours)
+                patch.setattr(library, "_address", lambda a, at: a._ary.ctypes.data + at * a.dtype.itemsize)
+                found = H.factorize(-0.3, factor_dtype=dtype)
+            for name in ("Y", "scales", "logabsdet"):
+                one, other = (np.array(H._processor.take(getattr(F._factors, name))) for F in (found, expected))
+                roundoff = 1e3 * np.finfo(dtype).eps * np.abs(other).max()
+                np.testing.assert_allclose(one, other, rtol=0, atol=roundoff, err_msg=name)
+            assert found.inertia == expected.inertia and found.inertia.negative > 0
+        assert functions.calls == {"gemm", "trsm", "syrk"}
+
+
+@on_device
+def test_stage_singular_shifts(seeds=3):
     """Shifts on eigenvalues of trailing blocks: pivots are perturbed as on the CPU, and the answers are as good."""
     perturbed = 0
-    for seed in range(3):
+    for seed in range(seeds):
         problem = moved(chain(2, 4, batch=1 + seed, out=2, seed=seed))
         H = problem.truth.hessian.astype(np.float64)
         for start in problem.offsets()[1:-1]:

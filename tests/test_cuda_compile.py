@@ -99,7 +99,7 @@ def kernels():
 
 
 def wide_kernels(scalar, blocks, factors):
-    """Those of wide layers, for a dtype; `tiled` in their names are those that multiply tiles in shared memory."""
+    """Those of wide layers, for a dtype; those whose names begin with `tiled` multiply tiles in shared memory."""
     dtype, real, integers = np.dtype(scalar.name), array(scalar), array(int32)
     table, _, _, params, lin, space = blocks
     at, notes, count = (real, int64), array(float64), array(int64)
@@ -112,7 +112,9 @@ def wide_kernels(scalar, blocks, factors):
         yield f"tiled product, {transposed}, {scalar}", product.gemm_kernel(dtype, transposed), gemm
     pivots, scales = (integers, int64), at
     yield f"start_cholesky, {scalar}", panels.start_cholesky, (int64, *at, *pivots, notes)
-    panel = int64, int64, notes, *at, *at, int64, *at, int64, *pivots, *scales, notes
+    tried = int64, int64, notes, float64, *at, *at, int64, notes
+    yield f"try_panel, {scalar}", panels.try_kernel(dtype), tried
+    panel = int64, int64, notes, *at, *at, int64, int64, *at, int64, *pivots, *scales, notes
     yield f"factor_panel, {scalar}", panels.factor_panel, panel
     update = int64, scalar, scalar, *at, *at, notes
     yield f"tiled update_rest, {scalar}", panels.update_kernel(dtype), update
@@ -163,7 +165,7 @@ def test_every_kernel(target):
         assert registers <= REGISTERS_PER_THREAD and registers * BLOCK <= REGISTERS, name
         assert spills == 0, name
         assert stack <= 1024, name
-        assert shared <= (PLAIN_SHARED if name.startswith("tiled") else RESERVED_SHARED), name
+        assert shared <= (PLAIN_SHARED if name.startswith(("tiled", "try_panel")) else RESERVED_SHARED), name
         if name.startswith("tiled"):
             assert stack == 0, f"{name}: sums are not in registers"
 

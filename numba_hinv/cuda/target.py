@@ -29,10 +29,31 @@ PAD = 2 * BLOCK
 PLAIN_SHARED = 48 * 1024
 
 if SIMULATED:
+    import sys
+    import threading
+
     from numba.cuda.simulator.kernel import _get_kernel_context
+    from numba.np.numpy_support import as_dtype
+
+    class _Shared:
+        """Arrays of shared memory, one a line that asks for one: the simulator may give two threads different ones."""
+
+        _lock = threading.Lock()
+
+        def array(self, shape, dtype):
+            launched, frame = _get_kernel_context().shared, sys._getframe(1)
+            if shape == 0:
+                return launched.array(shape, dtype)
+            line = frame.f_code.co_filename, frame.f_lineno
+            with self._lock:
+                if line not in launched._allocations:
+                    launched._allocations[line] = np.empty(shape, as_dtype(dtype))
+                return launched._allocations[line]
 
     class _Launched:
         """`numba.cuda` as the kernel that runs sees it, without exchanging the globals of every function it calls."""
+
+        shared = _Shared()
 
         def __getattr__(self, name):
             return getattr(_get_kernel_context(), name)

@@ -18,7 +18,7 @@ from .product import gemm_nn, gemm_tn, tiles
 from .rank_update import mirror, rank_update_kernel
 from .rows import to_host
 from .signed_cholesky import negate, pack
-from .target import kernel, start_grid_team
+from .target import BLOCK, kernel, start_grid_team
 from .triangular import scale_rows
 
 # Layers are wide where a front has more rows than this: M and K of a square one no longer fit into shared memory.
@@ -52,12 +52,13 @@ class Places(NamedTuple):
     T: int  # what `front` calls so
     W: int  # rows of D U of a panel
     s: int  # the diagonal of the rest
+    saved: int  # rows of M of a panel
     norms: int  # of the rows of Y
 
 
 def places(m, coupling, mixed):
     """``(Places, scalars in all)`` for pivots of up to m rows."""
-    sizes = Places(m * m, coupling, mixed, (panels.PANEL + 1) * m, m, m)
+    sizes = Places(m * m, coupling, mixed, (panels.PANEL + 1) * m, m, panels.PANEL * m, m)
     ends = np.cumsum(sizes)
     return Places(*(int(end - size) for end, size in zip(ends, sizes))), int(ends[-1])
 
@@ -149,13 +150,17 @@ def _form_front(table, l, layer, B, stream, stage, params, lin, fronts, P_at, X_
 def _signed_cholesky(stream, m, n, pivoting, factors, pivots_at, scales_at, work, at, notes):
     """M <- U; interchanges are made in K as well."""
     dtype, pivots = work.dtype, factors.pivots
-    scalar = dtype.type
+    scalar, least = dtype.type, 4.0 * float(np.finfo(dtype).tiny)
     launch(panels.start_cholesky, 1, stream, m, work, at.M, pivots, pivots_at, notes)
     launch(_negate, spread(m * m), stream, m, work, at.M, notes)
     for first in range(0, m, panels.PANEL):
         stop = min(first + panels.PANEL, m)
         launch(
-            panels.factor_panel, 1, stream, m, stop, pivoting, work, at.M, work, at.W, at.s, work, at.K, n,
+            panels.try_kernel(dtype), max(1, -(-(m - stop) // BLOCK)), stream, m, stop, pivoting, least,
+            work, at.M, work, at.W, at.saved, notes,
+        )
+        launch(
+            panels.factor_panel, 1, stream, m, stop, pivoting, work, at.M, work, at.W, at.s, at.saved, work, at.K, n,
             pivots, pivots_at, factors.scales, scales_at, notes,
         )
         launch(
