@@ -319,7 +319,9 @@ def test_wide_golden(name, monkeypatch):
 
 
 WIDE = {  # shape, rows above which layers are wide: all of them, or those of one end or of the middle
-    "fewer samples than columns": 0, "no bias, as many samples as columns": 0, "bottleneck": 8, "wide then narrow": 30,     "narrow then wide": 6, "nonlinear end": 0, "mixed skips and biases": 0, "single layer, with skip": 0,
+    "fewer samples than columns": 0, "no bias, as many samples as columns": 0, "nonlinear end": 0,
+    "mixed skips and biases": 0, "single layer, with skip": 0, "bottleneck": 8, "wide then narrow": 30,
+    "narrow then wide": 6,
 }
 
 

@@ -260,7 +260,8 @@ class Device:
         blocks, is_wide = block_sizes(table, num_samples), wide.wide_fronts(table, num_samples)
         blocks["coupling"] = table["m"] * table["N"]
         narrow, broad = (
-            {name: int(values[those].max(initial=0)) for name, values in blocks.items()} for those in (~is_wide, is_wide)
+            {name: int(values[those].max(initial=0)) for name, values in blocks.items()}
+            for those in (~is_wide, is_wide)
         )
         local = sizes._replace(m=narrow["m"], front=narrow["front"], mixed=narrow["mixed"])
         level, found, shared, rest = self._level(

@@ -1,9 +1,9 @@
 """Signed Cholesky and triangular solve of a large front, panel by panel: M and K lie in global memory.
 
 A panel of `PANEL` pivots is tried first with all of them where they stand, every block a part of its columns
-(``try_panel``). Where that breaks the rule of `signed_cholesky`, one block takes them one by one (``factor_panel``). What
-a panel changes right of it is the work of the whole device, tile by tile. The host launches one after the other without
-asking how it went: `notes` say where the factorization stands, and nothing is done after it has failed.
+(``try_panel``). Where that breaks the rule of `signed_cholesky`, one block takes them one by one (``factor_panel``).
+What a panel changes right of it is the work of the whole device, tile by tile. The host launches one after the other
+without asking how it went: `notes` say where the factorization stands, and nothing is done after it has failed.
 """
 
 import functools
