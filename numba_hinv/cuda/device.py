@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import threads
 from ..kernels.eliminate import Factors
-from ..kernels.layers import block_sizes, layer_table
+from ..kernels.layers import BLOCKS, block_sizes, layer_table
 from ..kernels.linearise import Linearisation
 from ..kernels.row_space import RowSpace
 from ..kernels.status import OK
@@ -17,9 +17,9 @@ from ..losses import get_loss
 from ..processor import CPU, is_on_device
 from ..validation import as_columns, check_finite
 from . import arrays, eliminate, linearise, multiply, panels, row_space, substitute, wide
-from .launch import launch
+from .launch import launch, spread
 from .rows import Rows, to_host
-from .target import BLOCK, PLAIN_SHARED, SIMULATED
+from .target import BLOCK, LANES, PLAIN_SHARED, SIMULATED
 
 # Bytes of shared memory that kernels have of their own: `Team.pad`, and what the driver keeps for itself.
 RESERVED_SHARED = 16 * BLOCK + 1024
@@ -183,7 +183,13 @@ class Device:
         lin = Linearisation(**{name: self._empty(shape, np.float64) for name, shape in shapes.items()})
         lin.Z[: X.size].copy_to_device(self.put(X).reshape(X.size), stream=self.stream)
         records = self._table(table)
-        self._launch(linearise.forward_kernel(distinct), 1, records, 0, table.size, params, lin)
+        runs = list(wide.runs(wide.wide_products(table, B), 0, table.size))
+        for first, last, alone in reversed(runs):
+            if alone:
+                outputs = int(table["n_out"][first])
+                self._launch(linearise.wide_forward_kernel(distinct), outputs, records, first, params, lin)
+            else:
+                self._launch(linearise.forward_kernel(distinct), 1, records, first, last, params, lin)
         check_finite("params, X: the net's output", self.take(lin.output))
         count = B if get_loss(network.loss_name)["mean_over"] == "samples" else B * n
         values, slope = self._empty(B, np.float64), self._empty((B, n), np.float64)
@@ -196,7 +202,15 @@ class Device:
             raise ValueError(f"params, X, y: expected a finite loss, got {value}")
         G, gradient = self._empty((2, B * sizes.width), np.float64), self._empty(params.size, np.float64)
         G[table.size % 2, : B * n].copy_to_device(slope.reshape(B * n), stream=self.stream)
-        self._launch(linearise.backward, 1, records, 0, table.size, params, lin, gradient, G)
+        for first, last, alone in runs:
+            if not alone:
+                self._launch(linearise.backward, 1, records, first, last, params, lin, gradient, G)
+                continue
+            inputs, outputs = (int(table[name][first]) for name in ("n_in", "n_out"))
+            self._launch(linearise.wide_slopes, spread(B * outputs), records, first, lin, G)
+            self._launch(linearise.wide_gradient, spread(inputs * outputs), records, first, lin, gradient)
+            if first > 0:
+                self._launch(linearise.wide_inputs, -(-inputs // LANES), records, first, params, lin, G)
         gradient = self.take(gradient)
         check_finite("params, X, y: the gradient", gradient)
         return lin, value, gradient, layers
@@ -221,8 +235,15 @@ class Device:
         )
 
     def tangents(self, table, start, stop, params, lin, V, scratch):
-        dZ, dU, _ = scratch
-        self._launch(multiply.tangents, V.shape[0], self._table(table), start, stop, params, lin, V, dZ, dU)
+        (dZ, dU, _), k, records, B = scratch, V.shape[0], self._table(table), lin.output.shape[0]
+        for l, last, alone in reversed(list(wide.runs(wide.wide_products(table, B), start, stop))):
+            n = int(table["n_out"][l])
+            if not alone:
+                self._launch(multiply.tangents, k, records, l, last, params, lin, V, dZ, dU)
+            elif table["kind"][l] == BLOCKS:
+                self._launch(multiply.wide_blocks_tangents, (spread(B * n), k), records, l, lin, V, dZ)
+            else:
+                self._launch(multiply.wide_tangents, (n, k), records, l, params, lin, V, dZ, dU)
 
     def output_tangents(self, scratch, shape):
         """Those of the outputs, (k, B, n_L), as `tangents` has left them; a NumPy array."""
@@ -230,7 +251,22 @@ class Device:
         return dZ[:, dZ.shape[1] - shape[1] * shape[2] :].reshape(shape)
 
     def adjoints(self, table, start, stop, params, lin, V, HV, scratch):
-        self._launch(multiply.adjoints, V.shape[0], self._table(table), start, stop, params, lin, V, HV, *scratch)
+        (dZ, dU, q), k, records, B = scratch, V.shape[0], self._table(table), lin.output.shape[0]
+        for l, last, alone in wide.runs(wide.wide_products(table, B), start, stop):
+            if not alone:
+                self._launch(multiply.adjoints, k, records, l, last, params, lin, V, HV, dZ, dU, q)
+                continue
+            n_in, n, p = (int(table[name][l]) for name in ("n_in", "n_out", "p"))
+            if last == table.size:
+                self._launch(multiply.wide_start, (1, k), records, lin, dZ, q)
+            if table["kind"][l] == BLOCKS:
+                rows = max(p, B * n_in)
+                self._launch(multiply.wide_blocks_adjoints, (spread(rows), k), records, l, lin, V, HV, dZ, q)
+                continue
+            self._launch(multiply.wide_nu, (spread(B * n), k), records, l, lin, dU, q)
+            self._launch(multiply.wide_product, (spread(p), k), records, l, lin, HV, dZ, dU)
+            if l > 0:
+                self._launch(multiply.wide_adjoints, (-(-n_in // LANES), k), records, l, params, lin, V, dU, q)
 
     def allocate_factors(self, sizes, num_layers, dtype):
         """Uninitialised `Factors`."""

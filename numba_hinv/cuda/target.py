@@ -118,6 +118,22 @@ def total(team, value):
 
 
 @device
+def lane_total(team, value):
+    """Sum of the values of all threads of the same lane, in float64, always in the same order."""
+    pad, rank, count = team.pad, team.rank, team.groups
+    cuda.syncthreads()
+    pad[rank] = value
+    cuda.syncthreads()
+    while count > 1:
+        half = (count + 1) // 2
+        if team.group < count - half:
+            pad[rank] += pad[rank + half * LANES]
+        cuda.syncthreads()
+        count = half
+    return pad[team.lane]
+
+
+@device
 def largest(team, value, place):
     """(largest of the values of all threads, its place): the first of equal ones, and NaN where any is."""
     pad, rank, size, count = team.pad, team.rank, team.size, team.size

@@ -1,4 +1,4 @@
-"""Wide layers, whose work is spread over the whole device: what is wide, and the elimination of such a layer.
+"""Wide layers, whose work is spread over the whole device: which are, and the elimination of such a layer.
 
 One block eliminates a narrow layer (`eliminate`). A wide one is driven from the host, formula by formula: the stages of
 `front` over a grid, its large products and the factorization in tiles (`product`, `panels`), or by cuBLAS. Its front
@@ -21,13 +21,29 @@ from .signed_cholesky import negate, pack
 from .target import BLOCK, kernel, start_grid_team
 from .triangular import scale_rows
 
-# Layers are wide where a front has more rows than this: M and K of a square one no longer fit into shared memory.
+# Layers are wide to the elimination where a front has more rows than this: M and K of a square one no longer fit into
+# shared memory.
 FRONT = 96
+# To linearising and products, where a vector meets more numbers than this in a layer; to solves, where it meets more
+# than so many. What one block would do then is more than launching several kernels.
+PRODUCT, SOLVE = 2**16, 2**18
 
 
 def wide_fronts(table, num_samples):
     """Which layers are wide to the elimination, (L,) bool: by pivot, front that comes in, or front that goes out."""
     return np.maximum.reduce([table["m"], table["N"], num_samples * table["n_out"]]) > FRONT
+
+
+def wide_products(table, num_samples):
+    """Which layers are wide to linearising and products, (L,) bool."""
+    n_in, n_out, p = (table[name] for name in ("n_in", "n_out", "p"))
+    dense, blocks = n_in * n_out, n_out * (p + n_in) + p * n_in
+    return num_samples * np.where(table["kind"] == BLOCKS, blocks, dense) > PRODUCT
+
+
+def wide_solves(table):
+    """Which layers are wide to solves, (L,) bool."""
+    return table["m"] * (table["m"] // 2 + table["N"]) > SOLVE
 
 
 def runs(is_wide, start, stop):
@@ -36,12 +52,13 @@ def runs(is_wide, start, stop):
     A wide layer is a run of its own.
     """
     last = stop
-    while last > start:
-        first = last - 1
-        while not is_wide[last - 1] and first > start and not is_wide[first - 1]:
-            first -= 1
-        yield first, last, bool(is_wide[first])
-        last = first
+    for l in reversed((start + np.flatnonzero(is_wide[start:stop])).tolist()):
+        if l + 1 < last:
+            yield l + 1, last, False
+        yield l, l + 1, True
+        last = l
+    if start < last:
+        yield start, last, False
 
 
 class Places(NamedTuple):
