@@ -9,6 +9,7 @@ import copy
 import ctypes
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import os
 import pickle
@@ -295,6 +296,21 @@ def test_signed_cholesky(kind, factor):
             np.testing.assert_allclose((Y.T * signs) @ Y, K.T @ np.linalg.solve(M, K), rtol=1e-7, atol=1e-9)
 
 
+class Noted:
+    """A kernel that tells when it is launched."""
+
+    def __init__(self, kernel, name, launched):
+        self.kernel, self.name, self.launched = kernel, name, launched
+
+    def __getitem__(self, configuration):
+        self.launched.add(self.name)
+        return self.kernel[configuration]
+
+
+# One of the kernels that each sweep over wide layers launches.
+WIDE_KERNELS = {"linearise": "wide_slopes", "multiply": "wide_nu", "wide_substitute": "_start_w"}
+
+
 def wide_above(monkeypatch, rows):
     """Layers with fronts of more rows are wide; returns the list of those that will have been eliminated so."""
     from numba_hinv.cuda import wide
@@ -336,6 +352,32 @@ def test_wide_shapes(name, monkeypatch):
     assert 0 < len(eliminated) and (len(eliminated) < len(problem.layers)) == (WIDE[name] > 0)
     b = problem.right_hand_side()
     assert problem.backward_error(damping, F.solve(b, refine=False), b) <= 1e-10
+
+
+@on_device
+@pytest.mark.parametrize("numbers", [0, 20])
+def test_wide_solves_and_products(numbers, monkeypatch):
+    """Sweeps of the whole device, also beside those of a block, give what a block alone does."""
+    from numba_hinv.cuda import wide
+
+    sizes = [layer(3, 5), layer(5, 5, skip=True), layer(5, 2), layer(2, 6), layer(6, 3, "identity", bias=False)]
+    blocks, terminal = random_blocks(np.random.default_rng(3), [2, 3, 4, 2], [2, 0, 3]), np.diag([1.0, -2.0])
+    problem, found, launched = make(sizes, batch=2), [], set()
+    for module, name in WIDE_KERNELS.items():
+        module = importlib.import_module(f"numba_hinv.cuda.{module}")
+        monkeypatch.setattr(module, name, Noted(getattr(module, name), name, launched))
+    for limit in (10**6, numbers):
+        monkeypatch.setattr(wide, "PRODUCT", limit)
+        monkeypatch.setattr(wide, "SOLVE", limit)
+        net, chain = moved(problem).hessian, nh.Hessian.from_blocks(blocks, terminal, device="cuda")
+        for H in (net, chain):
+            F, b = H.factorize(0.02), np.random.default_rng(1).standard_normal((H.shape[0], 2))
+            found.append((H @ b, F.solve(b, refine=False)))
+        found[-2] += (net.gradient,)
+        assert launched == (set() if limit > numbers else set(WIDE_KERNELS.values()))
+    for alone, wide_ones in zip(found[:2], found[2:]):
+        for one, other in zip(alone, wide_ones):
+            assert np.abs(one - other).max() <= 1e-10 * np.abs(other).max()
 
 
 @on_device
@@ -395,8 +437,7 @@ class ColumnMajor:
 
     def _gemm(self, handle, transa, transb, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc):
         self.calls.add("gemm")
-        if 0 in (m, n):
-            return
+        assert lda >= max(1, k if transa else m) and ldb >= max(1, n if transb else k) and ldc >= max(1, m)
         A = self._matrix(A, k, m, lda).T if transa else self._matrix(A, m, k, lda)
         B = self._matrix(B, n, k, ldb).T if transb else self._matrix(B, k, n, ldb)
         C, beta = self._matrix(C, m, n, ldc), self._scalar(beta)
@@ -405,6 +446,7 @@ class ColumnMajor:
     def _trsm(self, handle, side, uplo, trans, unit, m, n, alpha, A, lda, B, ldb):
         self.calls.add("trsm")
         size = n if side else m
+        assert lda >= max(1, size) and ldb >= max(1, m)
         A = self._matrix(A, size, size, lda)
         A = np.triu(A) if uplo else np.tril(A)
         if unit:
@@ -414,8 +456,7 @@ class ColumnMajor:
 
     def _syrk(self, handle, uplo, trans, n, k, alpha, A, lda, beta, C, ldc):
         self.calls.add("syrk")
-        if 0 in (n, k):
-            return
+        assert lda >= max(1, k if trans else n) and ldc >= max(1, n)
         A = self._matrix(A, k, n, lda).T if trans else self._matrix(A, n, k, lda)
         C = self._matrix(C, n, n, ldc)
         found = self._scalar(alpha) * (A @ A.T) + self._scalar(beta) * C
@@ -431,7 +472,7 @@ def test_products_of_cublas(monkeypatch):
 
     wide_above(monkeypatch, 0)
     rng = np.random.default_rng(3)
-    blocks, terminal = random_blocks(rng, [2, 3, 4], [2, 3]), np.diag([1.0, -2.0, 3.0, 1.0])
+    blocks, terminal = random_blocks(rng, [2, 3, 4, 4], [2, 3, 0]), np.diag([1.0, -2.0, 3.0, 1.0])
     nets = [moved(chain(4, 3, batch=2)).hessian, nh.Hessian.from_blocks(blocks, terminal, device="cuda")]
     for dtype in (np.float64, np.float32):
         functions = ColumnMajor(dtype)
@@ -448,6 +489,28 @@ def test_products_of_cublas(monkeypatch):
                 np.testing.assert_allclose(one, other, rtol=0, atol=roundoff, err_msg=name)
             assert found.inertia == expected.inertia and found.inertia.negative > 0
         assert functions.calls == {"gemm", "trsm", "syrk"}
+
+
+@on_device
+@pytest.mark.parametrize("with_cublas", [False, True])
+def test_wide_not_finite(with_cublas, monkeypatch):
+    """A layer with numbers that are not finite is named, and nothing after it is touched."""
+    from numba_hinv.cuda import library
+
+    if with_cublas and not SIMULATED:
+        pytest.skip("on a GPU it is cuBLAS itself")
+    eliminated, H = wide_above(monkeypatch, 0), moved(chain(3, 4, batch=2)).hessian
+    H.norm()
+    D = H._processor.take(H._lin.D)
+    D[int(H._table["u"][1])] = np.nan
+    H._lin.D.copy_to_device(D)
+    if with_cublas:
+        ours = library.Cublas(ColumnMajor(np.float64), lambda: 0, lambda stream: contextlib.nullcontext(), "d")
+        monkeypatch.setattr(library, "_cublas", lambda letter: ours)
+        monkeypatch.setattr(library, "_address", lambda a, at: a._ary.ctypes.data + at * a.dtype.itemsize)
+    with pytest.raises(np.linalg.LinAlgError, match="the elimination of layer 1 met numbers that are not finite"):
+        H.factorize(0.1)
+    assert eliminated == [3, 2, 1]
 
 
 @on_device
@@ -629,7 +692,10 @@ def test_wrong_arrays_on_the_device():
 @without_gpu
 def test_agreement_on_a_gpu():
     """Nets larger than the simulator's, fronts that do and do not fit into shared memory, against the CPU."""
-    for problem in (chain(16, 40, batch=2), chain(24, 6, batch=4), chain(64, 4, batch=3), chain(8, 30, batch=12)):
+    for problem in (
+        chain(16, 40, batch=2), chain(24, 6, batch=4), chain(64, 4, batch=3), chain(8, 30, batch=12),
+        chain(300, 4, batch=1), chain(130, 3, batch=3), chain(8, 4, batch=40), make([layer(8, 200), layer(200, 8)]),
+    ):
         damping = 0.01
         here, F = problem.hessian.factorize(damping), moved(problem).hessian.factorize(damping)
         b = problem.right_hand_side(3)
@@ -687,13 +753,16 @@ def test_two_streams_on_a_gpu():
 
 @pytest.mark.gpu
 @without_gpu
-def test_memory_checker_on_a_gpu():
-    """compute-sanitizer finds nothing in a factorization and a solve."""
+@pytest.mark.parametrize("limit", [2**18, 3])
+def test_memory_checker_on_a_gpu(limit):
+    """compute-sanitizer finds nothing in a factorization and a solve, of narrow layers and of wide ones."""
     checker = shutil.which("compute-sanitizer")
     if checker is None:
         pytest.skip("compute-sanitizer is not installed")
     code = (
         "import numba_hinv as nh, numpy as np\n"
+        "from numba_hinv.cuda import wide\n"
+        f"wide.FRONT = wide.PRODUCT = wide.SOLVE = {limit}\n"
         "net = nh.Network([nh.Dense(5, 5, skip=True) for _ in range(4)], 'mean_squared_error')\n"
         "H = net.hessian(net.init(), np.ones((2, 5)), np.zeros((2, 5)), device='cuda')\n"
         "H.factorize(-0.1).solve(H.gradient)\n"

@@ -23,6 +23,7 @@ from numba import boolean, float32, float64, from_dtype, int32, int64, types
 import numba_hinv as nh
 from numba_hinv.cuda import (
     arrays, eliminate, front, linearise, multiply, panels, product, rank_update, row_space, rows, substitute, wide,
+    wide_substitute,
 )
 from numba_hinv.cuda.device import RESERVED_SHARED
 from numba_hinv.cuda.target import BLOCK, PLAIN_SHARED
@@ -61,6 +62,7 @@ def kernels():
     yield "span", row_space.span, (sweep[0], lin[float64], named(RowSpace, vector, vector), matrix)
     yield "tangents", multiply.tangents, (*net, matrix, matrix, matrix)
     yield "adjoints", multiply.adjoints, (*net, matrix, matrix, matrix, matrix, array(float64, 3))
+    yield from wide_sweeps(sweep[0], vector, lin[float64])
     for scalar in (float64, float32):
         blocks = *sweep, array(scalar), lin[scalar], named(RowSpace, array(scalar), array(scalar))
 
@@ -78,6 +80,7 @@ def kernels():
             )
         yield from wide_kernels(scalar, blocks, factors(1))
         scratch = named(substitute.Workspace, array(scalar, 3), work, array(scalar, 3), work)
+        yield from wide_substitution(scalar, blocks, factors(1))
         for kernel in (substitute.substitute_back, substitute.substitute_forth):
             yield f"{kernel.__name__}, {scalar}", kernel, (*blocks, factors(1), array(scalar), work, work, scratch)
         yield f"gather, {scalar}", rows._gather, (matrix, array(int64), work)
@@ -129,6 +132,47 @@ def wide_kernels(scalar, blocks, factors):
     yield f"pack, {scalar}", wide._pack, (int64, *at, *at)
     yield f"scale_rows, {scalar}", wide._scale_rows, (int64, int64, *pivots, *scales, *at)
     yield f"keep_rows, {scalar}", wide._keep_rows, (int64, int64, *at, *pivots, *at, notes)
+
+
+def wide_sweeps(table, params, lin):
+    """Those of linearising and of products."""
+    matrix, cube, layer = array(float64, 2), array(float64, 3), (table, int64)
+    yield "wide_forward", linearise.wide_forward_kernel(nh.activation_names()), (*layer, params, lin)
+    yield "wide_slopes", linearise.wide_slopes, (*layer, lin, matrix)
+    yield "wide_gradient", linearise.wide_gradient, (*layer, lin, params)
+    yield "wide_inputs", linearise.wide_inputs, (*layer, params, lin, matrix)
+    yield "wide_tangents", multiply.wide_tangents, (*layer, params, lin, matrix, matrix, matrix)
+    yield "wide_blocks_tangents", multiply.wide_blocks_tangents, (*layer, lin, matrix, matrix)
+    yield "wide_start", multiply.wide_start, (table, lin, matrix, cube)
+    yield "wide_nu", multiply.wide_nu, (*layer, lin, matrix, cube)
+    yield "wide_product", multiply.wide_product, (*layer, lin, matrix, matrix, matrix)
+    yield "wide_adjoints", multiply.wide_adjoints, (*layer, params, lin, matrix, matrix, cube)
+    yield "wide_blocks_adjoints", multiply.wide_blocks_adjoints, (*layer, lin, matrix, matrix, matrix, cube)
+
+
+def wide_substitution(scalar, blocks, factors):
+    """Those of solves."""
+    table, _, _, params, lin, space = blocks
+    vector, matrix, cube, layer = array(scalar), array(scalar, 2), array(scalar, 3), (table, int64)
+    signatures = {
+        "_project": (space, matrix, cube),
+        "_start_y": (lin, space, cube, cube),
+        "_lam_gQ": (lin, cube, matrix),
+        "_start_v": (params, lin, space, vector, matrix, cube, matrix),
+        "_start_blocks": (lin, matrix, cube, cube),
+        "_forward_vector": (factors, cube, matrix),
+        "_take_Y": (factors, cube, cube),
+        "_start_w": (factors, matrix, cube, cube),
+        "_backward_vector": (factors, cube),
+        "_next_state": (params, lin, space, cube, cube),
+        "_write_h": (lin, matrix, matrix, cube),
+        "_mix": (vector, cube),
+        "_place": (space, vector, cube, matrix),
+        "_place_blocks": (cube, matrix),
+        "_next_blocks": (lin, matrix, cube),
+    }
+    for name, signature in signatures.items():
+        yield f"{name}, {scalar}", getattr(wide_substitute, name), (*layer, *signature)
 
 
 # Of `front`, that are launched over a grid.

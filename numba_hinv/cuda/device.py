@@ -16,7 +16,7 @@ from ..kernels.status import OK
 from ..losses import get_loss
 from ..processor import CPU, is_on_device
 from ..validation import as_columns, check_finite
-from . import arrays, eliminate, linearise, multiply, panels, row_space, substitute, wide
+from . import arrays, eliminate, linearise, multiply, panels, row_space, substitute, wide, wide_substitute
 from .launch import launch, spread
 from .rows import Rows, to_host
 from .target import BLOCK, LANES, PLAIN_SHARED, SIMULATED
@@ -372,21 +372,28 @@ class Device:
             self._empty((k, num_samples * sizes.r + 1), dtype),
         )
 
-    def substitute_back(self, table, start, stop, params, lin, space, factors, damping, b, x, work):
-        self._substitute(
-            substitute.substitute_back, table, start, stop, params, lin, space, factors, damping, b, x, work
-        )
+    def substitute_back(self, table, start, stop, *sweep):
+        records, rest = self._substitution(table, *sweep)
+        for first, last, alone in wide.runs(wide.wide_solves(table), start, stop):
+            if alone:
+                if last == table.size:
+                    self.zero(rest[-1].state)
+                wide_substitute.substitute_back(self.stream, table, records, first, *rest)
+            else:
+                self._launch(substitute.substitute_back, rest[-2].shape[0], records, first, last, *rest)
 
-    def substitute_forth(self, table, start, stop, params, lin, space, factors, damping, b, x, work):
-        self._substitute(
-            substitute.substitute_forth, table, start, stop, params, lin, space, factors, damping, b, x, work
-        )
+    def substitute_forth(self, table, start, stop, *sweep):
+        records, rest = self._substitution(table, *sweep)
+        for first, last, alone in reversed(list(wide.runs(wide.wide_solves(table), start, stop))):
+            if alone:
+                wide_substitute.substitute_forth(self.stream, table, records, first, *rest)
+            else:
+                self._launch(substitute.substitute_forth, rest[-2].shape[0], records, first, last, *rest)
 
-    def _substitute(self, kernel, table, start, stop, params, lin, space, factors, damping, b, x, work):
+    def _substitution(self, table, params, lin, space, factors, damping, b, x, work):
+        """The table and what follows the layers among the arguments of a sweep, on the device."""
         shift = self.put(np.array([damping], b.dtype))
-        self._launch(
-            kernel, b.shape[0], self._table(table), start, stop, params, lin, space, factors, shift, b, x, work
-        )
+        return self._table(table), (params, lin, space, factors, shift, b, x, work)
 
 
 def _why_not_available():

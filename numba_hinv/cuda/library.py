@@ -35,7 +35,7 @@ def _address(array, at):
 
 
 class Cublas:
-    """The routines of one precision, on the caller's stream."""
+    """The routines of one precision, on the caller's stream; not called for nothing, where strides would be 0."""
 
     def __init__(self, functions, handle, stream, letter):
         prefix = {"d": "d", "f": "s"}[letter]
@@ -48,6 +48,8 @@ class Cublas:
 
     def gemm(self, transposed, stream, m, n, k, alpha, A, A_at, lda, B, B_at, ldb, beta, C, C_at, ldc):
         """C (m x n) <- alpha op(A) B + beta C."""
+        if 0 in (m, n):
+            return
         alpha, beta = self._scalar(alpha), self._scalar(beta)
         with self._stream(int(stream)):
             self._gemm(
@@ -57,6 +59,8 @@ class Cublas:
 
     def solve_upper_transposed(self, stream, m, n, U, U_at, K, K_at):
         """K (m x n) <- U^{-T} K, U unit upper triangular."""
+        if 0 in (m, n):
+            return
         one = self._scalar(1)
         with self._stream(int(stream)):
             self._trsm(
@@ -66,6 +70,8 @@ class Cublas:
 
     def rank_update(self, stream, m, n, alpha, Y, Y_at, P, P_at):
         """P (n x n) <- alpha Y^T Y + P, Y (m x n); the upper triangle."""
+        if 0 in (m, n):
+            return
         alpha, one = self._scalar(alpha), self._scalar(1)
         with self._stream(int(stream)):
             self._syrk(

@@ -118,6 +118,22 @@ def total(team, value):
 
 
 @device
+def group_total(team, value):
+    """Sum of the values of the threads of a group, in float64, always in the same order."""
+    pad, rank, count = team.pad, team.rank, LANES
+    cuda.syncthreads()
+    pad[rank] = value
+    cuda.syncthreads()
+    while count > 1:
+        half = (count + 1) // 2
+        if team.lane < count - half:
+            pad[rank] += pad[rank + half]
+        cuda.syncthreads()
+        count = half
+    return pad[team.group * LANES]
+
+
+@device
 def lane_total(team, value):
     """Sum of the values of all threads of the same lane, in float64, always in the same order."""
     pad, rank, count = team.pad, team.rank, team.groups

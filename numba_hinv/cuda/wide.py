@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..kernels.layers import BLOCKS
+from ..kernels.status import OK
 from . import front, library, panels
 from .eliminate import keep_rows
 from .launch import launch, spread
@@ -113,7 +114,7 @@ def _scale_rows(m, n, pivots, pivots_at, scales, scales_at, K, K_at):
 
 @kernel
 def _keep_rows(m, n, Y, at, pivots, order, kept, kept_at, notes):
-    if notes[panels.STATUS] == 0:
+    if notes[panels.STATUS] == OK:
         keep_rows(start_grid_team(), m, n, Y, at, pivots, order, kept, kept_at)
 
 
@@ -204,10 +205,13 @@ def _forward_rows(stream, m, n, factors, pivots_at, scales_at, work, at):
     )
 
 
-def _rank_update(stream, l, m, N, factors, Y_at, fronts, X_at):
+def _rank_update(stream, l, m, N, factors, Y_at, fronts, X_at, notes):
     """P' <- P' - Y^T diag(sigma) Y."""
     cublas = library.cublas(fronts.dtype)
     if cublas is not None:
+        if to_host(notes, stream)[panels.STATUS] != OK:
+            # There is no number of positive pivots.
+            return
         positive = int(to_host(factors.num_positive[l : l + 1], stream)[0])
         cublas.rank_update(stream, positive, N, -1, factors.Y, Y_at, fronts, X_at)
         cublas.rank_update(stream, m - positive, N, 1, factors.Y, Y_at + positive * N, fronts, X_at)
@@ -252,4 +256,4 @@ def eliminate(stream, table, records, l, params, lin, space, damping, pivoting, 
         launch(
             _keep_rows, spread(m * N), stream, m, N, work, at.K, factors.pivots, pivots_at + m, factors.Y, Y_at, notes
         )
-        _rank_update(stream, l, m, N, factors, Y_at, fronts, X_at)
+        _rank_update(stream, l, m, N, factors, Y_at, fronts, X_at, notes)
