@@ -327,11 +327,10 @@ def wide_above(monkeypatch, rows):
 
 
 @on_device
-@pytest.mark.parametrize("name", GOLDEN[:2])
-def test_wide_golden(name, monkeypatch):
+def test_wide_golden(monkeypatch):
     eliminated = wide_above(monkeypatch, 0)
-    test_golden(name)
-    assert set(eliminated) == set(range(len(golden(name)[0].layers)))
+    test_golden("nobias_bce")
+    assert set(eliminated) == set(range(len(golden("nobias_bce")[0].layers)))
 
 
 WIDE = {  # shape, rows above which layers are wide: all of them, or those of one end or of the middle
@@ -409,8 +408,11 @@ def test_wide_and_narrow_agree(dtype, monkeypatch, tmp_path):
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
         elif name in ("scales", "Y", "logabsdet", "growth"):
             np.testing.assert_allclose(ours, theirs, rtol=roundoff, atol=roundoff * np.abs(theirs).max(), err_msg=name)
-    F.save(tmp_path / "factors.npz")
-    for again in (nh.load(tmp_path / "factors.npz"), H.factorize(-0.02 * problem.norm, dtype, checkpoint=True)):
+    solvers = [H.factorize(F.damping, dtype, checkpoint=True)]
+    if dtype == np.float64:
+        F.save(tmp_path / "factors.npz")
+        solvers.append(nh.load(tmp_path / "factors.npz"))
+    for again in solvers:
         assert problem.backward_error(F.damping, again.solve(b), b) <= 1e-14
     for one, other in zip(H.factorize_many([F.damping, 1.0], factor_dtype=dtype), (F, H.factorize(1.0, dtype))):
         np.testing.assert_array_equal(one._pivots.logabsdet, other._pivots.logabsdet)
