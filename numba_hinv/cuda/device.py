@@ -292,6 +292,7 @@ class Device:
 
     def _parts(self, table, sizes, dtype):
         """(level, `Places`, bytes of shared) of narrow fronts, `wide.Places`, scalars of global memory for both."""
+        # z counts B n_in numbers a layer.
         num_samples = sizes.z // int(table["n_in"].sum())
         blocks, is_wide = block_sizes(table, num_samples), wide.wide_fronts(table, num_samples)
         blocks["coupling"] = table["m"] * table["N"]
@@ -326,7 +327,10 @@ class Device:
         return self._eliminate(table, start, stop, params, lin, space, [damping], [pivoting], batch, work)[0]
 
     def _eliminate(self, table, start, stop, params, lin, space, dampings, pivotings, factors, work):
-        """``(status, layer)`` of every damping: all at a time in the narrow layers, one by one in the wide ones."""
+        """``(status, layer)`` of every damping: all at a time in the narrow layers, one by one in the wide ones.
+
+        Where one fails, none goes on to the next run of layers.
+        """
         dtype, count, records = np.dtype(params.dtype), len(dampings), self._table(table)
         dampings, pivotings = np.array(dampings, dtype), np.array(pivotings, np.float64)
         dampings_there, pivotings_there = self.put(dampings), self.put(pivotings)

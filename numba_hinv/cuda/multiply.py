@@ -1,8 +1,8 @@
 """The Hessian-vector product (design, sections 2 and 4): twin of `kernels.multiply`.
 
 Tangents and adjoints of vector t lie in row t of (k, size) arrays. ``tangents`` and ``adjoints`` are a thread block's
-work for each vector, over several layers. Those named ``wide_`` do one wide layer by the whole device; ``blockIdx.y`` is
-the vector.
+work for each vector, over several layers. Those named ``wide_`` do one wide layer by the whole device; ``blockIdx.y``
+is the vector.
 """
 
 from ..kernels.layers import BLOCKS
