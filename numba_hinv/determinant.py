@@ -41,6 +41,8 @@ def determinant(factorization, tolerance):
     own = _from_pivots(factorization, tolerance)
     if is_within(_GOOD * tolerance, own.logabsdet, own.uncertainty):
         return own
+    if factorization._rejoin():
+        return determinant(factorization, tolerance)
     try:
         beside = _from_beside(factorization, tolerance)
     except (np.linalg.LinAlgError, MemoryError):

@@ -25,6 +25,7 @@ class Cpu:
     substitution_workspace = staticmethod(substitute.workspace)
     num_workers = staticmethod(threads.num_workers)
     column_block = None
+    eliminates_together = False
     as_columns = staticmethod(as_columns)
     eliminate = staticmethod(eliminate.eliminate)
     substitute_back = staticmethod(substitute.substitute_back)

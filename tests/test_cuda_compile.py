@@ -21,7 +21,7 @@ from cuda.core import Linker, LinkerOptions, ObjectCode
 from numba import boolean, float32, float64, from_dtype, int32, int64, types
 
 import numba_hinv as nh
-from numba_hinv.cuda import arrays, eliminate, linearise, multiply, row_space, rows, substitute
+from numba_hinv.cuda import arrays, eliminate, linearise, multiply, row_space, rows, segments, substitute
 from numba_hinv.cuda.device import RESERVED_SHARED
 from numba_hinv.cuda.target import BLOCK, PLAIN_SHARED
 from numba_hinv.kernels.eliminate import Factors
@@ -60,7 +60,8 @@ def kernels():
     yield "tangents", multiply.tangents, (*net, matrix, matrix, matrix)
     yield "adjoints", multiply.adjoints, (*net, matrix, matrix, matrix, matrix, array(float64, 3))
     for scalar in (float64, float32):
-        blocks = *sweep, array(scalar), lin[scalar], named(RowSpace, array(scalar), array(scalar))
+        runs = array(from_dtype(segments.SEGMENT))
+        blocks = sweep[0], runs, array(scalar), lin[scalar], named(RowSpace, array(scalar), array(scalar))
 
         def factors(n, scalar=scalar):
             real, count, double = array(scalar, n), array(int64, n), array(float64, n)
@@ -72,11 +73,19 @@ def kernels():
             yield (
                 f"eliminate, level {level}, {scalar}",
                 eliminate.eliminate_kernel(np.dtype(scalar.name), level),
-                (*blocks, array(scalar), matrix, factors(2), places, work, work, array(int64, 2)),
+                (*blocks, array(scalar), matrix, factors(2), work, places, work, work, work, array(int64, 2)),
             )
+        alpha = array(scalar), scalar
+        yield f"start_segments, {scalar}", segments.start_segments, (runs, *alpha, places, work, work)
+        yield (
+            f"form_seams, {scalar}", segments.form_seams,
+            (sweep[0], runs, sweep[0], *alpha, places, work, work, lin[scalar], work),
+        )
         scratch = named(substitute.Workspace, array(scalar, 3), work, array(scalar, 3), work)
         for kernel in (substitute.substitute_back, substitute.substitute_forth):
-            yield f"{kernel.__name__}, {scalar}", kernel, (*blocks, factors(1), array(scalar), work, work, scratch)
+            yield f"{kernel.__name__}, {scalar}", kernel, (
+                *blocks, factors(1), array(scalar), array(scalar), work, work, work, scratch
+            )
         yield f"gather, {scalar}", rows._gather, (matrix, array(int64), work)
         yield f"ldexp, {scalar}", rows._ldexp, (matrix, array(int32), work)
     for scalar in (float64, float32, int64):
@@ -128,10 +137,12 @@ def test_every_kernel(target):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("target", sorted(SHARED))
 def test_fronts_in_shared_memory(target, dtype):
-    """M and K of a front of 96 rows and columns fit, and all of a front of 32."""
+    """M and K of a front of 96 rows and columns fit, and all of a front of 32, with as many multipliers or none."""
     sizes = type("Sizes", (), {})
     room = SHARED[target] - RESERVED_SHARED
     for n, level in ((96, 1), (32, 2)):
         sizes.m, sizes.front, sizes.mixed = n, n * n, n * n
-        assert eliminate.places(sizes, n * n, level)[1] * np.dtype(dtype).itemsize <= room
+        for carried in (0, n * n):
+            scalars = eliminate.places(sizes, n * n, level, carried, carried)[1]
+            assert scalars * np.dtype(dtype).itemsize <= room
     assert PLAIN_SHARED <= SHARED[target]

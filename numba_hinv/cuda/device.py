@@ -15,7 +15,7 @@ from ..kernels.row_space import RowSpace
 from ..losses import get_loss
 from ..processor import CPU, is_on_device
 from ..validation import as_columns, check_finite
-from . import arrays, eliminate, linearise, multiply, row_space, substitute
+from . import arrays, eliminate, linearise, multiply, row_space, segments, substitute, together
 from .launch import launch
 from .rows import Rows, to_host
 from .target import BLOCK, PLAIN_SHARED, SIMULATED
@@ -30,6 +30,8 @@ class Device:
     name = "cuda"
     # Right-hand sides that are solved at the same time, a block each.
     column_block = 64
+    # `eliminate_together` has the eliminations of whole chains.
+    eliminates_together = True
 
     def __init__(self, stream=0):
         if not numba.cuda.is_available():
@@ -38,7 +40,7 @@ class Device:
                 f"{_why_not_available()}; expected device='cpu' on this machine"
             )
         self.stream = stream
-        self._tables = []
+        self._tables, self._segments = [], (None, None)
 
     def __reduce__(self):
         # A stream belongs to its process.
@@ -87,6 +89,14 @@ class Device:
 
     def _empty(self, shape, dtype):
         return numba.cuda.device_array(shape, dtype, stream=self.stream)
+
+    def row(self, array, t):
+        """Row t of a matrix on the device, in its memory."""
+        return self.part(array.reshape(array.size), slice(t * array.shape[1], (t + 1) * array.shape[1]))
+
+    def part(self, array, where):
+        """A slice of an array on the device, in its memory."""
+        return array[where] if where.start < where.stop else self._empty(0, array.dtype)
 
     def _launch(self, kernel, grid, *arguments, shared=0):
         launch(kernel, grid, self.stream, *arguments, shared=shared)
@@ -231,13 +241,34 @@ class Device:
     def adjoints(self, table, start, stop, params, lin, V, HV, scratch):
         self._launch(multiply.adjoints, V.shape[0], self._table(table), start, stop, params, lin, V, HV, *scratch)
 
-    def allocate_factors(self, sizes, num_layers, dtype):
-        """Uninitialised `Factors`."""
+    def allocate_factors(self, sizes, num_layers, dtype, count=None):
+        """Uninitialised `Factors`; with ``count``, a row for each of so many factorizations."""
         dtypes = {"pivots": np.int32, "num_positive": np.int64, "num_perturbed": np.int64}
         dtypes |= {"logabsdet": np.float64, "growth": np.float64}
-        return Factors(
-            *[self._empty(getattr(sizes, name, num_layers), dtypes.get(name, dtype)) for name in Factors._fields]
-        )
+        lengths = [getattr(sizes, name, num_layers) for name in Factors._fields]
+        shapes = lengths if count is None else [(count, length) for length in lengths]
+        return Factors(*[self._empty(shape, dtypes.get(name, dtype)) for name, shape in zip(Factors._fields, shapes)])
+
+    def num_blocks(self):
+        """Thread blocks that run at the same time, one on each multiprocessor."""
+        return 3 if SIMULATED else numba.cuda.get_current_device().MULTIPROCESSOR_COUNT
+
+    def segments(self, table, num_samples):
+        """`segments.Segments` of a chain that is cut on this device, or None; that of the last table is kept."""
+        known, found = self._segments
+        if known is not table:
+            bounds = segments.cut(table, num_samples, self.num_blocks())
+            found = None if bounds is None else segments.segments_of(table, num_samples, bounds)
+            self._segments = table, found
+        return found
+
+    def eliminate_together(self, factorizations, may_cut, tick):
+        """`together.eliminate`."""
+        return together.eliminate(self, factorizations, may_cut, tick)
+
+    def substitute_in_segments(self, factorization, kept, b, check):
+        """`together.substitute_in_segments`."""
+        return together.substitute_in_segments(self, factorization, kept, b, check)
 
     def shared_limit(self):
         """Bytes of shared memory that a block may ask for."""
@@ -253,33 +284,52 @@ class Device:
             if shared * dtype.itemsize <= room or level == 0:
                 return level, found, shared * dtype.itemsize, rest
 
-    def _parts(self, table, sizes, dtype):
-        coupling = int((table["m"] * table["N"]).max())
-        return self._level(lambda level: eliminate.places(sizes, coupling, level), dtype)
+    def _parts(self, table, sizes, dtype, cut=None):
+        coupling, phi, psi = int((table["m"] * table["N"]).max()), 0, 0
+        if cut is not None:
+            phi, psi, sizes = cut.phi, cut.psi, sizes._replace(mixed=max(sizes.mixed, cut.mixed))
+        return self._level(lambda level: eliminate.places(sizes, coupling, level, phi, psi), dtype)
 
-    def elimination_workspace(self, table, sizes, dtype, num_problems=1):
-        """Scratch of `eliminate`."""
-        *parts, rest = self._parts(table, sizes, dtype)
+    def elimination_workspace(self, table, sizes, dtype, num_rows=1, cut=None):
+        """Scratch of `eliminate`, a row a damping and segment of a chain that may be cut (`segments.Segments`)."""
+        *parts, rest = self._parts(table, sizes, dtype, cut)
+        carried = 1 if cut is None else 2 * cut.phi + cut.psi
         return eliminate.Workspace(
-            self._empty((num_problems, 2 * sizes.front), dtype), self._empty((num_problems, rest + 1), dtype), *parts
+            self._empty((num_rows, 2 * sizes.front), dtype), self._empty((num_rows, carried), dtype),
+            self._empty((num_rows, rest + 1), dtype), *parts,
         )
 
-    def elimination_bytes(self, table, sizes, dtype):
-        """Bytes of global memory that `elimination_workspace` takes."""
-        return dtype.itemsize * (2 * sizes.front + self._parts(table, sizes, dtype)[-1] + 1)
+    def elimination_bytes(self, table, sizes, dtype, cut=None):
+        """Bytes of global memory that `elimination_workspace` takes for one damping."""
+        carried, rows = (1, 1) if cut is None else (2 * cut.phi + cut.psi, cut.count)
+        return rows * dtype.itemsize * (2 * sizes.front + carried + self._parts(table, sizes, dtype, cut)[-1] + 1)
+
+    def bytes_together(self, hessian, dtype):
+        """(bytes kept, bytes at work) of a factorization beside its `Factors`."""
+        table, sizes = hessian._table, hessian._sizes
+        cut = self.segments(table, hessian.num_samples)
+        work = self.elimination_bytes(table, sizes, dtype)
+        if cut is None:
+            return 0, work
+        # Where segments fail, the chain is eliminated again as one, when their workspace has been given back.
+        work = max(work, self.elimination_bytes(table, sizes, dtype, cut) + together.seam_bytes(self, cut, dtype))
+        return together.kept_bytes(cut, dtype), work
 
     def eliminate(self, table, start, stop, params, lin, space, damping, pivoting, factors, work):
-        """``(status, layer)`` of `eliminate` for one damping."""
+        """``(status, layer)`` of `eliminate` for one damping and segment."""
         batch = Factors(*[array.reshape(1, array.size) for array in factors])
-        return self._eliminate(table, start, stop, params, lin, space, [damping], [pivoting], batch, work)[0]
+        runs = segments.whole(table, start, stop)
+        return self.eliminate_runs(table, runs, params, lin, space, [damping], [pivoting], batch, None, work)[0]
 
-    def _eliminate(self, table, start, stop, params, lin, space, dampings, pivotings, factors, work):
-        dtype, count = np.dtype(params.dtype), len(dampings)
-        results = self._empty((count, 2), np.int64)
+    def eliminate_runs(self, table, runs, params, lin, space, dampings, pivotings, factors, Y_mu, work):
+        """``(status, layer)`` of `eliminate`, of every damping and run: those of one damping follow one another."""
+        dtype, grid = np.dtype(params.dtype), (len(dampings), runs.size)
+        results = self._empty((grid[0] * grid[1], 2), np.int64)
         self._launch(
-            eliminate.eliminate_kernel(dtype, work.level), count, self._table(table), start, stop, params, lin, space,
-            self.put(np.array(dampings, dtype)), self.put(np.array(pivotings, np.float64)), factors, work.places,
-            work.front, work.scratch, results, shared=work.shared,
+            eliminate.eliminate_kernel(dtype, work.level), grid, self._table(table), self.put(runs), params, lin, space,
+            self.put(np.array(dampings, dtype)), self.put(np.array(pivotings, np.float64)), factors,
+            self._empty((grid[0], 1), dtype) if Y_mu is None else Y_mu, work.places, work.front, work.carried,
+            work.scratch, results, shared=work.shared,
         )
         return self.take(results).tolist()
 
@@ -314,9 +364,16 @@ class Device:
         )
 
     def _substitute(self, kernel, table, start, stop, params, lin, space, factors, damping, b, x, work):
-        shift = self.put(np.array([damping], b.dtype))
+        runs = segments.whole(table, start, stop)
+        self.substitute_runs(kernel, table, runs, params, lin, space, factors, None, damping, b, x, None, work)
+
+    def substitute_runs(self, kernel, table, runs, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
+        """One of the two sweeps over the layers of all runs; ``seams`` as the kernel has it, where there are some."""
+        Y_mu = self._empty(1, b.dtype) if Y_mu is None else Y_mu
+        seams = self._empty((b.shape[0], 1), b.dtype) if seams is None else seams
         self._launch(
-            kernel, b.shape[0], self._table(table), start, stop, params, lin, space, factors, shift, b, x, work
+            kernel, (b.shape[0], runs.size), self._table(table), self.put(runs), params, lin, space, factors, Y_mu,
+            self.put(np.array([damping], b.dtype)), b, x, seams, work,
         )
 
 
