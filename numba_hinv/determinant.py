@@ -41,9 +41,9 @@ def determinant(factorization, tolerance):
     own = _from_pivots(factorization, tolerance)
     if is_within(_GOOD * tolerance, own.logabsdet, own.uncertainty):
         return own
-    if factorization._rejoin():
-        return determinant(factorization, tolerance)
     try:
+        if factorization._is_cut():
+            return determinant(factorization._joined(), tolerance)
         beside = _from_beside(factorization, tolerance)
     except (np.linalg.LinAlgError, MemoryError):
         return own

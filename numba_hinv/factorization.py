@@ -119,6 +119,10 @@ def _no_tick(num_layers):
     """Nobody waits for progress."""
 
 
+def _nothing():
+    """No rescue."""
+
+
 def segments_of(hessian, dtype, checkpoint):
     """`checkpoints.Segment` of the chain: one, or those between the checkpoints."""
     table, sizes = hessian._table, hessian._sizes
@@ -207,14 +211,19 @@ class Factorization(LinearOperator):
         return factorization
 
     def _finish(self):
-        """``LinAlgError`` where the elimination has shown that the matrix is singular."""
+        """``LinAlgError`` where the elimination has shown that the matrix is singular.
+
+        Segments are given up for the whole chain where that has happened, or where their pivots do not tell the inertia.
+        """
+        if self._is_cut() and self._shift == self._eps and not self._is_exact():
+            self._join()
         if self._is_suspect():
             try:
                 self._check_nonsingular()
             except np.linalg.LinAlgError:
-                if not self._rejoin():
+                if not self._join():
                     raise
-                self._finish()
+                self._check_nonsingular()
 
     @classmethod
     def _restore(cls, hessian, damping, factor_dtype, scale, shift, factors):
@@ -344,24 +353,21 @@ class Factorization(LinearOperator):
         """Whether these factors, by default its own, are those of a chain that was eliminated in segments."""
         return not isinstance(factors or self._factors, (eliminate.Factors, type(None)))
 
-    def _in_one(self):
-        """The same factorization, of the chain as one segment."""
+    def _joined(self):
+        """The factorization of the same matrix by the chain as one segment."""
         other = Factorization.__new__(Factorization)
         other.__dict__.update(self.__dict__, _exact=None, _inverse_norm=None, _rescuer=None, _determinant=None)
         other._eliminate()
         return other
 
-    def _rejoin(self):
-        """Eliminate the chain as one segment, where segments have turned out not to do. False where there are none."""
+    def _join(self):
+        """Become `_joined`; False where there are no segments, or this fails as well."""
         if not self._is_cut():
             return False
         try:
-            other = self._in_one()
+            self.__dict__.update(self._joined().__dict__)
         except (MemoryError, np.linalg.LinAlgError):
             return False
-        self._exact = self._inverse_norm = self._determinant = None
-        self._pivots, self._contraction = other._pivots, None
-        self._factors = other._factors
         return True
 
     def _blocks(self):
@@ -450,9 +456,8 @@ class Factorization(LinearOperator):
 
     @property
     def inertia(self):
-        is_exact = self._is_exact()
         negative = self._num_negative()
-        return Inertia(negative, 0, self.shape[0] - negative, is_exact)
+        return Inertia(negative, 0, self.shape[0] - negative, self._is_exact())
 
     def _is_exact(self):
         """Whether the pivots have the signs of the eigenvalues: none perturbed, and rounding too small to turn one."""
@@ -460,10 +465,7 @@ class Factorization(LinearOperator):
             return False
         if self._exact is None:
             roundoff = np.finfo(self.factor_dtype).eps
-            is_exact = bool(self._rounding_of_pivots() < np.sqrt(roundoff)) or self._is_certified()
-            if not is_exact and self._rejoin():
-                return self._is_exact()
-            self._exact = is_exact
+            self._exact = bool(self._rounding_of_pivots() < np.sqrt(roundoff)) or self._is_certified()
         return self._exact
 
     def _rounding_of_pivots(self):
@@ -813,6 +815,9 @@ class Factorization(LinearOperator):
         limit = _BACKWARD_ERROR[dtype]
         can_rescue = self.num_perturbed or abs(self._eps) < _RESCUE[self.factor_dtype] * self._norm
         rescue = self._rescue if can_rescue else None
+        if self._is_cut():
+            # What is left after one cycle is for the chain as one segment, with all that may come to its help.
+            rescue = _nothing
 
         def multiply(rows):
             product = self._multiply(rows, check)
@@ -824,8 +829,8 @@ class Factorization(LinearOperator):
             return self._substitute(rows, check)
 
         refined = refine(multiply, substitute, self._hessian_norm, rows, limit / 16, limit, rescue)
-        if refined.backward_error.max(initial=0.0) > limit and self._rejoin():
-            return self._refine(rows, dtype, check, offset)
+        if self._is_cut() and refined.backward_error.max(initial=0.0) > limit and self._rescue():
+            return self._rescuer._refine(rows, dtype, check, offset)
         return refined
 
     def _rescue(self):
@@ -834,16 +839,19 @@ class Factorization(LinearOperator):
         With a tiny damping, that of a larger one: it is wrong by much in the eigenvalues near zero, but by nearly the
         same for all of them, so that a few Krylov steps remove it, where the rounding errors of a tiny damping are
         ||H|| / damping times as large as usual, and all different. Else one without the limit on growth, which may have
-        misjudged states of which some samples explode and others do not.
+        misjudged states of which some samples explode and others do not. Of a chain in segments, that of the chain as one.
         """
         if self._rescuer is None:
-            rescuer = copy.copy(self)
             larger = _RESCUE[self.factor_dtype] * self._norm
             is_tiny = abs(self._eps) < larger
             try:
-                if is_tiny:
-                    rescuer._shift = float(np.copysign(larger, self._eps))
-                rescuer._eliminate(None if is_tiny else np.inf)
+                if self._is_cut():
+                    rescuer = self._joined()
+                else:
+                    rescuer = copy.copy(self)
+                    if is_tiny:
+                        rescuer._shift = float(np.copysign(larger, self._eps))
+                    rescuer._eliminate(None if is_tiny else np.inf)
             except (MemoryError, np.linalg.LinAlgError):
                 return None
             self._rescuer = rescuer

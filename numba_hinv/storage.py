@@ -46,7 +46,7 @@ def save(path, factorization):
     if factorization.checkpoint:
         raise ValueError("checkpoint: expected a factorization with all its factors to save, got one with checkpoint=True")
     # Files hold the factors of the chain as one segment.
-    hessian, F = factorization.hessian, factorization._in_one() if factorization._is_cut() else factorization
+    hessian, F = factorization.hessian, factorization._joined() if factorization._is_cut() else factorization
     header = {
         "kind": _KIND,
         "format": FORMAT,

@@ -40,7 +40,7 @@ class Device:
                 f"{_why_not_available()}; expected device='cpu' on this machine"
             )
         self.stream = stream
-        self._tables, self._segments = [], (None, None)
+        self._tables, self._segments = [], []
 
     def __reduce__(self):
         # A stream belongs to its process.
@@ -253,13 +253,17 @@ class Device:
         """Thread blocks that run at the same time, one on each multiprocessor."""
         return 3 if SIMULATED else numba.cuda.get_current_device().MULTIPROCESSOR_COUNT
 
-    def segments(self, table, num_samples):
-        """`segments.Segments` of a chain that is cut on this device, or None; that of the last table is kept."""
-        known, found = self._segments
-        if known is not table:
-            bounds = segments.cut(table, num_samples, self.num_blocks())
-            found = None if bounds is None else segments.segments_of(table, num_samples, bounds)
-            self._segments = table, found
+    def segments(self, table, num_samples, bounds=None):
+        """`segments.Segments` of a chain between bounds, by default those of this device; None for one that is not cut.
+
+        The last few are kept.
+        """
+        for known, given, found in self._segments:
+            if known is table and given == bounds:
+                return found
+        ends = bounds or segments.cut(table, num_samples, self.num_blocks())
+        found = None if ends is None else segments.segments_of(table, num_samples, ends)
+        self._segments = [*self._segments[-3:], (table, bounds, found)]
         return found
 
     def eliminate_together(self, factorizations, may_cut, tick):

@@ -69,8 +69,8 @@ def cut(table, num_samples, num_blocks):
         return None
     m, N = table["m"].astype(float), table["N"]
     done = np.cumsum(m**3 / 3 + m * m * N + m * N * N + states * (m + N) * (states + m + N))
-    interior = np.searchsorted(done, done[-1] * np.arange(1, count) / count) + 1
-    bounds = np.unique(np.concatenate([[0], interior[interior < table.size], [table.size]]))
+    ends = np.interp(done[-1] * np.arange(count + 1) / count, np.append(0.0, done), np.arange(table.size + 1))
+    bounds = np.unique(np.rint(ends).astype(int))
     return tuple(bounds.tolist()) if bounds.size > 2 else None
 
 

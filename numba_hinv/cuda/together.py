@@ -192,7 +192,7 @@ def substitute_in_segments(on, factorization, kept, b, check):
     """Both sweeps of a solve, b (k, P) times the inverse of the factors: all segments, the seams, all segments again."""
     hessian, dtype, k = factorization.hessian, factorization.factor_dtype, b.shape[0]
     table, (params, lin, space), shift = hessian._table, factorization._blocks(), factorization._shift
-    plan = segments.segments_of(table, hessian.num_samples, kept.bounds)
+    plan = on.segments(table, hessian.num_samples, kept.bounds)
     work = on.substitution_workspace(hessian._sizes, k * plan.count, hessian.num_samples, dtype)
     size = plan.sizes.parameters
     right, found = on._empty((k, size), dtype), on._empty((k, size), dtype)
