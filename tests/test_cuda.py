@@ -483,6 +483,7 @@ def test_states_of_many_sizes_in_segments(monkeypatch):
 @on_device
 def test_segments_that_do_not_do(monkeypatch):
     """Singular pivots of a segment, and factors that solve nothing: the chain is then eliminated as one."""
+    from numba_hinv import factorization
     from numba_hinv.cuda import segments
 
     problem = moved(chain(3, 4, batch=2, out=2, gain=0.7))
@@ -499,10 +500,19 @@ def test_segments_that_do_not_do(monkeypatch):
     F = H.factorize(0.1)
     x = F.solve(b)
     assert F._is_cut()
-    F._factors = F._factors._replace(Y_mu=H._processor.put(np.zeros(F._factors.Y_mu.size)))
-    assert problem.backward_error(0.1, F.solve(b, refine=False), b) > 1e-6
+    wrong = H._processor.put(np.random.default_rng(0).standard_normal(F._factors.factors.scales.size))
+    F._factors = F._factors._replace(factors=F._factors.factors._replace(scales=wrong))
     np.testing.assert_allclose(F.solve(b), x, rtol=1e-8, atol=1e-10)
-    F.solve(b)
+    # Pivots that may have the wrong sign.
+    assert H.factorize(1e-6)._is_cut()
+    with monkeypatch.context() as patch:
+        patch.setattr(factorization, "_CONTRACTION", 0.0)
+        assert not H.factorize(1e-6)._is_cut()
+    # A guess so large that nothing is left of the fronts beside it.
+    with monkeypatch.context() as patch:
+        patch.setattr(segments, "GUESS", 52)
+        F = H.factorize(0.1)
+        assert not F._is_cut() and F.inertia.exact and problem.backward_error(0.1, F.solve(b), b) <= 1e-14
     # Singular matrices are named as they are without segments.
     with pytest.raises(np.linalg.LinAlgError, match="layer 0.*further from minus an eigenvalue"):
         H.factorize(-problem.eigenvalues[-1])
@@ -536,8 +546,10 @@ def test_many_dampings_at_once(depth, monkeypatch):
         H.factorize_many([0.5, singular, 0.0, -problem.eigenvalues[0]])
     with pytest.raises(np.linalg.LinAlgError, match=r"dampings: at index 2: H is singular, and damping is 0: layer 0"):
         H.factorize_many([0.5, 0.3, 0.0, singular])
+    with pytest.raises(np.linalg.LinAlgError, match=r"dampings: at index 1: the elimination of layer . met numbers that"):
+        H.factorize_many([0.5, 1e-320, 0.3])
     assert H.factorize_many([]) == []
-    # Of other scales, and with a bar.
+    # Of other scales.
     huge = 2.0**200 * problem.norm
     for F, damping in zip(H.factorize_many([0.5, huge, -0.1]), (0.5, huge, -0.1)):
         assert F.inertia == H.factorize(damping).inertia
