@@ -546,7 +546,7 @@ class Factorization(LinearOperator):
         other = copy.copy(self)
         other._eps = other._shift = self._eps + distance
         other._exact = other._inverse_norm = other._rescuer = other._determinant = None
-        other._eliminate(may_cut=self._is_cut())
+        other._eliminate()
         return other
 
     def diagonal(self, progress=False):

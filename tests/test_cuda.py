@@ -423,7 +423,7 @@ def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
     from numba_hinv.cuda.device import RESERVED_SHARED, Device
 
     problem = make(RAGGED, batch=2)
-    H, damping, found = moved(problem).hessian, 0.01 * problem.norm, []
+    H, damping, found = moved(problem).hessian, 0.3 * problem.norm, []
     cut_at(monkeypatch, 0, 1, 5, 7)
     plan = H._processor.segments(H._table, 2)
     for level in range(eliminate.LEVELS):
@@ -685,10 +685,31 @@ def test_agreement_on_a_gpu():
 
 @pytest.mark.gpu
 @without_gpu
-def test_no_leak_on_a_gpu():
+def test_segments_on_a_gpu():
+    """Chains that are long enough for many segments, alone and for many dampings at once, against the CPU."""
+    for problem in (chain(8, 2000, batch=1, gain=0.1), chain(16, 300, batch=2, gain=0.1)):
+        H, b = moved(problem).hessian, problem.right_hand_side(3)
+        dampings = H.norm() * np.array([0.1, 0.01, -0.05])
+        for damping, F in zip(dampings, H.factorize_many(dampings)):
+            here, alone = problem.hessian.factorize(damping), H.factorize(damping)
+            x, expected = F.solve(b), here.solve(b)
+            assert F._is_cut() and alone._is_cut()
+            residual = problem.hessian @ x + damping * x - b
+            scale = problem.hessian.norm() * np.linalg.norm(x, axis=0) + np.linalg.norm(b, axis=0)
+            assert (np.linalg.norm(residual, axis=0) <= 1e-14 * scale).all()
+            assert np.linalg.norm(x - expected) <= 1e-8 * np.linalg.norm(expected)
+            np.testing.assert_array_equal(alone.solve(b), x)
+            assert F.inertia == here.inertia
+            assert F.slogdet()[1] == pytest.approx(here.slogdet()[1], rel=1e-9)
+
+
+@pytest.mark.gpu
+@without_gpu
+@pytest.mark.parametrize("depth", [20, 200])
+def test_no_leak_on_a_gpu(depth):
     import numba.cuda
 
-    H = moved(chain(8, 20, batch=2)).hessian
+    H = moved(chain(8, depth, batch=2, gain=0.3)).hessian
 
     def free():
         numba.cuda.synchronize()
@@ -711,7 +732,7 @@ def test_two_streams_on_a_gpu():
     from numba_hinv.cuda.device import Device
     import numba.cuda
 
-    problems, found = [chain(8, 30, batch=2, seed=seed) for seed in (0, 1)], [None, None]
+    problems, found = [chain(4, 80, batch=2, seed=seed, gain=0.3) for seed in (0, 1)], [None, None]
 
     def work(index):
         problem = problems[index]

@@ -13,7 +13,6 @@ from ..kernels.eliminate import Factors
 from ..kernels.linearise import Linearisation
 from ..kernels.row_space import RowSpace
 from ..kernels.status import OK
-from . import eliminate as sweep
 from . import segments, substitute
 from .rows import Rows
 
@@ -67,64 +66,84 @@ def eliminate(on, factorizations, may_cut, tick):
     """
     first = factorizations[0]
     hessian, dtype, count = first.hessian, first.factor_dtype, len(factorizations)
-    table, sizes, blocks = hessian._table, hessian._sizes, first._blocks()
-    levels = first._scale.levels_by_layer(table.size)
+    table, levels = hessian._table, first._scale.levels_by_layer(hessian._table.size)
     plan = on.segments(table, hessian.num_samples) if may_cut else None
     if plan is not None and np.abs(levels).max() > segments.LARGEST_LEVEL:
         plan = None
-    factors = on.allocate_factors(sizes, table.size, dtype, count)
-    errors = [None] * count
+    factors = on.allocate_factors(hessian._sizes, table.size, dtype, count)
     if plan is None:
-        found = _sweep(on, factorizations, None, factors, None, None, tick)
-        for t, (code, layer) in enumerate(found):
-            if code == OK:
-                factorizations[t]._keep(_row(on, factors, t))
-            else:
-                errors[t] = factorizations[t]._not_finite(layer)
-        return errors
-    Y_mu, alpha = on._empty((count, plan.Y), dtype), segments.scales(plan, first._hessian_norm, levels)
-    work = on.elimination_workspace(table, sizes, dtype, count * plan.count, plan)
-    records, alpha_there = on.put(plan.records), on.put(alpha.astype(dtype))
-    guess = dtype.type(np.ldexp(1.0, segments.GUESS))
-    on._launch(
-        segments.start_segments, (count, plan.count), records, alpha_there, guess, work.places, work.front, work.carried
-    )
+        work = on.elimination_workspace(table, hessian._sizes, dtype, count)
+        found = _sweep(on, factorizations, None, factors, None, work, tick)
+        return [_keep_whole(on, F, factors, t, found[t]) for t, F in enumerate(factorizations)]
+    kept = _eliminate_in_segments(on, factorizations, plan, factors, levels, tick)
+    errors = [None] * count
+    for t, F in enumerate(factorizations):
+        if kept[t] is not None:
+            F._keep(kept[t])
+            _add_seams(on, F._pivots, plan, kept[t].seams, segments.scales(plan, F._hessian_norm, levels), levels)
+        if kept[t] is None or F.num_perturbed:
+            own = Factors(*[array.reshape(1, array.size) for array in _row(on, factors, t)])
+            work = on.elimination_workspace(table, hessian._sizes, dtype)
+            found = _sweep(on, [F], None, own, None, work, _no_tick)
+            errors[t] = _keep_whole(on, F, own, 0, found[0])
+    return errors
+
+
+def _eliminate_in_segments(on, factorizations, plan, factors, levels, tick):
+    """`InSegments` of each factorization, its factors being rows of those given; None where that has failed."""
+    first = factorizations[0]
+    hessian, dtype, count = first.hessian, first.factor_dtype, len(factorizations)
+    table, (params, _, space), grid = hessian._table, first._blocks(), (count, plan.count)
+    Y_mu = on._empty((count, plan.Y), dtype)
+    work = on.elimination_workspace(table, hessian._sizes, dtype, count * plan.count, plan)
+    records, guess = on.put(plan.records), dtype.type(np.ldexp(1.0, segments.GUESS))
+    alpha = on.put(segments.scales(plan, first._hessian_norm, levels).astype(dtype))
+    on._launch(segments.start_segments, grid, records, alpha, guess, work.places, work.front, work.carried)
     found = _sweep(on, factorizations, plan, factors, Y_mu, work, tick)
     seams, runs = segments.seams_together(plan, count)
     lin, seam_work = _seam_blocks(on, plan, count, dtype), on.elimination_workspace(seams, plan.sizes, dtype, count)
     on._launch(
-        segments.form_seams, (count, plan.count), on._table(table), records, on._table(seams), alpha_there, guess,
-        work.places, work.front, work.carried, lin, seam_work.front,
+        segments.form_seams, grid, on._table(table), records, on._table(seams), alpha, guess, work.places, work.front,
+        work.carried, lin, seam_work.front,
     )
-    lengths = {name: count * getattr(plan.sizes, name) for name in checkpoints.PACKED}
-    seam_factors = on.allocate_factors(plan.sizes._replace(**lengths), seams.size, dtype, 1)
+    lengths = {name: getattr(plan.sizes, name) for name in checkpoints.PACKED}
+    together = plan.sizes._replace(**{name: count * length for name, length in lengths.items()})
+    seam_factors = on.allocate_factors(together, seams.size, dtype)
+    # Seams are on the scale of the Hessian in their states: the smallest of them.
     scale = np.ldexp(1.0, -2 * int(levels.max()))
     pivotings = [
         (scale * F._pivoting.singular, scale * F._pivoting.perturbation, np.inf, 0.0) for F in factorizations
     ]
-    seam_found = on.eliminate_runs(
-        seams, runs, blocks[0], lin, blocks[2], [0.0], pivotings, seam_factors, None, seam_work
-    )
-    del work, seam_work
-    for t, F in enumerate(factorizations):
-        own = _row(on, factors, t)
-        if found[t][0] == OK and seam_found[t][0] == OK:
-            parts = {name: slice(t * getattr(plan.sizes, name), (t + 1) * getattr(plan.sizes, name)) for name in lengths}
-            each = slice(t * (plan.count - 1), (t + 1) * (plan.count - 1))
-            seam = Factors(
-                *[on.part(array[0], parts.get(name, each)) for name, array in seam_factors._asdict().items()]
-            )
-            Dx, Dz = (on.part(array, slice(0, array.size // count)) for array in (lin.Dx, lin.Dz))
-            F._keep(InSegments(plan.bounds, own, on.row(Y_mu, t), seam, Dx, Dz))
-            _add_seams(on, F._pivots, plan, seam, alpha, levels)
-        if found[t][0] != OK or seam_found[t][0] != OK or F.num_perturbed:
-            own = Factors(*[array.reshape(1, array.size) for array in own])
-            ((code, layer),) = _sweep(on, [F], None, own, None, None, lambda num_layers: None)
-            if code == OK:
-                F._keep(_row(on, own, 0))
-            else:
-                errors[t] = F._not_finite(layer)
-    return errors
+    batch = Factors(*[array.reshape(1, array.size) for array in seam_factors])
+    seam_found = on.eliminate_runs(seams, runs, params, lin, space, [0.0], pivotings, batch, None, seam_work)
+    # Those of the seams are the same for all.
+    Dx, Dz = (on.part(array, slice(0, array.size // count)) for array in (lin.Dx, lin.Dz))
+
+    def part(name, array, t):
+        length = lengths.get(name, plan.count - 1)
+        return on.part(array, slice(t * length, (t + 1) * length))
+
+    return [
+        InSegments(
+            plan.bounds, _row(on, factors, t), on.row(Y_mu, t),
+            Factors(*[part(name, array, t) for name, array in seam_factors._asdict().items()]), Dx, Dz,
+        )
+        if found[t][0] == OK and seam_found[t][0] == OK else None
+        for t in range(count)
+    ]
+
+
+def _no_tick(num_layers):
+    """Counted already."""
+
+
+def _keep_whole(on, factorization, factors, t, found):
+    """Give it row t of the factors; a ``LinAlgError`` where the elimination has failed."""
+    code, layer = found
+    if code != OK:
+        return factorization._not_finite(layer)
+    factorization._keep(_row(on, factors, t))
+    return None
 
 
 def _row(on, factors, t):
@@ -133,12 +152,9 @@ def _row(on, factors, t):
 
 def _sweep(on, factorizations, plan, factors, Y_mu, work, tick):
     """Run by run through all segments: ``(status, layer)`` of each factorization, the first that is not `OK`."""
-    first = factorizations[0]
-    hessian, dtype, count = first.hessian, first.factor_dtype, len(factorizations)
-    table, (params, lin, space) = hessian._table, first._blocks()
+    first, count = factorizations[0], len(factorizations)
+    table, (params, lin, space) = first.hessian._table, first._blocks()
     bounds = (0, table.size) if plan is None else plan.bounds
-    if plan is None:
-        work = on.elimination_workspace(table, hessian._sizes, dtype, count)
     shifts, found = [F._shift for F in factorizations], [(OK, 0)] * count
     queues = [first._runs(start, stop) for start, stop in zip(bounds[:-1], bounds[1:])]
     for pieces in itertools.zip_longest(*queues):
