@@ -253,6 +253,11 @@ def measure_blocks(a, effort):
     methods = {f"{LIBRARY}, refined": lambda: blocks.library_solve(H, chain.b),
                f"{LIBRARY}, one sweep": lambda: blocks.library_solve(H, chain.b, refine=False)}
     counts = dict.fromkeys(methods, (chain, stages))
+    horizon = min(blocks.HORIZON, effort.stages)
+    embedded_solve, *count = blocks.embedded_solver(chain, horizon)
+    title = f"{LIBRARY}.embedded, {horizon} stages, one sweep"
+    methods[title], counts[title] = embedded_solve, count
+    embedded_solve()
     solvers = {title: solve for title, solve in blocks.peer_solvers(short).items() if solve is not None}
     counts |= dict.fromkeys(solvers, (short, fewer))
     answers = interleave({**methods, **solvers}, effort.rounds + 2, effort.share)

@@ -62,14 +62,20 @@ def _steps():
             yield f"{name}, {dtype}", lambda name=name, dtype=dtype: loss_address(name, dtype)
         for layer in (nh.LayerNorm(2), nh.RMSNorm(2), nh.Gated(2)):
             yield f"{type(layer).__name__}, {dtype}", lambda layer=layer, dtype=dtype: layer.addresses(dtype)
-        yield f"gradient, {dtype}", lambda dtype=dtype: _small_problem(dtype, lambda net, *data: net.gradient(*data))
-        yield f"solve, {dtype}", lambda dtype=dtype: _small_problem(dtype, _solve)
-        yield f"covariances, {dtype}", lambda dtype=dtype: _small_problem(dtype, _covariances)
+        # Sweeps over chains without convolutions are compiled without them.
+        for layer in (nh.Dense(3, 3, skip=True), nh.Conv1d(1, 3, 3, 3)):
+            for job in (_gradient, _solve, _covariances):
+                name = f"{job.__name__[1:]}, {type(layer).__name__}, {dtype}"
+                yield name, lambda layer=layer, job=job, dtype=dtype: _small_problem(layer, dtype, job)
 
 
-def _small_problem(dtype, job):
-    net = nh.Network([nh.Dense(3, 3, skip=True), nh.Dense(3, 2, "identity")], loss="mean_squared_error")
+def _small_problem(layer, dtype, job):
+    net = nh.Network([layer, nh.Dense(3, 2, "identity")], loss="mean_squared_error")
     return job(net, net.init(dtype=dtype), np.eye(2, 3, dtype=dtype), np.zeros((2, 2), dtype))
+
+
+def _gradient(net, params, X, y):
+    return net.gradient(params, X, y)
 
 
 def _solve(net, params, X, y):

@@ -1,19 +1,27 @@
 """Many columns at a time: vectors (P, k) as the sweeps take them, in blocks of rows, block after block on all cores.
 
-Blocks are the same whatever the number of threads, so that results are, too.
+Blocks are the same whatever the number of threads, so that results are, too. Arrays in Fortran order, as results are,
+have their columns as rows already; others are turned round a block at a time.
 """
+
+import threading
 
 import numpy as np
 from numba import njit
 
 from . import threads
+from .kernels.microkernel import pointer, transpose, vector_columns
 
-# Enough for the sweeps' products, few enough for a block's vectors to be read from memory in one piece: 64 bytes.
-BLOCK = 8
+# Two cache lines of a row of a C-contiguous array: one at a time is read a third more slowly. At most half of the
+# columns, so that two cores have something to do.
+BLOCK, LEAST_BLOCK = 16, 4
 # Columns of at most so many numbers stay in cache, where fewer calls count for more.
 _SHORT, SHORT_BLOCK = 1 << 15, 32
-# Numbers per piece of what is done in pieces.
-_PIECE = 1 << 15
+# Rows of an array that are turned round at a time, in the columns of a block: what is read once and written in pieces.
+_PIECE = 1 << 9
+# Rows that one compiled call turns round. Ctrl-C is heard between two: memory that is touched for the first time can cost
+# twenty times as much as other memory.
+_CALL = 1 << 17
 # Below so many numbers, threads cost more than they bring.
 _WORTH_THREADS = 1 << 15
 
@@ -21,7 +29,7 @@ _WORTH_THREADS = 1 << 15
 def run(job, shape, workers, block=None):
     """Results of ``job(start, stop, check)`` of all blocks of columns of a (P, k) array, in order."""
     num_rows, num_columns = shape
-    block = block or block_of(num_rows)
+    block = block or block_of(num_rows, num_columns)
     if num_rows * num_columns < _WORTH_THREADS:
         workers = 1
     starts = range(0, num_columns, block)
@@ -32,55 +40,77 @@ def run(job, shape, workers, block=None):
         raise failure.__cause__ from None
 
 
-def block_of(num_rows):
+def block_of(num_rows, num_columns):
     """Columns per block."""
+    most = largest_block(num_rows)
+    return most if most == SHORT_BLOCK else min(most, max(LEAST_BLOCK, -(-num_columns // 2)))
+
+
+def largest_block(num_rows):
+    """Columns per block, of many."""
     return BLOCK if num_rows > _SHORT else SHORT_BLOCK
 
 
-def gather(array, start, stop):
-    """Columns of a contiguous array as rows in float64."""
+class Buffers(threading.local):
+    """Arrays (k, P) of float64 that a thread uses for one block after the other: new memory costs as much as a pass."""
+
+    def rows(self, name, shape):
+        """The array of this name, uninitialised."""
+        array = self.__dict__.get(name)
+        if array is None or array.size < shape[0] * shape[1]:
+            array = self.__dict__[name] = np.empty(shape[0] * shape[1])
+        return array[: shape[0] * shape[1]].reshape(shape)
+
+
+def empty(shape, dtype):
+    """An uninitialised (P, k) array whose columns are contiguous."""
+    return np.empty(shape[::-1], dtype).T
+
+
+def gather(array, start, stop, buffers, check):
+    """Columns of an array as rows in float64, (k, P); not to be written to: they may be the array's own."""
     if not isinstance(array, np.ndarray):
         return array.gather(start, stop)
-    if array.shape[1] == 1:
-        return np.ascontiguousarray(array.reshape(1, -1), np.float64)
-    rows = np.empty((stop - start, array.shape[0]))
-    for first in range(0, array.shape[0], _PIECE):
-        _gather(array, start, first, min(first + _PIECE, array.shape[0]), rows)
+    if array.flags.f_contiguous:
+        return array.T[start:stop].astype(np.float64, copy=False)
+    rows = buffers.rows("gathered", (stop - start, array.shape[0]))
+    for first in range(0, array.shape[0], _CALL):
+        last = min(first + _CALL, array.shape[0])
+        check()
+        if array.dtype == np.float64:
+            _turn(array, start, first, last, rows)
+        else:
+            rows[:, first:last] = array[first:last, start:stop].T
     return rows
 
 
+def place(array, start, stop):
+    """Where rows of float64 may be written for `scatter` to find them in place; None if that is nowhere."""
+    return array.T[start:stop] if array.dtype == np.float64 else None
+
+
 def scatter(rows, array, start):
-    """Rows to columns of an array, from ``start`` on."""
+    """Rows to columns of an array of `empty`, from ``start`` on."""
     if not isinstance(array, np.ndarray):
         array.scatter(rows, start)
         return
-    rows = np.asarray(rows)
-    if array.shape[1] == 1:
-        array[:, 0] = rows[0]
-    else:
-        for first in range(0, array.shape[0], _PIECE):
-            _scatter(rows, start, first, min(first + _PIECE, array.shape[0]), array)
-
-
-def add_multiple(factor, rows, to):
-    """``to += factor * rows``, without a temporary array of their size."""
-    if not isinstance(to, np.ndarray):
-        to.add_multiple(factor, rows)
-        return
-    for row, sum_row in zip(rows, to):
-        for at in range(0, row.size, _PIECE):
-            sum_row[at : at + _PIECE] += factor * row[at : at + _PIECE]
+    rows, to = np.asarray(rows), array.T[start : start + rows.shape[0]]
+    if not np.may_share_memory(rows, to):
+        to[...] = rows
 
 
 @njit(cache=True, nogil=True)
-def _gather(array, start, first, last, rows):
-    for i in range(first, last):
-        for t in range(rows.shape[0]):
-            rows[t, i] = array[i, start + t]
-
-
-@njit(cache=True, nogil=True)
-def _scatter(rows, start, first, last, array):
-    for i in range(first, last):
-        for t in range(rows.shape[0]):
-            array[i, start + t] = rows[t, i]
+def _turn(array, start, begin, end, rows):
+    """rows[:, begin:end] <- the transpose of those rows of columns start, ... of a C-contiguous array."""
+    k, P = rows.shape
+    unit = vector_columns(pointer(rows, 0))
+    whole = k - k % unit
+    for first in range(begin, end, _PIECE):
+        last = min(first + _PIECE, end)
+        count = (last - first) - (last - first) % unit
+        if whole and count:
+            source = pointer(array, first * array.shape[1] + start)
+            transpose(count, whole, source, array.shape[1], pointer(rows, first), P)
+        for t in range(k):
+            for i in range(first + count if t < whole else first, last):
+                rows[t, i] = array[i, start + t]

@@ -59,7 +59,7 @@ def _from_pivots(F, tolerance):
         uncertainty = 0.0
         for seed in range(4, 4 + _PROBES):
             probe = random_entries(seed, P)
-            error = probe - F._multiply(F._substitute(probe))
+            error = F._multiply(F._substitute(probe), b=probe)
             estimate = abs(float((probe * error).sum())) + float(lengths(error)[0])
             uncertainty = max(uncertainty, _MISSED * estimate if np.isfinite(estimate) else np.inf)
     return Determinant(-1.0 if F._num_negative() % 2 else 1.0, logabsdet, uncertainty)

@@ -25,11 +25,12 @@ from numba import njit
 from . import memory_budget
 from .factorization import relative_pivoting
 from .hessian import Hessian
-from .kernels import binding, eliminate, linearise, multiply as product, substitute
+from .kernels import eliminate, linearise, multiply as product, substitute
 from .kernels.layers import BLOCKS, ONE_POSITION, Chain, layer_table
 from .kernels.memory import matrix
 from .kernels.row_space import RowSpace
 from .kernels.status import NOT_FINITE, OK, SINGULAR_PIVOT
+from .processor import CPU
 from .validation import as_float_dtype, as_size
 
 __all__ = [
@@ -171,7 +172,7 @@ def _require(sizes, num_samples, num_vectors, dtype):
 
 
 def _system(table, sizes, params, lin, space, k, dtype):
-    binding.load(dtype)
+    CPU.load(dtype)
     B = lin.output.shape[0]
     factors = eliminate.allocate(sizes, table.size, dtype)
     for block in factors:
@@ -271,10 +272,16 @@ def factorize(system, damping, norm):
 @njit(cache=True, nogil=True, error_model="numpy")
 def multiply(system, V, HV):
     """``HV = V H`` without the damping; V and HV are contiguous (k, P) arrays of the system's dtype."""
+    _multiply(system, V, HV, 0.0, matrix(V, 0, 0, V.shape[1]))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _multiply(system, V, HV, shift, b):
+    """``HV = V (H + shift I)``, or b minus that where there are rows of b."""
     dZ, dU, q, patches = system.tangents
     L = system.table.size
     product.tangents(system.table, 0, L, system.params, system.lin, V, dZ, dU, patches)
-    product.adjoints(system.table, 0, L, system.params, system.lin, V, HV, dZ, dU, q, patches)
+    product.adjoints(system.table, 0, L, system.params, system.lin, V, HV, dZ, dU, q, patches, shift, b)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -306,10 +313,7 @@ def solve(system, b, x, refinements):
     _substitute(system, b, x)
     for _ in range(refinements):
         residual, correction = matrix(system.residual, 0, k, P), matrix(system.correction, 0, k, P)
-        multiply(system, x, residual)
-        for t in range(k):
-            for i in range(P):
-                residual[t, i] = b[t, i] - residual[t, i] - system.damping[0] * x[t, i]
+        _multiply(system, x, residual, system.damping[0], b)
         _substitute(system, residual, correction)
         for t in range(k):
             for i in range(P):

@@ -20,7 +20,7 @@ from .probe import random_entries
 from .progress import bar
 from .refinement import backward_error, contraction, refine
 from .scaling import lengths, row_exponents
-from .validation import as_flag, as_float_dtype, as_layer, as_real
+from .validation import as_flag, as_float_dtype, as_layer, as_real, check_finite
 
 # Layers whose scales are looked through at a time.
 _LOOKED_THROUGH = 4096
@@ -717,7 +717,7 @@ class Factorization(LinearOperator):
         full_output : bool
             Whether to return what is known of the solution, too.
         num_threads : int, optional
-            Right-hand sides are solved in blocks, of 8 where there are many parameters, at most so many blocks at a
+            Right-hand sides are solved in blocks, of 16 where there are many parameters, at most so many blocks at a
             time; by default one a core, or as many as leave BLAS its own threads (`Hessian.factorize_many`). The answer
             is the same for every number.
         progress : bool
@@ -726,7 +726,7 @@ class Factorization(LinearOperator):
         Returns
         -------
         x : array of the shape of b
-            In the wider dtype of b and the parameters.
+            In the wider dtype of b and the parameters, and in Fortran order: every solution is contiguous.
         info : SolveInfo
             Only with ``full_output``.
 
@@ -746,7 +746,8 @@ class Factorization(LinearOperator):
 
         Notes
         -----
-        Reads the factors twice, and the blocks once a refinement step. ``full_output`` costs one product more a column
+        Reads the factors twice, and the blocks once a refinement step. A b in Fortran order is read where it lies; of
+        others each thread has a copy of a block. ``full_output`` costs one product more a column
         and, once for a factorization, four refined solves that estimate the norm of the inverse.
         """
         refine, full_output = as_flag("refine", refine), as_flag("full_output", full_output)
@@ -757,10 +758,18 @@ class Factorization(LinearOperator):
         self._blocks()
         if full_output:
             self._norm_of_inverse()
+        buffers = columns.Buffers()
         with bar(progress, count, "solve", "column") as shown:
 
             def solve_block(start, stop, check):
-                rows, known = self._solve_rows(columns.gather(given, start, stop), dtype, refine, full_output, check)
+                rows = columns.gather(given, start, stop, buffers, check)
+                out, scratch = on.place(x, start, stop), None
+                if out is not None and refine:
+                    scratch = buffers.rows("residual", out.shape)
+                b_lengths = lengths(rows)
+                if not np.isfinite(b_lengths).all():
+                    check_finite("b", given)
+                rows, known = self._solve_rows(rows, b_lengths, dtype, refine, full_output, check, out, scratch)
                 columns.scatter(rows, x, start)
                 shown.update(stop - start)
                 return known
@@ -784,33 +793,40 @@ class Factorization(LinearOperator):
         shape = shape[1:]
         return x, SolveInfo(errors.reshape(shape), bounds.reshape(shape), steps, krylov_steps)
 
-    def _solve_rows(self, rows, dtype, refine, full_output, check):
-        """(solutions of a block of right-hand sides, `SolveInfo`), both by rows."""
-        exponents = row_exponents(rows)
-        if (np.abs(exponents) > _LARGEST_EXPONENT).any():
-            rows = np.ldexp(rows, -exponents[:, None])
-        else:
-            exponents[:] = 0
+    def _solve_rows(self, rows, b_lengths, dtype, refine, full_output, check, out=None, scratch=None):
+        """(solutions of a block of right-hand sides, `SolveInfo`), both by rows.
+
+        The entries are finite, their norms ``b_lengths`` may have overflowed. ``out`` and ``scratch``, of the shape of
+        rows, may be written to; the solutions are in ``out`` as a rule.
+        """
         rows = self.hessian._processor.rows(rows)
+        exponents = np.zeros(rows.shape[0], np.int32)
+        if not (np.abs(np.frexp(b_lengths)[1]) <= _LARGEST_EXPONENT).all() or not np.isfinite(b_lengths).all():
+            exponents = row_exponents(rows)
+            rows = np.ldexp(rows, -exponents[:, None])
+            b_lengths = lengths(rows)
         errors, bounds, steps, krylov_steps = np.empty(rows.shape[0]), np.empty(rows.shape[0]), 0, 0
         if refine:
-            refined = self._refine(rows, dtype, check)
-            x, errors, steps, krylov_steps = refined
-            self._check_solution(refined, rows)
+            refined = self._refine(rows, dtype, check, 0.0, b_lengths, out, scratch)
+            x, errors, steps, krylov_steps, x_lengths, _ = refined
+            self._check_solution(refined)
         else:
-            x = self._substitute(rows, check)
+            x = self._substitute(rows, check, out)
+            x_lengths = lengths(x)
         if full_output:
             errors, bounds = self._judge(x, rows)
         exponents -= self._scale.matrix
         if exponents.any():
             with np.errstate(over="ignore", under="ignore"):
                 np.ldexp(x, exponents[:, None], out=x)
-        largest = max(x.max(initial=0.0), -x.min(initial=0.0))
-        if not largest <= np.finfo(dtype).max:
+                x_lengths = np.ldexp(x_lengths, exponents)
+        # No entry is larger than the norm; where that is too large or not a number, the entries are looked through.
+        most = np.finfo(dtype).max
+        if not (x_lengths <= most).all() and not max(x.max(initial=0.0), -x.min(initial=0.0)) <= most:
             raise np.linalg.LinAlgError(f"b: the solution overflows, with damping={self.damping:g}")
         return x, SolveInfo(errors, bounds, steps, krylov_steps)
 
-    def _refine(self, rows, dtype, check=threads.no_check, offset=0.0):
+    def _refine(self, rows, dtype, check=threads.no_check, offset=0.0, b_lengths=None, out=None, scratch=None):
         """`Refined` solutions; those of ``2^-k (H + damping I) + offset I`` with the factors at hand."""
         limit = _BACKWARD_ERROR[dtype]
         can_rescue = self.num_perturbed or abs(self._eps) < _RESCUE[self.factor_dtype] * self._norm
@@ -819,18 +835,16 @@ class Factorization(LinearOperator):
             # What is left after one cycle is for the chain as one segment, with all that may come to its help.
             rescue = _nothing
 
-        def multiply(rows):
-            product = self._multiply(rows, check)
-            if offset:
-                columns.add_multiple(offset, rows, product)
-            return product
+        def multiply(rows, b=None, out=None):
+            return self._multiply(rows, check, b, offset, out)
 
-        def substitute(rows):
-            return self._substitute(rows, check)
+        def substitute(rows, out=None):
+            return self._substitute(rows, check, out)
 
-        refined = refine(multiply, substitute, self._hessian_norm, rows, limit / 16, limit, rescue)
+        norm = self._hessian_norm
+        refined = refine(multiply, substitute, norm, rows, limit / 16, limit, rescue, b_lengths, out, scratch)
         if self._is_cut() and refined.backward_error.max(initial=0.0) > limit and self._rescue():
-            return self._rescuer._refine(rows, dtype, check, offset)
+            return self._rescuer._refine(rows, dtype, check, offset, b_lengths, out, scratch)
         return refined
 
     def _rescue(self):
@@ -857,24 +871,23 @@ class Factorization(LinearOperator):
             self._rescuer = rescuer
         return self._rescuer._substitute
 
-    def _check_solution(self, refined, b):
+    def _check_solution(self, refined):
         """``LinAlgError`` where a solution is so large that it shows the matrix to be singular."""
-        size = lengths(refined.x)
-        image = lengths(b) + refined.backward_error * (self._hessian_norm * size + lengths(b))
+        size, b_lengths = refined.x_lengths, refined.b_lengths
+        image = b_lengths + refined.backward_error * (self._hessian_norm * size + b_lengths)
         shown = np.divide(image, size, out=np.full_like(image, np.inf), where=image > 0)
         if shown.min(initial=np.inf) <= _SINGULAR_MATRIX * np.finfo(np.float64).eps * self._norm:
             self._raise_singular(shown.min())
 
     def _judge(self, x, b):
         """Backward error, and bound of the relative error, of each row of x."""
-        residual = b - self._multiply(x)
-        rounding = _RESIDUAL_ROUNDING * np.finfo(float).eps * (self._norm * lengths(x) + lengths(b))
-        size = lengths(x)
+        residual, size, b_lengths = self._multiply(x, b=b), lengths(x), lengths(b)
+        rounding = _RESIDUAL_ROUNDING * np.finfo(float).eps * (self._norm * size + b_lengths)
         error = self._norm_of_inverse() * (lengths(residual) + rounding)
         # Of x first, then of the exact solution, which is smaller than x by the error at most.
         error = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
         error = np.where(error < 1.0, error / np.maximum(1.0 - error, 0.5), np.inf)
-        return backward_error(self._hessian_norm, x, lengths(b), residual), error
+        return backward_error(self._hessian_norm, size, b_lengths, residual), error
 
     def _norm_of_inverse(self):
         """Twice an estimate, from below, of the 2-norm of the inverse; computed once."""
@@ -895,13 +908,9 @@ class Factorization(LinearOperator):
                 stacklevel=3,
             )
 
-    def _multiply(self, rows, check=threads.no_check):
-        """rows times 2^-k (H + damping I)."""
-        rows = self.hessian._processor.rows(rows)
-        product = self.hessian._multiply(rows, self._scale, check)
-        if self._eps != 0.0:
-            columns.add_multiple(self._eps, rows, product)
-        return product
+    def _multiply(self, rows, check=threads.no_check, b=None, offset=0.0, out=None):
+        """rows times ``2^-k (H + damping I) + offset I``; b minus that where b is given."""
+        return self.hessian._multiply(rows, self._scale, self._eps + offset, b, check, out)
 
     def _pieces(self, segment, num_vectors, back):
         """Runs of the segment's layers for one compiled call of a solve, in the order of the sweep."""
@@ -914,7 +923,7 @@ class Factorization(LinearOperator):
         pieces = chunks(flops)
         return pieces[::-1] if back else pieces
 
-    def _substitute(self, rows, check=threads.no_check):
+    def _substitute(self, rows, check=threads.no_check, out=None):
         """The two sweeps: rows (k, P) times the factors' inverse, in their precision."""
         on = self.hessian._processor
         kept, narrow = self._factors, self.factor_dtype != np.float64
@@ -922,20 +931,20 @@ class Factorization(LinearOperator):
         if narrow:
             exponents = row_exponents(rows)[:, None]
             b = np.ldexp(rows, -exponents, out=on.empty_rows(rows.shape, self.factor_dtype), casting="same_kind")
+        x = np.empty_like(b) if narrow or out is None else out
         if self._is_cut(kept):
-            x = on.substitute_in_segments(self, kept, b, check)
+            on.substitute_in_segments(self, kept, b, x, check)
         else:
-            x = self._sweep(b, check)
+            self._sweep(b, x, check)
         if narrow:
             x = x.astype(np.float64)
             np.ldexp(x, exponents, out=x)
         return x
 
-    def _sweep(self, b, check):
-        """Both sweeps, layer after layer, in the precision of the factors."""
+    def _sweep(self, b, x, check):
+        """Both sweeps, layer after layer, from b to x in the precision of the factors."""
         hessian, on = self.hessian, self.hessian._processor
         params, lin, space = self._blocks()
-        x = np.empty_like(b)
         work = on.substitution_workspace(hessian._sizes, b.shape[0], hessian.num_samples, self.factor_dtype)
         sweep, back = on.substitute_back, True
         order = list(range(len(self._segments)))

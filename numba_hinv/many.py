@@ -90,6 +90,6 @@ def solves_reach_blas(hessian):
     """Whether solves and products have products that are large enough for BLAS."""
     table, B = hessian._table, hessian.num_samples
     m, N, n_in, n_out = (table[name].astype(float) for name in ("m", "N", "n_in", "n_out"))
-    block = columns.block_of(hessian.shape[0])
+    block = columns.largest_block(hessian.shape[0])
     largest = max((m * np.maximum(m, N)).max(), (n_in * n_out * B).max(), (table["m"] * B * n_out).max())
     return largest * block >= product.BLAS_WORK or largest >= product.GEMV_WORK

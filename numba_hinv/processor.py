@@ -6,9 +6,9 @@ scaling, pivoting, refinement, certificates and determinants are the same code f
 
 import numpy as np
 
-from . import checkpoints, memory_budget, threads
+from . import checkpoints, columns, memory_budget, threads
 from .chunks import chunks
-from .kernels import binding, eliminate, multiply, row_space, substitute
+from .kernels import binding, blas, eliminate, multiply, row_space, substitute
 from .validation import as_columns
 
 
@@ -16,7 +16,6 @@ class Cpu:
     """Sweeps of :mod:`numba_hinv.kernels`, NumPy arrays."""
 
     name = "cpu"
-    load = staticmethod(binding.load)
     require = staticmethod(memory_budget.require)
     ldexp = staticmethod(np.ldexp)
     empty_rows = staticmethod(np.empty)
@@ -26,10 +25,16 @@ class Cpu:
     num_workers = staticmethod(threads.num_workers)
     column_block = None
     eliminates_together = False
+    place = staticmethod(columns.place)
     as_columns = staticmethod(as_columns)
     eliminate = staticmethod(eliminate.eliminate)
     substitute_back = staticmethod(substitute.substitute_back)
     substitute_forth = staticmethod(substitute.substitute_forth)
+
+    def load(self, dtype):
+        """Have all kernels for a dtype at hand, and the number of BLAS's threads, which may have changed."""
+        blas.tell_threads(threads.blas_threads())
+        binding.load(dtype)
 
     def put(self, array):
         """The array where the sweeps read it."""
@@ -40,7 +45,7 @@ class Cpu:
 
     def empty_columns(self, like, shape, dtype):
         """An uninitialised (P, k) array on the side of the given one."""
-        return np.empty(shape, dtype)
+        return columns.empty(shape, dtype)
 
     def result(self, found, shape):
         """A (P, k) array as the caller gets it."""
@@ -87,8 +92,8 @@ class Cpu:
         dZ = scratch[0]
         return dZ[dZ.size - np.prod(shape) :].reshape(shape)
 
-    def adjoints(self, table, start, stop, params, lin, V, HV, scratch):
-        multiply.adjoints(table, start, stop, params, lin, V, HV, *scratch)
+    def adjoints(self, table, start, stop, params, lin, V, HV, scratch, shift=0.0, b=None):
+        multiply.adjoints(table, start, stop, params, lin, V, HV, *scratch, shift, V[:0] if b is None else b)
 
     def elimination_workspace(self, table, sizes, dtype):
         """Scratch of `eliminate`."""

@@ -24,23 +24,27 @@ class Refined(NamedTuple):
     backward_error: np.ndarray  # (k,): ||b - A x|| / (||A|| ||x|| + ||b||)
     steps: int  # refinement steps, the most that a right-hand side took
     krylov_steps: int  # likewise
+    x_lengths: np.ndarray  # (k,): 2-norms of the solutions
+    b_lengths: np.ndarray  # (k,): of the right-hand sides
 
 
-def backward_error(norm, x, b_lengths, residual):
+def backward_error(norm, x_lengths, b_lengths, residual):
     """Normwise backward error of each row; infinity where something is not finite."""
-    size = norm * lengths(x) + b_lengths
+    size = norm * x_lengths + b_lengths
     error = lengths(residual)
     error = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
     return np.where(np.isfinite(error), error, np.inf)
 
 
-def refine(multiply, solve, norm, b, goal, limit, rescue=None):
+def refine(multiply, solve, norm, b, goal, limit, rescue=None, b_lengths=None, out=None, scratch=None):
     """Solve ``A x = b`` from an approximate inverse.
 
     Parameters
     ----------
-    multiply, solve : callable
-        Rows times A, and rows times the approximate inverse.
+    multiply : callable
+        ``multiply(x)`` is rows times A; ``multiply(x, b=b, out=residual)`` is b minus that.
+    solve : callable
+        ``solve(b)``, or ``solve(b, out=x)``, is rows times the approximate inverse.
     norm : float
         Estimate of the 2-norm of A.
     b : (k, P) array
@@ -50,11 +54,16 @@ def refine(multiply, solve, norm, b, goal, limit, rescue=None):
         Backward error above which a right-hand side is given to GMRES.
     rescue : callable, optional
         Returns another approximate inverse (or None), for what is above the limit after one cycle with the first.
+    b_lengths : (k,) array, optional
+        2-norms of the rows of b, where they are known.
+    out, scratch : (k, P) arrays, optional
+        Where the first solution, which is the last one as a rule, and its residual are written.
     """
-    b_lengths = lengths(b)
-    x = solve(b)
-    residual = _residual(multiply, b, x)
-    error = backward_error(norm, x, b_lengths, residual)
+    b_lengths = lengths(b) if b_lengths is None else b_lengths
+    x = solve(b, out=out)
+    residual = multiply(x, b=b, out=scratch)
+    x_lengths = lengths(x)
+    error = backward_error(norm, x_lengths, b_lengths, residual)
     active = np.flatnonzero(error > goal)
     steps = 0
     while active.size and steps < MAX_STEPS:
@@ -63,32 +72,32 @@ def refine(multiply, solve, norm, b, goal, limit, rescue=None):
         some = active if active.size < b.shape[0] else slice(None)
         x_new = solve(residual[some])
         x_new += x[some]
-        residual_new = _residual(multiply, b[some], x_new)
-        error_new = backward_error(norm, x_new, b_lengths[some], residual_new)
+        residual_new = multiply(x_new, b=b[some])
+        lengths_new = lengths(x_new)
+        error_new = backward_error(norm, lengths_new, b_lengths[some], residual_new)
         better = error_new < error[active]
         # Less than halved: what is left is rounding of the residual, or not to be had this way.
         going_on = better & (error_new < 0.5 * error[active]) & (error_new > goal)
         if active.size == b.shape[0] and better.all():
-            x, residual, error = x_new, residual_new, error_new
+            x, residual, error, x_lengths = x_new, residual_new, error_new, lengths_new
         else:
             improved = active[better]
             x[improved], residual[improved], error[improved] = x_new[better], residual_new[better], error_new[better]
+            x_lengths[improved] = lengths_new[better]
         active = active[going_on]
     krylov_steps = np.zeros(b.shape[0], np.int64)
     cycles = _KRYLOV_CYCLES if rescue is None else 1
-    for row in np.flatnonzero(error > limit):
+    stalled = np.flatnonzero(error > limit)
+    for row in stalled:
         krylov_steps[row] = _krylov(multiply, solve, norm, b, x, error, row, goal, limit, cycles)
     left = np.flatnonzero(error > limit)
     other = rescue() if rescue is not None and left.size else None
     if other is not None:
         for row in left:
             krylov_steps[row] += _krylov(multiply, other, norm, b, x, error, row, goal, limit, _KRYLOV_CYCLES)
-    return Refined(x, error, steps, int(krylov_steps.max(initial=0)))
-
-
-def _residual(multiply, b, x):
-    product = multiply(x)
-    return np.subtract(b, product, out=product)
+    if stalled.size:
+        x_lengths[stalled] = lengths(x[stalled])
+    return Refined(x, error, steps, int(krylov_steps.max(initial=0)), x_lengths, b_lengths)
 
 
 def _krylov(multiply, solve, norm, b, x, error, row, goal, limit, cycles):
@@ -102,11 +111,11 @@ def _krylov(multiply, solve, norm, b, x, error, row, goal, limit, cycles):
         x[row] = 0.0
     for _ in range(cycles):
         here = slice(row, row + 1)
-        residual = _residual(multiply, b[here], x[here])
+        residual = multiply(x[here], b=b[here])
         x_new, steps = _flexible_cycle(multiply, solve, norm, b[here], x[here], residual, goal)
         taken += steps
-        residual_new = _residual(multiply, b[here], x_new)
-        error_new = backward_error(norm, x_new, lengths(b[here]), residual_new)[0]
+        residual_new = multiply(x_new, b=b[here])
+        error_new = backward_error(norm, lengths(x_new), lengths(b[here]), residual_new)[0]
         if not error_new < error[row]:
             break
         stalled = error_new > 0.5 * error[row]
@@ -161,7 +170,7 @@ def contraction(multiply, solve, size):
     residual /= lengths(residual)
     worst = 0.0
     for step in range(_CONTRACTION_STEPS):
-        residual = residual - multiply(solve(residual))
+        residual = multiply(solve(residual), b=residual)
         length = lengths(residual)[0]
         if not np.isfinite(length):
             return np.inf

@@ -25,7 +25,7 @@ from .kernels.layers import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, lay
 from .kernels.linearise import Linearisation
 from .scaling import Scaling
 
-FORMAT = 3
+FORMAT = 4
 _KIND = "numba_hinv factorization"
 # Layers that are plain data. Others are code, which a file does not hold.
 _LAYERS = {"Dense": Dense, "Conv1d": Conv1d}

@@ -6,6 +6,7 @@ BLAS its own, and never need more than there are cores. The number of these thre
 """
 
 import ctypes
+import functools
 import os
 import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -26,14 +27,23 @@ def available_cores():
         return os.cpu_count() or 1
 
 
-def blas_threads():
-    """Threads of SciPy's BLAS: asked of OpenBLAS, else by the environment, else one a core."""
+@functools.lru_cache(maxsize=None)
+def _openblas():
+    """The function of SciPy's OpenBLAS that says how many threads it has, or None."""
     for path in Path(scipy.__file__).parent.with_name("scipy.libs").glob("libscipy_openblas*"):
         try:
             # Loaded already: by that name nothing else is.
-            return int(ctypes.CDLL(str(path)).scipy_openblas_get_num_threads())
+            return ctypes.CDLL(str(path)).scipy_openblas_get_num_threads
         except (OSError, AttributeError):
             continue
+    return None
+
+
+def blas_threads():
+    """Threads of SciPy's BLAS: asked of OpenBLAS, else by the environment, else one a core."""
+    count = _openblas()
+    if count is not None:
+        return int(count())
     for name in _VARIABLES:
         value = os.environ.get(name, "")
         if value.isdigit() and int(value):

@@ -142,12 +142,17 @@ def as_labels(name, value, num_samples, num_classes):
 
 
 def as_columns(name, value, num_rows, default_dtype):
-    """``value`` (P,) or (P, k) as (P, k), contiguous and of float64 or float32, with the dtype that the answer takes."""
+    """``value`` (P,) or (P, k) as (P, k), in C or Fortran order and of float64 or float32, and the answer's dtype.
+
+    That its entries are finite is for the caller to see to, where it reads them anyway.
+    """
     array = as_numbers(name, value)
     if array.ndim not in (1, 2) or array.shape[0] != num_rows:
         raise ValueError(f"{name}: expected shape ({num_rows},) or ({num_rows}, k), got {array.shape}")
     dtype = np.result_type(array.dtype, default_dtype) if array.dtype.kind == "f" else default_dtype
     dtype = np.dtype(np.float32) if dtype == np.float16 else dtype
-    array = np.require(array.reshape(num_rows, -1 if array.size else array.shape[-1]), common_dtype(array), ["C", "A", "W"])
-    check_finite(name, array)
+    array = array.reshape(num_rows, -1 if array.size else array.shape[-1])
+    order = "F" if array.flags.f_contiguous else "C"
+    with np.errstate(over="ignore"):
+        array = np.require(array, common_dtype(array), [order, "A", "W"])
     return array, np.dtype(dtype)

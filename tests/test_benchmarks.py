@@ -141,6 +141,7 @@ def test_chains_of_blocks(a):
     expected = np.linalg.solve(dense, chain.b)
     answers = {title: solve() for title, solve in blocks.peer_solvers(chain).items() if solve is not None}
     answers["numba_hinv"] = blocks.library_solve(chain.hessian(), chain.b)
+    answers["embedded"] = blocks.embedded_solver(chain, 7)[0]()
     for title, x in answers.items():
         assert np.linalg.norm(x - expected) <= roundoff * np.linalg.norm(expected), title
         assert chain.residual(x) <= roundoff, title

@@ -101,6 +101,40 @@ def test_command_line_info():
     assert {"numba_hinv", "Python", "Numba", "NumPy", "SciPy", "processor", "threads", "BLAS", "GPU", "cache"} <= {*named}
 
 
+USES = """
+import numpy as np, numba_hinv as nh
+from numba_hinv.compilation_cache import cache_directories
+
+def compiled():
+    return sorted(str(file) for directory in cache_directories() for file in directory.rglob("*.nbc"))
+
+before = compiled()
+for dtype in (np.float64, np.float32):
+    for layer in (nh.Dense(4, 4, "gelu", skip=True), nh.Conv1d(2, 2, 1, 2), nh.LayerNorm(4)):
+        net = nh.Network([layer, nh.Dense(4, 3)], loss="softmax_cross_entropy")
+        params, X, y = net.init(0, dtype=dtype), np.random.default_rng(0).random((5, 4)).astype(dtype), [0, 1, 2, 0, 1]
+        H = net.hessian(params, X, y)
+        for F in (*H.factorize_many([10.0, 20.0]), H.factorize(10.0, factor_dtype="float32", checkpoint=True)):
+            F.solve(np.ones((H.shape[0], 20), dtype), full_output=True)
+            F.slogdet()
+        H.count_below(-10.0)
+        chain = nh.Hessian.from_blocks([H.blocks(l) for l in range(2)], H.terminal)
+        chain.factorize(10.0).solve(H.gradient)
+    nh.minimize(net, params, X, y, max_iterations=2)
+print(len(before), len(set(compiled()) - set(before)))
+"""
+
+
+def test_warmup_compiles_everything(tmp_path):
+    """After it, a process that uses nets, chains, convolutions and norms in both precisions compiles nothing more."""
+    cache = str(tmp_path / "cache")
+    shown = run("import numba_hinv.__main__ as command; command.main(['warmup'])", tmp_path, NUMBA_CACHE_DIR=cache)
+    # A bar that is full in the end, and where the cache lies.
+    assert f"[{'#' * 30}]" in shown and f"cached in {cache}" in shown
+    before, more = map(int, run(USES, tmp_path, NUMBA_CACHE_DIR=cache).split())
+    assert before > 100 and more == 0
+
+
 NORMS = """
 import numpy as np, numba_hinv as nh
 layers = [{layers}]

@@ -519,6 +519,7 @@ def test_segments_that_do_not_do(monkeypatch):
 
 
 @on_device
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 @pytest.mark.parametrize("depth", [3, 8])
 def test_many_dampings_at_once(depth, monkeypatch):
     """All in one launch a run, also in segments, with the bits of each alone; the first that fails is named."""

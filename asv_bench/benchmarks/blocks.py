@@ -4,9 +4,13 @@ A stage has a states and p = a parameters (controls). The chains are random, sta
 recursion needs them.
 """
 
+import time
+
 import numpy as np
+from numba import njit
 
 import numba_hinv as nh
+from numba_hinv import embedded
 
 from .lifted import lift_blocks
 from .peers import Pardiso
@@ -20,6 +24,8 @@ HPIPM = {8: 0.85, 16: 2.5, 20: 3.2, 32: 9.0, 64: 52.0, 128: 243.0}
 # A chain of the library's takes about SECONDS at HPIPM's speed, and its blocks BYTES at most; the sparse and banded
 # solvers get the first unknowns of it, since their time is linear in the stages.
 SECONDS, BYTES, UNKNOWNS = 0.1, 1e8, 20_000
+# Stages of a controller's chain.
+HORIZON = 40
 
 
 class Chain:
@@ -79,6 +85,31 @@ def library_solve(H, b, refine=True):
     return H.factorize(DAMPING).solve(b, refine=refine)
 
 
+@njit
+def _repeat(system, b, x, repeats):
+    for _ in range(repeats):
+        embedded.factorize(system, DAMPING, 0.0)
+        embedded.solve(system, b, x, 0)
+
+
+def embedded_solver(chain, stages):
+    """(function, its chain, stages that it goes through): the chain's first stages, time and again in compiled code.
+
+    In memory that is made once, as in a controller, and without refinement: what HPIPM was timed doing.
+    """
+    short = chain.first(stages)
+    system = embedded.from_hessian(short.hessian())
+    b, x = short.b[None].copy(), np.empty((1, short.b.size))
+    # At 50 GF/s, and a microsecond for what does not depend on the size.
+    repeats = max(1, int(SECONDS / (stages * (2e-10 * chain.a**3 + 1e-6))))
+
+    def solve():
+        _repeat(system, b, x, repeats)
+        return x[0].copy()
+
+    return solve, short, stages * repeats
+
+
 def peer_solvers(chain):
     """{title: function that solves the chain, or None where it is not installed}. Assembled here, and not timed."""
     lifted = lift_blocks(chain.blocks, chain.terminal, DAMPING)
@@ -101,6 +132,15 @@ class Blocks:
         self.chain = Chain(a, stages_of(a)[0])
         self.H = self.chain.hessian()
         library_solve(self.H, self.chain.b)
+
+        self.embedded_solve, _, self.embedded_stages = embedded_solver(self.chain, HORIZON)
+
+    def track_embedded(self, a):
+        start = time.perf_counter()
+        self.embedded_solve()
+        return (time.perf_counter() - start) / self.embedded_stages * 1e6
+
+    track_embedded.unit = "us per stage"
 
     def time_from_blocks(self, a):
         self.chain.hessian()

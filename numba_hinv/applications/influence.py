@@ -11,6 +11,7 @@ from scipy.linalg import LinAlgWarning
 from .. import columns, memory_budget, threads
 from ..network import Network
 from ..progress import bar
+from ..scaling import lengths
 from ..validation import as_real
 
 
@@ -162,7 +163,7 @@ def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):
     """``take(start, stop, gradients, solutions, check)`` of every block of samples, whose gradients are rows."""
     H = F.hessian
     P, sizes = H.shape[0], H._sizes
-    block = min(columns.block_of(P), count)
+    block = min(columns.block_of(P, count), count)
     workers = threads.num_workers(num_threads, -(-count // block), H._solves_reach_blas())
     # Gradients, solutions, residuals and products; tangents.
     memory_budget.require(
@@ -176,7 +177,7 @@ def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):
             for i in range(start, stop):
                 check()
                 gradients[i - start] = gradient_of(i)
-            solutions, known = F._solve_rows(gradients, np.dtype(np.float64), True, False, check)
+            solutions, known = F._solve_rows(gradients, lengths(gradients), np.dtype(np.float64), True, False, check)
             take(start, stop, gradients, solutions, check)
             shown.update(stop - start)
             return known

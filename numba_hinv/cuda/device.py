@@ -118,6 +118,9 @@ class Device:
             return arrays.Columns.empty(shape, dtype, self.stream)
         return np.empty(shape, dtype)
 
+    def place(self, array, start, stop):
+        """None: rows are `Rows`, never a part of an array of columns."""
+
     def result(self, found, shape):
         """A (P, k) array as the caller gets it."""
         return (found.array if isinstance(found, arrays.Columns) else found).reshape(shape)
@@ -238,8 +241,13 @@ class Device:
         dZ = self.take(scratch[0])
         return dZ[:, dZ.shape[1] - shape[1] * shape[2] :].reshape(shape)
 
-    def adjoints(self, table, start, stop, params, lin, V, HV, scratch):
+    def adjoints(self, table, start, stop, params, lin, V, HV, scratch, shift=0.0, b=None):
         self._launch(multiply.adjoints, V.shape[0], self._table(table), start, stop, params, lin, V, HV, *scratch)
+        if start == 0:
+            if shift:
+                HV.add_multiple(shift, V)
+            if b is not None:
+                np.subtract(b, HV, out=HV)
 
     def allocate_factors(self, sizes, num_layers, dtype, count=None):
         """Uninitialised `Factors`; with ``count``, a row for each of so many factorizations."""
@@ -270,9 +278,9 @@ class Device:
         """`together.eliminate`."""
         return together.eliminate(self, factorizations, may_cut, tick)
 
-    def substitute_in_segments(self, factorization, kept, b, check):
+    def substitute_in_segments(self, factorization, kept, b, x, check):
         """`together.substitute_in_segments`."""
-        return together.substitute_in_segments(self, factorization, kept, b, check)
+        together.substitute_in_segments(self, factorization, kept, b, x, check)
 
     def shared_limit(self):
         """Bytes of shared memory that a block may ask for."""

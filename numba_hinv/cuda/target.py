@@ -6,6 +6,7 @@ written is visible to all when they return.
 """
 
 import importlib.util
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -31,11 +32,41 @@ PLAIN_SHARED = 48 * 1024
 if SIMULATED:
     from numba.cuda.simulator.kernel import _get_kernel_context
 
+    class _Allocations(dict):
+        """Arrays of shared memory by the line that asks for them: while one thread makes an array, others wait for it.
+
+        The simulator looks for one and stores another where none was: two threads at once would have one each.
+        """
+
+        def __init__(self):
+            self._lock = threading.Lock()
+
+        def get(self, line):
+            self._lock.acquire()
+            found = super().get(line)
+            if found is not None:
+                self._lock.release()
+            return found
+
+        def __setitem__(self, line, array):
+            super().__setitem__(line, array)
+            self._lock.release()
+
     class _Launched:
         """`numba.cuda` as the kernel that runs sees it, without exchanging the globals of every function it calls."""
 
+        _lock = threading.Lock()
+
         def __getattr__(self, name):
             return getattr(_get_kernel_context(), name)
+
+        @property
+        def shared(self):
+            found = _get_kernel_context().shared
+            with self._lock:
+                if type(found._allocations) is dict:
+                    found._allocations = _Allocations()
+            return found
 
     cuda = _Launched()
 

@@ -204,15 +204,14 @@ def _runs(factorization, plan, num_vectors, back):
         yield plan.runs([(span.start + start, span.start + stop) for span, (start, stop) in zip(spans, pieces)])
 
 
-def substitute_in_segments(on, factorization, kept, b, check):
-    """Both sweeps of a solve, b (k, P) times the inverse of the factors: all segments, the seams, all segments again."""
+def substitute_in_segments(on, factorization, kept, b, x, check):
+    """Both sweeps of a solve, x <- b (k, P) times the factors' inverse: all segments, the seams, all segments again."""
     hessian, dtype, k = factorization.hessian, factorization.factor_dtype, b.shape[0]
     table, (params, lin, space), shift = hessian._table, factorization._blocks(), factorization._shift
     plan = on.segments(table, hessian.num_samples, kept.bounds)
     work = on.substitution_workspace(hessian._sizes, k * plan.count, hessian.num_samples, dtype)
     size = plan.sizes.parameters
     right, found = on._empty((k, size), dtype), on._empty((k, size), dtype)
-    x = np.empty_like(b)
     for runs in _runs(factorization, plan, k, True):
         check()
         on.substitute_runs(
@@ -233,4 +232,3 @@ def substitute_in_segments(on, factorization, kept, b, check):
             substitute.substitute_forth, table, runs, params, lin, space, kept.factors, kept.Y_mu, shift, b, x, found,
             work,
         )
-    return x

@@ -3,8 +3,11 @@
 Three intrinsics, ``gemm``, ``gemv_rows`` and ``syrk_upper``, take matrices as (pointer, row stride in elements) and
 call the BLAS that SciPy is linked to. BLAS is column-major, so each call states the transposed problem. The symbols are
 registered when this module is imported, by name: compiled code that refers to them can be cached on disk.
-To bind another routine, add its name to ``ROUTINES`` and an intrinsic that calls ``_call``.
+To bind another routine, add its name to ``ROUTINES`` and an intrinsic that calls ``_call``. ``has_threads()`` says
+whether BLAS uses more than one thread, as ``tell_threads`` was told last: kernels leave more to it then.
 """
+
+import ctypes
 
 import llvmlite.binding
 from llvmlite import ir
@@ -21,7 +24,27 @@ for _routine in ROUTINES:
             get_cython_function_address("scipy.linalg.cython_blas", _letter + _routine),
         )
 
-_I8, _I32 = ir.IntType(8), ir.IntType(32)
+_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
+_threads = ctypes.c_int64(1)
+llvmlite.binding.add_symbol("numba_hinv_blas_threads", ctypes.addressof(_threads))
+
+
+def tell_threads(count):
+    """Say how many threads BLAS uses."""
+    _threads.value = count
+
+
+@intrinsic
+def has_threads(typingctx):
+    """Whether BLAS uses more than one thread."""
+
+    def codegen(context, builder, sig, args):
+        name, module = "numba_hinv_blas_threads", builder.module
+        slot = module.globals.get(name) or ir.GlobalVariable(module, _I64, name)
+        return builder.icmp_signed(">", builder.load(slot), ir.Constant(_I64, 1))
+
+    return types.boolean(), codegen
 
 
 def _stride(builder, stride, columns):

@@ -11,6 +11,10 @@ from numba.np.arrayobj import populate_array
 
 from .compiled import inner
 
+# Numbers of a vector's slice that three arrays of its kind can keep in a first-level cache, for one sample. The more
+# samples, the more a step does with each number and the larger the products that it wants.
+IN_CACHE = 2048
+
 
 def _view(context, builder, view_type, buffer_type, buffer, offset, shape):
     """An array of ``shape`` that starts ``offset`` elements after the start of another, and borrows its memory."""
@@ -50,6 +54,12 @@ def matrix(typingctx, buffer, offset, rows, columns):
         return _view(context, builder, view_type, buffer, buffer_value, offset_value, [rows_value, columns_value])
 
     return view_type(buffer, types.intp, types.intp, types.intp), codegen
+
+
+@njit(inline="always")
+def units_at_once(n, fan_in, num_rows):
+    """How many of the n rows of a weight matrix to take through all steps of a layer before the next ones."""
+    return max(1, min(n, IN_CACHE * num_rows // max(fan_in, 1)))
 
 
 @njit(inline="always")

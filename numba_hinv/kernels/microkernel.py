@@ -21,6 +21,9 @@ DOT_ROWS = 3
 ROW_VECTORS = 8
 # Rows of the scratch panel: with tile_columns columns it takes half of a first-level cache of 48 KiB.
 PANEL_ROWS = 128
+# Columns of the scratch block, which stays in a second-level cache, and the distance of its rows: one cache line more, so
+# that they do not share sets of the first-level cache.
+BLOCK_COLUMNS, BLOCK_STRIDE = 128, 136
 # Reassociation and contraction to FMA, but not "no NaNs" or "no infinities": those must reach the status codes.
 _FLAGS = ("nsz", "contract", "reassoc")
 
@@ -110,18 +113,25 @@ row_columns = _constant(lambda dtype: ROW_VECTORS * _width(dtype))
 dot_columns = _constant(_group)
 
 
-@intrinsic
-def panel(typingctx, pointer):
-    """Scratch memory on the stack for PANEL_ROWS x tile_columns elements."""
-    sig = pointer(pointer)
+def _scratch(columns):
+    @intrinsic
+    def scratch(typingctx, pointer):
+        sig = pointer(pointer)
 
-    def codegen(context, builder, sig, args):
-        size = ir.Constant(_I64, PANEL_ROWS * TILE_VECTORS * _width(pointer.dtype))
-        memory = cgutils.alloca_once(builder, context.get_value_type(pointer.dtype), size)
-        memory.align = VECTOR_BYTES
-        return memory
+        def codegen(context, builder, sig, args):
+            dtype = sig.args[0].dtype
+            memory = cgutils.alloca_once(builder, context.get_value_type(dtype), ir.Constant(_I64, PANEL_ROWS * columns(dtype)))
+            memory.align = VECTOR_BYTES
+            return memory
 
-    return sig, codegen
+        return sig, codegen
+
+    return scratch
+
+
+# Scratch memory on the stack: PANEL_ROWS x tile_columns and PANEL_ROWS x BLOCK_STRIDE elements.
+panel = _scratch(lambda dtype: TILE_VECTORS * _width(dtype))
+block = _scratch(lambda dtype: BLOCK_STRIDE)
 
 
 class _Emitter:

@@ -10,9 +10,9 @@ from numba import njit
 from .compiled import inner, kernel
 from .convolution import convolution_adjoint, convolution_tangent
 from .layers import BLOCKS, CONVOLUTION
-from .memory import add, copy, fill, matrix, rows, vector
+from .memory import add, fill, matrix, rows, units_at_once, vector
 from .microkernel import pointer
-from .product import gemm_nn, gemm_nt, multiply, multiply_nt, multiply_tn
+from .product import gemm_nn, gemm_nt, gemm_tn, multiply, multiply_nt
 
 
 def workspace(sizes, num_vectors, num_samples, dtype):
@@ -55,8 +55,28 @@ def _dense_tangent(layer, params, lin, V, dZ, dU, dZ_next):
         add(dZ.size, dZ, 0, dZ_next, 0)
 
 
+@inner
+def _finish(size, shift, V, b, HV, at):
+    """HV <- HV + shift V, or b - HV - shift V where there are rows of b, in ``size`` numbers from ``at`` on."""
+    v, to, factor = vector(V, at, size), vector(HV, at, size), V.dtype.type(shift)
+    if b.shape[0]:
+        given = vector(b, at, size)
+        for i in range(size):
+            to[i] = given[i] - to[i] - factor * v[i]
+    elif factor != 0.0:
+        for i in range(size):
+            to[i] += factor * v[i]
+
+
+@inner
+def _finish_all(layer, shift, V, b, HV):
+    """`_finish` for the layer's slices of all vectors."""
+    for t in range(V.shape[0]):
+        _finish(layer.p, shift, V, b, HV, t * V.shape[1] + layer.parameters)
+
+
 @njit(inline="always")
-def _dense_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next):
+def _dense_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next, shift, b):
     """nu = S q + D dU; (Hv)_l = nu^T Zt + lam^T [dZ, 0]; q <- nu W + lam dW (+ q). nu takes the place of dU."""
     k, P = V.shape
     B = lin.output.shape[0]
@@ -75,20 +95,26 @@ def _dense_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next):
         multiply(1.0, nu, W, 0.0, q_next)
         if layer.skip:
             add(q_next.size, q, 0, q_next, 0)
+    one, zero = V.dtype.type(1), V.dtype.type(0)
+    taken = units_at_once(n, n_in, B)
     for t in range(k):
-        nu_t = rows(nu, t * B, B)
-        Hv = matrix(HV, t * P + layer.parameters, n, n_in)
-        multiply_tn(1.0, nu_t, Z, 0.0, Hv)
-        if layer.N > 0:
-            multiply_tn(1.0, lam, rows(dZ, t * B, B), 1.0, Hv)
-            dW = matrix(V, t * P + layer.parameters, n, n_in)
-            multiply(1.0, lam, dW, 1.0, rows(q_next, t * B, B))
+        nu_t, at = t * B * n, t * P + layer.parameters
+        for first in range(0, n, taken):
+            count, here = min(taken, n - first), at + first * n_in
+            Hv = pointer(HV, here)
+            gemm_tn(count, n_in, B, one, pointer(nu, nu_t + first), n, pointer(Z, 0), n_in, zero, Hv, n_in)
+            if layer.N > 0:
+                lam_first, N_t = pointer(lam, first), t * B * n_in
+                gemm_tn(count, n_in, B, one, lam_first, n, pointer(dZ, N_t), n_in, one, Hv, n_in)
+                gemm_nn(B, n_in, count, one, lam_first, n, pointer(V, here), n_in, one, pointer(q_next, N_t), n_in)
+            _finish(count * n_in, shift, V, b, HV, here)
         if layer.bias:
-            Hv_c = vector(HV, t * P + layer.parameters + n * n_in, n)
+            Hv_c = vector(HV, at + n * n_in, n)
             fill(n, 0.0, Hv_c, 0)
             for i in range(B):
                 for a in range(n):
-                    Hv_c[a] += nu_t[i, a]
+                    Hv_c[a] += nu[t * B + i, a]
+            _finish(n, shift, V, b, HV, at + n * n_in)
 
 
 @inner
@@ -151,8 +177,10 @@ def tangents(table, start, stop, params, lin, V, dZ, dU, patches):
 
 
 @kernel
-def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q, patches):
-    """The sweep back, over layers stop-1..start: HV (k, P) <- V H, H being the Hessian (symmetric).
+def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q, patches, shift, b):
+    """The sweep back, over layers stop-1..start: HV (k, P) <- V (H + shift I), H being the Hessian (symmetric).
+
+    b : (k, P), of which that is subtracted: HV is the residual then; (0, P) for the product itself.
 
     Both sweeps cost about 6 k rows p multiply-adds a structured layer; rows are B or, of a convolution, B positions.
     """
@@ -174,9 +202,11 @@ def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q, patches):
         q_next = matrix(q, q.shape[1] * (l % 2), k * B, layer.n_in)
         if layer.kind == BLOCKS:
             _blocks_adjoint(layer, lin, V, HV, dZ_l, q_l, q_next)
+            _finish_all(layer, shift, V, b, HV)
         elif layer.kind == CONVOLUTION:
             nu = matrix(dU, k * layer.u, k * B, layer.n_out)
             convolution_adjoint(layer, params, lin, V, HV, dZ_l, nu, q_l, q_next, patches)
+            _finish_all(layer, shift, V, b, HV)
         else:
             nu = matrix(dU, k * layer.u, k * B, layer.n_out)
-            _dense_adjoint(layer, params, lin, V, HV, dZ_l, nu, q_l, q_next)
+            _dense_adjoint(layer, params, lin, V, HV, dZ_l, nu, q_l, q_next, shift, b)

@@ -10,17 +10,17 @@ from .compiled import inner, kernel
 from .microkernel import pointer, row_stride, shift
 from .product import gemm_tn_upper
 
-# An update of N * N * m at least this goes to BLAS. Rates in GF/s of useful flops, float64, AVX-512, OpenBLAS 0.3.30,
-# for N = m, of the micro-kernel / syrk on one core / syrk on two: 128: 51 / 31 / -, 192: 47 / 36 / 51,
-# 256: 49 / 51 / 49, 384: 54 / 36 / 71, 512: 21 / 48 / 85.
-BLAS_WORK = 256**3
+# An update of N * N * m at least this goes to BLAS where it has several threads, or one alone. Rates in GF/s of useful
+# flops, float64, AVX-512, OpenBLAS 0.3.30, for N = m, of the micro-kernel / syrk on one core / syrk on two:
+# 256: 74 / 59 / 60, 320: 75 / 67 / 84, 384: 72 / 57 / 93, 512: 62 / 64 / 99, 1024: 56 / 73 / 124.
+BLAS_WORK, ALONE_BLAS_WORK = 288**3, 480**3
 # Side of the square blocks that mirror transposes: two of them fit into a first-level cache in float64.
 MIRROR_BLOCK = 32
 
 
 @inner
 def _add_gram(n, rows, sign, y, ldy, p, ldp):
-    if n * n * rows >= BLAS_WORK:
+    if n * n * rows >= (BLAS_WORK if blas.has_threads() else ALONE_BLAS_WORK):
         blas.syrk_upper(n, rows, sign, y, ldy, sign * sign, p, ldp)
     else:
         gemm_tn_upper(n, n, rows, sign, y, ldy, y, ldy, sign * sign, p, ldp)

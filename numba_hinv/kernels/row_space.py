@@ -14,8 +14,9 @@ import numpy as np
 from .compiled import inner, kernel
 from .layers import BLOCKS, CONVOLUTION
 from .memory import copy, fill, matrix, vector
+from .microkernel import pointer
 from .patches import gather
-from .product import multiply_nt, multiply_tn
+from .product import gemm_nt, gemm_tn
 
 
 class RowSpace(NamedTuple):
@@ -120,19 +121,29 @@ def span(table, lin, row_space, work):
 
 
 @inner
+def project_units(layer, row_space, g, at, first, count, gQ):
+    """`project` for units first..first + count - 1 alone, where Q is not the identity."""
+    n, fan_in, r = layer.units, layer.fan_in, layer.r
+    gemm_nt(
+        r, count, fan_in, gQ.dtype.type(1), pointer(row_space.Q, layer.Q), fan_in,
+        pointer(g, at + first * fan_in), fan_in, gQ.dtype.type(0), pointer(gQ, first), n,
+    )
+    if layer.bias:
+        g_c = vector(g, at + n * fan_in, n)
+        q = vector(row_space.Q, layer.Q + r * fan_in, r)
+        for k in range(r):
+            for a in range(first, first + count):
+                gQ[k, a] += q[k] * g_c[a]
+
+
+@inner
 def project(layer, row_space, g, at, gQ):
     """gQ (r x units) <- (g Q)^T, g being the layer's slice of a flat vector at ``at``."""
-    n, fan_in, r = layer.units, layer.fan_in, layer.r
-    g_W = matrix(g, at, n, fan_in)
-    if r < layer.d:
-        multiply_nt(1.0, matrix(row_space.Q, layer.Q, r, fan_in), g_W, 0.0, gQ)
-        if layer.bias:
-            g_c = vector(g, at + n * fan_in, n)
-            q = vector(row_space.Q, layer.Q + r * fan_in, r)
-            for k in range(r):
-                for a in range(n):
-                    gQ[k, a] += q[k] * g_c[a]
+    n, fan_in = layer.units, layer.fan_in
+    if layer.r < layer.d:
+        project_units(layer, row_space, g, at, 0, n, gQ)
     else:
+        g_W = matrix(g, at, n, fan_in)
         for a in range(n):
             for k in range(fan_in):
                 gQ[k, a] = g_W[a, k]
@@ -143,30 +154,39 @@ def project(layer, row_space, g, at, gQ):
 
 
 @inner
+def expand_units(layer, row_space, damping, W1, x, at, first, count, hQ):
+    """`expand` for units first..first + count - 1 alone, where Q is not the identity."""
+    n, fan_in, r = layer.units, layer.fan_in, layer.r
+    # x = h / eps + (W1 - h Q / eps) Q^T
+    project_units(layer, row_space, x, at, first, count, hQ)
+    scale = 1.0 / damping
+    for j in range(r):
+        for a in range(first, first + count):
+            hQ[j, a] = W1[j, a] - scale * hQ[j, a]
+    gemm_tn(
+        count, fan_in, r, hQ.dtype.type(1), pointer(hQ, first), n, pointer(row_space.Q, layer.Q), fan_in,
+        hQ.dtype.type(scale), pointer(x, at + first * fan_in), fan_in,
+    )
+    if layer.bias:
+        q = vector(row_space.Q, layer.Q + r * fan_in, r)
+        x_c = vector(x, at + n * fan_in, n)
+        for a in range(first, first + count):
+            x_c[a] *= scale
+            for j in range(r):
+                x_c[a] += hQ[j, a] * q[j]
+
+
+@inner
 def expand(layer, row_space, damping, W1, x, at, hQ):
     """x <- W1 Q^T + (h - h Q Q^T) / eps, x being the layer's slice of a flat vector at ``at``, which holds h.
 
     W1 is r x units, as hQ, which is scratch. h matters only where Q is not the identity.
     """
-    n, fan_in, r = layer.units, layer.fan_in, layer.r
-    x_W = matrix(x, at, n, fan_in)
-    if r < layer.d:
-        # x = h / eps + (W1 - h Q / eps) Q^T
-        project(layer, row_space, x, at, hQ)
-        h = vector(x, at, n * layer.d)
-        for i in range(h.size):
-            h[i] /= damping
-        for j in range(r):
-            for a in range(n):
-                hQ[j, a] = W1[j, a] - hQ[j, a] / damping
-        multiply_tn(1.0, hQ, matrix(row_space.Q, layer.Q, r, fan_in), 1.0, x_W)
-        if layer.bias:
-            q = vector(row_space.Q, layer.Q + r * fan_in, r)
-            x_c = vector(x, at + n * fan_in, n)
-            for j in range(r):
-                for a in range(n):
-                    x_c[a] += hQ[j, a] * q[j]
+    n, fan_in = layer.units, layer.fan_in
+    if layer.r < layer.d:
+        expand_units(layer, row_space, damping, W1, x, at, 0, n, hQ)
     else:
+        x_W = matrix(x, at, n, fan_in)
         for a in range(n):
             for j in range(fan_in):
                 x_W[a, j] = W1[j, a]

@@ -16,11 +16,11 @@ from numba import njit
 from .compiled import inner, kernel
 from .convolution import convolution_back, convolution_expand_all, convolution_step
 from .layers import BLOCKS, CONVOLUTION
-from .memory import add, copy, fill, matrix, reshape, rows, vector
+from .memory import add, copy, fill, matrix, reshape, rows, units_at_once, vector
 from .microkernel import pointer
 from .multiply import blocks_tangent
-from .product import gemm_nn, multiply, multiply_nt, multiply_tn
-from .row_space import expand, project
+from .product import gemm_nn, gemm_tn, multiply, multiply_nt, multiply_tn
+from .row_space import expand, expand_units, project, project_units
 from .signed_cholesky import pack_size
 from .triangular import backward_vectors, forward_vectors
 
@@ -66,24 +66,35 @@ def _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ, wor
     Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
     R = matrix(row_space.R, layer.R, r, B)
     vu = matrix(work.u, 0, k * B, n)
+    one, scale = b.dtype.type(1), b.dtype.type(1.0 / damping if r < layer.d else 0.0)
     for t in range(k):
         for i in range(B):
             for a in range(n):
                 vu[t * B + i, a] = S[i, a] * v[t * B + i, a]
-        project(layer, row_space, b, t * P + layer.parameters, matrix(gQ, t * m, r, n))
-        copy(m, gQ, t * m, y, t * m)
-        multiply(1.0, R, rows(vu, t * B, B), 1.0, matrix(y, t * m, r, n))
     if layer.N > 0:
         multiply(1.0, vu, W, 0.0, v_next)
         if layer.skip:
             add(v.size, v, 0, v_next, 0)
-        if r < layer.d:
-            for t in range(k):
-                v_t = rows(v_next, t * B, B)
-                multiply(-1.0 / damping, lam, matrix(b, t * P + layer.parameters, n, n_in), 1.0, v_t)
+    for t in range(k):
+        at, gQ_t = t * P + layer.parameters, matrix(gQ, t * m, r, n)
+        if r == layer.d:
+            project(layer, row_space, b, at, gQ_t)
+        else:
+            v_t = rows(v_next, t * B, B if layer.N > 0 else 0)
+            taken = units_at_once(n, n_in, B)
+            for first in range(0, n, taken):
+                count = min(taken, n - first)
+                project_units(layer, row_space, b, at, first, count, gQ_t)
+                gemm_nn(
+                    v_t.shape[0], n_in, count, -scale, pointer(lam, first), n, pointer(b, at + first * n_in), n_in, one,
+                    pointer(v_t, 0), n_in,
+                )
+            if layer.N > 0:
                 lam_gQ = matrix(work.small, 0, B, r)
-                multiply_nt(1.0 / damping, lam, matrix(gQ, t * m, r, n), 0.0, lam_gQ)
+                multiply_nt(scale, lam, gQ_t, 0.0, lam_gQ)
                 multiply(1.0, lam_gQ, Q, 1.0, v_t)
+        copy(m, gQ, t * m, y, t * m)
+        multiply(1.0, R, rows(vu, t * B, B), 1.0, matrix(y, t * m, r, n))
 
 
 @njit(inline="always")
@@ -168,10 +179,11 @@ def step(layer, params, lin, row_space, W1, dZ, dZ_next, patches):
 
 
 @njit(inline="always")
-def expand_all(layer, lin, row_space, damping, W1, dZ, x, start, stride, hQ, patches):
-    """x = W1 Q^T + (h - h Q Q^T) / eps of k vectors, h = g - [lam^T dZ, 0]; slice t of x, at start + t stride, holds g.
+def expand_all(layer, lin, row_space, damping, W1, dZ, b, x, start, stride, hQ, patches):
+    """x = W1 Q^T + (h - h Q Q^T) / eps of k vectors, h = g - [lam^T dZ, 0]; slice t, at start + t stride, is g in b.
 
-    hQ : scratch of m scalars. g matters only where Q is not the identity. Layers given as blocks have x = W1.
+    b may be x. hQ : scratch of m scalars. g matters only where Q is not the identity. Layers given as blocks have
+    x = W1.
     """
     B = lin.output.shape[0]
     k, m = W1.shape
@@ -179,15 +191,30 @@ def expand_all(layer, lin, row_space, damping, W1, dZ, x, start, stride, hQ, pat
         for t in range(k):
             copy(m, W1, t * m, x, start + t * stride)
     elif layer.kind == CONVOLUTION:
+        if layer.r < layer.d:
+            for t in range(k):
+                copy(layer.p, b, start + t * stride, x, start + t * stride)
         convolution_expand_all(layer, lin, row_space, damping, W1, dZ, x, start, stride, hQ, patches)
     else:
         n, n_in, r = layer.n_out, layer.n_in, layer.r
-        lam = matrix(lin.lam, layer.u, B, n)
+        one, hQ_t = x.dtype.type(1), matrix(hQ, 0, r, n)
         for t in range(k):
-            at = start + t * stride
-            if r < layer.d and layer.N > 0:
-                multiply_tn(-1.0, lam, rows(dZ, t * B, B), 1.0, matrix(x, at, n, n_in))
-            expand(layer, row_space, damping, matrix(W1, t * m, r, n), x, at, matrix(hQ, 0, r, n))
+            at, W1_t = start + t * stride, matrix(W1, t * m, r, n)
+            if r == layer.d:
+                expand(layer, row_space, damping, W1_t, x, at, hQ_t)
+                continue
+            if layer.bias:
+                copy(n, b, at + n * n_in, x, at + n * n_in)
+            taken = units_at_once(n, n_in, B)
+            for first in range(0, n, taken):
+                count, here = min(taken, n - first), at + first * n_in
+                copy(count * n_in, b, here, x, here)
+                if layer.N > 0:
+                    gemm_tn(
+                        count, n_in, B, -one, pointer(lin.lam, layer.u + first), n,
+                        pointer(dZ, t * B * n_in), n_in, one, pointer(x, here), n_in,
+                    )
+                expand_units(layer, row_space, damping, W1_t, x, at, first, count, hQ_t)
 
 
 @kernel
@@ -210,9 +237,6 @@ def substitute_forth(table, start, stop, params, lin, row_space, factors, dampin
         pivots = vector(factors.pivots, layer.pivots, 2 * m)
         scales = matrix(factors.scales, layer.scales, m, 2)
         backward_vectors(L, pivots, scales, W1, matrix(work.y, work.y.shape[1], k, m))
-        if layer.r < layer.d:
-            for t in range(k):
-                copy(layer.p, b, t * P + layer.parameters, x, t * P + layer.parameters)
         hQ = vector(work.y, work.y.shape[1], m)
-        expand_all(layer, lin, row_space, damping, W1, dZ, x, layer.parameters, P, hQ, work.patches)
+        expand_all(layer, lin, row_space, damping, W1, dZ, b, x, layer.parameters, P, hQ, work.patches)
         step(layer, params, lin, row_space, W1, dZ, dZ_next, work.patches)
