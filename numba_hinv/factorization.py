@@ -215,14 +215,15 @@ class Factorization(LinearOperator):
 
         Segments are given up for the whole chain where that has happened, or where their pivots do not tell the inertia.
         """
-        if self._is_cut() and self._shift == self._eps and not self._is_exact():
+        if self._is_cut() and not self._is_exact():
             self._join()
         if self._is_suspect():
             try:
                 self._check_nonsingular()
             except np.linalg.LinAlgError:
-                if not self._join():
+                if not self._is_cut():
                     raise
+                self._join()
                 self._check_nonsingular()
 
     @classmethod
@@ -345,9 +346,7 @@ class Factorization(LinearOperator):
         pivots = Pivots.allocate(self.hessian._table.size)
         whole = checkpoints.whole(self.hessian._table, self.hessian._sizes)[0]
         pivots.fill(whole, self.hessian._table, getattr(factors, "factors", factors), self.hessian._processor.take)
-        # The factors last: another thread may be solving.
-        self._pivots, self._contraction = pivots, None
-        self._factors = factors
+        self._factors, self._pivots, self._contraction = factors, pivots, None
 
     def _is_cut(self, factors=None):
         """Whether these factors, by default its own, are those of a chain that was eliminated in segments."""
@@ -356,19 +355,14 @@ class Factorization(LinearOperator):
     def _joined(self):
         """The factorization of the same matrix by the chain as one segment."""
         other = Factorization.__new__(Factorization)
-        other.__dict__.update(self.__dict__, _exact=None, _inverse_norm=None, _rescuer=None, _determinant=None)
-        other._eliminate()
+        other.__dict__.update(self.__dict__)
+        other._join()
         return other
 
     def _join(self):
-        """Become `_joined`; False where there are no segments, or this fails as well."""
-        if not self._is_cut():
-            return False
-        try:
-            self.__dict__.update(self._joined().__dict__)
-        except (MemoryError, np.linalg.LinAlgError):
-            return False
-        return True
+        """Become that factorization."""
+        self._exact = self._inverse_norm = self._rescuer = self._determinant = self._factors = None
+        self._eliminate()
 
     def _blocks(self):
         """What the sweeps read of the Hessian, scaled and in their precision."""
@@ -955,7 +949,6 @@ class Factorization(LinearOperator):
                 sweep(table, start, stop, params, lin, space, factors, self._shift, b, x, work)
             if segment.start == 0:
                 sweep, back = on.substitute_forth, False
-        return x
 
     def _is_suspect(self):
         """Whether H + damping I may be singular: a pivot was perturbed, or is tiny and one solve explodes."""
