@@ -19,8 +19,8 @@ BLOCK, LEAST_BLOCK = 16, 4
 _SHORT, SHORT_BLOCK = 1 << 15, 32
 # Rows of an array that are turned round at a time, in the columns of a block: what is read once and written in pieces.
 _PIECE = 1 << 9
-# Rows that one compiled call turns round. Ctrl-C is heard between two: memory that is touched for the first time can cost
-# twenty times as much as other memory.
+# Rows that one compiled call turns round. Ctrl-C is heard between two: memory that is touched for the first time can
+# cost twenty times as much as other memory.
 _CALL = 1 << 17
 # Below so many numbers, threads cost more than they bring.
 _WORTH_THREADS = 1 << 15

@@ -42,6 +42,8 @@ def determinant(factorization, tolerance):
     if is_within(_GOOD * tolerance, own.logabsdet, own.uncertainty):
         return own
     try:
+        if factorization._is_cut():
+            return determinant(factorization._joined(), tolerance)
         beside = _from_beside(factorization, tolerance)
     except (np.linalg.LinAlgError, MemoryError):
         return own

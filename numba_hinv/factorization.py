@@ -119,6 +119,10 @@ def _no_tick(num_layers):
     """Nobody waits for progress."""
 
 
+def _nothing():
+    """No rescue."""
+
+
 def segments_of(hessian, dtype, checkpoint):
     """`checkpoints.Segment` of the chain: one, or those between the checkpoints."""
     table, sizes = hessian._table, hessian._sizes
@@ -128,8 +132,8 @@ def segments_of(hessian, dtype, checkpoint):
 def factor_nbytes(hessian, factor_dtype, checkpoint):
     """`Hessian.nbytes_to_factorize`."""
     dtype = factor_dtype_of(hessian, factor_dtype)
-    segments = segments_of(hessian, dtype, as_flag("checkpoint", checkpoint))
-    return _nbytes(hessian, segments, dtype, [hessian._scaling(0.0, dtype)], 1, 1)
+    checkpoint = as_flag("checkpoint", checkpoint)
+    return _nbytes(hessian, checkpoint, dtype, [hessian._scaling(0.0, dtype)], 1, 1)
 
 
 def factor_dtype_of(hessian, factor_dtype):
@@ -137,18 +141,23 @@ def factor_dtype_of(hessian, factor_dtype):
     return as_float_dtype("factor_dtype", hessian.dtype if factor_dtype is None else factor_dtype)
 
 
-def _nbytes(hessian, segments, dtype, scales, num_kept, num_working):
-    kept = checkpoints.kept_bytes(segments, dtype)
-    work = hessian._processor.elimination_bytes(hessian._table, hessian._sizes, dtype)
+def _nbytes(hessian, checkpoint, dtype, scales, num_kept, num_working):
+    on = hessian._processor
+    kept = checkpoints.kept_bytes(segments_of(hessian, dtype, checkpoint), dtype)
+    if on.eliminates_together and not checkpoint:
+        beside, work = on.bytes_together(hessian, dtype)
+        kept, num_working = kept + beside, num_kept
+    else:
+        work = on.elimination_bytes(hessian._table, hessian._sizes, dtype)
     kept += 8 * hessian._table.size * len(Pivots._fields)
     return num_kept * kept + num_working * work + sum(hessian._block_bytes(dtype, scale) for scale in scales)
 
 
-def require_memory(hessian, segments, dtype, scales, num_kept=1, num_working=1):
+def require_memory(hessian, checkpoint, dtype, scales, num_kept=1, num_working=1):
     """``MemoryError`` where so many factorizations, at most ``num_working`` of them at a time, would not fit."""
     sizes, count = hessian._sizes, "a factorization" if num_kept == 1 else f"{num_kept} factorizations"
     hessian._processor.require(
-        _nbytes(hessian, segments, dtype, scales, num_kept, num_working),
+        _nbytes(hessian, checkpoint, dtype, scales, num_kept, num_working),
         f"{count} for B = {hessian.num_samples} samples, {hessian._table.size} layers of up to "
         f"{sizes.width} units (pivots of up to {sizes.m} rows)",
     )
@@ -183,13 +192,39 @@ class Factorization(LinearOperator):
 
         ``blocks`` are those of `Hessian._blocks`, if at hand. ``tick(n)`` is called after every n layers and may raise.
         """
+        self._begin(hessian, damping, factor_dtype, checkpoint, blocks)
+        self._eliminate(tick=tick, may_cut=True)
+        self._finish()
+
+    def _begin(self, hessian, damping, factor_dtype, checkpoint, blocks):
         self._prepare(hessian, damping, factor_dtype, checkpoint)
         self._rescale(hessian._scaling(self.damping, self.factor_dtype))
         self._shift = self._choose_shift()
         self._kept_blocks = blocks
-        self._eliminate(tick=tick)
+
+    @classmethod
+    def _unfactored(cls, hessian, damping, factor_dtype, blocks):
+        """One that `together.eliminate` gives its factors; then comes `_finish`."""
+        factorization = cls.__new__(cls)
+        factorization._begin(hessian, damping, factor_dtype, False, blocks)
+        factorization._set_pivoting()
+        return factorization
+
+    def _finish(self):
+        """``LinAlgError`` where the elimination has shown that the matrix is singular.
+
+        Segments are given up for the whole chain where that has happened, or where their pivots do not tell the inertia.
+        """
+        if self._is_cut() and not self._is_exact():
+            self._join()
         if self._is_suspect():
-            self._check_nonsingular()
+            try:
+                self._check_nonsingular()
+            except np.linalg.LinAlgError:
+                if not self._is_cut():
+                    raise
+                self._join()
+                self._check_nonsingular()
 
     @classmethod
     def _restore(cls, hessian, damping, factor_dtype, scale, shift, factors):
@@ -197,11 +232,9 @@ class Factorization(LinearOperator):
         factorization = cls.__new__(cls)
         factorization._prepare(hessian, damping, factor_dtype, False)
         factorization._rescale(scale)
-        factorization._shift, factorization._factors, factorization._contraction = float(shift), factors, None
-        factorization._pivots = Pivots.allocate(hessian._table.size)
-        on = hessian._processor
-        factorization._pivots.fill(factorization._segments[0], hessian._table, factors, on.take)
-        on.load(factorization.factor_dtype)
+        factorization._shift, factorization._contraction = float(shift), None
+        factorization._keep(factors)
+        hessian._processor.load(factorization.factor_dtype)
         return factorization
 
     def _prepare(self, hessian, damping, factor_dtype, checkpoint):
@@ -211,6 +244,8 @@ class Factorization(LinearOperator):
         self.factor_dtype = factor_dtype_of(hessian, factor_dtype)
         self.checkpoint = as_flag("checkpoint", checkpoint)
         self._exact = self._inverse_norm = self._rescuer = self._kept_blocks = self._determinant = None
+        # Without checkpoints: `eliminate.Factors`, or, of a chain in segments, what the processor keeps in their place.
+        self._factors = None
         self._segments = segments_of(hessian, self.factor_dtype, checkpoint)
         self._fronts = [None] * len(self._segments)
 
@@ -228,7 +263,7 @@ class Factorization(LinearOperator):
         if len(self._segments) > 1:
             state["_held"] = collections.deque(maxlen=1)
         else:
-            state["_factors"] = eliminate.Factors(*map(self.hessian._processor.take, self._factors))
+            state["_factors"] = self._map_factors(self.hessian._processor.take)
         state["_fronts"] = [front if front is None else self.hessian._processor.take(front) for front in self._fronts]
         return state
 
@@ -238,7 +273,10 @@ class Factorization(LinearOperator):
         put = self.hessian._processor.put
         self._fronts = [front if front is None else put(front) for front in self._fronts]
         if len(self._segments) == 1:
-            self._factors = eliminate.Factors(*map(put, self._factors))
+            self._factors = self._map_factors(put)
+
+    def _map_factors(self, function):
+        return self._factors.map(function) if self._is_cut() else eliminate.Factors(*map(function, self._factors))
 
     def __repr__(self):
         return f"<Inverse of {self.hessian!r} + {self.damping:g} I>"
@@ -261,17 +299,20 @@ class Factorization(LinearOperator):
             )
         return _PERTURBATION[_DOUBLE] * self._hessian_norm
 
-    def _eliminate(self, growth=None, tick=_no_tick):
+    def _eliminate(self, growth=None, tick=_no_tick, may_cut=False):
+        """With ``may_cut``, a device may eliminate segments of the chain at the same time."""
         hessian, segments = self.hessian, self._segments
         sizes = hessian._sizes
-        require_memory(hessian, segments, self.factor_dtype, [] if self._kept_blocks else [self._scale])
+        scales = [] if self._kept_blocks else [self._scale]
+        require_memory(hessian, self.checkpoint, self.factor_dtype, scales)
         on = hessian._processor
         on.load(self.factor_dtype)
-        self._contraction = None
-        relative = relative_pivoting(self.factor_dtype)
-        if growth is not None:
-            relative = relative._replace(limit=growth)
-        self._pivoting = eliminate.scale_pivoting(relative, self._hessian_norm, self._shift)
+        self._set_pivoting(growth)
+        if on.eliminates_together and not self.checkpoint:
+            (error,) = on.eliminate_together([self], may_cut, tick)
+            if error is not None:
+                raise error
+            return
         self._fronts = [None] * len(segments)
         factors = checkpoints.allocate(segments, sizes, self.factor_dtype, on.allocate_factors)
         work = on.elimination_workspace(hessian._table, sizes, self.factor_dtype)
@@ -288,33 +329,75 @@ class Factorization(LinearOperator):
         else:
             self._held = collections.deque([(0, factors)], maxlen=1)
 
+    def _set_pivoting(self, growth=None):
+        relative = relative_pivoting(self.factor_dtype)
+        if growth is not None:
+            relative = relative._replace(limit=growth)
+        self._pivoting = eliminate.scale_pivoting(relative, self._hessian_norm, self._shift)
+        self._contraction = None
+
+    def _pivoting_at(self, level):
+        """The `Pivoting` of layers of this level (`Scaling`)."""
+        with np.errstate(over="ignore"):
+            return self._pivoting._replace(limit=float(np.ldexp(self._pivoting.limit, -2 * level)))
+
+    def _keep(self, factors):
+        """Take the factors of all layers, and what is known of their pivots."""
+        pivots = Pivots.allocate(self.hessian._table.size)
+        whole = checkpoints.whole(self.hessian._table, self.hessian._sizes)[0]
+        pivots.fill(whole, self.hessian._table, getattr(factors, "factors", factors), self.hessian._processor.take)
+        self._factors, self._pivots, self._contraction = factors, pivots, None
+
+    def _is_cut(self, factors=None):
+        """Whether these factors, by default its own, are those of a chain that was eliminated in segments."""
+        return not isinstance(factors or self._factors, (eliminate.Factors, type(None)))
+
+    def _joined(self):
+        """The factorization of the same matrix by the chain as one segment."""
+        other = Factorization.__new__(Factorization)
+        other.__dict__.update(self.__dict__)
+        other._join()
+        return other
+
+    def _join(self):
+        """Become that factorization."""
+        self._exact = self._inverse_norm = self._rescuer = self._determinant = self._factors = None
+        self._eliminate()
+
     def _blocks(self):
         """What the sweeps read of the Hessian, scaled and in their precision."""
         if self._kept_blocks is None:
             self._kept_blocks = self.hessian._blocks(self.factor_dtype, self._scale)
         return self._kept_blocks
 
-    def _eliminate_segment(self, segment, factors, work, tick=_no_tick):
-        """Eliminate its layers, with the front that comes into it in ``work``; ``LinAlgError`` if that fails."""
-        params, lin, space = self._blocks()
-        start, stop, table = segment.start, segment.stop, segment.table(self.hessian._table)
-        m, N, n_out = (table[name][: stop - start].astype(float) for name in ("m", "N", "n_out"))
-        a = np.where(table["kind"][: stop - start] == BLOCKS, self.hessian.num_samples * n_out, 0.0)
+    def _runs(self, start, stop):
+        """``(first, last, level)`` of runs of layers start..stop-1 for one compiled call, last ones first."""
+        table = self.hessian._table[start:stop]
+        m, N, n_out = (table[name].astype(float) for name in ("m", "N", "n_out"))
+        a = np.where(table["kind"] == BLOCKS, self.hessian.num_samples * n_out, 0.0)
         flops = m**3 / 3 + m * m * N + m * N * N + a * (m + N) * (2 * a + m + N)
         levels = dict(self._scale.levels)
         cuts = [first - start for first in levels if start < first < stop]
         for first, last in reversed(chunks(flops, cuts)):
-            level = levels[max(at for at in levels if at <= start + first)]
-            with np.errstate(over="ignore"):
-                limit = float(np.ldexp(self._pivoting.limit, -2 * level))
+            yield start + first, start + last, levels[max(at for at in levels if at <= start + first)]
+
+    def _not_finite(self, layer):
+        return np.linalg.LinAlgError(
+            f"damping: the elimination of layer {layer} met numbers that are not finite with damping="
+            f"{self.damping:g} in {self.factor_dtype}; expected a damping of larger magnitude"
+        )
+
+    def _eliminate_segment(self, segment, factors, work, tick=_no_tick):
+        """Eliminate its layers, with the front that comes into it in ``work``; ``LinAlgError`` if that fails."""
+        params, lin, space = self._blocks()
+        start, table = segment.start, segment.table(self.hessian._table)
+        for first, last, level in self._runs(start, segment.stop):
             code, layer = self.hessian._processor.eliminate(
-                table, first, last, params, lin, space, self._shift, self._pivoting._replace(limit=limit), factors, work
+                table, first - start, last - start, params, lin, space, self._shift, self._pivoting_at(level), factors,
+                work,
             )
             if code != status.OK:
-                raise np.linalg.LinAlgError(
-                    f"damping: the elimination of layer {start + layer} met numbers that are not finite with damping="
-                    f"{self.damping:g} in {self.factor_dtype}; expected a damping of larger magnitude"
-                )
+                raise self._not_finite(start + layer)
             tick(last - first)
 
     def _borrow(self):
@@ -349,7 +432,8 @@ class Factorization(LinearOperator):
 
     @property
     def nbytes(self):
-        return checkpoints.kept_bytes(self._segments, self.factor_dtype)
+        kept = checkpoints.kept_bytes(self._segments, self.factor_dtype)
+        return kept + (self._factors.nbytes_beside if self._is_cut() else 0)
 
     @property
     def num_perturbed(self):
@@ -741,6 +825,9 @@ class Factorization(LinearOperator):
         limit = _BACKWARD_ERROR[dtype]
         can_rescue = self.num_perturbed or abs(self._eps) < _RESCUE[self.factor_dtype] * self._norm
         rescue = self._rescue if can_rescue else None
+        if self._is_cut():
+            # What is left after one cycle is for the chain as one segment, with all that may come to its help.
+            rescue = _nothing
 
         def multiply(rows, b=None, out=None):
             return self._multiply(rows, check, b, offset, out)
@@ -749,7 +836,10 @@ class Factorization(LinearOperator):
             return self._substitute(rows, check, out)
 
         norm = self._hessian_norm
-        return refine(multiply, substitute, norm, rows, limit / 16, limit, rescue, b_lengths, out, scratch)
+        refined = refine(multiply, substitute, norm, rows, limit / 16, limit, rescue, b_lengths, out, scratch)
+        if self._is_cut() and refined.backward_error.max(initial=0.0) > limit and self._rescue():
+            return self._rescuer._refine(rows, dtype, check, offset, b_lengths, out, scratch)
+        return refined
 
     def _rescue(self):
         """The sweeps of another factorization, for what this one cannot solve; None where there is no memory for it.
@@ -757,16 +847,19 @@ class Factorization(LinearOperator):
         With a tiny damping, that of a larger one: it is wrong by much in the eigenvalues near zero, but by nearly the
         same for all of them, so that a few Krylov steps remove it, where the rounding errors of a tiny damping are
         ||H|| / damping times as large as usual, and all different. Else one without the limit on growth, which may have
-        misjudged states of which some samples explode and others do not.
+        misjudged states of which some samples explode and others do not. Of a chain in segments, that of the chain as one.
         """
         if self._rescuer is None:
-            rescuer = copy.copy(self)
             larger = _RESCUE[self.factor_dtype] * self._norm
             is_tiny = abs(self._eps) < larger
             try:
-                if is_tiny:
-                    rescuer._shift = float(np.copysign(larger, self._eps))
-                rescuer._eliminate(None if is_tiny else np.inf)
+                if self._is_cut():
+                    rescuer = self._joined()
+                else:
+                    rescuer = copy.copy(self)
+                    if is_tiny:
+                        rescuer._shift = float(np.copysign(larger, self._eps))
+                    rescuer._eliminate(None if is_tiny else np.inf)
             except (MemoryError, np.linalg.LinAlgError):
                 return None
             self._rescuer = rescuer
@@ -826,14 +919,26 @@ class Factorization(LinearOperator):
 
     def _substitute(self, rows, check=threads.no_check, out=None):
         """The two sweeps: rows (k, P) times the factors' inverse, in their precision."""
-        hessian, on = self.hessian, self.hessian._processor
-        params, lin, space = self._blocks()
-        narrow = self.factor_dtype != np.float64
+        on = self.hessian._processor
+        kept, narrow = self._factors, self.factor_dtype != np.float64
         b = rows = on.rows(rows)
         if narrow:
             exponents = row_exponents(rows)[:, None]
             b = np.ldexp(rows, -exponents, out=on.empty_rows(rows.shape, self.factor_dtype), casting="same_kind")
         x = np.empty_like(b) if narrow or out is None else out
+        if self._is_cut(kept):
+            on.substitute_in_segments(self, kept, b, x, check)
+        else:
+            self._sweep(b, x, check)
+        if narrow:
+            x = x.astype(np.float64)
+            np.ldexp(x, exponents, out=x)
+        return x
+
+    def _sweep(self, b, x, check):
+        """Both sweeps, layer after layer, from b to x in the precision of the factors."""
+        hessian, on = self.hessian, self.hessian._processor
+        params, lin, space = self._blocks()
         work = on.substitution_workspace(hessian._sizes, b.shape[0], hessian.num_samples, self.factor_dtype)
         sweep, back = on.substitute_back, True
         order = list(range(len(self._segments)))
@@ -844,10 +949,6 @@ class Factorization(LinearOperator):
                 sweep(table, start, stop, params, lin, space, factors, self._shift, b, x, work)
             if segment.start == 0:
                 sweep, back = on.substitute_forth, False
-        if narrow:
-            x = x.astype(np.float64)
-            np.ldexp(x, exponents, out=x)
-        return x
 
     def _is_suspect(self):
         """Whether H + damping I may be singular: a pivot was perturbed, or is tiny and one solve explodes."""

@@ -185,7 +185,8 @@ class Hessian(LinearOperator):
             Precision of the factors, by default that of the parameters. Solves are refined in float64 all the same.
         checkpoint : bool
             Keep the factors of about sqrt(L) of the L layers, and make the rest again in every solve, from fronts kept
-            at every sqrt(L)-th layer. The answers are the same, bit for bit. Every solve, and every step of its
+            at every sqrt(L)-th layer. The answers are the same, bit for bit (on a GPU, of a chain that would be cut in
+            segments, up to rounding). Every solve, and every step of its
             refinement, then costs two eliminations more, for all right-hand sides of a call together.
         progress : bool
             Show a progress bar, for which tqdm must be installed.
@@ -211,13 +212,15 @@ class Hessian(LinearOperator):
 
         Notes
         -----
-        Per layer, with m = n_out min(B, d) and N = B n_in: m^3/3 + m^2 N + m N^2 flops and m^2/2 + m N numbers kept.
+        Per layer, with m = n_out min(B, d) and N = B n_in: m^3/3 + m^2 N + m N^2 flops and m^2/2 + m N numbers kept. On a
+        GPU, long chains with fronts of at most 96 rows are eliminated in segments at the same time, which takes more flops in
+        all, and keeps up to m max(N) numbers more a layer.
         """
         with bar(progress, self._table.size, "factorize", "layer") as shown:
             return Factorization(self, damping, factor_dtype, checkpoint, tick=shown.update)
 
     def factorize_many(self, dampings, factor_dtype=None, checkpoint=False, num_threads=None, progress=False):
-        """Factorize ``H + damping I`` for many dampings at once, on all cores.
+        """Factorize ``H + damping I`` for many dampings at once, on all cores, or in one launch on a GPU.
 
         Parameters
         ----------
@@ -247,7 +250,8 @@ class Hessian(LinearOperator):
         Notes
         -----
         Norm, row spaces and scaled blocks are computed once. Each elimination at work needs its workspace, two fronts and
-        a few blocks, beside the factors that are kept.
+        a few blocks, beside the factors that are kept. On a GPU all are at work at the same time, and the memory of their
+        factors is given back with the last of them.
         """
         return many.factorize_many(self, dampings, factor_dtype, checkpoint, num_threads, progress)
 

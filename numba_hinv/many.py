@@ -3,7 +3,7 @@
 import numpy as np
 
 from . import columns, threads
-from .factorization import Factorization, factor_dtype_of, require_memory, segments_of
+from .factorization import Factorization, factor_dtype_of, require_memory
 from .kernels import product
 from .progress import bar
 from .validation import as_array, as_flag
@@ -16,14 +16,17 @@ def factorize_many(hessian, dampings, factor_dtype=None, checkpoint=False, num_t
     """`Hessian.factorize_many`."""
     dampings = as_array("dampings", dampings, (None,), np.float64).tolist()
     dtype = factor_dtype_of(hessian, factor_dtype)
-    segments = segments_of(hessian, dtype, as_flag("checkpoint", checkpoint))
+    checkpoint = as_flag("checkpoint", checkpoint)
     workers = hessian._processor.num_workers(num_threads, len(dampings), reaches_blas(hessian))
     # All that factorizations share is made here, before there are threads.
     scales = [hessian._scaling(damping, dtype) for damping in dampings]
-    require_memory(hessian, segments, dtype, dict.fromkeys(scales), len(dampings), workers)
+    require_memory(hessian, checkpoint, dtype, dict.fromkeys(scales), len(dampings), workers)
     hessian._processor.load(dtype)
     blocks = {scale: hessian._blocks(dtype, scale) for scale in dict.fromkeys(scales)}
     with bar(progress, len(dampings) * hessian._table.size, "factorize_many", "layer") as shown:
+        if hessian._processor.eliminates_together and not checkpoint:
+            jobs = _eliminate_together(hessian, dampings, dtype, scales, blocks, shown.update)
+            return run_each(jobs, 1, "dampings", "damping")
 
         def job_of(damping, scale):
             def job(check):
@@ -36,6 +39,34 @@ def factorize_many(hessian, dampings, factor_dtype=None, checkpoint=False, num_t
             return job
 
         return run_each([job_of(*pair) for pair in zip(dampings, scales)], workers, "dampings", "damping")
+
+
+def _eliminate_together(hessian, dampings, dtype, scales, blocks, tick):
+    """Eliminate for all dampings that are scaled alike at once; jobs that give the factorizations, or what has failed."""
+
+    def begin(damping, scale):
+        try:
+            return Factorization._unfactored(hessian, damping, dtype, blocks[scale])
+        except np.linalg.LinAlgError as error:
+            return error
+
+    found = [begin(*pair) for pair in zip(dampings, scales)]
+    for scale in blocks:
+        alike = [at for at, F in enumerate(found) if scales[at] == scale and isinstance(F, Factorization)]
+        errors = hessian._processor.eliminate_together([found[at] for at in alike], True, tick) if alike else []
+        for at, error in zip(alike, errors):
+            found[at] = error or found[at]
+
+    def job_of(F):
+        def job(check):
+            if isinstance(F, Exception):
+                raise F
+            F._finish()
+            return F
+
+        return job
+
+    return [job_of(F) for F in found]
 
 
 def run_each(jobs, workers, name, single):

@@ -24,6 +24,7 @@ class Cpu:
     substitution_workspace = staticmethod(substitute.workspace)
     num_workers = staticmethod(threads.num_workers)
     column_block = None
+    eliminates_together = False
     place = staticmethod(columns.place)
     as_columns = staticmethod(as_columns)
     eliminate = staticmethod(eliminate.eliminate)

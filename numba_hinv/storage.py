@@ -45,7 +45,8 @@ def save(path, factorization):
     path = _as_path(path)
     if factorization.checkpoint:
         raise ValueError("checkpoint: expected a factorization with all its factors to save, got one with checkpoint=True")
-    hessian, F = factorization.hessian, factorization
+    # Files hold the factors of the chain as one segment.
+    hessian, F = factorization.hessian, factorization._joined() if factorization._is_cut() else factorization
     header = {
         "kind": _KIND,
         "format": FORMAT,

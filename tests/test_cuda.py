@@ -590,6 +590,246 @@ def test_any_chain():
     np.testing.assert_array_equal(again.todense(), dense)
 
 
+def cut_at(monkeypatch, *bounds):
+    """Let chains be cut there, whatever their length and the device."""
+    from numba_hinv.cuda import segments
+
+    monkeypatch.setattr(segments, "cut", lambda table, num_samples, num_blocks: bounds)
+
+
+RAGGED = [
+    layer(3, 2), layer(2, 4, "softplus"), layer(4, 3, "sin", bias=False), layer(3, 3, skip=True), layer(3, 1),
+    layer(1, 3, "sigmoid"), layer(3, 2, "identity"),
+]
+CUT = {
+    "two layers": (chain(3, 2, batch=2), (0, 1, 2), 1e-2),
+    "a layer a segment, one sample": (chain(3, 3, batch=1), (0, 1, 2, 3), -1e-2),
+    "no skip": (chain(2, 5, batch=2, skip=False, out=2), (0, 2, 5), -1e-2),
+    "ragged": (make(RAGGED, "binary_cross_entropy", batch=3), (0, 2, 4, 7), 1e-3),
+    "more samples than weights": (chain(2, 5, batch=4, out=1, loss="mean_squared_error"), (0, 3, 4, 5), -1e-3),
+    "eleven layers": (chain(2, 11, batch=1, out=2, gain=0.7), (0, 4, 7, 11), 1e-4),
+}
+
+
+@on_device
+@pytest.mark.parametrize("name", CUT)
+def test_segments(name, monkeypatch):
+    """Solutions, inertia and log-determinants of chains in segments, against the truth and with the same bars."""
+    problem, bounds, damping = CUT[name]
+    problem, damping = moved(problem), damping * problem.norm
+    cut_at(monkeypatch, *bounds)
+    F = check_everything(problem, damping, columns=2)
+    assert F._is_cut() and F.inertia.exact
+    b = problem.right_hand_side(2)
+    assert problem.backward_error(damping, F.solve(b, refine=False), b) <= 1e-12
+    monkeypatch.undo()
+    monkeypatch.setattr(type(problem.hessian._processor), "segments", lambda *arguments: None)
+    whole = problem.hessian.factorize(damping)
+    assert not whole._is_cut() and whole.inertia == F.inertia and whole.nbytes < F.nbytes
+    assert whole._log_pivots() == pytest.approx(F._log_pivots(), rel=1e-9, abs=1e-9)
+
+
+@on_device
+def test_when_a_chain_is_cut(monkeypatch):
+    from numba_hinv.cuda import segments
+    from numba_hinv.kernels.layers import layer_table
+
+    if SIMULATED:
+        monkeypatch.setattr(segments, "_FEWEST", 4)
+        monkeypatch.setattr(segments, "_SHORTEST", 16)
+
+    def bounds(width, depth, batch=1, blocks=132):
+        net = nh.Network([nh.Dense(width, width, skip=True) for _ in range(depth)], "mean_squared_error")
+        return segments.cut(layer_table(net._chain, batch)[0], batch, blocks)
+
+    assert bounds(8, 63) is None
+    assert len(bounds(8, 64)) == 5
+    found = bounds(16, 4096, batch=2)
+    assert len(found) == 46 and found[0] == 0 and found[-1] == 4096
+    assert max(np.diff(found)) - min(np.diff(found)) <= 2
+    assert len(bounds(8, 4096, blocks=20)) == 21
+    # Fronts of more than 96 rows.
+    assert bounds(8, 4096, batch=12) is not None and bounds(8, 4096, batch=13) is None
+
+
+@on_device
+def test_long_chains_are_cut_by_default(tmp_path):
+    """The cut that the device makes; pickled and copied in segments, bit for bit, and saved as one."""
+    problem = chain(2, 18, batch=1, out=2)
+    there, damping = moved(problem).hessian, -0.01 * problem.norm
+    F, here = there.factorize(damping), problem.hessian.factorize(damping)
+    assert F._is_cut() and F.inertia == here.inertia and here.inertia.negative > 0
+    assert F.slogdet() == pytest.approx(here.slogdet(), rel=1e-10)
+    b = problem.right_hand_side()
+    x = F.solve(b)
+    for again in (pickle.loads(pickle.dumps(F)), copy.deepcopy(F)):
+        assert again._is_cut() and again.nbytes == F.nbytes <= there.factor_nbytes
+        np.testing.assert_array_equal(again.solve(b), x)
+        assert again.inertia == F.inertia and again.slogdet() == F.slogdet()
+    F.save(tmp_path / "factors.npz")
+    loaded = nh.load(tmp_path / "factors.npz")
+    assert problem.backward_error(damping, loaded.solve(b), b) <= 1e-14 and loaded.inertia == F.inertia
+    np.testing.assert_array_equal(F.solve(b), x)
+    kept = there.factorize(damping, checkpoint=True)
+    assert not kept._is_cut() and problem.backward_error(damping, kept.solve(b), b) <= 1e-14
+
+
+@on_device
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
+    """From all of a front in shared memory to none of it, in one launch or one a layer: the same bits."""
+    from numba_hinv import factorization
+    from numba_hinv.cuda import eliminate
+    from numba_hinv.cuda.device import RESERVED_SHARED, Device
+
+    problem = make(RAGGED, batch=2)
+    H, damping, found = moved(problem).hessian, 0.3 * problem.norm, []
+    cut_at(monkeypatch, 0, 1, 5, 7)
+    plan = H._processor.segments(H._table, 2)
+    for level in range(eliminate.LEVELS):
+        limit = next(
+            limit for limit in range(RESERVED_SHARED, 1 << 20, 64)
+            if level == 0 or limit_level(H, plan, dtype, limit, monkeypatch) == level
+        )
+        monkeypatch.setattr(Device, "shared_limit", lambda self, limit=limit: limit)
+        F = H.factorize(damping, factor_dtype=dtype)
+        found.append((*F._pivots.logabsdet, *F.solve(H.gradient, refine=False)))
+        with monkeypatch.context() as patch:
+            patch.setattr(factorization, "chunks", lambda costs, cuts=(): [(l, l + 1) for l in range(len(costs))])
+            F = H.factorize(damping, factor_dtype=dtype)
+            found.append((*F._pivots.logabsdet, *F.solve(H.gradient, refine=False)))
+    assert F._is_cut()
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+    b = problem.right_hand_side()
+    assert problem.backward_error(damping, F.solve(b), b) <= 1e-14
+
+
+def limit_level(H, plan, dtype, limit, monkeypatch):
+    from numba_hinv.cuda.device import Device
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Device, "shared_limit", lambda self: limit)
+        return H._processor.elimination_workspace(H._table, H._sizes, np.dtype(dtype), 1, plan).level
+
+
+@on_device
+def test_segments_of_any_chain(monkeypatch):
+    rng = np.random.default_rng(3)
+    blocks = random_blocks(rng, [2, 3, 4, 2, 3, 2], [2, 0, 3, 1, 2])
+    there = nh.Hessian.from_blocks(blocks, np.diag([1.0, -2.0]), device="cuda")
+    dense = nh.Hessian.from_blocks(blocks, np.diag([1.0, -2.0])).todense()
+    b = rng.standard_normal((there.shape[0], 2))
+    cut_at(monkeypatch, 0, 2, 3, 5)
+    for damping in (0.0, 0.7, -1.3):
+        F = there.factorize(damping)
+        assert F._is_cut()
+        assert dense_truth.backward_error(dense, damping, F.solve(b), b) <= 1e-14
+        eigenvalues = np.linalg.eigvalsh(dense) + damping
+        assert F.inertia == (np.sum(eigenvalues < 0), 0, np.sum(eigenvalues > 0), True)
+        assert F.slogdet()[1] == pytest.approx(np.log(np.abs(eigenvalues)).sum(), rel=1e-9)
+
+
+@on_device
+def test_states_of_many_sizes_in_segments(monkeypatch):
+    """States that grow by powers of two, so that layers have several levels and seams are on several scales."""
+    problem = moved(chain(2, 12, batch=1, out=2, activation="identity", gain=1.6))
+    damping = 0.01 * problem.norm
+    cut_at(monkeypatch, 0, 4, 8, 12)
+    F = check_everything(problem, damping)
+    assert F._is_cut() and len(F._scale.levels) > 1
+
+
+@on_device
+def test_segments_that_do_not_do(monkeypatch):
+    """Singular pivots of a segment, and factors that solve nothing: the chain is then eliminated as one."""
+    from numba_hinv import factorization
+    from numba_hinv.cuda import segments
+
+    problem = moved(chain(3, 4, batch=2, out=2, gain=0.7))
+    H = problem.hessian
+    cut_at(monkeypatch, 0, 2, 4)
+    plan, levels, last = H._processor.segments(H._table, 2), H._scaling(0.0, np.float64).levels_by_layer(4), H.blocks(1)
+    guess = np.ldexp(segments.scales(plan, H.norm(), levels)[0], segments.GUESS)
+    pivot = np.linalg.eigvalsh(last.Dxx + guess * last.Dx.T @ last.Dx)
+    damping = -pivot[np.argmax([problem.gap(-value) for value in pivot])]
+    F, b = H.factorize(damping), problem.right_hand_side()
+    assert not F._is_cut() and F.num_perturbed == 0 and H.factorize(1.1 * damping)._is_cut()
+    assert F.inertia.negative == (problem.eigenvalues + damping < 0).sum()
+    assert problem.backward_error(damping, F.solve(b), b) <= 1e-14
+    F = H.factorize(0.1)
+    x = F.solve(b)
+    assert F._is_cut()
+    wrong = H._processor.put(np.random.default_rng(0).standard_normal(F._factors.factors.scales.size))
+    F._factors = F._factors._replace(factors=F._factors.factors._replace(scales=wrong))
+    np.testing.assert_allclose(F.solve(b), x, rtol=1e-8, atol=1e-10)
+    # Pivots that may have the wrong sign.
+    assert H.factorize(1e-6)._is_cut()
+    with monkeypatch.context() as patch:
+        patch.setattr(factorization, "_CONTRACTION", 0.0)
+        assert not H.factorize(1e-6)._is_cut()
+    # A guess so large that nothing is left of the fronts beside it.
+    with monkeypatch.context() as patch:
+        patch.setattr(segments, "GUESS", 52)
+        F = H.factorize(0.1)
+        assert not F._is_cut() and F.inertia.exact and problem.backward_error(0.1, F.solve(b), b) <= 1e-14
+    # Singular matrices are named as they are without segments.
+    with pytest.raises(np.linalg.LinAlgError, match="layer 0.*further from minus an eigenvalue"):
+        H.factorize(-problem.eigenvalues[-1])
+
+
+@on_device
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.parametrize("depth", [3, 8])
+def test_many_dampings_at_once(depth, monkeypatch):
+    """All in one launch a run, also in segments, with the bits of each alone; the first that fails is named."""
+    from numba_hinv.cuda.device import Device
+
+    problem = moved(chain(2, depth, batch=2, out=2, gain=0.7))
+    H, b, launches = problem.hessian, problem.right_hand_side(2), []
+    dampings = [0.5, -0.1, 1e-2, 0.5, -0.02]
+    expected = [H.factorize(damping) for damping in dampings]
+    eliminate_runs = Device.eliminate_runs
+
+    def counted(self, table, runs, params, lin, space, dampings, *rest):
+        launches.append((len(dampings), runs.size))
+        return eliminate_runs(self, table, runs, params, lin, space, dampings, *rest)
+
+    monkeypatch.setattr(Device, "eliminate_runs", counted)
+    found = H.factorize_many(dampings)
+    assert launches == ([(5, 1)] if depth == 3 else [(5, 2), (1, 5)])
+    for F, alone in zip(found, expected):
+        assert F._is_cut() == (depth == 8) and F.damping == alone.damping
+        np.testing.assert_array_equal(F.solve(b, refine=False), alone.solve(b, refine=False))
+        assert F.inertia == alone.inertia and F._log_pivots() == alone._log_pivots() and F.nbytes == alone.nbytes
+    singular = -problem.eigenvalues[-1]
+    with pytest.raises(np.linalg.LinAlgError, match=r"dampings: at index 1: .*singular to working precision.*layer 0"):
+        H.factorize_many([0.5, singular, 0.0, -problem.eigenvalues[0]])
+    with pytest.raises(np.linalg.LinAlgError, match=r"dampings: at index 2: H is singular, and damping is 0: layer 0"):
+        H.factorize_many([0.5, 0.3, 0.0, singular])
+    with pytest.raises(np.linalg.LinAlgError, match=r"dampings: at index 1: the elimination of layer . met numbers that"):
+        H.factorize_many([0.5, 1e-320, 0.3])
+    assert H.factorize_many([]) == []
+    # Of other scales.
+    huge = 2.0**200 * problem.norm
+    for F, damping in zip(H.factorize_many([0.5, huge, -0.1]), (0.5, huge, -0.1)):
+        assert F.inertia == H.factorize(damping).inertia
+
+
+@on_device
+def test_memory_of_many_dampings_is_asked_for_first(monkeypatch):
+    from numba_hinv.cuda import device
+
+    H = moved(chain(2, 8, batch=1, out=2)).hessian
+    H.factorize(0.1)
+    needed = H.factor_nbytes
+    context = type("Context", (), {"get_memory_info": lambda self: type("Memory", (), {"free": 3 * needed - 1})})
+    monkeypatch.setattr(device.numba.cuda, "current_context", context)
+    with pytest.raises(MemoryError, match="3 factorizations .*on the GPU"):
+        H.factorize_many([0.1, 0.2, 0.3])
+    assert len(H.factorize_many([0.1, 0.2])) == 2
+
+
 @on_device
 def test_float32():
     problem = chain(3, 4, batch=2)
@@ -709,10 +949,31 @@ def test_agreement_on_a_gpu():
 
 @pytest.mark.gpu
 @without_gpu
-def test_no_leak_on_a_gpu():
+def test_segments_on_a_gpu():
+    """Chains that are long enough for many segments, alone and for many dampings at once, against the CPU."""
+    for problem in (chain(8, 2000, batch=1, gain=0.1), chain(16, 300, batch=2, gain=0.1)):
+        H, b = moved(problem).hessian, problem.right_hand_side(3)
+        dampings = H.norm() * np.array([0.1, 0.01, -0.05])
+        for damping, F in zip(dampings, H.factorize_many(dampings)):
+            here, alone = problem.hessian.factorize(damping), H.factorize(damping)
+            x, expected = F.solve(b), here.solve(b)
+            assert F._is_cut() and alone._is_cut()
+            residual = problem.hessian @ x + damping * x - b
+            scale = problem.hessian.norm() * np.linalg.norm(x, axis=0) + np.linalg.norm(b, axis=0)
+            assert (np.linalg.norm(residual, axis=0) <= 1e-14 * scale).all()
+            assert np.linalg.norm(x - expected) <= 1e-8 * np.linalg.norm(expected)
+            np.testing.assert_array_equal(alone.solve(b), x)
+            assert F.inertia == here.inertia
+            assert F.slogdet()[1] == pytest.approx(here.slogdet()[1], rel=1e-9)
+
+
+@pytest.mark.gpu
+@without_gpu
+@pytest.mark.parametrize("depth", [20, 200])
+def test_no_leak_on_a_gpu(depth):
     import numba.cuda
 
-    H = moved(chain(8, 20, batch=2)).hessian
+    H = moved(chain(8, depth, batch=2, gain=0.3)).hessian
 
     def free():
         numba.cuda.synchronize()
@@ -735,7 +996,7 @@ def test_two_streams_on_a_gpu():
     from numba_hinv.cuda.device import Device
     import numba.cuda
 
-    problems, found = [chain(8, 30, batch=2, seed=seed) for seed in (0, 1)], [None, None]
+    problems, found = [chain(4, 80, batch=2, seed=seed, gain=0.3) for seed in (0, 1)], [None, None]
 
     def work(index):
         problem = problems[index]

@@ -22,8 +22,8 @@ from numba import boolean, float32, float64, from_dtype, int32, int64, types
 
 import numba_hinv as nh
 from numba_hinv.cuda import (
-    arrays, eliminate, front, linearise, multiply, panels, product, rank_update, row_space, rows, substitute, wide,
-    wide_substitute,
+    arrays, eliminate, front, linearise, multiply, panels, product, rank_update, row_space, rows, segments, substitute,
+    wide, wide_substitute,
 )
 from numba_hinv.cuda.device import RESERVED_SHARED
 from numba_hinv.cuda.target import BLOCK, PLAIN_SHARED
@@ -64,7 +64,8 @@ def kernels():
     yield "adjoints", multiply.adjoints, (*net, matrix, matrix, matrix, matrix, array(float64, 3))
     yield from wide_sweeps(sweep[0], vector, lin[float64])
     for scalar in (float64, float32):
-        blocks = *sweep, array(scalar), lin[scalar], named(RowSpace, array(scalar), array(scalar))
+        runs = array(from_dtype(segments.SEGMENT))
+        blocks = sweep[0], runs, array(scalar), lin[scalar], named(RowSpace, array(scalar), array(scalar))
 
         def factors(n, scalar=scalar):
             real, count, double = array(scalar, n), array(int64, n), array(float64, n)
@@ -76,13 +77,21 @@ def kernels():
             yield (
                 f"eliminate, level {level}, {scalar}",
                 eliminate.eliminate_kernel(np.dtype(scalar.name), level),
-                (*blocks, array(scalar), matrix, factors(2), places, work, work, array(int64, 2)),
+                (*blocks, array(scalar), matrix, factors(2), work, places, work, work, work, array(int64, 2)),
             )
         yield from wide_kernels(scalar, blocks, factors(1))
+        alpha = array(scalar), scalar
+        yield f"start_segments, {scalar}", segments.start_segments, (runs, *alpha, places, work, work)
+        yield (
+            f"form_seams, {scalar}", segments.form_seams,
+            (sweep[0], runs, sweep[0], *alpha, places, work, work, lin[scalar], work),
+        )
         scratch = named(substitute.Workspace, array(scalar, 3), work, array(scalar, 3), work)
         yield from wide_substitution(scalar, blocks, factors(1))
         for kernel in (substitute.substitute_back, substitute.substitute_forth):
-            yield f"{kernel.__name__}, {scalar}", kernel, (*blocks, factors(1), array(scalar), work, work, scratch)
+            yield f"{kernel.__name__}, {scalar}", kernel, (
+                *blocks, factors(1), array(scalar), array(scalar), work, work, work, scratch
+            )
         yield f"gather, {scalar}", rows._gather, (matrix, array(int64), work)
         yield f"ldexp, {scalar}", rows._ldexp, (matrix, array(int32), work)
     for scalar in (float64, float32, int64):
@@ -104,7 +113,7 @@ def kernels():
 def wide_kernels(scalar, blocks, factors):
     """Those of wide layers, for a dtype; those whose names begin with `tiled` multiply tiles in shared memory."""
     dtype, real, integers = np.dtype(scalar.name), array(scalar), array(int32)
-    table, _, _, params, lin, space = blocks
+    table, _, params, lin, space = blocks
     at, notes, count = (real, int64), array(float64), array(int64)
     for stage in STAGES:
         run = wide._stage_kernel(getattr(front, stage))
@@ -152,7 +161,7 @@ def wide_sweeps(table, params, lin):
 
 def wide_substitution(scalar, blocks, factors):
     """Those of solves."""
-    table, _, _, params, lin, space = blocks
+    table, _, params, lin, space = blocks
     vector, matrix, cube, layer = array(scalar), array(scalar, 2), array(scalar, 3), (table, int64)
     signatures = {
         "_project": (space, matrix, cube),
@@ -217,10 +226,12 @@ def test_every_kernel(target):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("target", sorted(SHARED))
 def test_fronts_in_shared_memory(target, dtype):
-    """M and K of a front of 96 rows and columns fit, and all of a front of 32."""
+    """M and K of a front of 96 rows and columns fit, and all of a front of 32, with as many multipliers or none."""
     sizes = type("Sizes", (), {})
     room = SHARED[target] - RESERVED_SHARED
     for n, level in ((96, 1), (32, 2)):
         sizes.m, sizes.front, sizes.mixed = n, n * n, n * n
-        assert eliminate.places(sizes, n * n, level)[1] * np.dtype(dtype).itemsize <= room
+        for carried in (0, n * n):
+            scalars = eliminate.places(sizes, n * n, level, carried, carried)[1]
+            assert scalars * np.dtype(dtype).itemsize <= room
     assert PLAIN_SHARED <= SHARED[target]

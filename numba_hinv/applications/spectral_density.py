@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import many, threads
-from ..factorization import require_memory, segments_of
+from ..factorization import require_memory
 from ..progress import bar
 from ..validation import as_array
 from .eigenvalues import as_hessian
@@ -102,7 +102,7 @@ def _counts_below(H, edges, num_threads, progress):
     workers = threads.num_workers(num_threads, edges.size, many.reaches_blas(H))
     dtype = np.dtype(np.float64)
     scales = dict.fromkeys(H._scaling(-edge, dtype) for edge in edges.tolist())
-    require_memory(H, segments_of(H, dtype, False), dtype, scales, workers, workers)
+    require_memory(H, False, dtype, scales, workers, workers)
     with bar(progress, edges.size, "spectral_density", "edge") as shown:
 
         def job_of(edge):

@@ -16,7 +16,9 @@ from ..kernels.status import OK
 from ..losses import get_loss
 from ..processor import CPU, is_on_device
 from ..validation import as_columns, check_finite
-from . import arrays, eliminate, linearise, multiply, panels, row_space, substitute, wide, wide_substitute
+from . import (
+    arrays, eliminate, linearise, multiply, panels, row_space, segments, substitute, together, wide, wide_substitute,
+)
 from .launch import launch, spread
 from .rows import Rows, to_host
 from .target import BLOCK, LANES, PLAIN_SHARED, SIMULATED
@@ -31,6 +33,8 @@ class Device:
     name = "cuda"
     # Right-hand sides that are solved at the same time, a block each.
     column_block = 64
+    # `eliminate_together` has the eliminations of whole chains.
+    eliminates_together = True
 
     def __init__(self, stream=0):
         if not numba.cuda.is_available():
@@ -39,7 +43,7 @@ class Device:
                 f"{_why_not_available()}; expected device='cpu' on this machine"
             )
         self.stream = stream
-        self._tables = []
+        self._tables, self._segments = [], []
 
     def __reduce__(self):
         # A stream belongs to its process.
@@ -88,6 +92,14 @@ class Device:
 
     def _empty(self, shape, dtype):
         return numba.cuda.device_array(shape, dtype, stream=self.stream)
+
+    def row(self, array, t):
+        """Row t of a matrix on the device, in its memory."""
+        return self.part(array.reshape(array.size), slice(t * array.shape[1], (t + 1) * array.shape[1]))
+
+    def part(self, array, where):
+        """A slice of an array on the device, in its memory."""
+        return array[where] if where.start < where.stop else self._empty(0, array.dtype)
 
     def _launch(self, kernel, grid, *arguments, shared=0):
         launch(kernel, grid, self.stream, *arguments, shared=shared)
@@ -279,13 +291,38 @@ class Device:
             if l > 0:
                 self._launch(multiply.wide_adjoints, (-(-n_in // LANES), k), records, l, params, lin, V, dU, q)
 
-    def allocate_factors(self, sizes, num_layers, dtype):
-        """Uninitialised `Factors`."""
+    def allocate_factors(self, sizes, num_layers, dtype, count=None):
+        """Uninitialised `Factors`; with ``count``, a row for each of so many factorizations."""
         dtypes = {"pivots": np.int32, "num_positive": np.int64, "num_perturbed": np.int64}
         dtypes |= {"logabsdet": np.float64, "growth": np.float64}
-        return Factors(
-            *[self._empty(getattr(sizes, name, num_layers), dtypes.get(name, dtype)) for name in Factors._fields]
-        )
+        lengths = [getattr(sizes, name, num_layers) for name in Factors._fields]
+        shapes = lengths if count is None else [(count, length) for length in lengths]
+        return Factors(*[self._empty(shape, dtypes.get(name, dtype)) for name, shape in zip(Factors._fields, shapes)])
+
+    def num_blocks(self):
+        """Thread blocks that run at the same time, one on each multiprocessor."""
+        return 3 if SIMULATED else numba.cuda.get_current_device().MULTIPROCESSOR_COUNT
+
+    def segments(self, table, num_samples, bounds=None):
+        """`segments.Segments` of a chain between bounds, by default those of this device; None for one that is not cut.
+
+        The last few are kept.
+        """
+        for known, given, found in self._segments:
+            if known is table and given == bounds:
+                return found
+        ends = bounds or segments.cut(table, num_samples, self.num_blocks())
+        found = None if ends is None else segments.segments_of(table, num_samples, ends)
+        self._segments = [*self._segments[-3:], (table, bounds, found)]
+        return found
+
+    def eliminate_together(self, factorizations, may_cut, tick):
+        """`together.eliminate`."""
+        return together.eliminate(self, factorizations, may_cut, tick)
+
+    def substitute_in_segments(self, factorization, kept, b, x, check):
+        """`together.substitute_in_segments`."""
+        together.substitute_in_segments(self, factorization, kept, b, x, check)
 
     def shared_limit(self):
         """Bytes of shared memory that a block may ask for."""
@@ -301,68 +338,101 @@ class Device:
             if shared * dtype.itemsize <= room or level == 0:
                 return level, found, shared * dtype.itemsize, rest
 
-    def _parts(self, table, sizes, dtype):
+    def _parts(self, table, sizes, dtype, cut=None, may_spread=True):
         """(level, `Places`, bytes of shared) of narrow fronts, `wide.Places`, scalars of global memory for both."""
-        # z counts B n_in numbers a layer.
-        num_samples = sizes.z // int(table["n_in"].sum())
-        blocks, is_wide = block_sizes(table, num_samples), wide.wide_fronts(table, num_samples)
-        blocks["coupling"] = table["m"] * table["N"]
-        narrow, broad = (
-            {name: int(values[those].max(initial=0)) for name, values in blocks.items()}
-            for those in (~is_wide, is_wide)
-        )
-        local = sizes._replace(m=narrow["m"], front=narrow["front"], mixed=narrow["mixed"])
+        coupling, local, at, scratch, phi, psi = table["m"] * table["N"], sizes, None, 0, 0, 0
+        if cut is not None:
+            phi, psi, local = cut.phi, cut.psi, sizes._replace(mixed=max(sizes.mixed, cut.mixed))
+        elif may_spread:
+            # z counts B n_in numbers a layer.
+            num_samples = sizes.z // int(table["n_in"].sum())
+            is_wide = wide.wide_fronts(table, num_samples)
+            if is_wide.any():
+                blocks = {"coupling": coupling, **block_sizes(table, num_samples)}
+                narrow, broad = (
+                    {name: int(values[those].max(initial=0)) for name, values in blocks.items()}
+                    for those in (~is_wide, is_wide)
+                )
+                at, scratch = wide.places(broad["m"], broad["coupling"], broad["mixed"])
+                local = sizes._replace(m=narrow["m"], front=narrow["front"], mixed=narrow["mixed"])
+                coupling = coupling[~is_wide]
         level, found, shared, rest = self._level(
-            lambda level: eliminate.places(local, narrow["coupling"], level), dtype
+            lambda level: eliminate.places(local, int(coupling.max(initial=0)), level, phi, psi), dtype
         )
         if level < eliminate.LEVELS - 1:
             # Fronts in global memory lie where those of wide layers do.
             found = found._replace(front_size=sizes.front)
-        at, scratch = wide.places(broad["m"], broad["coupling"], broad["mixed"]) if is_wide.any() else (None, 0)
         return level, found, shared, at, max(rest, scratch)
 
-    def elimination_workspace(self, table, sizes, dtype, num_problems=1):
-        """Scratch of `eliminate`."""
-        *parts, scratch = self._parts(table, sizes, dtype)
+    def elimination_workspace(self, table, sizes, dtype, num_rows=1, cut=None, may_spread=True):
+        """Scratch of `eliminate`, a row a damping and segment of a chain that may be cut (`segments.Segments`).
+
+        Without ``may_spread`` a block eliminates every layer, however wide.
+        """
+        *parts, scratch = self._parts(table, sizes, dtype, cut, may_spread)
+        carried = 1 if cut is None else 2 * cut.phi + cut.psi
         return eliminate.Workspace(
-            self._empty((num_problems, 2 * sizes.front), dtype), self._empty((num_problems, scratch + 1), dtype), *parts
+            self._empty((num_rows, 2 * sizes.front), dtype), self._empty((num_rows, carried), dtype),
+            self._empty((num_rows, scratch + 1), dtype), *parts,
         )
 
-    def elimination_bytes(self, table, sizes, dtype):
-        """Bytes of global memory that `elimination_workspace` takes."""
-        return dtype.itemsize * (2 * sizes.front + self._parts(table, sizes, dtype)[-1] + 1)
+    def elimination_bytes(self, table, sizes, dtype, cut=None, may_spread=True):
+        """Bytes of global memory that `elimination_workspace` takes for one damping."""
+        carried, rows = (1, 1) if cut is None else (2 * cut.phi + cut.psi, cut.count)
+        scratch = self._parts(table, sizes, dtype, cut, may_spread)[-1]
+        return rows * dtype.itemsize * (2 * sizes.front + carried + scratch + 1)
+
+    def bytes_together(self, hessian, dtype):
+        """(bytes kept, bytes at work) of a factorization beside its `Factors`."""
+        table, sizes = hessian._table, hessian._sizes
+        cut = self.segments(table, hessian.num_samples)
+        work = self.elimination_bytes(table, sizes, dtype)
+        if cut is None:
+            return 0, work
+        # Where segments fail, the chain is eliminated again as one, when their workspace has been given back.
+        work = max(work, self.elimination_bytes(table, sizes, dtype, cut) + together.seam_bytes(self, cut, dtype))
+        return together.kept_bytes(cut, dtype), work
 
     def eliminate(self, table, start, stop, params, lin, space, damping, pivoting, factors, work):
-        """``(status, layer)`` of `eliminate` for one damping."""
+        """``(status, layer)`` of `eliminate` for one damping and segment."""
         batch = Factors(*[array.reshape(1, array.size) for array in factors])
-        return self._eliminate(table, start, stop, params, lin, space, [damping], [pivoting], batch, work)[0]
+        runs = segments.whole(table, start, stop)
+        return self.eliminate_runs(table, runs, params, lin, space, [damping], [pivoting], batch, None, work)[0]
 
-    def _eliminate(self, table, start, stop, params, lin, space, dampings, pivotings, factors, work):
-        """``(status, layer)`` of every damping: all at a time in the narrow layers, one by one in the wide ones.
+    def eliminate_runs(self, table, runs, params, lin, space, dampings, pivotings, factors, Y_mu, work):
+        """``(status, layer)`` of `eliminate`, of every damping and run: those of one damping follow one another.
 
-        Where one fails, none goes on to the next run of layers.
+        Wide layers are eliminated for one damping after the other; where one fails, none goes on to the next layers.
         """
-        dtype, count, records = np.dtype(params.dtype), len(dampings), self._table(table)
-        dampings, pivotings = np.array(dampings, dtype), np.array(pivotings, np.float64)
-        dampings_there, pivotings_there = self.put(dampings), self.put(pivotings)
-        results = self._empty((count, 2), np.int64)
-        notes = self._empty(panels.NOTES, np.float64)
-        is_wide = wide.wide_fronts(table, lin.output.shape[0])
-        for first, last, alone in wide.runs(is_wide, start, stop):
+        dtype, records, count = np.dtype(params.dtype), self._table(table), len(dampings)
+        shifts, pivotings = np.array(dampings, dtype), self.put(np.array(pivotings, np.float64))
+        shifts_there = self.put(shifts)
+        Y_mu = self._empty((count, 1), dtype) if Y_mu is None else Y_mu
+        results, notes = self._empty((count * runs.size, 2), np.int64), self._empty(panels.NOTES, np.float64)
+
+        def launch_runs(runs):
+            self._launch(
+                eliminate.eliminate_kernel(dtype, work.level), (count, runs.size), records, self.put(runs), params, lin,
+                space, shifts_there, pivotings, factors, Y_mu, work.places, work.front, work.carried, work.scratch,
+                results, shared=work.shared,
+            )
+            return self.take(results).tolist()
+
+        if work.wide is None:
+            return launch_runs(runs)
+        # Chains with wide layers are not cut.
+        ((start, stop),) = runs[["start", "stop"]].tolist()
+        for first, last, alone in wide.runs(wide.wide_fronts(table, lin.output.shape[0]), start, stop):
             if alone:
                 for t in range(count):
                     wide.eliminate(
-                        self.stream, table, records, first, params, lin, space, dampings[t], pivotings_there[t],
+                        self.stream, table, records, first, params, lin, space, shifts[t], pivotings[t],
                         Factors(*[array[t] for array in factors]), work.front[t], work.scratch[t], work.wide, notes,
                         results[t : t + 1],
                     )
+                found = self.take(results).tolist()
             else:
-                self._launch(
-                    eliminate.eliminate_kernel(dtype, work.level), count, records, first, last, params, lin, space,
-                    dampings_there, pivotings_there, factors, work.places, work.front, work.scratch, results,
-                    shared=work.shared,
-                )
-            found = self.take(results).tolist()
+                found = launch_runs(segments.whole(table, first, last))
             if any(status != OK for status, _ in found):
                 break
         return found
@@ -395,7 +465,7 @@ class Device:
                     self.zero(rest[-1].state)
                 wide_substitute.substitute_back(self.stream, table, records, first, *rest)
             else:
-                self._launch(substitute.substitute_back, rest[-2].shape[0], records, first, last, *rest)
+                self._substitute_run(substitute.substitute_back, table, first, last, *sweep)
 
     def substitute_forth(self, table, start, stop, *sweep):
         records, rest = self._substitution(table, *sweep)
@@ -403,12 +473,25 @@ class Device:
             if alone:
                 wide_substitute.substitute_forth(self.stream, table, records, first, *rest)
             else:
-                self._launch(substitute.substitute_forth, rest[-2].shape[0], records, first, last, *rest)
+                self._substitute_run(substitute.substitute_forth, table, first, last, *sweep)
 
     def _substitution(self, table, params, lin, space, factors, damping, b, x, work):
         """The table and what follows the layers among the arguments of a sweep, on the device."""
         shift = self.put(np.array([damping], b.dtype))
         return self._table(table), (params, lin, space, factors, shift, b, x, work)
+
+    def _substitute_run(self, kernel, table, first, last, params, lin, space, factors, damping, b, x, work):
+        runs = segments.whole(table, first, last)
+        self.substitute_runs(kernel, table, runs, params, lin, space, factors, None, damping, b, x, None, work)
+
+    def substitute_runs(self, kernel, table, runs, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
+        """One of the two sweeps over the layers of all runs; ``seams`` as the kernel has it, where there are some."""
+        Y_mu = self._empty(1, b.dtype) if Y_mu is None else Y_mu
+        seams = self._empty((b.shape[0], 1), b.dtype) if seams is None else seams
+        self._launch(
+            kernel, (b.shape[0], runs.size), self._table(table), self.put(runs), params, lin, space, factors, Y_mu,
+            self.put(np.array([damping], b.dtype)), b, x, seams, work,
+        )
 
 
 def _why_not_available():

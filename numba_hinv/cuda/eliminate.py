@@ -1,7 +1,8 @@
-"""The elimination (design, section 3), a thread block a damping: twin of `kernels.eliminate`.
+"""The elimination (design, section 3), a thread block a damping and a segment of layers: twin of `kernels.eliminate`.
 
 The block holds the layer's front: M and K, the matrices that every pivot runs through, and all the rest as well where
-the shared memory of the device is large enough (`Places`). What does not fit lies in global memory.
+the shared memory of the device is large enough (`Places`). What does not fit lies in global memory. The chain is one
+segment, or several (`segments`), of which all but the last carry the multipliers of the states that they end in.
 """
 
 import functools
@@ -13,6 +14,7 @@ from numba import from_dtype
 
 from ..kernels.status import NOT_FINITE, OK
 from .front import form_front
+from .multipliers import carry_multipliers
 from .rank_update import signed_rank_update
 from .signed_cholesky import pack, signed_cholesky
 from .target import LANES, cuda, device, kernel, start_team, total
@@ -27,13 +29,17 @@ class Places(NamedTuple):
     norms: int  # of the rows of Y
     front: int  # two of them
     mixed: int
+    phi: int  # two of them
+    psi: int
     front_size: int
+    phi_size: int
 
 
 class Workspace(NamedTuple):
-    """Scratch of `eliminate`, a row a damping."""
+    """Scratch of `eliminate`, a row a damping and segment: those of one damping follow one another."""
 
     front: np.ndarray  # (k, 2 front): layer l reads its P in half (l + 1) % 2 and leaves the next in half l % 2
+    carried: np.ndarray  # (k, 2 phi + psi): Phi likewise, then Psi
     scratch: np.ndarray  # what is not in shared memory
     level: int
     places: Places
@@ -45,18 +51,23 @@ class Workspace(NamedTuple):
 LEVELS = 3
 
 
-def places(sizes, coupling, level):
-    """``(Places, scalars of shared memory, scalars of global memory)`` of one block."""
+def places(sizes, coupling, level, phi=0, psi=0):
+    """``(Places, scalars of shared memory, scalars of global memory)`` of one block.
+
+    ``phi`` and ``psi`` are the sizes of the largest Phi and Psi, where multipliers are carried.
+    """
     parts = {"M": sizes.m**2, "K": coupling, "norms": sizes.m, "front": 2 * sizes.front, "mixed": sizes.mixed}
-    kinds = {"M": 1, "K": 1, "norms": 1, "front": 2, "mixed": 2}
+    parts |= {"phi": 2 * phi, "psi": psi}
+    kinds = dict.fromkeys(("M", "K", "norms"), 1)
+    # In global memory these outlive a call and have arrays of their own.
+    apart = {"front": 0, "phi": 0, "psi": 2 * phi}
     ends, found = {True: 0, False: 0}, {}
     for name, size in parts.items():
-        shared = kinds[name] <= level
-        # Fronts in global memory outlive a call and have an array of their own.
-        found[name] = 0 if name == "front" and not shared else ends[shared]
-        if name != "front" or shared:
+        shared = kinds.get(name, 2) <= level
+        found[name] = apart[name] if name in apart and not shared else ends[shared]
+        if name not in apart or shared:
             ends[shared] += size
-    return Places(front_size=sizes.front, **found), ends[True], ends[False]
+    return Places(front_size=sizes.front, phi_size=phi, **found), ends[True], ends[False]
 
 
 @device
@@ -127,25 +138,40 @@ def eliminate_kernel(dtype, level):
     is_shared, all_shared = level >= 1, level >= 2
 
     @kernel
-    def eliminate(table, start, stop, params, lin, space, dampings, pivotings, factors, places, front, work, results):
-        """Eliminate layers stop-1, ..., start for damping ``blockIdx.x``; factors have a row a damping.
+    def eliminate(
+        table, segments, params, lin, space, dampings, pivotings, factors, Y_mu, places, front, carried, work, results
+    ):
+        """Eliminate the layers of run ``blockIdx.y``, last ones first, for damping ``blockIdx.x``.
 
-        front : (k, 2 x largest front): between two calls the P of the next layer lies here. work : (k, scratch).
-        results : (k, 2): the status and the layer at which the sweep ended.
+        segments : the runs, one of each segment (`segments.SEGMENT`). factors, Y_mu : a row a damping; the rest, from
+        ``pivotings`` on, a row a damping and segment. front, carried : between two calls the P, Phi and Psi of the next
+        layer lie here. work : scratch. results : (rows, 2): the status and the layer at which the sweep ended.
         """
         team = start_team()
         shared = cuda.shared.array(0, scalar)
-        t = cuda.blockIdx.x
-        own, damping, pivoting = work[t], dampings[t], pivotings[t]
+        t, row = cuda.blockIdx.x, cuda.blockIdx.x * cuda.gridDim.y + cuda.blockIdx.y
+        segment = segments[cuda.blockIdx.y]
+        start, stop, c = segment.start, segment.stop, segment.c
+        if start == stop:
+            if team.rank == 0:
+                results[row, 0], results[row, 1] = OK, start
+            return
+        own, damping, pivoting = work[row], dampings[t], pivotings[row]
         M = Y = shared if is_shared else own
-        fronts, mixed = (shared, shared) if all_shared else (front[t], own)
+        fronts, mixed = (shared, shared) if all_shared else (front[row], own)
+        multipliers = shared if all_shared else carried[row]
         L, pivots, scales, Y_kept = factors.L[t], factors.pivots[t], factors.scales[t], factors.Y[t]
         B = lin.output.shape[0]
         if all_shared and stop < table.size:
-            half, size = (stop % 2) * places.front_size, (B * table[stop].n_in) ** 2
+            half, states = (stop % 2) * places.front_size, B * table[stop - 1].n_out
             given = (stop % 2) * (front.shape[1] // 2)
-            for j in range(team.rank, size, team.size):
-                fronts[places.front + half + j] = front[t, given + j]
+            for j in range(team.rank, states * states, team.size):
+                fronts[places.front + half + j] = front[row, given + j]
+            half = (stop % 2) * places.phi_size
+            for j in range(team.rank, c * states, team.size):
+                multipliers[places.phi + half + j] = carried[row, half + j]
+            for j in range(team.rank, c * c, team.size):
+                multipliers[places.psi + j] = carried[row, 2 * places.phi_size + j]
             cuda.syncthreads()
         for l in range(stop - 1, start - 1, -1):
             layer = table[l]
@@ -162,23 +188,31 @@ def eliminate_kernel(dtype, level):
             )
             if status != OK:
                 if team.rank == 0:
-                    results[t, 0], results[t, 1] = status, l
+                    results[row, 0], results[row, 1] = status, l
                 return
             pack(team, m, M, places.M, L, layer.L)
-            growth = 0.0
+            growth, order = 0.0, layer.pivots + m
             if N > 0:
                 forward_rows(team, m, N, M, places.M, pivots, layer.pivots, scales, layer.scales, Y, places.K)
                 _square_rows(team, m, N, Y, places.K, Y, places.norms)
                 growth, num_enlarged, added = limit_growth(
                     team, m, N, Y, places.K, Y, places.norms, scales, layer.scales, pivoting
                 )
-                if not growth < math.inf:
-                    if team.rank == 0:
-                        results[t, 0], results[t, 1] = NOT_FINITE, l
-                    return
                 num_perturbed += num_enlarged
                 logabsdet += added
-                order = layer.pivots + m
+            if c > 0:
+                # Scratch of the front is free for K_mu.
+                taken = carry_multipliers(
+                    team, layer, B, c, params, lin, space, M, places.M, pivots, scales, m - num_negative, Y, places.K,
+                    mixed, places.mixed, multipliers, places.phi + ((l + 1) % 2) * places.phi_size,
+                    places.phi + (l % 2) * places.phi_size, places.psi, Y_mu[t], segment.Y + layer.scales // 2 * c,
+                )
+                growth = taken if not taken <= growth else growth
+            if not growth < math.inf:
+                if team.rank == 0:
+                    results[row, 0], results[row, 1] = NOT_FINITE, l
+                return
+            if N > 0:
                 keep_rows(team, m, N, Y, places.K, pivots, order, Y_kept, layer.Y)
                 signed_rank_update(team, m, N, Y, places.K, pivots, order, m - num_negative, fronts, X_at)
             if team.rank == 0:
@@ -188,11 +222,16 @@ def eliminate_kernel(dtype, level):
                 factors.growth[t, l] = growth
             cuda.syncthreads()
         if all_shared:
-            half, size = (start % 2) * places.front_size, table[start].N ** 2
+            half, N = (start % 2) * places.front_size, table[start].N
             left = (start % 2) * (front.shape[1] // 2)
-            for j in range(team.rank, size, team.size):
-                front[t, left + j] = fronts[places.front + half + j]
+            for j in range(team.rank, N * N, team.size):
+                front[row, left + j] = fronts[places.front + half + j]
+            half = (start % 2) * places.phi_size
+            for j in range(team.rank, c * N, team.size):
+                carried[row, half + j] = multipliers[places.phi + half + j]
+            for j in range(team.rank, c * c, team.size):
+                carried[row, 2 * places.phi_size + j] = multipliers[places.psi + j]
         if team.rank == 0:
-            results[t, 0], results[t, 1] = OK, start
+            results[row, 0], results[row, 1] = OK, start
 
     return eliminate

@@ -1,4 +1,9 @@
-"""The solve (design, sections 3 and 4), a thread block a right-hand side: twin of `kernels.substitute`."""
+"""The solve (design, sections 3 and 4), a thread block a right-hand side and segment: twin of `kernels.substitute`.
+
+A segment that ends in a seam has multipliers mu of its states there (design, section 5). On the way back it leaves, for
+the seams' own system, what comes out of its first layer, and -K_mu^T M^-1 r for mu; on the way forth it reads the states
+that it starts with, and mu.
+"""
 
 from typing import NamedTuple
 
@@ -12,7 +17,10 @@ from .triangular import backward_vector, forward_vector
 
 
 class Workspace(NamedTuple):
-    """Scratch of the two sweeps for k right-hand sides. Layer l reads its state in row (l + 1) % 2 or l % 2."""
+    """Scratch of the two sweeps, a row a right-hand side and segment: those of one right-hand side follow one another.
+
+    Layer l reads its state in row (l + 1) % 2 or l % 2.
+    """
 
     state: np.ndarray  # (k, 2, B width): v or dZ of two neighbouring layers
     u: np.ndarray  # (k, B width): vu
@@ -81,15 +89,22 @@ def _blocks_back(team, layer, B, lin, g, v, v_next, y):
 
 
 @kernel
-def substitute_back(table, start, stop, params, lin, space, factors, damping, b, x, work):
-    """Layers stop-1..start: leaves y of each layer in its slice of row ``blockIdx.x`` of x. v starts at 0."""
+def substitute_back(table, segments, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
+    """Layers of run ``blockIdx.y``, last ones first: y of each layer into its slice of row ``blockIdx.x`` of x.
+
+    v starts at 0. seams : (k, size), the right-hand sides of the seams' system.
+    """
     team = start_team()
-    t = cuda.blockIdx.x
-    g, to, state, y, scratch = b[t], x[t], work.state[t], work.y[t, 0], work.y[t, 1]
+    t, row = cuda.blockIdx.x, cuda.blockIdx.x * cuda.gridDim.y + cuda.blockIdx.y
+    segment = segments[cuda.blockIdx.y]
+    start, stop, c, mu = segment.start, segment.stop, segment.c, segment.after
+    g, to, state, y, scratch = b[t], x[t], work.state[row], work.y[row, 0], work.y[row, 1]
     B = lin.output.shape[0]
-    if stop == table.size:
+    if stop == segment.end:
         for j in range(team.rank, state.shape[1], team.size):
             state[stop % 2, j] = 0.0
+        for j in range(team.rank, c, team.size):
+            seams[t, mu + j] = 0.0
         cuda.syncthreads()
     for l in range(stop - 1, start - 1, -1):
         layer = table[l]
@@ -99,22 +114,30 @@ def substitute_back(table, start, stop, params, lin, space, factors, damping, b,
             _blocks_back(team, layer, B, lin, g, v, v_next, y)
         else:
             _dense_back(
-                team, layer, B, params, lin, space, damping[0], g, v, v_next, y, scratch, work.u[t], work.small[t]
+                team, layer, B, params, lin, space, damping[0], g, v, v_next, y, scratch, work.u[row], work.small[row]
             )
         forward_vector(
             team, m, factors.L, layer.L, factors.pivots, layer.pivots, factors.scales, layer.scales, y, 0, scratch, 0
         )
         for k in range(team.rank, m, team.size):
             to[w + k] = y[k]
-        if N > 0:
-            num_positive = factors.num_positive[l]
-            for j in range(team.rank, N, team.size):
-                value = v_next[j]
-                for k in range(m):
-                    product = y[k] * factors.Y[layer.Y + k * N + j]
-                    value -= product if k < num_positive else -product
-                v_next[j] = value
+        num_positive, at = factors.num_positive[l], segment.Y + layer.scales // 2 * c
+        for j in range(team.rank, N, team.size):
+            value = v_next[j]
+            for k in range(m):
+                product = y[k] * factors.Y[layer.Y + k * N + j]
+                value -= product if k < num_positive else -product
+            v_next[j] = value
+        for j in range(team.rank, c, team.size):
+            value = seams[t, mu + j]
+            for k in range(m):
+                product = y[k] * Y_mu[at + k * c + j]
+                value -= product if k < num_positive else -product
+            seams[t, mu + j] = value
         cuda.syncthreads()
+    if start == segment.first and segment.before >= 0:
+        for j in range(team.rank, table[start].N, team.size):
+            seams[t, segment.before + j] = state[start % 2, j]
 
 
 @device
@@ -148,21 +171,32 @@ def _dense_forth(team, layer, B, params, lin, space, damping, g, x, W1, dZ, dZ_n
 
 
 @kernel
-def substitute_forth(table, start, stop, params, lin, space, factors, damping, b, x, work):
-    """Layers start..stop-1: turns y in the slices of row ``blockIdx.x`` of x into the solution. dZ starts at 0."""
+def substitute_forth(table, segments, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
+    """Layers of run ``blockIdx.y``: turns y in the slices of row ``blockIdx.x`` of x into the solution.
+
+    dZ starts at 0 or at the seam before. seams : (k, size), the solutions of the seams' system.
+    """
     team = start_team()
-    t = cuda.blockIdx.x
-    g, to, state, W1, scratch = b[t], x[t], work.state[t], work.y[t, 0], work.y[t, 1]
+    t, row = cuda.blockIdx.x, cuda.blockIdx.x * cuda.gridDim.y + cuda.blockIdx.y
+    segment = segments[cuda.blockIdx.y]
+    start, stop, c, mu = segment.start, segment.stop, segment.c, segment.after
+    g, to, state, W1, scratch = b[t], x[t], work.state[row], work.y[row, 0], work.y[row, 1]
     B = lin.output.shape[0]
+    if start == segment.first and segment.before >= 0:
+        for j in range(team.rank, table[start].N, team.size):
+            state[start % 2, j] = seams[t, segment.before + j]
+        cuda.syncthreads()
     for l in range(start, stop):
         layer = table[l]
         m, N, w = layer.m, layer.N, layer.parameters
         dZ, dZ_next = state[l % 2], state[(l + 1) % 2]
-        num_positive = factors.num_positive[l]
+        num_positive, at = factors.num_positive[l], segment.Y + layer.scales // 2 * c
         for k in range(team.rank, m, team.size):
             value = to[w + k]
             for j in range(N):
                 value -= factors.Y[layer.Y + k * N + j] * dZ[j]
+            for j in range(c):
+                value -= Y_mu[at + k * c + j] * seams[t, mu + j]
             W1[k] = value if k < num_positive else -value
         cuda.syncthreads()
         backward_vector(

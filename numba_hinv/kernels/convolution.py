@@ -11,7 +11,7 @@ transpose folds.
 from .compiled import inner
 from .layers import for_convolutions
 from .memory import add, copy, fill, matrix, vector
-from .microkernel import pointer, shift
+from .microkernel import pointer
 from .patches import fold, fold_product, fold_row, gather, tap
 from .product import gemm_nn, gemm_nt, gemm_tn, multiply, multiply_nt, multiply_tn
 from .row_space import expand, project

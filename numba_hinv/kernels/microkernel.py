@@ -21,8 +21,8 @@ DOT_ROWS = 3
 ROW_VECTORS = 8
 # Rows of the scratch panel: with tile_columns columns it takes half of a first-level cache of 48 KiB.
 PANEL_ROWS = 128
-# Columns of the scratch block, which stays in a second-level cache, and the distance of its rows: one cache line more, so
-# that they do not share sets of the first-level cache.
+# Columns of the scratch block, which stays in a second-level cache, and the distance of its rows: one cache line more,
+# so that they do not share sets of the first-level cache.
 BLOCK_COLUMNS, BLOCK_STRIDE = 128, 136
 # Reassociation and contraction to FMA, but not "no NaNs" or "no infinities": those must reach the status codes.
 _FLAGS = ("nsz", "contract", "reassoc")
@@ -120,7 +120,8 @@ def _scratch(columns):
 
         def codegen(context, builder, sig, args):
             dtype = sig.args[0].dtype
-            memory = cgutils.alloca_once(builder, context.get_value_type(dtype), ir.Constant(_I64, PANEL_ROWS * columns(dtype)))
+            size = ir.Constant(_I64, PANEL_ROWS * columns(dtype))
+            memory = cgutils.alloca_once(builder, context.get_value_type(dtype), size)
             memory.align = VECTOR_BYTES
             return memory
 

@@ -12,16 +12,17 @@ the constants below and may be changed after a measurement.
 from . import blas
 from .binding import POINTER, SCALAR, SIZE, compiled_once
 from .compiled import inner, kernel
-from .microkernel import (BLOCK_COLUMNS, BLOCK_STRIDE, DOT_ROWS, PANEL_ROWS, block, dot_columns, panel, pointer, row_columns, row_stride, shift,
-                          tile_columns, tile_nn, tile_nt, tile_rows, tile_tn, transpose, vector_columns)
+from .microkernel import (BLOCK_COLUMNS, BLOCK_STRIDE, DOT_ROWS, PANEL_ROWS, block, dot_columns, panel, pointer,
+                          row_columns, row_stride, shift, tile_columns, tile_nn, tile_nt, tile_rows, tile_tn, transpose,
+                          vector_columns)
 
-# A product of m * n * k at least this goes to BLAS: where it is flat (k < PACK_DEPTH) or BLAS has several threads, and
-# where it has one. Rates in GF/s, float64, AVX-512, OpenBLAS 0.3.30, of the micro-kernel / BLAS on one core / BLAS on
-# two free cores, for n x n x n: A B: 128: 86 / 57 / -, 192: 82 / 69 / -, 256: 86 / 72 / 117, 384: 78 / 75 / 139,
-# 512: 62 / 76 / 138. A^T B: much the same; flat ones, 568 x 1536 x 32: 49 / 70 / -.
+# A product of m * n * k at least this goes to BLAS: the first where it is flat (k < PACK_DEPTH) or BLAS has several
+# threads, else the second. Rates in GF/s, float64, AVX-512, OpenBLAS 0.3.30, of the micro-kernel / BLAS on one core /
+# BLAS on two free cores, for n x n x n: A B: 128: 86 / 57 / -, 192: 82 / 69 / -, 256: 86 / 72 / 117,
+# 384: 78 / 75 / 139, 512: 62 / 76 / 138. A^T B: much the same; flat ones, 568 x 1536 x 32: 49 / 70 / -.
 BLAS_WORK, ALONE_BLAS_WORK = 192**3, 320**3
-# The upper triangle of A^T B: more columns than UPPER_BLOCK are a rectangle and two triangles. But flat ones, of at least
-# UPPER_BLAS_WORK, go to BLAS in strips of BLAS_COLUMNS columns where it has several threads. Useful flops of triangles /
+# The upper triangle of A^T B: more columns than UPPER_BLOCK are a rectangle and two triangles. But flat ones, of at
+# least UPPER_BLAS_WORK, go to BLAS in strips of BLAS_COLUMNS columns where it has several threads. GF/s of triangles /
 # strips on one core, and on two: n = k: 256: 74 / 38, 66 / 65, 512: 62 / 41, 75 / 75, 1024: 61 / 38, 94 / 75;
 # n = 1024, k = 64: 61 / 47, 48 / 84.
 UPPER_BLOCK, UPPER_BLAS_WORK, BLAS_COLUMNS = 384, 256**3, 128
@@ -33,9 +34,9 @@ GEMV_WORK = 512**2
 # k/16 + 0.4 k/m: the copy is made from this many rows of C on, for k up to TRANSPOSE_DEPTH * m. It is
 # made in whole vectors, so for smaller k it needs four times as many rows.
 TRANSPOSE_ROWS, TRANSPOSE_DEPTH = 4, 5
-# Rows of B that lie a multiple of 512 bytes (ALIASED doubles) apart share a few sets of the first-level cache: panels of B
-# are packed then, in products this deep and this high; those of triangles always. GF/s without and with it, 128 x 128 x
-# 128: 70 / 80; triangles with n = 512, k = 32: 49 / 53.
+# Rows of B that lie a multiple of 512 bytes (ALIASED doubles) apart share a few sets of the first-level cache: panels of
+# B are packed then, in products this deep and this high; those of triangles always. GF/s without and with it,
+# 128 x 128 x 128: 70 / 80; triangles with n = 512, k = 32: 49 / 53.
 ALIASED, PACK_DEPTH, UPPER_PACK_DEPTH, PACK_ROWS = 64, 112, 16, 64
 
 _ARGUMENTS = (SIZE, SIZE, SIZE, SCALAR, POINTER, SIZE, POINTER, SIZE, SCALAR, POINTER, SIZE)
