@@ -130,3 +130,30 @@ def test_a_solution_that_overflows_in_one_of_many_blocks():
     with pytest.raises(np.linalg.LinAlgError, match="overflows"):
         F.solve(b, num_threads=3)
     assert threading.active_count() < 5
+
+
+def test_right_hand_sides_in_any_order_of_memory():
+    """Columns that lie in rows, in columns or apart are the same right-hand sides, to the bit, and stay as they are."""
+    problem = chain(60, 12, batch=2, gain=0.3)
+    H = problem.hessian
+    assert H.shape[0] > 1 << 15 and H.shape[0] % 8
+    damping = 0.3 * norm_estimate(H)
+    F = H.factorize(damping)
+    for count in (1, 3, 8, 21):
+        b = np.ascontiguousarray(problem.right_hand_side(count).reshape(H.shape[0], count))
+        apart = np.zeros((2 * H.shape[0], count + 3))[::2, 1 : count + 1]
+        apart[...] = b
+        x, product = F.solve(b), H @ b
+        assert x.flags.f_contiguous
+        residual = np.linalg.norm(b - H @ x - damping * x, axis=0)
+        assert (residual <= 1e-11 * np.linalg.norm(b, axis=0)).all()
+        for other in (np.asfortranarray(b), apart):
+            np.testing.assert_array_equal(F.solve(other), x)
+            np.testing.assert_array_equal(H @ other, product)
+            np.testing.assert_array_equal(other, b)
+        np.testing.assert_array_equal(F.solve(b.astype(np.float32).astype(float)), F.solve(b.astype(np.float32)))
+        bad = np.asfortranarray(b)
+        bad[H.shape[0] - 2, count - 1] = np.nan
+        for use in (F.solve, H.__matmul__):
+            with pytest.raises(ValueError, match=rf"finite.*\({H.shape[0] - 2}, {count - 1}\)"):
+                use(bad)
