@@ -4,7 +4,11 @@ A new benchmark is found by its name (time_, peakmem_, track_) and needs no chan
 """
 
 import importlib
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -223,3 +227,141 @@ def test_numpy_reference_agrees_with_the_library(batch, skip, damping):
     assert np.linalg.norm(reference.solve(problem.b) - x) <= roundoff * condition * np.linalg.norm(x)
     assert F.inertia.negative == reference.num_negative
     assert abs(F.slogdet()[1] - reference.logabsdet) <= roundoff * condition * H.shape[0]
+
+
+@pytest.mark.parametrize("name", ["Arrays", "TorchArrays", "JaxArrays", "CupyArrays"])
+@pytest.mark.parametrize("batch, skip", [(1, True), (3, False), (5, True)])
+def test_array_sweeps_agree_with_the_library(name, batch, skip, problem):
+    """The GPU report's peers, wherever they run: products, and solutions for several dampings at a time."""
+    sweeps = importlib.import_module("benchmarks.array_sweep")
+    cls = getattr(sweeps, name)
+    if not cls.installed():
+        pytest.skip(f"{cls.needs} is not installed")
+    made, arrays = problem(5, batch, 5, skip), cls()
+    sweep, H, dampings = sweeps.ArraySweep(made, arrays), made.hessian(), np.array([1.0, 1e-2, -5e-2])
+    dense = H.todense()
+    sweep.linearise()
+    b = np.stack([made.b, -made.b, made.b[::-1]])
+    product = arrays.numpy(sweep.multiply(arrays.array(b)))
+    assert np.abs(product - b @ dense).max() <= 1e-13 * np.abs(dense).sum(axis=1).max()
+    sweep.factorize(arrays.array(dampings))
+    for x, damping, row in zip(arrays.numpy(sweep.solve(arrays.array(b))), dampings, b):
+        matrix = dense + damping * np.eye(len(row))
+        scale = np.linalg.norm(matrix, 2) * np.linalg.norm(x) + np.linalg.norm(row)
+        assert np.linalg.norm(row - matrix @ x) <= 1e-14 * scale
+
+
+def test_array_sweeps_scan_as_jax_does(problem):
+    """Layers are slices of stacked arrays there, in nested tuples, and what a step leaves is stacked."""
+    sweeps = importlib.import_module("benchmarks.array_sweep")
+
+    def each(function, *trees):
+        if isinstance(trees[0], tuple):
+            return tuple(each(function, *parts) for parts in zip(*trees))
+        return function(*trees)
+
+    class Stacked(sweeps.Arrays):
+        def scan(self, step, carry, *xs, reverse=False):
+            kept, count = {}, len(xs[0])
+            for l in reversed(range(count)) if reverse else range(count):
+                carry, kept[l] = step(carry, *each(lambda x: x[l], xs))
+            return carry, each(lambda *parts: np.stack(parts), *(kept[l] for l in range(count)))
+
+        def stack(self, stacked):
+            return stacked
+
+        def lu(self, M):
+            return tuple(map(np.stack, zip(*super().lu(M))))
+
+        def lu_solve(self, factors, K):
+            return super().lu_solve(zip(*factors), K)
+
+    made = problem(4, 2, 5, True)
+    sweep, H = sweeps.ArraySweep(made, Stacked()), made.hessian()
+    sweep.linearise()
+    np.testing.assert_allclose(sweep.multiply(made.b[None])[0], H @ made.b, rtol=1e-10, atol=1e-12)
+    sweep.factorize(np.array([1e-2, -1e-2]))
+    for x, damping in zip(sweep.solve(np.stack([made.b, made.b])), (1e-2, -1e-2)):
+        expected = H.factorize(damping).solve(made.b)
+        assert np.linalg.norm(x - expected) <= 1e-10 * np.linalg.norm(expected)
+
+
+def test_array_sweeps_say_what_they_need(problem):
+    sweeps = importlib.import_module("benchmarks.array_sweep")
+    with pytest.raises(ValueError, match="at most 4 samples"):
+        sweeps.ArraySweep(problem(4, 5, 3, True), sweeps.Arrays())
+
+
+def run_gpu_report(*options, **environment):
+    return subprocess.run(
+        [sys.executable, str(ASV / "gpu_report.py"), *options], capture_output=True, text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **environment},
+    )
+
+
+def test_gpu_report_without_a_gpu(report):
+    cuda = importlib.util.find_spec("numba_cuda") and importlib.import_module("numba.cuda")
+    if cuda and cuda.is_available():
+        pytest.skip("there is a GPU")
+    run = run_gpu_report(NUMBA_ENABLE_CUDASIM="0")
+    assert run.returncode != 0 and run.stdout == ""
+    assert "nothing was measured" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_gpu_report_simulated(report):
+    """Its checks at tiny sizes, in Numba's simulator where that is there; nothing is timed."""
+    run = run_gpu_report("--simulate", NUMBA_ENABLE_CUDASIM="1")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.endswith("nothing was timed\n") and "the same sweep, NumPy: backward error" in run.stdout
+    if importlib.util.find_spec("numba_cuda"):
+        assert run.stdout.count("numba_hinv on cuda: backward error") == 3
+
+
+TABLE = """
+import gpu_report
+from benchmarks import array_sweep
+
+class Measured(array_sweep.Arrays):
+    title = "a peer"
+
+    def where(self):
+        return "cuda"
+
+class Failing(Measured):
+    title = "a failing peer"
+
+    def lu(self, M):
+        raise MemoryError("no room")
+
+gpu_report.ROUNDS, gpu_report.COPY, gpu_report.PRODUCT = 1, 64, 6
+gpu_report.LIBRARIES = array_sweep.CupyArrays, Measured, Failing
+gpu_report.Clock.seconds, gpu_report.Clock.device_name = gpu_report.WallClock.seconds, lambda self: "a device"
+print(gpu_report.report(gpu_report.TINY[:2]))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+def test_table_of_the_gpu_report(report):
+    """That it is made, by another clock, in the simulator: these are no times of a GPU."""
+    run = subprocess.run(
+        [sys.executable, "-c", TABLE], capture_output=True, text=True, cwd=ASV,
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1",
+             "PYTHONPATH": os.pathsep.join([str(ASV), os.environ.get("PYTHONPATH", "")])},
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    lines = run.stdout.splitlines()
+    table = [line for line in lines if line.startswith("| 3, ")]
+    assert len(table) == 8 and all(line.count("|") == lines[0].count("|") for line in table)
+    assert "a peer" in lines[0] and "a device: copy" in run.stdout
+    assert "a failing peer: MemoryError: no room" in run.stdout
+
+
+def test_traffic_is_what_the_library_keeps(problem):
+    """The floors of the GPU report count the numbers that the library's factors have, but for the diagonals' zeros."""
+    report_module = importlib.import_module("gpu_report")
+    row = importlib.import_module("benchmarks.problem").Row(12, 2, 6, True)
+    case = report_module.Case(row, 3)
+    F, H = problem(*row).hessian().factorize(0.1), problem(*row).hessian()
+    kept = sum(H._table["m"] * (H._table["m"] / 2 + H._table["N"]))
+    assert 2 * 3 * kept < report_module.traffic(case)["solve"][0] / 8 < 2 * 3 * kept + 10 * H.shape[0]
+    assert 8 * kept < F.nbytes < 2 * 8 * kept

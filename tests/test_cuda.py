@@ -4,9 +4,12 @@ Where there is no GPU they run in Numba's simulator, in a pytest run of their ow
 ``NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/test_cuda.py``. Without that variable one test here starts that run.
 """
 
+import contextlib
 import copy
+import ctypes
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import os
 import pickle
@@ -23,6 +26,7 @@ from test_dense_truth import SHAPES, check_everything
 
 import numba_hinv as nh
 from numba_hinv.kernels import signed_cholesky as cpu_cholesky
+from numba_hinv.kernels.eliminate import Factors
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 INSTALLED = importlib.util.find_spec("numba_cuda") is not None
@@ -202,12 +206,8 @@ def symmetric(rng, m, kind):
     return M
 
 
-@on_device
-@pytest.mark.parametrize("kind", ["indefinite", "definite", "negative", "saddle", "singular", "not finite"])
-def test_signed_cholesky(kind):
-    """The pivots of the CPU, and its factor, for every kind of matrix."""
-    import numba.cuda
-
+def factor_by_block(M, K, tiny, perturbation, pivots, scales, L, results):
+    """`signed_cholesky`, `pack` and `forward_rows` by one block."""
     from numba_hinv.cuda import signed_cholesky as twin
     from numba_hinv.cuda import triangular
     from numba_hinv.cuda.launch import launch
@@ -225,6 +225,47 @@ def test_signed_cholesky(kind):
         if team.rank == 0:
             results[0, 0], results[1, 0], results[2, 0], results[3, 0] = status, negative, perturbed, logabsdet
 
+    launch(factor, 1, 0, M, K, tiny, perturbation, pivots, scales, L, results)
+
+
+def factor_by_device(M, K, tiny, perturbation, pivots, scales, L, results):
+    """The same panel by panel, as the fronts of wide layers."""
+    import numba.cuda
+
+    from numba_hinv.cuda import panels, wide
+    from numba_hinv.cuda.launch import launch, spread
+
+    m = results.shape[1]
+    n = K.size // m
+    at, size = wide.places(m, m * n, m * n)
+    work, notes = np.zeros(size), numba.cuda.to_device(np.zeros(panels.NOTES))
+    work[at.M : at.M + m * m], work[at.K : at.K + m * n] = M.copy_to_host(), K.copy_to_host()
+    work = numba.cuda.to_device(work)
+    counts = [numba.cuda.to_device(np.zeros(1, kind)) for kind in (int, int, float, float)]
+    factors = Factors(L, pivots, scales, K, *counts)
+    pivoting = numba.cuda.to_device(np.array([tiny, perturbation, np.inf, np.inf]))
+    wide._signed_cholesky(0, m, n, pivoting, factors, 0, 0, work, at, notes)
+    launch(wide._pack, spread(m * m), 0, m, work, at.M, L, 0)
+    wide._forward_rows(0, m, n, factors, 0, 0, work, at)
+    launch(panels.square_rows, m, 0, n, work, at.K, work, at.norms)
+    status = numba.cuda.to_device(np.zeros((1, 2), int))
+    launch(
+        panels.finish_layer, 1, 0, 0, m, n, pivoting, work, at.K, at.norms, pivots, 0, scales, 0, factors, notes, status
+    )
+    K.copy_to_device(work.copy_to_host()[at.K : at.K + m * n])
+    found = np.zeros((4, m))
+    positive, perturbed, logabsdet, _ = (count.copy_to_host()[0] for count in counts)
+    found[:, 0] = status.copy_to_host()[0, 0], m - positive, perturbed, logabsdet
+    results.copy_to_device(found)
+
+
+@on_device
+@pytest.mark.parametrize("factor", [factor_by_block, factor_by_device])
+@pytest.mark.parametrize("kind", ["indefinite", "definite", "negative", "saddle", "singular", "not finite"])
+def test_signed_cholesky(kind, factor):
+    """The pivots of the CPU, and its factor, for every kind of matrix."""
+    import numba.cuda
+
     rng = np.random.default_rng(0)
     for m in (1, 2, 5, 18):
         M, K = symmetric(rng, m, kind), rng.standard_normal((m, 3))
@@ -237,7 +278,7 @@ def test_signed_cholesky(kind):
         )
         arrays = [M.ravel(), K.ravel(), np.zeros(2 * m, np.int32), np.zeros(2 * m), np.zeros(L.size), np.zeros((4, m))]
         M_d, K_d, pivots_d, scales_d, L_d, results = map(numba.cuda.to_device, arrays)
-        launch(factor, 1, 0, M_d, K_d, tiny, perturbation, pivots_d, scales_d, L_d, results)
+        factor(M_d, K_d, tiny, perturbation, pivots_d, scales_d, L_d, results)
         found = results.copy_to_host()[:, 0]
         assert found[0] == expected[0]
         if found[0]:
@@ -255,11 +296,230 @@ def test_signed_cholesky(kind):
             np.testing.assert_allclose((Y.T * signs) @ Y, K.T @ np.linalg.solve(M, K), rtol=1e-7, atol=1e-9)
 
 
+class Noted:
+    """A kernel that tells when it is launched."""
+
+    def __init__(self, kernel, name, launched):
+        self.kernel, self.name, self.launched = kernel, name, launched
+
+    def __getitem__(self, configuration):
+        self.launched.add(self.name)
+        return self.kernel[configuration]
+
+
+# One of the kernels that each sweep over wide layers launches.
+WIDE_KERNELS = {"linearise": "wide_slopes", "multiply": "wide_nu", "wide_substitute": "_start_w"}
+
+
+def wide_above(monkeypatch, rows):
+    """Layers with fronts of more rows are wide; returns the list of those that will have been eliminated so."""
+    from numba_hinv.cuda import wide
+
+    eliminated, eliminate = [], wide.eliminate
+
+    def noted(stream, table, records, l, *rest):
+        eliminated.append(l)
+        eliminate(stream, table, records, l, *rest)
+
+    monkeypatch.setattr(wide, "FRONT", rows)
+    monkeypatch.setattr(wide, "eliminate", noted)
+    return eliminated
+
+
 @on_device
-def test_stage_singular_shifts():
+def test_wide_golden(monkeypatch):
+    eliminated = wide_above(monkeypatch, 0)
+    test_golden("nobias_bce")
+    assert set(eliminated) == set(range(len(golden("nobias_bce")[0].layers)))
+
+
+WIDE = {  # shape, rows above which layers are wide: all of them, or those of one end or of the middle
+    "fewer samples than columns": 0, "no bias, as many samples as columns": 0, "nonlinear end": 0,
+    "mixed skips and biases": 0, "single layer, with skip": 0, "bottleneck": 8, "wide then narrow": 30,
+    "narrow then wide": 6,
+}
+
+
+@on_device
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_shapes(name, monkeypatch):
+    """Wide layers, and wide beside narrow ones, against dense algebra and the CPU."""
+    eliminated, problem = wide_above(monkeypatch, WIDE[name]), SHAPES[name]
+    damping = (1e-3 if len(name) % 2 else -1e-2) * problem.norm
+    F = check_everything(moved(problem), damping, columns=1)
+    assert F.inertia.exact and F.inertia == problem.hessian.factorize(damping).inertia
+    assert 0 < len(eliminated) and (len(eliminated) < len(problem.layers)) == (WIDE[name] > 0)
+    b = problem.right_hand_side()
+    assert problem.backward_error(damping, F.solve(b, refine=False), b) <= 1e-10
+
+
+@on_device
+@pytest.mark.parametrize("numbers", [0, 20])
+def test_wide_solves_and_products(numbers, monkeypatch):
+    """Sweeps of the whole device, also beside those of a block, give what a block alone does."""
+    from numba_hinv.cuda import wide
+
+    sizes = [layer(3, 5), layer(5, 5, skip=True), layer(5, 2), layer(2, 6), layer(6, 3, "identity", bias=False)]
+    blocks, terminal = random_blocks(np.random.default_rng(3), [2, 3, 4, 2], [2, 0, 3]), np.diag([1.0, -2.0])
+    problem, found, launched = make(sizes, batch=2), [], set()
+    for module, name in WIDE_KERNELS.items():
+        module = importlib.import_module(f"numba_hinv.cuda.{module}")
+        monkeypatch.setattr(module, name, Noted(getattr(module, name), name, launched))
+    for limit in (10**6, numbers):
+        monkeypatch.setattr(wide, "PRODUCT", limit)
+        monkeypatch.setattr(wide, "SOLVE", limit)
+        net, chain = moved(problem).hessian, nh.Hessian.from_blocks(blocks, terminal, device="cuda")
+        for H in (net, chain):
+            F, b = H.factorize(0.02), np.random.default_rng(1).standard_normal((H.shape[0], 2))
+            found.append((H @ b, F.solve(b, refine=False)))
+        found[-2] += (net.gradient,)
+        assert launched == (set() if limit > numbers else set(WIDE_KERNELS.values()))
+    for alone, wide_ones in zip(found[:2], found[2:]):
+        for one, other in zip(alone, wide_ones):
+            assert np.abs(one - other).max() <= 1e-10 * np.abs(other).max()
+
+
+@on_device
+def test_wide_chain_of_blocks(monkeypatch):
+    wide_above(monkeypatch, 0)
+    test_any_chain()
+
+
+@on_device
+def test_wide_stage_singular_shifts(monkeypatch):
+    wide_above(monkeypatch, 3)
+    test_stage_singular_shifts(seeds=2)
+
+
+@on_device
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_wide_and_narrow_agree(dtype, monkeypatch, tmp_path):
+    """The factors of one are those of the other, so that they are saved, pickled and checkpointed alike."""
+    problem = chain(4, 5, batch=3)
+    narrow = moved(problem).hessian.factorize(-0.02 * problem.norm, factor_dtype=dtype)
+    eliminated = wide_above(monkeypatch, 0)
+    H, b = moved(problem).hessian, problem.right_hand_side()
+    F = H.factorize(-0.02 * problem.norm, factor_dtype=dtype)
+    assert eliminated == [4, 3, 2, 1, 0] and F.inertia == narrow.inertia and F.inertia.negative > 0
+    take, roundoff = H._processor.take, 1e3 * np.finfo(dtype).eps
+    for name, ours, theirs in zip(F._factors._fields, F._factors, narrow._factors):
+        ours, theirs = np.array(take(ours)), np.array(take(theirs))
+        if name in ("pivots", "num_positive", "num_perturbed"):
+            np.testing.assert_array_equal(ours, theirs, err_msg=name)
+        elif name in ("scales", "Y", "logabsdet", "growth"):
+            np.testing.assert_allclose(ours, theirs, rtol=roundoff, atol=roundoff * np.abs(theirs).max(), err_msg=name)
+    solvers = [H.factorize(F.damping, dtype, checkpoint=True)]
+    if dtype == np.float64:
+        F.save(tmp_path / "factors.npz")
+        solvers.append(nh.load(tmp_path / "factors.npz"))
+    for again in solvers:
+        assert problem.backward_error(F.damping, again.solve(b), b) <= 1e-14
+    for one, other in zip(H.factorize_many([F.damping, 1.0], factor_dtype=dtype), (F, H.factorize(1.0, dtype))):
+        np.testing.assert_array_equal(one._pivots.logabsdet, other._pivots.logabsdet)
+
+
+class ColumnMajor:
+    """cuBLAS's routines as CuPy calls them, on addresses of the host: `cublas_v2.h`, by NumPy."""
+
+    def __init__(self, dtype):
+        self.dtype, self.calls = np.dtype(dtype), set()
+        for name in ("gemm", "trsm", "syrk"):
+            setattr(self, {"d": "d", "f": "s"}[self.dtype.char] + name, getattr(self, "_" + name))
+
+    def _matrix(self, address, rows, columns, stride):
+        size = stride * (columns - 1) + rows
+        numbers = (ctypes.c_char * (size * self.dtype.itemsize)).from_address(address)
+        flat = np.frombuffer(numbers, self.dtype)
+        return np.lib.stride_tricks.as_strided(
+            flat, (rows, columns), (self.dtype.itemsize, stride * self.dtype.itemsize)
+        )
+
+    def _scalar(self, address):
+        return self._matrix(address, 1, 1, 1)[0, 0]
+
+    def _gemm(self, handle, transa, transb, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc):
+        self.calls.add("gemm")
+        assert lda >= max(1, k if transa else m) and ldb >= max(1, n if transb else k) and ldc >= max(1, m)
+        A = self._matrix(A, k, m, lda).T if transa else self._matrix(A, m, k, lda)
+        B = self._matrix(B, n, k, ldb).T if transb else self._matrix(B, k, n, ldb)
+        C, beta = self._matrix(C, m, n, ldc), self._scalar(beta)
+        C[:] = self._scalar(alpha) * (A @ B) + (beta * C if beta else 0)
+
+    def _trsm(self, handle, side, uplo, trans, unit, m, n, alpha, A, lda, B, ldb):
+        self.calls.add("trsm")
+        size = n if side else m
+        assert lda >= max(1, size) and ldb >= max(1, m)
+        A = self._matrix(A, size, size, lda)
+        A = np.triu(A) if uplo else np.tril(A)
+        if unit:
+            A = A - np.diag(A.diagonal()) + np.eye(size)
+        A, B = A.T if trans else A, self._matrix(B, m, n, ldb)
+        B[:] = self._scalar(alpha) * (np.linalg.solve(A.T, B.T).T if side else np.linalg.solve(A, B))
+
+    def _syrk(self, handle, uplo, trans, n, k, alpha, A, lda, beta, C, ldc):
+        self.calls.add("syrk")
+        assert lda >= max(1, k if trans else n) and ldc >= max(1, n)
+        A = self._matrix(A, k, n, lda).T if trans else self._matrix(A, n, k, lda)
+        C = self._matrix(C, n, n, ldc)
+        found = self._scalar(alpha) * (A @ A.T) + self._scalar(beta) * C
+        those = np.triu_indices(n) if uplo else np.tril_indices(n)
+        C[those] = found[those]
+
+
+@on_device
+@pytest.mark.skipif(not SIMULATED, reason="on a GPU it is cuBLAS itself")
+def test_products_of_cublas(monkeypatch):
+    """What is asked of cuBLAS, of rows where it reads columns, gives the same factors as the tiles."""
+    from numba_hinv.cuda import library
+
+    wide_above(monkeypatch, 0)
+    rng = np.random.default_rng(3)
+    blocks, terminal = random_blocks(rng, [2, 3, 4, 4], [2, 3, 0]), np.diag([1.0, -2.0, 3.0, 1.0])
+    nets = [moved(chain(4, 3, batch=2)).hessian, nh.Hessian.from_blocks(blocks, terminal, device="cuda")]
+    for dtype in (np.float64, np.float32):
+        functions = ColumnMajor(dtype)
+        ours = library.Cublas(functions, lambda: 0, lambda stream: contextlib.nullcontext(), np.dtype(dtype).char)
+        for H in nets:
+            expected = H.factorize(-0.3, factor_dtype=dtype)
+            with monkeypatch.context() as patch:
+                patch.setattr(library, "_cublas", lambda letter: ours)
+                patch.setattr(library, "_address", lambda a, at: a._ary.ctypes.data + at * a.dtype.itemsize)
+                found = H.factorize(-0.3, factor_dtype=dtype)
+            for name in ("Y", "scales", "logabsdet"):
+                one, other = (np.array(H._processor.take(getattr(F._factors, name))) for F in (found, expected))
+                roundoff = 1e3 * np.finfo(dtype).eps * np.abs(other).max()
+                np.testing.assert_allclose(one, other, rtol=0, atol=roundoff, err_msg=name)
+            assert found.inertia == expected.inertia and found.inertia.negative > 0
+        assert functions.calls == {"gemm", "trsm", "syrk"}
+
+
+@on_device
+@pytest.mark.parametrize("with_cublas", [False, True])
+def test_wide_not_finite(with_cublas, monkeypatch):
+    """A layer with numbers that are not finite is named, and nothing after it is touched."""
+    from numba_hinv.cuda import library
+
+    if with_cublas and not SIMULATED:
+        pytest.skip("on a GPU it is cuBLAS itself")
+    eliminated, H = wide_above(monkeypatch, 0), moved(chain(3, 4, batch=2)).hessian
+    H.norm()
+    D = H._processor.take(H._lin.D)
+    D[int(H._table["u"][1])] = np.nan
+    H._lin.D.copy_to_device(D)
+    if with_cublas:
+        ours = library.Cublas(ColumnMajor(np.float64), lambda: 0, lambda stream: contextlib.nullcontext(), "d")
+        monkeypatch.setattr(library, "_cublas", lambda letter: ours)
+        monkeypatch.setattr(library, "_address", lambda a, at: a._ary.ctypes.data + at * a.dtype.itemsize)
+    with pytest.raises(np.linalg.LinAlgError, match="the elimination of layer 1 met numbers that are not finite"):
+        H.factorize(0.1)
+    assert eliminated == [3, 2, 1]
+
+
+@on_device
+def test_stage_singular_shifts(seeds=3):
     """Shifts on eigenvalues of trailing blocks: pivots are perturbed as on the CPU, and the answers are as good."""
     perturbed = 0
-    for seed in range(3):
+    for seed in range(seeds):
         problem = moved(chain(2, 4, batch=1 + seed, out=2, seed=seed))
         H = problem.truth.hessian.astype(np.float64)
         for start in problem.offsets()[1:-1]:
@@ -557,6 +817,28 @@ def test_many_dampings_at_once(depth, monkeypatch):
 
 
 @on_device
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value", "ignore:divide by zero")
+def test_many_dampings_of_wide_layers(monkeypatch):
+    """One after the other in wide layers, between narrow ones; one that fails there leaves the rest alone."""
+    from numba_hinv import factorization
+    from numba_hinv.cuda import together
+
+    problem = moved(make([layer(2, 2), layer(2, 4), layer(4, 2), layer(2, 2)], batch=2))
+    eliminated = wide_above(monkeypatch, 7)
+    H, b, dampings = problem.hessian, problem.right_hand_side(), [0.5, -0.1]
+    for F, damping in zip(H.factorize_many(dampings), dampings):
+        np.testing.assert_array_equal(F.solve(b, refine=False), H.factorize(damping).solve(b, refine=False))
+        assert problem.backward_error(damping, F.solve(b), b) <= 1e-14
+    blocks = H._blocks(np.dtype(np.float64), H._scaling(0.5, np.float64))
+    some = [factorization.Factorization._unfactored(H, damping, None, blocks) for damping in (0.5, 1e-320, -0.1)]
+    errors = together.eliminate(H._processor, some, True, lambda num_layers: None)
+    assert [error is None for error in errors] == [True, False, True] and "not finite" in str(errors[1])
+    assert set(eliminated) == {1, 2}
+    for F in (some[0], some[2]):
+        np.testing.assert_array_equal(F.solve(b, refine=False), H.factorize(F.damping).solve(b, refine=False))
+
+
+@on_device
 def test_memory_of_many_dampings_is_asked_for_first(monkeypatch):
     from numba_hinv.cuda import device
 
@@ -674,7 +956,10 @@ def test_wrong_arrays_on_the_device():
 @without_gpu
 def test_agreement_on_a_gpu():
     """Nets larger than the simulator's, fronts that do and do not fit into shared memory, against the CPU."""
-    for problem in (chain(16, 40, batch=2), chain(24, 6, batch=4), chain(64, 4, batch=3), chain(8, 30, batch=12)):
+    for problem in (
+        chain(16, 40, batch=2), chain(24, 6, batch=4), chain(64, 4, batch=3), chain(8, 30, batch=12),
+        chain(300, 4, batch=1), chain(130, 3, batch=3), chain(8, 4, batch=40), make([layer(8, 200), layer(200, 8)]),
+    ):
         damping = 0.01
         here, F = problem.hessian.factorize(damping), moved(problem).hessian.factorize(damping)
         b = problem.right_hand_side(3)
@@ -753,13 +1038,16 @@ def test_two_streams_on_a_gpu():
 
 @pytest.mark.gpu
 @without_gpu
-def test_memory_checker_on_a_gpu():
-    """compute-sanitizer finds nothing in a factorization and a solve."""
+@pytest.mark.parametrize("limit", [2**18, 3])
+def test_memory_checker_on_a_gpu(limit):
+    """compute-sanitizer finds nothing in a factorization and a solve, of narrow layers and of wide ones."""
     checker = shutil.which("compute-sanitizer")
     if checker is None:
         pytest.skip("compute-sanitizer is not installed")
     code = (
         "import numba_hinv as nh, numpy as np\n"
+        "from numba_hinv.cuda import wide\n"
+        f"wide.FRONT = wide.PRODUCT = wide.SOLVE = {limit}\n"
         "net = nh.Network([nh.Dense(5, 5, skip=True) for _ in range(4)], 'mean_squared_error')\n"
         "H = net.hessian(net.init(), np.ones((2, 5)), np.zeros((2, 5)), device='cuda')\n"
         "H.factorize(-0.1).solve(H.gradient)\n"

@@ -9,16 +9,19 @@ import numpy as np
 
 from .. import threads
 from ..kernels.eliminate import Factors
-from ..kernels.layers import layer_table
+from ..kernels.layers import BLOCKS, block_sizes, layer_table
 from ..kernels.linearise import Linearisation
 from ..kernels.row_space import RowSpace
+from ..kernels.status import OK
 from ..losses import get_loss
 from ..processor import CPU, is_on_device
 from ..validation import as_columns, check_finite
-from . import arrays, eliminate, linearise, multiply, row_space, segments, substitute, together
-from .launch import launch
+from . import (
+    arrays, eliminate, linearise, multiply, panels, row_space, segments, substitute, together, wide, wide_substitute,
+)
+from .launch import launch, spread
 from .rows import Rows, to_host
-from .target import BLOCK, PLAIN_SHARED, SIMULATED
+from .target import BLOCK, LANES, PLAIN_SHARED, SIMULATED
 
 # Bytes of shared memory that kernels have of their own: `Team.pad`, and what the driver keeps for itself.
 RESERVED_SHARED = 16 * BLOCK + 1024
@@ -195,7 +198,13 @@ class Device:
         lin = Linearisation(**{name: self._empty(shape, np.float64) for name, shape in shapes.items()})
         lin.Z[: X.size].copy_to_device(self.put(X).reshape(X.size), stream=self.stream)
         records = self._table(table)
-        self._launch(linearise.forward_kernel(distinct), 1, records, 0, table.size, params, lin)
+        runs = list(wide.runs(wide.wide_products(table, B), 0, table.size))
+        for first, last, alone in reversed(runs):
+            if alone:
+                outputs = int(table["n_out"][first])
+                self._launch(linearise.wide_forward_kernel(distinct), outputs, records, first, params, lin)
+            else:
+                self._launch(linearise.forward_kernel(distinct), 1, records, first, last, params, lin)
         check_finite("params, X: the net's output", self.take(lin.output))
         count = B if get_loss(network.loss_name)["mean_over"] == "samples" else B * n
         values, slope = self._empty(B, np.float64), self._empty((B, n), np.float64)
@@ -208,7 +217,15 @@ class Device:
             raise ValueError(f"params, X, y: expected a finite loss, got {value}")
         G, gradient = self._empty((2, B * sizes.width), np.float64), self._empty(params.size, np.float64)
         G[table.size % 2, : B * n].copy_to_device(slope.reshape(B * n), stream=self.stream)
-        self._launch(linearise.backward, 1, records, 0, table.size, params, lin, gradient, G)
+        for first, last, alone in runs:
+            if not alone:
+                self._launch(linearise.backward, 1, records, first, last, params, lin, gradient, G)
+                continue
+            inputs, outputs = (int(table[name][first]) for name in ("n_in", "n_out"))
+            self._launch(linearise.wide_slopes, spread(B * outputs), records, first, lin, G)
+            self._launch(linearise.wide_gradient, spread(inputs * outputs), records, first, lin, gradient)
+            if first > 0:
+                self._launch(linearise.wide_inputs, -(-inputs // LANES), records, first, params, lin, G)
         gradient = self.take(gradient)
         check_finite("params, X, y: the gradient", gradient)
         return lin, value, gradient, layers
@@ -233,8 +250,15 @@ class Device:
         )
 
     def tangents(self, table, start, stop, params, lin, V, scratch):
-        dZ, dU, _ = scratch
-        self._launch(multiply.tangents, V.shape[0], self._table(table), start, stop, params, lin, V, dZ, dU)
+        (dZ, dU, _), k, records, B = scratch, V.shape[0], self._table(table), lin.output.shape[0]
+        for l, last, alone in reversed(list(wide.runs(wide.wide_products(table, B), start, stop))):
+            n = int(table["n_out"][l])
+            if not alone:
+                self._launch(multiply.tangents, k, records, l, last, params, lin, V, dZ, dU)
+            elif table["kind"][l] == BLOCKS:
+                self._launch(multiply.wide_blocks_tangents, (spread(B * n), k), records, l, lin, V, dZ)
+            else:
+                self._launch(multiply.wide_tangents, (n, k), records, l, params, lin, V, dZ, dU)
 
     def output_tangents(self, scratch, shape):
         """Those of the outputs, (k, B, n_L), as `tangents` has left them; a NumPy array."""
@@ -242,12 +266,30 @@ class Device:
         return dZ[:, dZ.shape[1] - shape[1] * shape[2] :].reshape(shape)
 
     def adjoints(self, table, start, stop, params, lin, V, HV, scratch, shift=0.0, b=None):
-        self._launch(multiply.adjoints, V.shape[0], self._table(table), start, stop, params, lin, V, HV, *scratch)
+        self._adjoints(table, start, stop, params, lin, V, HV, scratch)
         if start == 0:
             if shift:
                 HV.add_multiple(shift, V)
             if b is not None:
                 np.subtract(b, HV, out=HV)
+
+    def _adjoints(self, table, start, stop, params, lin, V, HV, scratch):
+        (dZ, dU, q), k, records, B = scratch, V.shape[0], self._table(table), lin.output.shape[0]
+        for l, last, alone in wide.runs(wide.wide_products(table, B), start, stop):
+            if not alone:
+                self._launch(multiply.adjoints, k, records, l, last, params, lin, V, HV, dZ, dU, q)
+                continue
+            n_in, n, p = (int(table[name][l]) for name in ("n_in", "n_out", "p"))
+            if last == table.size:
+                self._launch(multiply.wide_start, (1, k), records, lin, dZ, q)
+            if table["kind"][l] == BLOCKS:
+                rows = max(p, B * n_in)
+                self._launch(multiply.wide_blocks_adjoints, (spread(rows), k), records, l, lin, V, HV, dZ, q)
+                continue
+            self._launch(multiply.wide_nu, (spread(B * n), k), records, l, lin, dU, q)
+            self._launch(multiply.wide_product, (spread(p), k), records, l, lin, HV, dZ, dU)
+            if l > 0:
+                self._launch(multiply.wide_adjoints, (-(-n_in // LANES), k), records, l, params, lin, V, dU, q)
 
     def allocate_factors(self, sizes, num_layers, dtype, count=None):
         """Uninitialised `Factors`; with ``count``, a row for each of so many factorizations."""
@@ -296,25 +338,51 @@ class Device:
             if shared * dtype.itemsize <= room or level == 0:
                 return level, found, shared * dtype.itemsize, rest
 
-    def _parts(self, table, sizes, dtype, cut=None):
-        coupling, phi, psi = int((table["m"] * table["N"]).max()), 0, 0
-        if cut is not None:
-            phi, psi, sizes = cut.phi, cut.psi, sizes._replace(mixed=max(sizes.mixed, cut.mixed))
-        return self._level(lambda level: eliminate.places(sizes, coupling, level, phi, psi), dtype)
+    def _parts(self, table, sizes, dtype, cut=None, by_blocks=False):
+        """(level, `Places`, bytes of shared) of narrow fronts, `wide.Places`, scalars of global memory for both.
 
-    def elimination_workspace(self, table, sizes, dtype, num_rows=1, cut=None):
+        ``by_blocks``, and where the chain is cut, all layers count as narrow.
+        """
+        if cut is not None or by_blocks:
+            coupling, phi, psi = int((table["m"] * table["N"]).max()), 0, 0
+            if cut is not None:
+                phi, psi, sizes = cut.phi, cut.psi, sizes._replace(mixed=max(sizes.mixed, cut.mixed))
+            level, found, shared, rest = self._level(
+                lambda level: eliminate.places(sizes, coupling, level, phi, psi), dtype
+            )
+            return level, found, shared, None, rest
+        # z counts B n_in numbers a layer.
+        num_samples = sizes.z // int(table["n_in"].sum())
+        blocks, is_wide = block_sizes(table, num_samples), wide.wide_fronts(table, num_samples)
+        blocks["coupling"] = table["m"] * table["N"]
+        narrow, broad = (
+            {name: int(values[those].max(initial=0)) for name, values in blocks.items()}
+            for those in (~is_wide, is_wide)
+        )
+        local = sizes._replace(m=narrow["m"], front=narrow["front"], mixed=narrow["mixed"])
+        level, found, shared, rest = self._level(
+            lambda level: eliminate.places(local, narrow["coupling"], level), dtype
+        )
+        if level < eliminate.LEVELS - 1:
+            # Fronts in global memory lie where those of wide layers do.
+            found = found._replace(front_size=sizes.front)
+        at, scratch = wide.places(broad["m"], broad["coupling"], broad["mixed"]) if is_wide.any() else (None, 0)
+        return level, found, shared, at, max(rest, scratch)
+
+    def elimination_workspace(self, table, sizes, dtype, num_rows=1, cut=None, by_blocks=False):
         """Scratch of `eliminate`, a row a damping and segment of a chain that may be cut (`segments.Segments`)."""
-        *parts, rest = self._parts(table, sizes, dtype, cut)
+        *parts, scratch = self._parts(table, sizes, dtype, cut, by_blocks)
         carried = 1 if cut is None else 2 * cut.phi + cut.psi
         return eliminate.Workspace(
             self._empty((num_rows, 2 * sizes.front), dtype), self._empty((num_rows, carried), dtype),
-            self._empty((num_rows, rest + 1), dtype), *parts,
+            self._empty((num_rows, scratch + 1), dtype), *parts,
         )
 
-    def elimination_bytes(self, table, sizes, dtype, cut=None):
+    def elimination_bytes(self, table, sizes, dtype, cut=None, by_blocks=False):
         """Bytes of global memory that `elimination_workspace` takes for one damping."""
         carried, rows = (1, 1) if cut is None else (2 * cut.phi + cut.psi, cut.count)
-        return rows * dtype.itemsize * (2 * sizes.front + carried + self._parts(table, sizes, dtype, cut)[-1] + 1)
+        scratch = self._parts(table, sizes, dtype, cut, by_blocks)[-1] + 1
+        return rows * dtype.itemsize * (2 * sizes.front + carried + scratch)
 
     def bytes_together(self, hessian, dtype):
         """(bytes kept, bytes at work) of a factorization beside its `Factors`."""
@@ -330,11 +398,37 @@ class Device:
     def eliminate(self, table, start, stop, params, lin, space, damping, pivoting, factors, work):
         """``(status, layer)`` of `eliminate` for one damping and segment."""
         batch = Factors(*[array.reshape(1, array.size) for array in factors])
-        runs = segments.whole(table, start, stop)
-        return self.eliminate_runs(table, runs, params, lin, space, [damping], [pivoting], batch, None, work)[0]
+        return self.eliminate_layers(table, start, stop, params, lin, space, [damping], [pivoting], batch, work)[0]
+
+    def eliminate_layers(self, table, start, stop, params, lin, space, dampings, pivotings, factors, work):
+        """``(status, layer)`` of every damping: all at a time in the narrow layers, one by one in the wide ones.
+
+        The first status of each that is not `OK`; once all have failed, none goes on to the next run of layers.
+        """
+        count, records, found = len(dampings), self._table(table), [(OK, start)] * len(dampings)
+        results, notes = self._empty((count, 2), np.int64), self._empty(panels.NOTES, np.float64)
+        is_wide = wide.wide_fronts(table, lin.output.shape[0])
+        there = np.array(dampings, params.dtype)
+        pivotings_there = self.put(np.array(pivotings, np.float64))
+        for first, last, alone in wide.runs(is_wide, start, stop):
+            if alone:
+                for t in range(count):
+                    wide.eliminate(
+                        self.stream, table, records, first, params, lin, space, there[t], pivotings_there[t],
+                        Factors(*[self.row(array, t) for array in factors]), work.front[t], work.scratch[t], work.wide,
+                        notes, results[t : t + 1],
+                    )
+                ended = self.take(results).tolist()
+            else:
+                runs = segments.whole(table, first, last)
+                ended = self.eliminate_runs(table, runs, params, lin, space, dampings, pivotings, factors, None, work)
+            found = [new if old[0] == OK else old for old, new in zip(found, ended)]
+            if all(code != OK for code, _ in found):
+                break
+        return found
 
     def eliminate_runs(self, table, runs, params, lin, space, dampings, pivotings, factors, Y_mu, work):
-        """``(status, layer)`` of `eliminate`, of every damping and run: those of one damping follow one another."""
+        """``(status, layer)`` of every damping and run by a block each: those of one damping follow one another."""
         dtype, grid = np.dtype(params.dtype), (len(dampings), runs.size)
         results = self._empty((grid[0] * grid[1], 2), np.int64)
         self._launch(
@@ -366,18 +460,32 @@ class Device:
         )
 
     def substitute_back(self, table, start, stop, params, lin, space, factors, damping, b, x, work):
-        self._substitute(
-            substitute.substitute_back, table, start, stop, params, lin, space, factors, damping, b, x, work
-        )
+        for first, last, alone in wide.runs(wide.wide_solves(table), start, stop):
+            if alone:
+                if last == table.size:
+                    self.zero(work.state)
+                wide_substitute.substitute_back(
+                    self.stream, table, self._table(table), first, params, lin, space, factors,
+                    self.put(np.array([damping], b.dtype)), b, x, work,
+                )
+            else:
+                self.substitute_runs(
+                    substitute.substitute_back, table, segments.whole(table, first, last), params, lin, space, factors,
+                    None, damping, b, x, None, work,
+                )
 
     def substitute_forth(self, table, start, stop, params, lin, space, factors, damping, b, x, work):
-        self._substitute(
-            substitute.substitute_forth, table, start, stop, params, lin, space, factors, damping, b, x, work
-        )
-
-    def _substitute(self, kernel, table, start, stop, params, lin, space, factors, damping, b, x, work):
-        runs = segments.whole(table, start, stop)
-        self.substitute_runs(kernel, table, runs, params, lin, space, factors, None, damping, b, x, None, work)
+        for first, last, alone in reversed(list(wide.runs(wide.wide_solves(table), start, stop))):
+            if alone:
+                wide_substitute.substitute_forth(
+                    self.stream, table, self._table(table), first, params, lin, space, factors,
+                    self.put(np.array([damping], b.dtype)), b, x, work,
+                )
+            else:
+                self.substitute_runs(
+                    substitute.substitute_forth, table, segments.whole(table, first, last), params, lin, space, factors,
+                    None, damping, b, x, None, work,
+                )
 
     def substitute_runs(self, kernel, table, runs, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
         """One of the two sweeps over the layers of all runs; ``seams`` as the kernel has it, where there are some."""

@@ -44,6 +44,7 @@ class Workspace(NamedTuple):
     level: int
     places: Places
     shared: int  # bytes
+    wide: tuple  # `wide.Places`, or None where no layer is wide
 
 
 # What is in shared memory at each level: nothing; M, and K with its norms; everything.
@@ -70,14 +71,8 @@ def places(sizes, coupling, level, phi=0, psi=0):
 
 
 @device
-def _limit_growth(team, m, n, Y, at, norms, norms_at, scales, scales_at, pivoting):
-    """Enlarge small pivots whose row of Y has a squared norm above the limit, as on the CPU.
-
-    Returns (largest squared norm before, number of pivots enlarged that were not perturbed already, what that adds to
-    log|det M|) in all threads.
-    """
-    limit, largest, perturbation = pivoting[2], pivoting[3], pivoting[1]
-    any_large = 0
+def _square_rows(team, m, n, Y, at, norms, norms_at):
+    """norms <- squared norms of the rows of Y."""
     for k in range(team.rank, m, team.size):
         size = 0.0
         # Every thread starts at another column, so that they do not all ask one bank of memory.
@@ -86,7 +81,20 @@ def _limit_growth(team, m, n, Y, at, norms, norms_at, scales, scales_at, pivotin
             size += float(Y[at + k * n + j]) * float(Y[at + k * n + j])
             j = j + 1 if j + 1 < n else 0
         norms[norms_at + k] = size
-        if not size <= limit:
+    cuda.syncthreads()
+
+
+@device
+def limit_growth(team, m, n, Y, at, norms, norms_at, scales, scales_at, pivoting):
+    """Enlarge small pivots whose row of Y has a squared norm above the limit, as on the CPU.
+
+    Returns (largest squared norm before, number of pivots enlarged that were not perturbed already, what that adds to
+    log|det M|) in all threads.
+    """
+    limit, largest, perturbation = pivoting[2], pivoting[3], pivoting[1]
+    any_large = 0
+    for k in range(team.rank, m, team.size):
+        if not float(norms[norms_at + k]) <= limit:
             any_large = 1
     any_large = cuda.syncthreads_or(any_large)
     growth, num_enlarged, added = 0.0, 0.0, 0.0
@@ -112,6 +120,15 @@ def _limit_growth(team, m, n, Y, at, norms, norms_at, scales, scales_at, pivotin
         added = total(team, added)
     cuda.syncthreads()
     return growth, int(num_enlarged), added
+
+
+@device
+def keep_rows(team, m, n, Y, at, pivots, order, kept, kept_at):
+    """kept <- the rows of Y, in the order that ``pivots[order:]`` says. No barrier at the end."""
+    for k in range(team.group, m, team.groups):
+        to = kept_at + pivots[order + k] * n
+        for j in range(team.lane, n, LANES):
+            kept[to + j] = Y[at + k * n + j]
 
 
 @functools.lru_cache(maxsize=None)
@@ -177,7 +194,8 @@ def eliminate_kernel(dtype, level):
             growth, order = 0.0, layer.pivots + m
             if N > 0:
                 forward_rows(team, m, N, M, places.M, pivots, layer.pivots, scales, layer.scales, Y, places.K)
-                growth, num_enlarged, added = _limit_growth(
+                _square_rows(team, m, N, Y, places.K, Y, places.norms)
+                growth, num_enlarged, added = limit_growth(
                     team, m, N, Y, places.K, Y, places.norms, scales, layer.scales, pivoting
                 )
                 num_perturbed += num_enlarged
@@ -195,10 +213,7 @@ def eliminate_kernel(dtype, level):
                     results[row, 0], results[row, 1] = NOT_FINITE, l
                 return
             if N > 0:
-                for k in range(team.group, m, team.groups):
-                    to = layer.Y + pivots[order + k] * N
-                    for j in range(team.lane, N, LANES):
-                        Y_kept[to + j] = Y[places.K + k * N + j]
+                keep_rows(team, m, N, Y, places.K, pivots, order, Y_kept, layer.Y)
                 signed_rank_update(team, m, N, Y, places.K, pivots, order, m - num_negative, fronts, X_at)
             if team.rank == 0:
                 factors.num_positive[t, l] = m - num_negative

@@ -1,10 +1,12 @@
-"""The Hessian-vector product (design, sections 2 and 4), a thread block a vector: twin of `kernels.multiply`.
+"""The Hessian-vector product (design, sections 2 and 4): twin of `kernels.multiply`.
 
-Tangents and adjoints of vector t lie in row t of (k, size) arrays.
+Tangents and adjoints of vector t lie in row t of (k, size) arrays. ``tangents`` and ``adjoints`` are a thread block's
+work for each vector, over several layers. Those named ``wide_`` do one wide layer by the whole device; ``blockIdx.y``
+is the vector.
 """
 
 from ..kernels.layers import BLOCKS
-from .target import LANES, cuda, device, kernel, start_team
+from .target import LANES, cuda, device, kernel, lane_total, start_grid_team, start_team, total
 
 
 @device
@@ -80,12 +82,17 @@ def _blocks_adjoint(team, layer, B, lin, V, HV, dZ, q, q_next):
 
 
 @device
-def _dense_adjoint(team, layer, B, params, lin, V, HV, dZ, nu, q, q_next):
-    """nu = S q + D dU; (Hv)_l = nu^T Zt + lam^T [dZ, 0]; q <- nu W + lam dW (+ q). nu takes the place of dU."""
-    n, n_in, w, z, u, lam = layer.n_out, layer.n_in, layer.parameters, layer.z, layer.u, lin.lam
-    for x in range(team.rank, B * n, team.size):
+def _write_nu(team, layer, B, lin, nu, q):
+    """nu = S q + D dU; nu takes the place of dU."""
+    u = layer.u
+    for x in range(team.rank, B * layer.n_out, team.size):
         nu[u + x] = lin.S[u + x] * q[x] + lin.D[u + x] * nu[u + x]
-    cuda.syncthreads()
+
+
+@device
+def _write_product(team, layer, B, lin, HV, dZ, nu):
+    """(Hv)_l = nu^T Zt + lam^T [dZ, 0]"""
+    n, n_in, w, z, u, lam = layer.n_out, layer.n_in, layer.parameters, layer.z, layer.u, lin.lam
     for a in range(team.group, n, team.groups):
         for j in range(team.lane, layer.d, LANES):
             value = 0.0
@@ -98,6 +105,15 @@ def _dense_adjoint(team, layer, B, params, lin, V, HV, dZ, nu, q, q_next):
                 else:
                     value += nu[at] * lin.Z[here]
             HV[w + (a * n_in + j if j < n_in else n * n_in + a)] = value
+
+
+@device
+def _dense_adjoint(team, layer, B, params, lin, V, HV, dZ, nu, q, q_next):
+    """nu = S q + D dU; (Hv)_l = nu^T Zt + lam^T [dZ, 0]; q <- nu W + lam dW (+ q)."""
+    n, n_in, w, u, lam = layer.n_out, layer.n_in, layer.parameters, layer.u, lin.lam
+    _write_nu(team, layer, B, lin, nu, q)
+    cuda.syncthreads()
+    _write_product(team, layer, B, lin, HV, dZ, nu)
     if layer.N > 0:
         for i in range(team.group, B, team.groups):
             for j in range(team.lane, n_in, LANES):
@@ -108,24 +124,28 @@ def _dense_adjoint(team, layer, B, params, lin, V, HV, dZ, nu, q, q_next):
                 q_next[i * n_in + j] = value
 
 
+@device
+def _start_adjoint(team, table, lin, dZ, q):
+    """q = (loss curvature) dZ_L"""
+    B, n_L = lin.output.shape
+    z = table[table.size - 1].z + B * table[table.size - 1].n_in
+    to = q[table.size % 2]
+    for i in range(team.group, B, team.groups):
+        for a in range(team.lane, n_L, LANES):
+            value = 0.0
+            for b in range(n_L):
+                value += lin.curvature[i, a, b] * dZ[z + i * n_L + b]
+            to[i * n_L + a] = value
+
+
 @kernel
 def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q):
     """The sweep back, over layers stop-1..start: HV (k, P) <- V H; row ``blockIdx.x``. q : (k, 2, B x width)."""
     team = start_team()
     t = cuda.blockIdx.x
-    B, n_L = lin.output.shape
-    V, HV, dZ, dU = V[t], HV[t], dZ[t], dU[t]
-    L = table.size
-    if stop == L:
-        # q = (loss curvature) dZ_L
-        z = table[L - 1].z + B * table[L - 1].n_in
-        to = q[t, L % 2]
-        for i in range(team.group, B, team.groups):
-            for a in range(team.lane, n_L, LANES):
-                value = 0.0
-                for b in range(n_L):
-                    value += lin.curvature[i, a, b] * dZ[z + i * n_L + b]
-                to[i * n_L + a] = value
+    B, V, HV, dZ, dU = lin.output.shape[0], V[t], HV[t], dZ[t], dU[t]
+    if stop == table.size:
+        _start_adjoint(team, table, lin, dZ, q[t])
         cuda.syncthreads()
     for l in range(stop - 1, start - 1, -1):
         layer = table[l]
@@ -135,3 +155,81 @@ def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q):
         else:
             _dense_adjoint(team, layer, B, params, lin, V, HV, dZ, dU, q_l, q_next)
         cuda.syncthreads()
+
+
+@kernel
+def wide_tangents(table, l, params, lin, V, dZ, dU):
+    """The sweep forth over layer l; a block an output."""
+    team, layer, a, t = start_team(), table[l], cuda.blockIdx.x, cuda.blockIdx.y
+    n, n_in, w, z, u, B = layer.n_out, layer.n_in, layer.parameters, layer.z, layer.u, lin.output.shape[0]
+    for i in range(B):
+        value = 0.0
+        for j in range(team.rank, n_in, team.size):
+            value += lin.Z[z + i * n_in + j] * V[t, w + a * n_in + j]
+            if layer.N > 0:
+                value += dZ[t, z + i * n_in + j] * params[w + a * n_in + j]
+        value = total(team, value)
+        if team.rank == 0:
+            if layer.bias:
+                value += V[t, w + n * n_in + a]
+            here = i * n + a
+            dU[t, u + here] = value
+            value *= lin.S[u + here]
+            if layer.skip and layer.N > 0:
+                value += dZ[t, z + here]
+            dZ[t, z + B * n_in + here] = value
+
+
+@kernel
+def wide_blocks_tangents(table, l, lin, V, dZ):
+    """The sweep forth over layer l, one that is given as blocks."""
+    layer, t, B = table[l], cuda.blockIdx.y, lin.output.shape[0]
+    z = layer.z
+    blocks_tangent(start_grid_team(), layer, B, lin, V[t], dZ[t], z, dZ[t], z + B * layer.n_in)
+
+
+@kernel
+def wide_start(table, lin, dZ, q):
+    """What the sweep back starts with."""
+    t = cuda.blockIdx.y
+    _start_adjoint(start_grid_team(), table, lin, dZ[t], q[t])
+
+
+@kernel
+def wide_nu(table, l, lin, nu, q):
+    """nu of layer l."""
+    t = cuda.blockIdx.y
+    _write_nu(start_grid_team(), table[l], lin.output.shape[0], lin, nu[t], q[t, (l + 1) % 2])
+
+
+@kernel
+def wide_product(table, l, lin, HV, dZ, nu):
+    """(Hv)_l"""
+    t = cuda.blockIdx.y
+    _write_product(start_grid_team(), table[l], lin.output.shape[0], lin, HV[t], dZ[t], nu[t])
+
+
+@kernel
+def wide_adjoints(table, l, params, lin, V, nu, q):
+    """q of the inputs of layer l; a block some of them, `LANES`."""
+    team, layer, t = start_team(), table[l], cuda.blockIdx.y
+    n, n_in, w, u, lam = layer.n_out, layer.n_in, layer.parameters, layer.u, lin.lam
+    j = cuda.blockIdx.x * LANES + team.lane
+    for i in range(lin.output.shape[0]):
+        value = 0.0
+        if j < n_in:
+            for a in range(team.group, n, team.groups):
+                at, here = u + i * n + a, w + a * n_in + j
+                value += nu[t, at] * params[here] + lam[at] * V[t, here]
+        value = lane_total(team, value)
+        if j < n_in and team.group == 0:
+            q[t, l % 2, i * n_in + j] = value + q[t, (l + 1) % 2, i * n_in + j] if layer.skip else value
+
+
+@kernel
+def wide_blocks_adjoints(table, l, lin, V, HV, dZ, q):
+    """The sweep back over layer l, one that is given as blocks."""
+    t = cuda.blockIdx.y
+    _blocks_adjoint(
+        start_grid_team(), table[l], lin.output.shape[0], lin, V[t], HV[t], dZ[t], q[t, (l + 1) % 2], q[t, l % 2]
+    )

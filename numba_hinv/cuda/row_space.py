@@ -104,20 +104,19 @@ def project(team, layer, space, g, at, gQ, gQ_at):
 
 
 @device
-def expand(team, layer, space, damping, W1, W1_at, x, at, hQ, hQ_at):
-    """x <- W1 Q^T + (h - h Q Q^T) / eps, x being the layer's slice of a flat vector at ``at``, which holds h.
+def mix(team, layer, damping, W1, W1_at, hQ, hQ_at):
+    """h Q, transposed, <- W1 - h Q / eps. No barrier at the end."""
+    n = layer.n_out
+    for k in range(team.group, layer.r, team.groups):
+        for a in range(team.lane, n, LANES):
+            here = k * n + a
+            hQ[hQ_at + here] = W1[W1_at + here] - hQ[hQ_at + here] / damping
 
-    W1 is r x n, as hQ, which is scratch. h matters only where Q is not the identity.
-    """
+
+@device
+def place(team, layer, space, damping, W1, W1_at, x, at, hQ, hQ_at):
+    """x <- h / eps + (W1 - h Q / eps) Q^T, which `mix` has left in hQ. No barrier at the end."""
     n, n_in, r, Q = layer.n_out, layer.n_in, layer.r, space.Q
-    if r < layer.d:
-        # x = h / eps + (W1 - h Q / eps) Q^T
-        project(team, layer, space, x, at, hQ, hQ_at)
-        for k in range(team.group, r, team.groups):
-            for a in range(team.lane, n, LANES):
-                here = k * n + a
-                hQ[hQ_at + here] = W1[W1_at + here] - hQ[hQ_at + here] / damping
-        cuda.syncthreads()
     for a in range(team.group, n, team.groups):
         for j in range(team.lane, layer.d, LANES):
             to = at + (a * n_in + j if j < n_in else n * n_in + a)
@@ -129,4 +128,17 @@ def expand(team, layer, space, damping, W1, W1_at, x, at, hQ, hQ_at):
                 x[to] = value
             else:
                 x[to] = W1[W1_at + j * n + a]
+
+
+@device
+def expand(team, layer, space, damping, W1, W1_at, x, at, hQ, hQ_at):
+    """x <- W1 Q^T + (h - h Q Q^T) / eps, x being the layer's slice of a flat vector at ``at``, which holds h.
+
+    W1 is r x n, as hQ, which is scratch. h matters only where Q is not the identity.
+    """
+    if layer.r < layer.d:
+        project(team, layer, space, x, at, hQ, hQ_at)
+        mix(team, layer, damping, W1, W1_at, hQ, hQ_at)
+        cuda.syncthreads()
+    place(team, layer, space, damping, W1, W1_at, x, at, hQ, hQ_at)
     cuda.syncthreads()

@@ -6,7 +6,6 @@ written is visible to all when they return.
 """
 
 import importlib.util
-import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -30,43 +29,34 @@ PAD = 2 * BLOCK
 PLAIN_SHARED = 48 * 1024
 
 if SIMULATED:
+    import sys
+    import threading
+
     from numba.cuda.simulator.kernel import _get_kernel_context
+    from numba.np.numpy_support import as_dtype
 
-    class _Allocations(dict):
-        """Arrays of shared memory by the line that asks for them: while one thread makes an array, others wait for it.
+    class _Shared:
+        """Arrays of shared memory, one a line that asks for one: the simulator may give two threads different ones."""
 
-        The simulator looks for one and stores another where none was: two threads at once would have one each.
-        """
+        _lock = threading.Lock()
 
-        def __init__(self):
-            self._lock = threading.Lock()
-
-        def get(self, line):
-            self._lock.acquire()
-            found = super().get(line)
-            if found is not None:
-                self._lock.release()
-            return found
-
-        def __setitem__(self, line, array):
-            super().__setitem__(line, array)
-            self._lock.release()
+        def array(self, shape, dtype):
+            launched, frame = _get_kernel_context().shared, sys._getframe(1)
+            if shape == 0:
+                return launched.array(shape, dtype)
+            line = frame.f_code.co_filename, frame.f_lineno
+            with self._lock:
+                if line not in launched._allocations:
+                    launched._allocations[line] = np.empty(shape, as_dtype(dtype))
+                return launched._allocations[line]
 
     class _Launched:
         """`numba.cuda` as the kernel that runs sees it, without exchanging the globals of every function it calls."""
 
-        _lock = threading.Lock()
+        shared = _Shared()
 
         def __getattr__(self, name):
             return getattr(_get_kernel_context(), name)
-
-        @property
-        def shared(self):
-            found = _get_kernel_context().shared
-            with self._lock:
-                if type(found._allocations) is dict:
-                    found._allocations = _Allocations()
-            return found
 
     cuda = _Launched()
 
@@ -105,6 +95,13 @@ def start_team():
 
 
 @device
+def start_grid_team():
+    """All threads of a grid, along its x, as one `Team` without barriers and sums: for what is done entry by entry."""
+    rank, size = cuda.grid(1), cuda.gridsize(1)
+    return Team(rank, size, rank % LANES, rank // LANES, size // LANES, cuda.shared.array(1, types.float64))
+
+
+@device
 def total(team, value):
     """Sum of the values of all threads, in float64, always in the same order."""
     pad, rank, count = team.pad, team.rank, team.size
@@ -118,6 +115,38 @@ def total(team, value):
         cuda.syncthreads()
         count = half
     return pad[0]
+
+
+@device
+def group_total(team, value):
+    """Sum of the values of the threads of a group, in float64, always in the same order."""
+    pad, rank, count = team.pad, team.rank, LANES
+    cuda.syncthreads()
+    pad[rank] = value
+    cuda.syncthreads()
+    while count > 1:
+        half = (count + 1) // 2
+        if team.lane < count - half:
+            pad[rank] += pad[rank + half]
+        cuda.syncthreads()
+        count = half
+    return pad[team.group * LANES]
+
+
+@device
+def lane_total(team, value):
+    """Sum of the values of all threads of the same lane, in float64, always in the same order."""
+    pad, rank, count = team.pad, team.rank, team.groups
+    cuda.syncthreads()
+    pad[rank] = value
+    cuda.syncthreads()
+    while count > 1:
+        half = (count + 1) // 2
+        if team.group < count - half:
+            pad[rank] += pad[rank + half * LANES]
+        cuda.syncthreads()
+        count = half
+    return pad[team.lane]
 
 
 @device

@@ -189,16 +189,25 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
         ends = np.cumsum(sizes)
         table[name] = ends - sizes
         totals[name] = int(ends[-1])
+    maxima = {name: int(values.max()) for name, values in block_sizes(table, B).items()}
+    return table, Sizes(**totals, outputs=int(n_out[-1]), **maxima)
+
+
+def block_sizes(table, num_samples):
+    """What `Sizes` has the maxima of, for each layer of a chain's table: {name: (L,) array}."""
+    B, is_structured, is_convolution = num_samples, table["kind"] != BLOCKS, table["kind"] == CONVOLUTION
+    names = "n_in", "n_out", "p", "r", "m", "N", "d", "rows", "fan_in", "positions", "units"
+    n_in, n_out, p, r, m, N, d, rows, fan_in, positions, units = (table[name] for name in names)
     P_columns, E_columns, from_pivot = B * n_out, N.copy(), m * B * n_out
-    if chain.kind[-1] == DENSE:
+    if table["kind"][-1] == DENSE:
         # The loss's own curvature is block diagonal over the samples and is kept so.
-        P_columns[-1], E_columns[-1] = n_out[-1], n_in[-1] if L > 1 else 0
+        P_columns[-1], E_columns[-1] = n_out[-1], n_in[-1] if table.size > 1 else 0
         from_pivot[-1] = r[-1] * (B + n_out[-1] ** 2)
     front = np.maximum(B * n_out * P_columns, N * N)
     beside_E = np.where(is_convolution, fan_in * np.maximum(positions, units), 0)
     mixed = np.maximum.reduce([m * N, B * n_out * E_columns + beside_E, from_pivot, fan_in**2 + positions**2])
     mixed = np.where(is_structured, mixed, np.maximum(B * n_out * (p + N), m * N))
-    largest = {
+    return {
         "width": np.maximum(n_in, n_out),
         "r": r,
         "m": m,
@@ -207,5 +216,3 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
         "front": front,
         "mixed": mixed,
     }
-    maxima = {name: int(values.max()) for name, values in largest.items()}
-    return table, Sizes(**totals, outputs=int(n_out[-1]), **maxima)
