@@ -113,7 +113,7 @@ def kernels():
 def wide_kernels(scalar, blocks, factors):
     """Those of wide layers, for a dtype; those whose names begin with `tiled` multiply tiles in shared memory."""
     dtype, real, integers = np.dtype(scalar.name), array(scalar), array(int32)
-    table, _, _, params, lin, space = blocks
+    table, _, params, lin, space = blocks
     at, notes, count = (real, int64), array(float64), array(int64)
     for stage in STAGES:
         run = wide._stage_kernel(getattr(front, stage))
@@ -161,7 +161,7 @@ def wide_sweeps(table, params, lin):
 
 def wide_substitution(scalar, blocks, factors):
     """Those of solves."""
-    table, _, _, params, lin, space = blocks
+    table, _, params, lin, space = blocks
     vector, matrix, cube, layer = array(scalar), array(scalar, 2), array(scalar, 3), (table, int64)
     signatures = {
         "_project": (space, matrix, cube),
