@@ -356,7 +356,7 @@ def test_table_of_the_gpu_report(report):
     assert "a failing peer: MemoryError: no room" in run.stdout
 
 
-def test_traffic_is_what_the_library_keeps(problem):
+def test_traffic_is_what_the_library_keeps(problem, report):
     """The floors of the GPU report count the numbers that the library's factors have, but for the diagonals' zeros."""
     report_module = importlib.import_module("gpu_report")
     row = importlib.import_module("benchmarks.problem").Row(12, 2, 6, True)

@@ -817,6 +817,28 @@ def test_many_dampings_at_once(depth, monkeypatch):
 
 
 @on_device
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value", "ignore:divide by zero")
+def test_many_dampings_of_wide_layers(monkeypatch):
+    """One after the other in wide layers, between narrow ones; one that fails there leaves the rest alone."""
+    from numba_hinv import factorization
+    from numba_hinv.cuda import together
+
+    problem = moved(make([layer(2, 2), layer(2, 4), layer(4, 2), layer(2, 2)], batch=2))
+    eliminated = wide_above(monkeypatch, 7)
+    H, b, dampings = problem.hessian, problem.right_hand_side(), [0.5, -0.1]
+    for F, damping in zip(H.factorize_many(dampings), dampings):
+        np.testing.assert_array_equal(F.solve(b, refine=False), H.factorize(damping).solve(b, refine=False))
+        assert problem.backward_error(damping, F.solve(b), b) <= 1e-14
+    blocks = H._blocks(np.dtype(np.float64), H._scaling(0.5, np.float64))
+    some = [factorization.Factorization._unfactored(H, damping, None, blocks) for damping in (0.5, 1e-320, -0.1)]
+    errors = together.eliminate(H._processor, some, True, lambda num_layers: None)
+    assert [error is None for error in errors] == [True, False, True] and "not finite" in str(errors[1])
+    assert set(eliminated) == {1, 2}
+    for F in (some[0], some[2]):
+        np.testing.assert_array_equal(F.solve(b, refine=False), H.factorize(F.damping).solve(b, refine=False))
+
+
+@on_device
 def test_memory_of_many_dampings_is_asked_for_first(monkeypatch):
     from numba_hinv.cuda import device
 

@@ -22,8 +22,8 @@ from numba import boolean, float32, float64, from_dtype, int32, int64, types
 
 import numba_hinv as nh
 from numba_hinv.cuda import (
-    arrays, eliminate, front, linearise, multiply, panels, product, rank_update, row_space, rows, segments, substitute,
-    wide, wide_substitute,
+    arrays, eliminate, front, linearise, multiply, panels, product, rank_update, row_space, rows, segments,
+    substitute, wide, wide_substitute,
 )
 from numba_hinv.cuda.device import RESERVED_SHARED
 from numba_hinv.cuda.target import BLOCK, PLAIN_SHARED
@@ -79,13 +79,13 @@ def kernels():
                 eliminate.eliminate_kernel(np.dtype(scalar.name), level),
                 (*blocks, array(scalar), matrix, factors(2), work, places, work, work, work, array(int64, 2)),
             )
-        yield from wide_kernels(scalar, blocks, factors(1))
         alpha = array(scalar), scalar
         yield f"start_segments, {scalar}", segments.start_segments, (runs, *alpha, places, work, work)
         yield (
             f"form_seams, {scalar}", segments.form_seams,
             (sweep[0], runs, sweep[0], *alpha, places, work, work, lin[scalar], work),
         )
+        yield from wide_kernels(scalar, blocks, factors(1))
         scratch = named(substitute.Workspace, array(scalar, 3), work, array(scalar, 3), work)
         yield from wide_substitution(scalar, blocks, factors(1))
         for kernel in (substitute.substitute_back, substitute.substitute_forth):

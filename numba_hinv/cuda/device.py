@@ -338,49 +338,51 @@ class Device:
             if shared * dtype.itemsize <= room or level == 0:
                 return level, found, shared * dtype.itemsize, rest
 
-    def _parts(self, table, sizes, dtype, cut=None, may_spread=True):
-        """(level, `Places`, bytes of shared) of narrow fronts, `wide.Places`, scalars of global memory for both."""
-        coupling, local, at, scratch, phi, psi = table["m"] * table["N"], sizes, None, 0, 0, 0
-        if cut is not None:
-            phi, psi, local = cut.phi, cut.psi, sizes._replace(mixed=max(sizes.mixed, cut.mixed))
-        elif may_spread:
-            # z counts B n_in numbers a layer.
-            num_samples = sizes.z // int(table["n_in"].sum())
-            is_wide = wide.wide_fronts(table, num_samples)
-            if is_wide.any():
-                blocks = {"coupling": coupling, **block_sizes(table, num_samples)}
-                narrow, broad = (
-                    {name: int(values[those].max(initial=0)) for name, values in blocks.items()}
-                    for those in (~is_wide, is_wide)
-                )
-                at, scratch = wide.places(broad["m"], broad["coupling"], broad["mixed"])
-                local = sizes._replace(m=narrow["m"], front=narrow["front"], mixed=narrow["mixed"])
-                coupling = coupling[~is_wide]
+    def _parts(self, table, sizes, dtype, cut=None, by_blocks=False):
+        """(level, `Places`, bytes of shared) of narrow fronts, `wide.Places`, scalars of global memory for both.
+
+        ``by_blocks``, and where the chain is cut, all layers count as narrow.
+        """
+        if cut is not None or by_blocks:
+            coupling, phi, psi = int((table["m"] * table["N"]).max()), 0, 0
+            if cut is not None:
+                phi, psi, sizes = cut.phi, cut.psi, sizes._replace(mixed=max(sizes.mixed, cut.mixed))
+            level, found, shared, rest = self._level(
+                lambda level: eliminate.places(sizes, coupling, level, phi, psi), dtype
+            )
+            return level, found, shared, None, rest
+        # z counts B n_in numbers a layer.
+        num_samples = sizes.z // int(table["n_in"].sum())
+        blocks, is_wide = block_sizes(table, num_samples), wide.wide_fronts(table, num_samples)
+        blocks["coupling"] = table["m"] * table["N"]
+        narrow, broad = (
+            {name: int(values[those].max(initial=0)) for name, values in blocks.items()}
+            for those in (~is_wide, is_wide)
+        )
+        local = sizes._replace(m=narrow["m"], front=narrow["front"], mixed=narrow["mixed"])
         level, found, shared, rest = self._level(
-            lambda level: eliminate.places(local, int(coupling.max(initial=0)), level, phi, psi), dtype
+            lambda level: eliminate.places(local, narrow["coupling"], level), dtype
         )
         if level < eliminate.LEVELS - 1:
             # Fronts in global memory lie where those of wide layers do.
             found = found._replace(front_size=sizes.front)
+        at, scratch = wide.places(broad["m"], broad["coupling"], broad["mixed"]) if is_wide.any() else (None, 0)
         return level, found, shared, at, max(rest, scratch)
 
-    def elimination_workspace(self, table, sizes, dtype, num_rows=1, cut=None, may_spread=True):
-        """Scratch of `eliminate`, a row a damping and segment of a chain that may be cut (`segments.Segments`).
-
-        Without ``may_spread`` a block eliminates every layer, however wide.
-        """
-        *parts, scratch = self._parts(table, sizes, dtype, cut, may_spread)
+    def elimination_workspace(self, table, sizes, dtype, num_rows=1, cut=None, by_blocks=False):
+        """Scratch of `eliminate`, a row a damping and segment of a chain that may be cut (`segments.Segments`)."""
+        *parts, scratch = self._parts(table, sizes, dtype, cut, by_blocks)
         carried = 1 if cut is None else 2 * cut.phi + cut.psi
         return eliminate.Workspace(
             self._empty((num_rows, 2 * sizes.front), dtype), self._empty((num_rows, carried), dtype),
             self._empty((num_rows, scratch + 1), dtype), *parts,
         )
 
-    def elimination_bytes(self, table, sizes, dtype, cut=None, may_spread=True):
+    def elimination_bytes(self, table, sizes, dtype, cut=None, by_blocks=False):
         """Bytes of global memory that `elimination_workspace` takes for one damping."""
         carried, rows = (1, 1) if cut is None else (2 * cut.phi + cut.psi, cut.count)
-        scratch = self._parts(table, sizes, dtype, cut, may_spread)[-1]
-        return rows * dtype.itemsize * (2 * sizes.front + carried + scratch + 1)
+        scratch = self._parts(table, sizes, dtype, cut, by_blocks)[-1] + 1
+        return rows * dtype.itemsize * (2 * sizes.front + carried + scratch)
 
     def bytes_together(self, hessian, dtype):
         """(bytes kept, bytes at work) of a factorization beside its `Factors`."""
@@ -396,46 +398,46 @@ class Device:
     def eliminate(self, table, start, stop, params, lin, space, damping, pivoting, factors, work):
         """``(status, layer)`` of `eliminate` for one damping and segment."""
         batch = Factors(*[array.reshape(1, array.size) for array in factors])
-        runs = segments.whole(table, start, stop)
-        return self.eliminate_runs(table, runs, params, lin, space, [damping], [pivoting], batch, None, work)[0]
+        return self.eliminate_layers(table, start, stop, params, lin, space, [damping], [pivoting], batch, work)[0]
 
-    def eliminate_runs(self, table, runs, params, lin, space, dampings, pivotings, factors, Y_mu, work):
-        """``(status, layer)`` of `eliminate`, of every damping and run: those of one damping follow one another.
+    def eliminate_layers(self, table, start, stop, params, lin, space, dampings, pivotings, factors, work):
+        """``(status, layer)`` of every damping: all at a time in the narrow layers, one by one in the wide ones.
 
-        Wide layers are eliminated for one damping after the other; where one fails, none goes on to the next layers.
+        The first status of each that is not `OK`; once all have failed, none goes on to the next run of layers.
         """
-        dtype, records, count = np.dtype(params.dtype), self._table(table), len(dampings)
-        shifts, pivotings = np.array(dampings, dtype), self.put(np.array(pivotings, np.float64))
-        shifts_there = self.put(shifts)
-        Y_mu = self._empty((count, 1), dtype) if Y_mu is None else Y_mu
-        results, notes = self._empty((count * runs.size, 2), np.int64), self._empty(panels.NOTES, np.float64)
-
-        def launch_runs(runs):
-            self._launch(
-                eliminate.eliminate_kernel(dtype, work.level), (count, runs.size), records, self.put(runs), params, lin,
-                space, shifts_there, pivotings, factors, Y_mu, work.places, work.front, work.carried, work.scratch,
-                results, shared=work.shared,
-            )
-            return self.take(results).tolist()
-
-        if work.wide is None:
-            return launch_runs(runs)
-        # Chains with wide layers are not cut.
-        ((start, stop),) = runs[["start", "stop"]].tolist()
-        for first, last, alone in wide.runs(wide.wide_fronts(table, lin.output.shape[0]), start, stop):
+        count, records, found = len(dampings), self._table(table), [(OK, start)] * len(dampings)
+        results, notes = self._empty((count, 2), np.int64), self._empty(panels.NOTES, np.float64)
+        is_wide = wide.wide_fronts(table, lin.output.shape[0])
+        there = np.array(dampings, params.dtype)
+        pivotings_there = self.put(np.array(pivotings, np.float64))
+        for first, last, alone in wide.runs(is_wide, start, stop):
             if alone:
                 for t in range(count):
                     wide.eliminate(
-                        self.stream, table, records, first, params, lin, space, shifts[t], pivotings[t],
-                        Factors(*[array[t] for array in factors]), work.front[t], work.scratch[t], work.wide, notes,
-                        results[t : t + 1],
+                        self.stream, table, records, first, params, lin, space, there[t], pivotings_there[t],
+                        Factors(*[self.row(array, t) for array in factors]), work.front[t], work.scratch[t], work.wide,
+                        notes, results[t : t + 1],
                     )
-                found = self.take(results).tolist()
+                ended = self.take(results).tolist()
             else:
-                found = launch_runs(segments.whole(table, first, last))
-            if any(status != OK for status, _ in found):
+                runs = segments.whole(table, first, last)
+                ended = self.eliminate_runs(table, runs, params, lin, space, dampings, pivotings, factors, None, work)
+            found = [new if old[0] == OK else old for old, new in zip(found, ended)]
+            if all(code != OK for code, _ in found):
                 break
         return found
+
+    def eliminate_runs(self, table, runs, params, lin, space, dampings, pivotings, factors, Y_mu, work):
+        """``(status, layer)`` of every damping and run by a block each: those of one damping follow one another."""
+        dtype, grid = np.dtype(params.dtype), (len(dampings), runs.size)
+        results = self._empty((grid[0] * grid[1], 2), np.int64)
+        self._launch(
+            eliminate.eliminate_kernel(dtype, work.level), grid, self._table(table), self.put(runs), params, lin, space,
+            self.put(np.array(dampings, dtype)), self.put(np.array(pivotings, np.float64)), factors,
+            self._empty((grid[0], 1), dtype) if Y_mu is None else Y_mu, work.places, work.front, work.carried,
+            work.scratch, results, shared=work.shared,
+        )
+        return self.take(results).tolist()
 
     def pack(self, n, work, index):
         """The symmetric n x n front ``index`` of a workspace, kept."""
@@ -457,32 +459,33 @@ class Device:
             self._empty((k, num_samples * sizes.r + 1), dtype),
         )
 
-    def substitute_back(self, table, start, stop, *sweep):
-        records, rest = self._substitution(table, *sweep)
+    def substitute_back(self, table, start, stop, params, lin, space, factors, damping, b, x, work):
         for first, last, alone in wide.runs(wide.wide_solves(table), start, stop):
             if alone:
                 if last == table.size:
-                    self.zero(rest[-1].state)
-                wide_substitute.substitute_back(self.stream, table, records, first, *rest)
+                    self.zero(work.state)
+                wide_substitute.substitute_back(
+                    self.stream, table, self._table(table), first, params, lin, space, factors,
+                    self.put(np.array([damping], b.dtype)), b, x, work,
+                )
             else:
-                self._substitute_run(substitute.substitute_back, table, first, last, *sweep)
+                self.substitute_runs(
+                    substitute.substitute_back, table, segments.whole(table, first, last), params, lin, space, factors,
+                    None, damping, b, x, None, work,
+                )
 
-    def substitute_forth(self, table, start, stop, *sweep):
-        records, rest = self._substitution(table, *sweep)
+    def substitute_forth(self, table, start, stop, params, lin, space, factors, damping, b, x, work):
         for first, last, alone in reversed(list(wide.runs(wide.wide_solves(table), start, stop))):
             if alone:
-                wide_substitute.substitute_forth(self.stream, table, records, first, *rest)
+                wide_substitute.substitute_forth(
+                    self.stream, table, self._table(table), first, params, lin, space, factors,
+                    self.put(np.array([damping], b.dtype)), b, x, work,
+                )
             else:
-                self._substitute_run(substitute.substitute_forth, table, first, last, *sweep)
-
-    def _substitution(self, table, params, lin, space, factors, damping, b, x, work):
-        """The table and what follows the layers among the arguments of a sweep, on the device."""
-        shift = self.put(np.array([damping], b.dtype))
-        return self._table(table), (params, lin, space, factors, shift, b, x, work)
-
-    def _substitute_run(self, kernel, table, first, last, params, lin, space, factors, damping, b, x, work):
-        runs = segments.whole(table, first, last)
-        self.substitute_runs(kernel, table, runs, params, lin, space, factors, None, damping, b, x, None, work)
+                self.substitute_runs(
+                    substitute.substitute_forth, table, segments.whole(table, first, last), params, lin, space, factors,
+                    None, damping, b, x, None, work,
+                )
 
     def substitute_runs(self, kernel, table, runs, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
         """One of the two sweeps over the layers of all runs; ``seams`` as the kernel has it, where there are some."""

@@ -55,7 +55,7 @@ def _seam_blocks(on, plan, copies, dtype):
 def seam_bytes(on, plan, dtype):
     """Bytes that the elimination of the seams takes at work."""
     blocks = sum(getattr(plan.sizes, name) for name in ("Dxx", "Dzx", "Dzz"))
-    return dtype.itemsize * blocks + on.elimination_bytes(plan.seams, plan.sizes, dtype, may_spread=False)
+    return dtype.itemsize * blocks + on.elimination_bytes(plan.seams, plan.sizes, dtype, by_blocks=True)
 
 
 def eliminate(on, factorizations, may_cut, tick):
@@ -102,7 +102,7 @@ def _eliminate_in_segments(on, factorizations, plan, factors, levels, tick):
     found = _sweep(on, factorizations, plan, factors, Y_mu, work, tick)
     seams, runs = segments.seams_together(plan, count)
     lin = _seam_blocks(on, plan, count, dtype)
-    seam_work = on.elimination_workspace(seams, plan.sizes, dtype, count, may_spread=False)
+    seam_work = on.elimination_workspace(seams, plan.sizes, dtype, count, by_blocks=True)
     on._launch(
         segments.form_seams, grid, on._table(table), records, on._table(seams), alpha, guess, work.places, work.front,
         work.carried, lin, seam_work.front,
@@ -162,9 +162,12 @@ def _sweep(on, factorizations, plan, factors, Y_mu, work, tick):
         # A segment of fewer runs than others has nothing left to do.
         pieces = [(start, start, 0) if piece is None else piece for piece, start in zip(pieces, bounds)]
         ends = [(start, stop) for start, stop, _ in pieces]
-        runs = segments.whole(table, *ends[0]) if plan is None else plan.runs(ends)
         pivotings = [F._pivoting_at(level) for F in factorizations for _, _, level in pieces]
-        results = on.eliminate_runs(table, runs, params, lin, space, shifts, pivotings, factors, Y_mu, work)
+        if plan is None:
+            results = on.eliminate_layers(table, *ends[0], params, lin, space, shifts, pivotings, factors, work)
+        else:
+            runs = plan.runs(ends)
+            results = on.eliminate_runs(table, runs, params, lin, space, shifts, pivotings, factors, Y_mu, work)
         for t in range(count):
             for result in results[t * len(pieces) : (t + 1) * len(pieces)]:
                 if found[t][0] == OK and result[0] != OK:
