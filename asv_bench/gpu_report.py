@@ -22,8 +22,6 @@ from benchmarks.peers import Judge
 from benchmarks.problem import DAMPING, Problem, Row
 from report import duration, machine, paragraph, ratio, table_head, table_line
 
-import numba_hinv as nh
-
 STAGES = ("linearise", "H @ v", "factorize", "solve")
 SOLVED = 1e-14    # backward error of the library's answers
 PEERS_SOLVED = 1e-10
