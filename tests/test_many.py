@@ -87,16 +87,18 @@ def test_the_number_of_blas_threads_is_that_of_the_process():
 
 def test_run_keeps_order_and_stops_what_comes_after_a_failure():
     assert threads.run([lambda check, k=k: k * k for k in range(20)], 4) == [k * k for k in range(20)]
-    finished = []
+    finished, failing = [], threading.Event()
 
     def job_of(index):
         def job(check):
             if index == 1:
-                time.sleep(0.05)
+                failing.set()
                 raise ValueError("one")
             if index == 3:
                 raise ValueError("three")
-            for _ in range(200):
+            failing.wait()
+            # A minute in which to be stopped, for all but the job that comes before the failure.
+            for _ in range(60_000 if index > 1 else 50):
                 check()
                 time.sleep(0.001)
             finished.append(index)

@@ -120,7 +120,7 @@ def test_interrupted_in_the_middle():
     """Ctrl-C at many moments of many calls: KeyboardInterrupt, and every object gives the answer it gave before."""
     code, out, err = program(
         """
-        import signal, numpy as np, numba_hinv as nh
+        import signal, time, numpy as np, numba_hinv as nh
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         layers = [nh.Dense(16, 16, skip=True) for _ in range(60)] + [nh.Dense(16, 2, "identity")]
         net = nh.Network(layers, "mean_squared_error")
@@ -130,15 +130,20 @@ def test_interrupted_in_the_middle():
         F = H.factorize(0.1)
         b = np.arange(net.num_params) / net.num_params
         B = np.outer(b, np.ones(8))
-        # Numba is left in disorder by a compilation that is interrupted: all of it comes first.
-        F.solve(B), H @ B
         expected = F.solve(b), H @ b, net.gradient(params, X, y), F.slogdet()
         jobs = [lambda: H.factorize(0.1).solve(b), lambda: F.solve(B), lambda: net.hessian(params, X, y).norm(),
                 lambda: F.condition(), lambda: H.count_below(0.01), lambda: nh.solve(net, params, X, y, b, 0.2)]
+        # Numba is left in disorder by a compilation that is interrupted: all of it comes first.
+        for job in jobs: job()
+        def seconds(job):
+            start = time.perf_counter()
+            job()
+            return time.perf_counter() - start
+        usual = [seconds(job) for job in jobs]
         interrupted = 0
         rng = np.random.default_rng(0)
         for trial in range(60):
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 0.15))
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.01, 0.9) * usual[trial % len(jobs)])
             try:
                 jobs[trial % len(jobs)]()
             except KeyboardInterrupt:
