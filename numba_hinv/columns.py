@@ -7,10 +7,12 @@ have their columns as rows already; others are turned round a block at a time.
 import threading
 
 import numpy as np
-from numba import njit
 
 from . import threads
+from .kernels.compiled import kernel
+from .kernels.memory import vector
 from .kernels.microkernel import pointer, transpose, vector_columns
+from .kernels.norm import squared_norm
 
 # Two cache lines of a row of a C-contiguous array: one at a time is read a third more slowly. At most half of the
 # columns, so that two cores have something to do.
@@ -22,6 +24,7 @@ _PIECE = 1 << 9
 # Rows that one compiled call turns round. Ctrl-C is heard between two: memory that is touched for the first time can
 # cost twenty times as much as other memory.
 _CALL = 1 << 17
+_NONE = np.empty(0)
 # Below so many numbers, threads cost more than they bring.
 _WORTH_THREADS = 1 << 15
 
@@ -67,8 +70,11 @@ def empty(shape, dtype):
     return np.empty(shape[::-1], dtype).T
 
 
-def gather(array, start, stop, buffers, check):
-    """Columns of an array as rows in float64, (k, P); not to be written to: they may be the array's own."""
+def gather(array, start, stop, buffers, check, squares=_NONE):
+    """Columns of an array as rows in float64, (k, P); not to be written to: they may be the array's own.
+
+    Where they are turned round, their squared norms are added to ``squares`` (k,), if that is given.
+    """
     if not isinstance(array, np.ndarray):
         return array.gather(start, stop)
     if array.flags.f_contiguous:
@@ -78,7 +84,7 @@ def gather(array, start, stop, buffers, check):
         last = min(first + _CALL, array.shape[0])
         check()
         if array.dtype == np.float64:
-            _turn(array, start, first, last, rows)
+            _turn(array, start, first, last, rows, squares)
         else:
             rows[:, first:last] = array[first:last, start:stop].T
     return rows
@@ -99,9 +105,12 @@ def scatter(rows, array, start):
         to[...] = rows
 
 
-@njit(cache=True, nogil=True)
-def _turn(array, start, begin, end, rows):
-    """rows[:, begin:end] <- the transpose of those rows of columns start, ... of a C-contiguous array."""
+@kernel
+def _turn(array, start, begin, end, rows, squares):
+    """rows[:, begin:end] <- the transpose of those rows of columns start, ... of a C-contiguous array.
+
+    The squared norms of what is written are added to ``squares``, (k,) or empty.
+    """
     k, P = rows.shape
     unit = vector_columns(pointer(rows, 0))
     whole = k - k % unit
@@ -114,3 +123,5 @@ def _turn(array, start, begin, end, rows):
         for t in range(k):
             for i in range(first + count if t < whole else first, last):
                 rows[t, i] = array[i, start + t]
+        for t in range(squares.size):
+            squares[t] += squared_norm(vector(rows, t * P + first, last - first))

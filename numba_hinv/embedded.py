@@ -26,6 +26,7 @@ from . import memory_budget
 from .factorization import relative_pivoting
 from .hessian import Hessian
 from .kernels import eliminate, linearise, multiply as product, substitute
+from .kernels.compiled import kernel
 from .kernels.layers import BLOCKS, ONE_POSITION, Chain, layer_table
 from .kernels.memory import matrix
 from .kernels.row_space import RowSpace
@@ -202,8 +203,11 @@ def nbytes(system):
 
 # ---- in compiled code -----------------------------------------------------------------------------------------------
 
+# What returns arrays counts references to them, where a `kernel` does not.
+_view = njit(cache=True, nogil=True, error_model="numpy")
 
-@njit(cache=True, nogil=True, error_model="numpy")
+
+@_view
 def blocks(system, l):
     """Views (Dx, Dz, Dxx, Dzx, Dzz) of layer ``l``, as in `LayerBlocks`, to read or to fill. Not for dense layers.
 
@@ -223,14 +227,14 @@ def blocks(system, l):
     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@_view
 def terminal(system):
     """View of the curvature of the loss in the last state: (a_L, a_L), or B of them below one another."""
     n = system.lin.curvature.shape[2]
     return matrix(system.lin.curvature, 0, system.lin.curvature.shape[0] * n, n)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def factorize(system, damping, norm):
     """Factorize ``H + damping I`` from the blocks of the system, over the factors that it had.
 
@@ -269,22 +273,23 @@ def factorize(system, damping, norm):
     return code, num_negative, num_perturbed
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def multiply(system, V, HV):
     """``HV = V H`` without the damping; V and HV are contiguous (k, P) arrays of the system's dtype."""
     _multiply(system, V, HV, 0.0, matrix(V, 0, 0, V.shape[1]))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _multiply(system, V, HV, shift, b):
     """``HV = V (H + shift I)``, or b minus that where there are rows of b."""
     dZ, dU, q, patches = system.tangents
     L = system.table.size
     product.tangents(system.table, 0, L, system.params, system.lin, V, dZ, dU, patches)
-    product.adjoints(system.table, 0, L, system.params, system.lin, V, HV, dZ, dU, q, patches, shift, b)
+    none = matrix(V, 0, 0, 2)
+    product.adjoints(system.table, 0, L, system.params, system.lin, V, HV, dZ, dU, q, patches, shift, b, none)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _substitute(system, b, x):
     substitute.substitute_back(
         system.table, 0, system.table.size, system.params, system.lin, system.row_space, system.factors,
@@ -296,7 +301,7 @@ def _substitute(system, b, x):
     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def solve(system, b, x, refinements):
     """Solve ``(H + damping I) x = b`` with the factors that `factorize` has left.
 

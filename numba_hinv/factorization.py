@@ -19,7 +19,7 @@ from .kernels.layers import BLOCKS
 from .probe import random_entries
 from .progress import bar
 from .refinement import backward_error, contraction, refine
-from .scaling import lengths, row_exponents
+from .scaling import lengths, lengths_of, row_exponents
 from .validation import as_flag, as_float_dtype, as_layer, as_real, check_finite
 
 # Layers whose scales are looked through at a time.
@@ -756,11 +756,12 @@ class Factorization(LinearOperator):
         with bar(progress, count, "solve", "column") as shown:
 
             def solve_block(start, stop, check):
-                rows = columns.gather(given, start, stop, buffers, check)
+                squares = np.zeros(stop - start)
+                rows = columns.gather(given, start, stop, buffers, check, squares)
                 out, scratch = on.place(x, start, stop), None
                 if out is not None and refine:
                     scratch = buffers.rows("residual", out.shape)
-                b_lengths = lengths(rows)
+                b_lengths = lengths_of(rows, squares)
                 if not np.isfinite(b_lengths).all():
                     check_finite("b", given)
                 rows, known = self._solve_rows(rows, b_lengths, dtype, refine, full_output, check, out, scratch)
@@ -829,8 +830,8 @@ class Factorization(LinearOperator):
             # What is left after one cycle is for the chain as one segment, with all that may come to its help.
             rescue = _nothing
 
-        def multiply(rows, b=None, out=None):
-            return self._multiply(rows, check, b, offset, out)
+        def multiply(rows, b=None, out=None, squares=None):
+            return self._multiply(rows, check, b, offset, out, squares)
 
         def substitute(rows, out=None):
             return self._substitute(rows, check, out)
@@ -881,7 +882,7 @@ class Factorization(LinearOperator):
         # Of x first, then of the exact solution, which is smaller than x by the error at most.
         error = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
         error = np.where(error < 1.0, error / np.maximum(1.0 - error, 0.5), np.inf)
-        return backward_error(self._hessian_norm, size, b_lengths, residual), error
+        return backward_error(self._hessian_norm, size, b_lengths, lengths(residual)), error
 
     def _norm_of_inverse(self):
         """Twice an estimate, from below, of the 2-norm of the inverse; computed once."""
@@ -902,9 +903,9 @@ class Factorization(LinearOperator):
                 stacklevel=3,
             )
 
-    def _multiply(self, rows, check=threads.no_check, b=None, offset=0.0, out=None):
+    def _multiply(self, rows, check=threads.no_check, b=None, offset=0.0, out=None, squares=None):
         """rows times ``2^-k (H + damping I) + offset I``; b minus that where b is given."""
-        return self.hessian._multiply(rows, self._scale, self._eps + offset, b, check, out)
+        return self.hessian._multiply(rows, self._scale, self._eps + offset, b, check, out, squares)
 
     def _pieces(self, segment, num_vectors, back):
         """Runs of the segment's layers for one compiled call of a solve, in the order of the sweep."""

@@ -462,23 +462,26 @@ class Hessian(LinearOperator):
         """rows H in float64, rows (k, P)."""
         return self._multiply(rows, shift=self.l2, check=check, out=out)
 
-    def _multiply(self, rows, scale=None, shift=0.0, b=None, check=threads.no_check, out=None):
-        """rows (H + (shift - l2) I) in float64, rows (k, P), H scaled as ``scale`` says; b minus that if b is given."""
+    def _multiply(self, rows, scale=None, shift=0.0, b=None, check=threads.no_check, out=None, squares=None):
+        """rows (H + (shift - l2) I) in float64, rows (k, P), H scaled as ``scale`` says; b minus that if b is given.
+
+        Then the squared norms of what is returned and of rows are added to ``squares`` (k, 2) where that is cheap.
+        """
         rows = self._processor.rows(rows)
         product = np.empty_like(rows) if out is None else out
         scratch = self._processor.multiply_workspace(self._sizes, rows.shape[0], self.num_samples, rows.dtype)
         params, lin = (self._params, self._lin) if scale is None else self._scaled(scale)
-        self._sweep(params, lin, rows, product, scratch, shift, b, check)
+        self._sweep(params, lin, rows, product, scratch, shift, b, check, squares)
         return product
 
-    def _sweep(self, params, lin, rows, product, scratch, shift=0.0, b=None, check=threads.no_check):
+    def _sweep(self, params, lin, rows, product, scratch, shift=0.0, b=None, check=threads.no_check, squares=None):
         runs = self._runs(rows.shape[0])
         for start, stop in runs:
             check()
             self._processor.tangents(self._table, start, stop, params, lin, rows, scratch)
         for start, stop in reversed(runs):
             check()
-            self._processor.adjoints(self._table, start, stop, params, lin, rows, product, scratch, shift, b)
+            self._processor.adjoints(self._table, start, stop, params, lin, rows, product, scratch, shift, b, squares)
 
     def _solves_reach_blas(self):
         return many.solves_reach_blas(self)

@@ -92,8 +92,9 @@ class Cpu:
         dZ = scratch[0]
         return dZ[dZ.size - np.prod(shape) :].reshape(shape)
 
-    def adjoints(self, table, start, stop, params, lin, V, HV, scratch, shift=0.0, b=None):
-        multiply.adjoints(table, start, stop, params, lin, V, HV, *scratch, shift, V[:0] if b is None else b)
+    def adjoints(self, table, start, stop, params, lin, V, HV, scratch, shift=0.0, b=None, squares=None):
+        b, squares = V[:0] if b is None else b, np.empty((0, 2)) if squares is None else squares
+        multiply.adjoints(table, start, stop, params, lin, V, HV, *scratch, shift, b, squares)
 
     def elimination_workspace(self, table, sizes, dtype):
         """Scratch of `eliminate`."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .probe import random_entries
-from .scaling import lengths
+from .scaling import lengths, lengths_of
 
 MAX_STEPS = 10
 _KRYLOV_STEPS = 20
@@ -28,12 +28,19 @@ class Refined(NamedTuple):
     b_lengths: np.ndarray  # (k,): of the right-hand sides
 
 
-def backward_error(norm, x_lengths, b_lengths, residual):
-    """Normwise backward error of each row; infinity where something is not finite."""
+def backward_error(norm, x_lengths, b_lengths, residual_lengths):
+    """Normwise backward errors, (k,); infinity where something is not finite."""
     size = norm * x_lengths + b_lengths
-    error = lengths(residual)
-    error = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
+    error = np.divide(residual_lengths, size, out=np.zeros_like(size), where=size > 0)
     return np.where(np.isfinite(error), error, np.inf)
+
+
+def _measure(multiply, norm, x, b, b_lengths, out=None):
+    """(residual, backward errors, 2-norms of x) of solutions x."""
+    squares = np.zeros((b.shape[0], 2))
+    residual = multiply(x, b=b, out=out, squares=squares)
+    x_lengths = lengths_of(x, squares[:, 1])
+    return residual, backward_error(norm, x_lengths, b_lengths, lengths_of(residual, squares[:, 0])), x_lengths
 
 
 def refine(multiply, solve, norm, b, goal, limit, rescue=None, b_lengths=None, out=None, scratch=None):
@@ -42,7 +49,8 @@ def refine(multiply, solve, norm, b, goal, limit, rescue=None, b_lengths=None, o
     Parameters
     ----------
     multiply : callable
-        ``multiply(x)`` is rows times A; ``multiply(x, b=b, out=residual)`` is b minus that.
+        ``multiply(x)`` is rows times A; ``multiply(x, b=b, out=residual, squares=squares)`` is b minus that, and may
+        add the squared norms of the residual and of x to ``squares`` (k, 2).
     solve : callable
         ``solve(b)``, or ``solve(b, out=x)``, is rows times the approximate inverse.
     norm : float
@@ -61,9 +69,7 @@ def refine(multiply, solve, norm, b, goal, limit, rescue=None, b_lengths=None, o
     """
     b_lengths = lengths(b) if b_lengths is None else b_lengths
     x = solve(b, out=out)
-    residual = multiply(x, b=b, out=scratch)
-    x_lengths = lengths(x)
-    error = backward_error(norm, x_lengths, b_lengths, residual)
+    residual, error, x_lengths = _measure(multiply, norm, x, b, b_lengths, scratch)
     active = np.flatnonzero(error > goal)
     steps = 0
     while active.size and steps < MAX_STEPS:
@@ -72,9 +78,7 @@ def refine(multiply, solve, norm, b, goal, limit, rescue=None, b_lengths=None, o
         some = active if active.size < b.shape[0] else slice(None)
         x_new = solve(residual[some])
         x_new += x[some]
-        residual_new = multiply(x_new, b=b[some])
-        lengths_new = lengths(x_new)
-        error_new = backward_error(norm, lengths_new, b_lengths[some], residual_new)
+        residual_new, error_new, lengths_new = _measure(multiply, norm, x_new, b[some], b_lengths[some])
         better = error_new < error[active]
         # Less than halved: what is left is rounding of the residual, or not to be had this way.
         going_on = better & (error_new < 0.5 * error[active]) & (error_new > goal)
@@ -114,8 +118,7 @@ def _krylov(multiply, solve, norm, b, x, error, row, goal, limit, cycles):
         residual = multiply(x[here], b=b[here])
         x_new, steps = _flexible_cycle(multiply, solve, norm, b[here], x[here], residual, goal)
         taken += steps
-        residual_new = multiply(x_new, b=b[here])
-        error_new = backward_error(norm, lengths(x_new), lengths(b[here]), residual_new)[0]
+        error_new = _measure(multiply, norm, x_new, b[here], lengths(b[here]))[1][0]
         if not error_new < error[row]:
             break
         stalled = error_new > 0.5 * error[row]

@@ -26,6 +26,10 @@ _LARGEST = {np.dtype(np.float64): 400, np.dtype(np.float32): 40}
 _COMFORT = {np.dtype(np.float64): 100, np.dtype(np.float32): 16}
 
 
+# Sums of squares within these bounds are exact to rounding.
+_LEAST_SQUARE, _LARGEST_SQUARE = 1e-280, 1e300
+
+
 class Scaling(NamedTuple):
     """Exponents of two."""
 
@@ -127,6 +131,13 @@ def lengths(rows):
     length = np.empty(rows.shape[0])
     row_norms(rows, length)
     return length
+
+
+def lengths_of(rows, squares):
+    """2-norm of each row, (k,), from their squares unless those may have overflowed or vanished on the way."""
+    if ((squares > _LEAST_SQUARE) & (squares < _LARGEST_SQUARE)).all():
+        return np.sqrt(squares)
+    return lengths(rows)
 
 
 def row_exponents(rows):

@@ -230,7 +230,7 @@ def test_fronts_in_shared_memory(target, dtype):
     sizes = type("Sizes", (), {})
     room = SHARED[target] - RESERVED_SHARED
     for n, level in ((96, 1), (32, 2)):
-        sizes.m, sizes.front, sizes.mixed = n, n * n, n * n
+        sizes.m, sizes.front, sizes.mixed_whole = n, n * n, n * n
         for carried in (0, n * n):
             scalars = eliminate.places(sizes, n * n, level, carried, carried)[1]
             assert scalars * np.dtype(dtype).itemsize <= room

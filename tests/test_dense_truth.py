@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from problems import chain, layer, make, problems
 
 import numba_hinv as nh
+from numba_hinv.kernels import layers
 
 # Damping relative to the norm of H, of both signs.
 dampings = st.builds(lambda sign, power: sign * 10.0**power, st.sampled_from([1, 1, -1]), st.floats(-6, 0.5))
@@ -209,3 +210,20 @@ def test_scaled_right_hand_sides():
     mixed = np.column_stack([b, np.zeros_like(b), 1e-30 * b])
     assert problem.backward_error(0.1, F.solve(mixed)[:, [0, 2]], mixed[:, [0, 2]]) <= 1e-14
     np.testing.assert_array_equal(F.solve(mixed)[:, 1], 0.0)
+
+
+# (width, depth, batch, skip, FRONT_PART, samples taken at once)
+PARTS = [(4, 4, 7, True, 1, 1), (4, 4, 7, False, 300, 4), (3, 5, 6, True, 200, 6), (3, 4, 5, True, 90, 3), (2, 3, 9, False, 100, 3)]
+
+
+@pytest.mark.parametrize("relative_damping", [1.1, 1e-3, -1e-2])
+@pytest.mark.parametrize("width, depth, batch, skip, part, at_once", PARTS)
+def test_fronts_in_parts(width, depth, batch, skip, part, at_once, relative_damping, monkeypatch):
+    """Fronts go through a layer some samples' columns at a time; here small ones do, too."""
+    monkeypatch.setattr(layers, "LARGE_FRONT", 0)
+    monkeypatch.setattr(layers, "FRONT_PART", part)
+    problem = chain(width, depth, batch=batch, skip=skip)
+    damping = relative_damping * problem.norm
+    assert (problem.hessian._table["at_once"][:-1] == at_once).all()
+    assert problem.gap(damping) > 1e-8
+    check_everything(problem, damping)

@@ -265,7 +265,7 @@ class Device:
         dZ = self.take(scratch[0])
         return dZ[:, dZ.shape[1] - shape[1] * shape[2] :].reshape(shape)
 
-    def adjoints(self, table, start, stop, params, lin, V, HV, scratch, shift=0.0, b=None):
+    def adjoints(self, table, start, stop, params, lin, V, HV, scratch, shift=0.0, b=None, squares=None):
         self._adjoints(table, start, stop, params, lin, V, HV, scratch)
         if start == 0:
             if shift:
@@ -346,7 +346,7 @@ class Device:
         if cut is not None or by_blocks:
             coupling, phi, psi = int((table["m"] * table["N"]).max()), 0, 0
             if cut is not None:
-                phi, psi, sizes = cut.phi, cut.psi, sizes._replace(mixed=max(sizes.mixed, cut.mixed))
+                phi, psi, sizes = cut.phi, cut.psi, sizes._replace(mixed_whole=max(sizes.mixed_whole, cut.mixed))
             level, found, shared, rest = self._level(
                 lambda level: eliminate.places(sizes, coupling, level, phi, psi), dtype
             )
@@ -359,14 +359,14 @@ class Device:
             {name: int(values[those].max(initial=0)) for name, values in blocks.items()}
             for those in (~is_wide, is_wide)
         )
-        local = sizes._replace(m=narrow["m"], front=narrow["front"], mixed=narrow["mixed"])
+        local = sizes._replace(m=narrow["m"], front=narrow["front"], mixed_whole=narrow["mixed_whole"])
         level, found, shared, rest = self._level(
             lambda level: eliminate.places(local, narrow["coupling"], level), dtype
         )
         if level < eliminate.LEVELS - 1:
             # Fronts in global memory lie where those of wide layers do.
             found = found._replace(front_size=sizes.front)
-        at, scratch = wide.places(broad["m"], broad["coupling"], broad["mixed"]) if is_wide.any() else (None, 0)
+        at, scratch = wide.places(broad["m"], broad["coupling"], broad["mixed_whole"]) if is_wide.any() else (None, 0)
         return level, found, shared, at, max(rest, scratch)
 
     def elimination_workspace(self, table, sizes, dtype, num_rows=1, cut=None, by_blocks=False):

@@ -56,7 +56,7 @@ def places(sizes, coupling, level, phi=0, psi=0):
 
     ``phi`` and ``psi`` are the sizes of the largest Phi and Psi, where multipliers are carried.
     """
-    parts = {"M": sizes.m**2, "K": coupling, "norms": sizes.m, "front": 2 * sizes.front, "mixed": sizes.mixed}
+    parts = {"M": sizes.m**2, "K": coupling, "norms": sizes.m, "front": 2 * sizes.front, "mixed": sizes.mixed_whole}
     parts |= {"phi": 2 * phi, "psi": psi}
     kinds = dict.fromkeys(("M", "K", "norms"), 1)
     # In global memory these outlive a call and have arrays of their own.

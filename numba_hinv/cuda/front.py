@@ -332,7 +332,7 @@ def _blocks_front(team, layer, is_last, B, params, lin, space, damping, P, P_at,
 
 @device
 def form_front(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at):
-    """Fill M, K and the upper triangle of P' (X) of a layer from its P. T : scratch, `Sizes.mixed` numbers."""
+    """Fill M, K and the upper triangle of P' (X) of a layer from its P. T : scratch, `Sizes.mixed_whole` numbers."""
     if layer.kind == BLOCKS:
         _blocks_front(
             team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at

@@ -1,12 +1,13 @@
 """How kernels are compiled: ``kernel`` for those that Python calls, ``inner`` for those that only other kernels call.
 
 Numba adds a wrapper for Python and one for C to everything it compiles; those that nobody calls are left out, since
-unpacking tuples of arrays takes longer to compile than many a kernel.
+unpacking tuples of arrays takes longer to compile than many a kernel. Nor do they count references to arrays, which
+took up to half of the time of sweeps over small layers: the caller holds them all. So no kernel can allocate an array.
 """
 
 from numba import njit
 
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+OPTIONS = {"cache": True, "_nrt": False, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
-kernel = njit(**_OPTIONS)
-inner = njit(**_OPTIONS, no_cpython_wrapper=True)
+kernel = njit(**OPTIONS)
+inner = njit(**OPTIONS, no_cpython_wrapper=True)

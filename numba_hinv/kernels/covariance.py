@@ -21,10 +21,13 @@ from .layers import BLOCKS, CONVOLUTION
 from .memory import copy, fill, matrix, reshape, rows, vector
 from .microkernel import pointer
 from .product import gemm_nn, multiply, multiply_nt
-from .rank_update import MIRROR_BLOCK, mirror
+from .rank_update import mirror
 from .signed_cholesky import pack_size
 from .substitute import expand_all, step
 from .triangular import backward_vectors
+
+# Side of the square blocks that are transposed together: two of them fit into a first-level cache in float64.
+TURN_BLOCK = 32
 
 
 class Workspace(NamedTuple):
@@ -64,10 +67,10 @@ def workspace(lengths, dtype):
 def _transpose(A, out):
     """out <- A^T."""
     count, columns = A.shape
-    for i0 in range(0, count, MIRROR_BLOCK):
-        for j0 in range(0, columns, MIRROR_BLOCK):
-            for j in range(j0, min(j0 + MIRROR_BLOCK, columns)):
-                for i in range(i0, min(i0 + MIRROR_BLOCK, count)):
+    for i0 in range(0, count, TURN_BLOCK):
+        for j0 in range(0, columns, TURN_BLOCK):
+            for j in range(j0, min(j0 + TURN_BLOCK, columns)):
+                for i in range(i0, min(i0 + TURN_BLOCK, count)):
                     out[j, i] = A[i, j]
 
 

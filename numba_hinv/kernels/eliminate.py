@@ -17,7 +17,7 @@ from .compiled import inner, kernel
 from .front import form_front
 from .memory import matrix, vector
 from .norm import squared_norm
-from .rank_update import mirror, signed_rank_update
+from .rank_update import signed_rank_update
 from .signed_cholesky import pack_size, signed_cholesky, work_size
 from .status import NOT_FINITE, OK
 from .triangular import forward_rows
@@ -74,7 +74,7 @@ class Workspace(NamedTuple):
     """Scratch of `eliminate`. Layer l reads its P in ``front[(l + 1) % 2]`` and leaves the next in ``front[l % 2]``."""
 
     front: np.ndarray  # (2, largest front)
-    mixed: np.ndarray  # E, then (R (x) I) V, then scratch of the triangular solve
+    mixed: np.ndarray  # (R (x) I) V and E, then scratch of the triangular solve
     M: np.ndarray
     cholesky: np.ndarray
 
@@ -159,5 +159,4 @@ def eliminate(table, start, stop, params, lin, row_space, damping, pivoting, fac
             factors.num_perturbed[l] += num_enlarged
             factors.logabsdet[l] += added
             signed_rank_update(Y, m - num_negative, P_next)
-            mirror(P_next)
     return OK, start

@@ -96,3 +96,10 @@ def add(size, source, at, to, to_at):
     out, given = vector(to, to_at, size), vector(source, at, size)
     for i in range(size):
         out[i] += given[i]
+
+
+@inner
+def move(count, source, to):
+    """``to[:count] = source[:count]``, both pointers."""
+    for i in range(count):
+        to[i] = source[i]

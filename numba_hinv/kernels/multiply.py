@@ -12,6 +12,7 @@ from .convolution import convolution_adjoint, convolution_tangent
 from .layers import BLOCKS, CONVOLUTION
 from .memory import add, fill, matrix, rows, units_at_once, vector
 from .microkernel import pointer
+from .norm import squared_norm
 from .product import gemm_nn, gemm_nt, gemm_tn, multiply, multiply_nt
 
 
@@ -56,27 +57,30 @@ def _dense_tangent(layer, params, lin, V, dZ, dU, dZ_next):
 
 
 @inner
-def _finish(size, shift, V, b, HV, at):
-    """HV <- HV + shift V, or b - HV - shift V where there are rows of b, in ``size`` numbers from ``at`` on."""
+def _finish(size, shift, V, b, HV, at, t, squares):
+    """HV <- HV + shift V, or b - HV - shift V where there are rows of b, in ``size`` numbers of row t, from ``at`` on."""
     v, to, factor = vector(V, at, size), vector(HV, at, size), V.dtype.type(shift)
     if b.shape[0]:
         given = vector(b, at, size)
         for i in range(size):
             to[i] = given[i] - to[i] - factor * v[i]
+        if squares.shape[0]:
+            squares[t, 0] += squared_norm(to)
+            squares[t, 1] += squared_norm(v)
     elif factor != 0.0:
         for i in range(size):
             to[i] += factor * v[i]
 
 
 @inner
-def _finish_all(layer, shift, V, b, HV):
+def _finish_all(layer, shift, V, b, HV, squares):
     """`_finish` for the layer's slices of all vectors."""
     for t in range(V.shape[0]):
-        _finish(layer.p, shift, V, b, HV, t * V.shape[1] + layer.parameters)
+        _finish(layer.p, shift, V, b, HV, t * V.shape[1] + layer.parameters, t, squares)
 
 
 @njit(inline="always")
-def _dense_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next, shift, b):
+def _dense_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next, shift, b, squares):
     """nu = S q + D dU; (Hv)_l = nu^T Zt + lam^T [dZ, 0]; q <- nu W + lam dW (+ q). nu takes the place of dU."""
     k, P = V.shape
     B = lin.output.shape[0]
@@ -107,14 +111,14 @@ def _dense_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next, shift, b):
                 lam_first, N_t = pointer(lam, first), t * B * n_in
                 gemm_tn(count, n_in, B, one, lam_first, n, pointer(dZ, N_t), n_in, one, Hv, n_in)
                 gemm_nn(B, n_in, count, one, lam_first, n, pointer(V, here), n_in, one, pointer(q_next, N_t), n_in)
-            _finish(count * n_in, shift, V, b, HV, here)
+            _finish(count * n_in, shift, V, b, HV, here, t, squares)
         if layer.bias:
             Hv_c = vector(HV, at + n * n_in, n)
             fill(n, 0.0, Hv_c, 0)
             for i in range(B):
                 for a in range(n):
                     Hv_c[a] += nu[t * B + i, a]
-            _finish(n, shift, V, b, HV, at + n * n_in)
+            _finish(n, shift, V, b, HV, at + n * n_in, t, squares)
 
 
 @inner
@@ -177,10 +181,11 @@ def tangents(table, start, stop, params, lin, V, dZ, dU, patches):
 
 
 @kernel
-def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q, patches, shift, b):
+def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q, patches, shift, b, squares):
     """The sweep back, over layers stop-1..start: HV (k, P) <- V (H + shift I), H being the Hessian (symmetric).
 
     b : (k, P), of which that is subtracted: HV is the residual then; (0, P) for the product itself.
+    squares : (k, 2) float64, to which the squared norms of the rows of that residual and of V are added; or (0, 2).
 
     Both sweeps cost about 6 k rows p multiply-adds a structured layer; rows are B or, of a convolution, B positions.
     """
@@ -202,11 +207,11 @@ def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q, patches, shift, 
         q_next = matrix(q, q.shape[1] * (l % 2), k * B, layer.n_in)
         if layer.kind == BLOCKS:
             _blocks_adjoint(layer, lin, V, HV, dZ_l, q_l, q_next)
-            _finish_all(layer, shift, V, b, HV)
+            _finish_all(layer, shift, V, b, HV, squares)
         elif layer.kind == CONVOLUTION:
             nu = matrix(dU, k * layer.u, k * B, layer.n_out)
             convolution_adjoint(layer, params, lin, V, HV, dZ_l, nu, q_l, q_next, patches)
-            _finish_all(layer, shift, V, b, HV)
+            _finish_all(layer, shift, V, b, HV, squares)
         else:
             nu = matrix(dU, k * layer.u, k * B, layer.n_out)
-            _dense_adjoint(layer, params, lin, V, HV, dZ_l, nu, q_l, q_next, shift, b)
+            _dense_adjoint(layer, params, lin, V, HV, dZ_l, nu, q_l, q_next, shift, b, squares)

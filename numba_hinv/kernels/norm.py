@@ -4,13 +4,13 @@ import math
 
 from numba import njit
 
-from .compiled import kernel
+from .compiled import OPTIONS, kernel
 
 # Norms within these bounds have squares, and sums of squares, that are exact to rounding.
 _LEAST, _LARGEST = 1e-140, 1e150
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+@njit(**OPTIONS, fastmath={"reassoc", "contract", "nsz"})
 def squared_norm(x):
     """Square of the 2-norm, float64, which may overflow."""
     total = 0.0

@@ -14,8 +14,8 @@ from .product import gemm_tn_upper
 # flops, float64, AVX-512, OpenBLAS 0.3.30, for N = m, of the micro-kernel / syrk on one core / syrk on two:
 # 256: 74 / 59 / 60, 320: 75 / 67 / 84, 384: 72 / 57 / 93, 512: 62 / 64 / 99, 1024: 56 / 73 / 124.
 BLAS_WORK, ALONE_BLAS_WORK = 288**3, 480**3
-# Side of the square blocks that mirror transposes: two of them fit into a first-level cache in float64.
-MIRROR_BLOCK = 32
+# Columns that are reflected together: a cache line in float64, from as many rows that are read side by side.
+LINE = 8
 
 
 @inner
@@ -40,13 +40,34 @@ def signed_rank_update(Y, num_positive, P):
         _add_gram(n, rows - num_positive, one, shift(y, num_positive * ldy), ldy, p, ldp)
 
 
+@inner
+def reflect(n, first, columns, p, ldp, v, ldv):
+    """V <- what stands below the diagonal of the symmetric P (n x n), in the columns from ``first`` on."""
+    for j0 in range(0, columns, LINE):
+        width, diagonal = min(LINE, columns - j0), first + j0
+        for i in range(diagonal + 1, min(diagonal + width, n)):
+            for j in range(i - diagonal):
+                v[i * ldv + j0 + j] = p[(diagonal + j) * ldp + i]
+        if width == LINE:
+            for i in range(diagonal + LINE, n):
+                for j in range(LINE):
+                    v[i * ldv + j0 + j] = p[(diagonal + j) * ldp + i]
+        else:
+            for i in range(diagonal + width, n):
+                for j in range(width):
+                    v[i * ldv + j0 + j] = p[(diagonal + j) * ldp + i]
+
+
 @kernel
 def mirror(P):
     """Copy the strict upper triangle of P (N x N) onto the lower one."""
-    n = P.shape[0]
-    for i0 in range(0, n, MIRROR_BLOCK):
-        i1 = min(i0 + MIRROR_BLOCK, n)
-        for j0 in range(0, i1, MIRROR_BLOCK):
-            for i in range(i0, i1):
-                for j in range(j0, min(j0 + MIRROR_BLOCK, i)):
-                    P[i, j] = P[j, i]
+    reflect(P.shape[0], 0, P.shape[0], pointer(P, 0), row_stride(P), pointer(P, 0), row_stride(P))
+
+
+@inner
+def symmetric_columns(n, first, columns, P, V):
+    """V (n x columns) <- the columns from ``first`` on of the symmetric P (n x n), from its upper triangle."""
+    for i in range(first + columns):
+        for j in range(max(i - first, 0), columns):
+            V[i * columns + j] = P[i * n + first + j]
+    reflect(n, first, columns, P, n, V, columns)

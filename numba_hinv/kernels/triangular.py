@@ -8,6 +8,7 @@ described, and owned, by ``signed_cholesky``.
 
 from .binding import POINTER, SIZE, compiled_once
 from .compiled import inner, kernel
+from .memory import move
 from .microkernel import dot_columns, pointer, shift, tile_nt
 from .pivot_block import BLOCK, solve_block, solve_vector, solve_vector_back, subtract_rows
 from .product import gemm_nn, gemm_nt, gemm_tn
@@ -41,12 +42,6 @@ def _combine(count, a, x, b, y, out):
         out[j] = a * x[j] + b * y[j]
 
 
-@inner
-def _copy(count, x, out):
-    for j in range(count):
-        out[j] = x[j]
-
-
 @kernel
 def forward_rows(L, pivots, scales, K, work):
     """K <- F^{-1} K in place, rows with sigma = +1 first.
@@ -72,7 +67,7 @@ def forward_rows(L, pivots, scales, K, work):
             _scale(n, scales[k, 0], row, row)
         return
     for k in range(m):
-        _copy(n, pointer(K, _place(pivots[k]) * n), pointer(work, k * n))
+        move(n, pointer(K, _place(pivots[k]) * n), pointer(work, k * n))
     _solve_rows(m, n, pointer(L, 0), pointer(work, 0))
     k = 0
     while k < m:
