@@ -204,7 +204,7 @@ def nbytes(system):
 # ---- in compiled code -----------------------------------------------------------------------------------------------
 
 # What returns arrays counts references to them, where a `kernel` does not.
-_view = njit(cache=True, nogil=True, error_model="numpy")
+_view = njit(cache=True, _nrt=True, nogil=True, error_model="numpy")
 
 
 @_view
@@ -285,7 +285,7 @@ def _multiply(system, V, HV, shift, b):
     dZ, dU, q, patches = system.tangents
     L = system.table.size
     product.tangents(system.table, 0, L, system.params, system.lin, V, dZ, dU, patches)
-    none = matrix(V, 0, 0, 2)
+    none = matrix(HV, 0, 0, 2)
     product.adjoints(system.table, 0, L, system.params, system.lin, V, HV, dZ, dU, q, patches, shift, b, none)
 
 

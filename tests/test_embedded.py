@@ -70,6 +70,12 @@ def test_net(batch):
         assert num_negative == (np.linalg.eigvalsh(A) < -damping).sum()
         np.testing.assert_array_equal(solution(system, b, 0)[0], F.solve(b[0], refine=False))
         assert backward_error(A + damping * np.eye(A.shape[0]), solution(system, b, 1)[0], b[0]) < 1e-14
+    # Arrays that nobody may write to, as globals of compiled code are.
+    product = np.empty_like(b)
+    b.flags.writeable = False
+    embedded.multiply(system, b, product)
+    np.testing.assert_allclose(product[0], A @ b[0], rtol=0, atol=1e-13 * np.linalg.norm(A, 2) * np.linalg.norm(b))
+    np.testing.assert_array_equal(solution(system, b, 1), solution(system, b.copy(), 1))
     before = H.blocks(0).Dxx
     system.params[:] = np.nan
     np.testing.assert_array_equal(H.blocks(0).Dxx, before)

@@ -215,24 +215,23 @@ def _inner_dense_front(layer, B, W, S, D, lam, Q, R, damping, P, K, P_next, M, m
 
 
 @inner
-def _subtract_C2(B, n, n_in, r, lam, Q, damping, P_next, X):
-    """P' -= (1/eps) (lam lam^T) (x) (I - Q Q^T)[:n_in, :n_in], upper triangle; a block row of r x N in X as scratch."""
+def _subtract_C2(B, n, n_in, r, lam, Q, damping, P_next, outside):
+    """P' -= (1/eps) (lam lam^T) (x) (I - Q Q^T)[:n_in, :n_in], upper triangle; ``outside`` is scratch, n_in x n_in."""
     N = B * n_in
+    # First of all: where Q covers a coordinate this is 0, and 1 / eps multiplies no rounding.
+    gemm_tn(n_in, n_in, r, -1, Q, n_in, Q, n_in, 0, outside, n_in)
+    for j in range(n_in):
+        outside[j * (n_in + 1)] += 1
     for i in range(B):
-        to, rest = shift(P_next, i * n_in * (N + 1)), (B - i) * n_in
         for i2 in range(i, B):
-            weight, here = 0.0, (i2 - i) * n_in
+            weight = 0.0
             for a in range(n):
                 weight += lam[i * n + a] * lam[i2 * n + a]
             weight /= damping
             for j in range(n_in):
-                to[j * N + here + j] -= weight
-            for k in range(r):
-                x, q = shift(X, k * rest + here), shift(Q, k * n_in)
-                for j in range(n_in):
-                    x[j] = weight * q[j]
-        gemm_tn_upper(n_in, n_in, r, 1, Q, n_in, X, rest, 1, to, N)
-        gemm_tn(n_in, rest - n_in, r, 1, Q, n_in, shift(X, n_in), rest, 1, shift(to, n_in), N)
+                to, row = shift(P_next, (i * n_in + j) * N + i2 * n_in), shift(outside, j * n_in)
+                for j2 in range(j if i == i2 else 0, n_in):
+                    to[j2] -= weight * row[j2]
 
 
 @njit(inline="always")

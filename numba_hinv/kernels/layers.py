@@ -222,6 +222,7 @@ def block_sizes(table, num_samples):
         columns = at_once * (np.where(N > 0, n_in, 0) + np.where(at_once < B, n_out, 0))
         in_parts = B * n_out * (m + columns)
     in_parts[-1] = max(n_out[-1] * n_in[-1], from_pivot[-1])
+    in_parts = np.maximum.reduce([in_parts, m * N, np.where((r < d) & (N > 0), n_in**2, 0)])
     return {
         "width": np.maximum(n_in, n_out),
         "r": r,
@@ -229,6 +230,6 @@ def block_sizes(table, num_samples):
         "patches": np.where(is_convolution, fan_in * positions, 0),
         "reflectors": np.where(r < d, rows * (d + 1), 0),
         "front": front,
-        "mixed": np.where(table["kind"] == DENSE, np.maximum(m * N, in_parts), whole),
+        "mixed": np.where(table["kind"] == DENSE, in_parts, whole),
         "mixed_whole": whole,
     }

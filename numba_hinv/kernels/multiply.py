@@ -58,7 +58,7 @@ def _dense_tangent(layer, params, lin, V, dZ, dU, dZ_next):
 
 @inner
 def _finish(size, shift, V, b, HV, at, t, squares):
-    """HV <- HV + shift V, or b - HV - shift V where there are rows of b, in ``size`` numbers of row t, from ``at`` on."""
+    """HV <- HV + shift V, or b - HV - shift V where b has rows, in ``size`` numbers of row t, from ``at`` on."""
     v, to, factor = vector(V, at, size), vector(HV, at, size), V.dtype.type(shift)
     if b.shape[0]:
         given = vector(b, at, size)
@@ -185,7 +185,7 @@ def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q, patches, shift, 
     """The sweep back, over layers stop-1..start: HV (k, P) <- V (H + shift I), H being the Hessian (symmetric).
 
     b : (k, P), of which that is subtracted: HV is the residual then; (0, P) for the product itself.
-    squares : (k, 2) float64, to which the squared norms of the rows of that residual and of V are added; or (0, 2).
+    squares : (k, 2), to which the squared norms of the rows of that residual and of V are added; or (0, 2).
 
     Both sweeps cost about 6 k rows p multiply-adds a structured layer; rows are B or, of a convolution, B positions.
     """

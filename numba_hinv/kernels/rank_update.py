@@ -1,7 +1,8 @@
-"""Symmetric updates of rank m: ``signed_rank_update``, and ``mirror``, which fills the lower triangle.
+"""Symmetric updates of rank m, ``signed_rank_update``, and the other triangle: ``mirror``, ``symmetric_columns``.
 
-Only upper triangles are computed; what stands in a strict lower triangle afterwards is undefined until ``mirror`` has
-written it. Small updates run on the micro-kernel, large ones in BLAS ``syrk``; the crossover is the constant below.
+Only upper triangles are computed; what stands in a strict lower triangle afterwards is undefined until ``mirror`` (on
+pointers, and from one matrix to another: ``reflect``) has written it. Small updates run on the micro-kernel, large ones
+in BLAS ``syrk``; the crossover is the constant below.
 """
 
 
