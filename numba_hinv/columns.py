@@ -24,9 +24,10 @@ _PIECE = 1 << 9
 # Rows that one compiled call turns round. Ctrl-C is heard between two: memory that is touched for the first time can
 # cost twenty times as much as other memory.
 _CALL = 1 << 17
-_NONE = np.empty(0)
 # Below so many numbers, threads cost more than they bring.
 _WORTH_THREADS = 1 << 15
+# What `_turn` takes where nobody asks for squared norms.
+_NO_SQUARES = np.empty(0)
 
 
 def run(job, shape, workers, block=None):
@@ -70,7 +71,7 @@ def empty(shape, dtype):
     return np.empty(shape[::-1], dtype).T
 
 
-def gather(array, start, stop, buffers, check, squares=_NONE):
+def gather(array, start, stop, buffers, check, squares=_NO_SQUARES):
     """Columns of an array as rows in float64, (k, P); not to be written to: they may be the array's own.
 
     Where they are turned round, their squared norms are added to ``squares`` (k,), if that is given.

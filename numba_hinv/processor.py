@@ -11,6 +11,9 @@ from .chunks import chunks
 from .kernels import binding, blas, eliminate, multiply, row_space, substitute
 from .validation import as_columns
 
+# What `multiply.adjoints` takes where nobody asks for squared norms.
+_NO_SQUARES = np.empty((0, 2))
+
 
 class Cpu:
     """Sweeps of :mod:`numba_hinv.kernels`, NumPy arrays."""
@@ -93,7 +96,7 @@ class Cpu:
         return dZ[dZ.size - np.prod(shape) :].reshape(shape)
 
     def adjoints(self, table, start, stop, params, lin, V, HV, scratch, shift=0.0, b=None, squares=None):
-        b, squares = V[:0] if b is None else b, np.empty((0, 2)) if squares is None else squares
+        b, squares = V[:0] if b is None else b, _NO_SQUARES if squares is None else squares
         multiply.adjoints(table, start, stop, params, lin, V, HV, *scratch, shift, b, squares)
 
     def elimination_workspace(self, table, sizes, dtype):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .kernels.layers import BLOCKS
-from .kernels.norm import row_norms
+from .kernels.norm import LARGEST, LEAST, row_norms
 
 # States are scaled one by one only where their exponents differ from the mean by more than this: it takes a copy.
 _SPREAD = 4
@@ -24,10 +24,6 @@ _SPREAD = 4
 _LARGEST = {np.dtype(np.float64): 400, np.dtype(np.float32): 40}
 # Norms of H + damping I within 2^+- this are left alone.
 _COMFORT = {np.dtype(np.float64): 100, np.dtype(np.float32): 16}
-
-
-# Sums of squares within these bounds are exact to rounding.
-_LEAST_SQUARE, _LARGEST_SQUARE = 1e-280, 1e300
 
 
 class Scaling(NamedTuple):
@@ -135,9 +131,8 @@ def lengths(rows):
 
 def lengths_of(rows, squares):
     """2-norm of each row, (k,), from their squares unless those may have overflowed or vanished on the way."""
-    if ((squares > _LEAST_SQUARE) & (squares < _LARGEST_SQUARE)).all():
-        return np.sqrt(squares)
-    return lengths(rows)
+    found = np.sqrt(squares)
+    return found if ((LEAST < found) & (found < LARGEST)).all() else lengths(rows)
 
 
 def row_exponents(rows):

@@ -6,13 +6,12 @@ import numba.cuda
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from ..kernels.norm import LARGEST, LEAST
 from .launch import launch
 from .target import BLOCK, SIMULATED, cuda, device, kernel, largest, start_team, total
 
 # Blocks to a row, of elementwise kernels and of reductions.
 _BLOCKS = 1 if SIMULATED else 256
-# Norms within these bounds have squares, and sums of squares, that are exact to rounding.
-_LEAST, _LARGEST = 1e-140, 1e150
 
 
 @device
@@ -204,7 +203,7 @@ class Rows(NDArrayOperatorsMixin):
     def lengths(self):
         """2-norm of each row, (k,), without overflow or underflow inside."""
         found = np.sqrt(self._products(self))
-        if ((found > _LEAST) & (found < _LARGEST)).all():
+        if ((LEAST < found) & (found < LARGEST)).all():
             return found
         tops = np.maximum(self.max(axis=1, initial=0.0), -self.min(axis=1, initial=0.0))
         exponents = np.where((tops > 0.0) & (tops < np.inf), np.frexp(tops)[1], 0)

@@ -117,10 +117,10 @@ def _last_dense_front(layer, B, W, S, D, lam, Q, R, damping, curvature, P, K, P_
         P_next[j] = 0
     for i in range(B):
         V, E, S_i, D_i = shift(P, i * n * n), mixed, shift(S, i * n), shift(D, i * n)
+        if N > 0 and layer.skip:
+            move(n * n, V, E)
+        _scale_columns(n, n, S_i, V)
         if N > 0:
-            if layer.skip:
-                move(n * n, V, E)
-            _scale_columns(n, n, S_i, V)
             gemm_nn(n, n_in, n, 1, V, n, W, n_in, layer.skip, E, n_in)
             to = shift(P_next, i * n_in * (N + 1))
             if layer.skip:
@@ -133,8 +133,6 @@ def _last_dense_front(layer, B, W, S, D, lam, Q, R, damping, curvature, P, K, P_
                     row, e, factor = shift(K, (k * n + a) * N + i * n_in), shift(E, a * n_in), R[k * B + i]
                     for j in range(n_in):
                         row[j] = factor * e[j]
-        else:
-            _scale_columns(n, n, S_i, V)
         _form_V(1, n, 0, 1, S_i, D_i, V)
     if N > 0:
         _add_C1(B, n, n_in, r, 0, B, r == layer.d, lam, Q, K)
@@ -160,11 +158,11 @@ def _columns_of_samples(layer, B, first, count, W, S, D, lam, Q, R, V, E, K, P_n
     V comes as P in these columns, E as scratch.
     """
     n, n_in, r, N = layer.n_out, layer.n_in, layer.r, layer.N
+    # E = P J first: column scaling, then one product with W for all rows and samples.
+    if N > 0 and layer.skip:
+        move(B * n * count * n, V, E)
+    _scale_columns(B * n, count * n, shift(S, first * n), V)
     if N > 0:
-        # E = P J first: column scaling, then one product with W for all rows and samples.
-        if layer.skip:
-            move(B * n * count * n, V, E)
-        _scale_columns(B * n, count * n, shift(S, first * n), V)
         gemm_nn(B * n * count, n_in, n, 1, V, n, W, n_in, layer.skip, E, n_in)
         if layer.skip:
             if count == B:
@@ -176,8 +174,6 @@ def _columns_of_samples(layer, B, first, count, W, S, D, lam, Q, R, V, E, K, P_n
         _multiply_R(B, n, r, R, count * n_in, E, shift(K, first * n_in), N)
         _add_C1(B, n, n_in, r, first, count, r == layer.d, lam, Q, K)
         _next_front(B, n, n_in, first, count, W, E, layer.skip, P_next)
-    else:
-        _scale_columns(B * n, count * n, shift(S, first * n), V)
     _form_V(B, n, first, count, S, D, V)
     if B > 1:
         _multiply_R(B, n, r, R, count * n, V, shift(T, first * n), B * n)

@@ -7,7 +7,7 @@ from numba import njit
 from .compiled import OPTIONS, kernel
 
 # Norms within these bounds have squares, and sums of squares, that are exact to rounding.
-_LEAST, _LARGEST = 1e-140, 1e150
+LEAST, LARGEST = 1e-140, 1e150
 
 
 @njit(**OPTIONS, fastmath={"reassoc", "contract", "nsz"})
@@ -25,7 +25,7 @@ def row_norms(rows, out):
     for i in range(rows.shape[0]):
         x = rows[i]
         norm = math.sqrt(squared_norm(x))
-        if not _LEAST < norm < _LARGEST:
+        if not LEAST < norm < LARGEST:
             top = 0.0
             for j in range(x.size):
                 top = max(top, abs(x[j]))

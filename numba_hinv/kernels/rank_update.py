@@ -50,6 +50,7 @@ def reflect(n, first, columns, p, ldp, v, ldv):
             for j in range(i - diagonal):
                 v[i * ldv + j0 + j] = p[(diagonal + j) * ldp + i]
         if width == LINE:
+            # Apart from the last columns, so that the inner loop has a constant length: it is unrolled.
             for i in range(diagonal + LINE, n):
                 for j in range(LINE):
                     v[i * ldv + j0 + j] = p[(diagonal + j) * ldp + i]
