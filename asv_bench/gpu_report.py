@@ -207,7 +207,7 @@ def rates(clock):
             product, wait, by = lambda: A @ A, arrays.wait, cls.needs
             break
     else:
-        from numba_hinv.cuda.product import gemm_nn
+        from numba_hinv.cuda.dense.product import gemm_nn
 
         A, C = (numba.cuda.to_device(np.ones(PRODUCT**2)) for _ in range(2))
         matrix = A, 0, 0, PRODUCT
@@ -304,7 +304,7 @@ def main():
     try:
         H = Problem(TINY[0].row)
         H.net.hessian(H.params, H.X, H.y, device="cuda")
-        from numba_hinv.cuda.target import SIMULATED
+        from numba_hinv.cuda.plumbing.target import SIMULATED
     except (ImportError, RuntimeError) as reason:
         sys.exit(f"gpu_report: nothing was measured: {reason}. --simulate checks it at tiny sizes without a GPU.")
     if SIMULATED:

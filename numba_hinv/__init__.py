@@ -1,31 +1,31 @@
 """Exact solves with the Hessian of a deep net, in time and memory linear in its depth."""
 
-from . import compilation_cache
+from .runtime import compilation_cache
 
 compilation_cache.prepare()
 
 from . import embedded  # noqa: E402 - nothing may be compiled or loaded before
 from ._version import __version__
-from .activations import activation_names, register_activation
+from .layers.activations import activation_names, register_activation
 from .applications.eigenvalues import eigenvalues, eigenvalues_in
 from .applications.influence import Influence, influence
 from .applications.laplace import Laplace
 from .applications.minimize import minimize
 from .applications.spectral_density import SpectralDensity, spectral_density
 from .applications.trust_region import TrustRegionStep, trust_region_step
-from .conv1d import Conv1d
-from .custom import Custom
-from .dense import Dense
-from .external import External
+from .layers.convolution import Conv1d
+from .layers.custom import Custom
+from .layers.dense import Dense
+from .layers.external import External
 from .factorization import Factorization, Inertia, SolveInfo
 from .frameworks.sklearn import from_sklearn
 from .frameworks.torch import from_torch
-from .gated import Gated
+from .layers.gated import Gated
 from .hessian import Hessian
-from .layer_blocks import LayerBlocks
-from .losses import loss_names, register_loss
+from .layers.blocks import LayerBlocks
+from .layers.losses import loss_names, register_loss
 from .network import Network
-from .norms import LayerNorm, RMSNorm
+from .layers.norms import LayerNorm, RMSNorm
 from .storage import load
 
 

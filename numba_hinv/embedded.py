@@ -22,17 +22,17 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from . import memory_budget
+from .runtime import memory_budget
 from .factorization import relative_pivoting
 from .hessian import Hessian
-from .kernels import eliminate, linearise, multiply as product, substitute
-from .kernels.compiled import kernel
-from .kernels.layers import BLOCKS, ONE_POSITION, Chain, layer_table
-from .kernels.memory import matrix
-from .kernels.row_space import RowSpace
-from .kernels.status import NOT_FINITE, OK, SINGULAR_PIVOT
-from .processor import CPU
-from .validation import as_float_dtype, as_size
+from .kernels.sweeps import eliminate, linearise, multiply as product, substitute
+from .kernels.plumbing.compiled import kernel
+from .kernels.steps.layer_table import BLOCKS, ONE_POSITION, Chain, layer_table
+from .kernels.plumbing.memory import matrix
+from .kernels.steps.row_space import RowSpace
+from .kernels.plumbing.status import NOT_FINITE, OK, SINGULAR_PIVOT
+from .system.processor import CPU
+from .runtime.validation import as_float_dtype, as_size
 
 __all__ = [
     "NOT_FINITE",

@@ -12,15 +12,20 @@ import numpy as np
 from scipy.linalg import LinAlgWarning
 from scipy.sparse.linalg import LinearOperator
 
-from . import checkpoints, columns, condition, covariance, determinant, processor, storage, threads
-from .chunks import chunks
-from .kernels import eliminate, status
-from .kernels.layers import BLOCKS
-from .probe import random_entries
-from .progress import bar
-from .refinement import backward_error, contraction, refine
-from .scaling import lengths, lengths_of, row_exponents
-from .validation import as_flag, as_float_dtype, as_layer, as_real, check_finite
+from .factors import segmentation as checkpoints
+from .runtime import columns, threads
+from .certainty import condition, covariance, determinant
+from .system import processor
+from . import storage
+from .runtime.chunks import chunks
+from .kernels.sweeps import eliminate
+from .kernels.plumbing import status
+from .kernels.steps.layer_table import BLOCKS
+from .runtime.probes import random_entries
+from .runtime.progress import bar
+from .certainty.refinement import backward_error, contraction, refine
+from .system.scaling import lengths, lengths_of, row_exponents
+from .runtime.validation import as_flag, as_float_dtype, as_layer, as_real, check_finite
 
 # Layers whose scales are looked through at a time.
 _LOOKED_THROUGH = 4096
@@ -511,7 +516,7 @@ class Factorization(LinearOperator):
         Notes
         -----
         Free where no pivot is small. Else six solves; and where these show that digits are missing which H + damping
-        I does determine, eight factorizations with dampings beside this one (`numba_hinv.determinant`). Computed once.
+        I does determine, eight factorizations with dampings beside this one (`numba_hinv.certainty.determinant`). Computed once.
         """
         tolerance = _LOG_DETERMINANT[self.factor_dtype]
         if self._determinant is None:

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from . import columns, threads
+from .runtime import columns, threads
 from .factorization import Factorization, factor_dtype_of, require_memory
-from .kernels import product
-from .progress import bar
-from .validation import as_array, as_flag
+from .kernels.dense import product
+from .runtime.progress import bar
+from .runtime.validation import as_array, as_flag
 
 # Blocks with fewer rows and columns than this never reach BLAS (`kernels.product`).
 _BLAS_SIZE = 192

@@ -4,18 +4,20 @@ import math
 
 import numpy as np
 
-from . import external, processor
-from .activations import activation_address
-from .chunks import chunks
-from .conv1d import Conv1d
-from .custom import Custom
-from .dense import Dense
-from .external import External
+from .layers import external
+from .system import processor
+from .layers.activations import activation_address
+from .runtime.chunks import chunks
+from .layers.convolution import Conv1d
+from .layers.custom import Custom
+from .layers.dense import Dense
+from .layers.external import External
 from .hessian import Hessian
-from .kernels import binding, linearise
-from .kernels.layers import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
-from .losses import get_loss, loss_address
-from .validation import as_array, as_float_dtype, as_labels, as_real, check_finite
+from .kernels.plumbing import binding
+from .kernels.sweeps import linearise
+from .kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
+from .layers.losses import get_loss, loss_address
+from .runtime.validation import as_array, as_float_dtype, as_labels, as_real, check_finite
 
 # Samples per compiled call of a plain forward pass, which keeps its memory independent of the batch.
 _FORWARD_CHUNK = 1024

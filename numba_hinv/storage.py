@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import memory_budget
-from .conv1d import Conv1d
-from .dense import Dense
-from .kernels.eliminate import Factors
-from .kernels.layers import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
-from .kernels.linearise import Linearisation
-from .scaling import Scaling
+from .runtime import memory_budget
+from .layers.convolution import Conv1d
+from .layers.dense import Dense
+from .kernels.sweeps.eliminate import Factors
+from .kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
+from .kernels.sweeps.linearise import Linearisation
+from .system.scaling import Scaling
 
 FORMAT = 4
 _KIND = "numba_hinv factorization"

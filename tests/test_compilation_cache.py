@@ -103,7 +103,7 @@ def test_command_line_info():
 
 USES = """
 import numpy as np, numba_hinv as nh
-from numba_hinv.compilation_cache import cache_directories
+from numba_hinv.runtime.compilation_cache import cache_directories
 
 def compiled():
     return sorted(str(file) for directory in cache_directories() for file in directory.rglob("*.nbc"))

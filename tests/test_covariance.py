@@ -14,7 +14,8 @@ from problems import GOLDEN, Problem, chain, golden, layer, make
 from scipy.linalg import LinAlgWarning
 
 import numba_hinv as nh
-from numba_hinv import covariance, memory_budget
+from numba_hinv.certainty import covariance
+from numba_hinv.runtime import memory_budget
 
 EPS = np.finfo(float).eps
 TOLERANCE = {"float64": 1e-8, "float32": 1e-3}

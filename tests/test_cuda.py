@@ -25,8 +25,8 @@ from problems import GOLDEN, Problem, chain, golden, layer, make
 from test_dense_truth import SHAPES, check_everything
 
 import numba_hinv as nh
-from numba_hinv.kernels import signed_cholesky as cpu_cholesky
-from numba_hinv.kernels.eliminate import Factors
+from numba_hinv.kernels.dense import signed_cholesky as cpu_cholesky
+from numba_hinv.kernels.sweeps.eliminate import Factors
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 INSTALLED = importlib.util.find_spec("numba_cuda") is not None
@@ -170,7 +170,7 @@ def test_factors_are_those_of_the_cpu(tmp_path):
 def test_where_a_front_lies_changes_nothing(dtype, monkeypatch):
     """From all of a front in shared memory to none of it: the same bits, also in more than one launch."""
     from numba_hinv import factorization
-    from numba_hinv.cuda import eliminate
+    from numba_hinv.cuda.sweeps import eliminate
     from numba_hinv.cuda.device import RESERVED_SHARED, Device
 
     problem = chain(3, 4, batch=2)
@@ -208,10 +208,10 @@ def symmetric(rng, m, kind):
 
 def factor_by_block(M, K, tiny, perturbation, pivots, scales, L, results):
     """`signed_cholesky`, `pack` and `forward_rows` by one block."""
-    from numba_hinv.cuda import signed_cholesky as twin
-    from numba_hinv.cuda import triangular
-    from numba_hinv.cuda.launch import launch
-    from numba_hinv.cuda.target import kernel, start_team
+    from numba_hinv.cuda.dense import signed_cholesky as twin
+    from numba_hinv.cuda.dense import triangular
+    from numba_hinv.cuda.plumbing.launch import launch
+    from numba_hinv.cuda.plumbing.target import kernel, start_team
 
     @kernel
     def factor(M, K, tiny, perturbation, pivots, scales, L, results):
@@ -232,8 +232,8 @@ def factor_by_device(M, K, tiny, perturbation, pivots, scales, L, results):
     """The same panel by panel, as the fronts of wide layers."""
     import numba.cuda
 
-    from numba_hinv.cuda import panels, wide
-    from numba_hinv.cuda.launch import launch, spread
+    from numba_hinv.cuda.sweeps import panels, wide
+    from numba_hinv.cuda.plumbing.launch import launch, spread
 
     m = results.shape[1]
     n = K.size // m
@@ -313,7 +313,7 @@ WIDE_KERNELS = {"linearise": "wide_slopes", "multiply": "wide_nu", "wide_substit
 
 def wide_above(monkeypatch, rows):
     """Layers with fronts of more rows are wide; returns the list of those that will have been eliminated so."""
-    from numba_hinv.cuda import wide
+    from numba_hinv.cuda.sweeps import wide
 
     eliminated, eliminate = [], wide.eliminate
 
@@ -357,7 +357,7 @@ def test_wide_shapes(name, monkeypatch):
 @pytest.mark.parametrize("numbers", [0, 20])
 def test_wide_solves_and_products(numbers, monkeypatch):
     """Sweeps of the whole device, also beside those of a block, give what a block alone does."""
-    from numba_hinv.cuda import wide
+    from numba_hinv.cuda.sweeps import wide
 
     sizes = [layer(3, 5), layer(5, 5, skip=True), layer(5, 2), layer(2, 6), layer(6, 3, "identity", bias=False)]
     blocks, terminal = random_blocks(np.random.default_rng(3), [2, 3, 4, 2], [2, 0, 3]), np.diag([1.0, -2.0])
@@ -470,7 +470,7 @@ class ColumnMajor:
 @pytest.mark.skipif(not SIMULATED, reason="on a GPU it is cuBLAS itself")
 def test_products_of_cublas(monkeypatch):
     """What is asked of cuBLAS, of rows where it reads columns, gives the same factors as the tiles."""
-    from numba_hinv.cuda import library
+    from numba_hinv.cuda.dense import library
 
     wide_above(monkeypatch, 0)
     rng = np.random.default_rng(3)
@@ -497,7 +497,7 @@ def test_products_of_cublas(monkeypatch):
 @pytest.mark.parametrize("with_cublas", [False, True])
 def test_wide_not_finite(with_cublas, monkeypatch):
     """A layer with numbers that are not finite is named, and nothing after it is touched."""
-    from numba_hinv.cuda import library
+    from numba_hinv.cuda.dense import library
 
     if with_cublas and not SIMULATED:
         pytest.skip("on a GPU it is cuBLAS itself")
@@ -592,7 +592,7 @@ def test_any_chain():
 
 def cut_at(monkeypatch, *bounds):
     """Let chains be cut there, whatever their length and the device."""
-    from numba_hinv.cuda import segments
+    from numba_hinv.cuda.sweeps import segments
 
     monkeypatch.setattr(segments, "cut", lambda table, num_samples, num_blocks: bounds)
 
@@ -631,8 +631,8 @@ def test_segments(name, monkeypatch):
 
 @on_device
 def test_when_a_chain_is_cut(monkeypatch):
-    from numba_hinv.cuda import segments
-    from numba_hinv.kernels.layers import layer_table
+    from numba_hinv.cuda.sweeps import segments
+    from numba_hinv.kernels.steps.layer_table import layer_table
 
     if SIMULATED:
         monkeypatch.setattr(segments, "_FEWEST", 4)
@@ -679,7 +679,7 @@ def test_long_chains_are_cut_by_default(tmp_path):
 def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
     """From all of a front in shared memory to none of it, in one launch or one a layer: the same bits."""
     from numba_hinv import factorization
-    from numba_hinv.cuda import eliminate
+    from numba_hinv.cuda.sweeps import eliminate
     from numba_hinv.cuda.device import RESERVED_SHARED, Device
 
     problem = make(RAGGED, batch=2)
@@ -744,7 +744,7 @@ def test_states_of_many_sizes_in_segments(monkeypatch):
 def test_segments_that_do_not_do(monkeypatch):
     """Singular pivots of a segment, and factors that solve nothing: the chain is then eliminated as one."""
     from numba_hinv import factorization
-    from numba_hinv.cuda import segments
+    from numba_hinv.cuda.sweeps import segments
 
     problem = moved(chain(3, 4, batch=2, out=2, gain=0.7))
     H = problem.hessian
@@ -1046,7 +1046,7 @@ def test_memory_checker_on_a_gpu(limit):
         pytest.skip("compute-sanitizer is not installed")
     code = (
         "import numba_hinv as nh, numpy as np\n"
-        "from numba_hinv.cuda import wide\n"
+        "from numba_hinv.cuda.sweeps import wide\n"
         f"wide.FRONT = wide.PRODUCT = wide.SOLVE = {limit}\n"
         "net = nh.Network([nh.Dense(5, 5, skip=True) for _ in range(4)], 'mean_squared_error')\n"
         "H = net.hessian(net.init(), np.ones((2, 5)), np.zeros((2, 5)), device='cuda')\n"

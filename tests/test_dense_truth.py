@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from problems import chain, layer, make, problems
 
 import numba_hinv as nh
-from numba_hinv.kernels import layers
+from numba_hinv.kernels.steps import layer_table as layers
 
 # Damping relative to the norm of H, of both signs.
 dampings = st.builds(lambda sign, power: sign * 10.0**power, st.sampled_from([1, 1, -1]), st.floats(-6, 0.5))

@@ -10,7 +10,7 @@ from problems import GOLDEN, chain, golden, layer, make, random_targets
 from test_external import external
 
 import numba_hinv as nh
-from numba_hinv import memory_budget
+from numba_hinv.runtime import memory_budget
 
 
 def test_set_of(problem, size, seed=7):

@@ -8,7 +8,8 @@ import pytest
 from problems import chain
 
 import numba_hinv as nh
-from numba_hinv import many, threads
+from numba_hinv import many
+from numba_hinv.runtime import threads
 
 DAMPINGS = [0.1, 1.0, -0.05, 0.3, -2.0, 0.1, 30.0]
 

@@ -8,7 +8,7 @@ import pytest
 from problems import chain, layer, make
 
 import numba_hinv as nh
-from numba_hinv import memory_budget
+from numba_hinv.runtime import memory_budget
 
 
 def peak_of(job):

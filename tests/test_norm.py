@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from numba_hinv.scaling import lengths
+from numba_hinv.system.scaling import lengths
 
 
 @pytest.mark.parametrize("exponent", [-1074, -1040, -600, -466, -465, 0, 498, 499, 700, 1020])

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from numba_hinv.kernels import product
+from numba_hinv.kernels.dense import product
 
 DTYPES = [np.float64, np.float32]
 KINDS = {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from numba_hinv.kernels.rank_update import mirror, signed_rank_update
+from numba_hinv.kernels.dense.rank_update import mirror, signed_rank_update
 
 DTYPES = [np.float64, np.float32]
 

@@ -11,7 +11,7 @@ import pytest
 from problems import Problem, chain, layer, make
 
 import numba_hinv as nh
-from numba_hinv import scaling
+from numba_hinv.system import scaling
 
 
 @pytest.mark.parametrize("power", [-900, -500, -300, 300, 500, 990])

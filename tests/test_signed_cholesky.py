@@ -6,8 +6,8 @@
 import numpy as np
 import pytest
 
-from numba_hinv.kernels.signed_cholesky import pack_size, panel_rows, signed_cholesky, work_size
-from numba_hinv.kernels.status import NOT_FINITE, OK, SINGULAR_PIVOT
+from numba_hinv.kernels.dense.signed_cholesky import pack_size, panel_rows, signed_cholesky, work_size
+from numba_hinv.kernels.plumbing.status import NOT_FINITE, OK, SINGULAR_PIVOT
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 20, 24, 31, 32, 33, 48, 63, 64, 65, 67, 96, 100, 129, 200, 300]
 KINDS = ["definite", "negative", "indefinite", "zero diagonal", "saddle", "graded", "one negative", "late"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_signed_cholesky import KINDS, SIZES, dense_factor, factor, guarded, intact, symmetric
 
-from numba_hinv.kernels.triangular import backward_vectors, forward_rows, forward_vectors
+from numba_hinv.kernels.dense.triangular import backward_vectors, forward_rows, forward_vectors
 
 
 def copy(X):

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
-from .. import many, threads
+from .. import many
+from ..runtime import threads
 from ..hessian import Hessian
-from ..progress import bar
-from ..validation import as_flag, as_real, as_size
+from ..runtime.progress import bar
+from ..runtime.validation import as_flag, as_real, as_size
 from .shift_invert import densely, nearest, nearest_first, rayleigh_ritz
 
 # In units of ||H||: residuals above this are worth a warning; so are wider clusters, where counts tell no eigenvalues

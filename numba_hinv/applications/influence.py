@@ -8,11 +8,11 @@ import warnings
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
-from .. import columns, memory_budget, threads
+from ..runtime import columns, memory_budget, threads
 from ..network import Network
-from ..progress import bar
-from ..scaling import lengths
-from ..validation import as_real
+from ..runtime.progress import bar
+from ..system.scaling import lengths
+from ..runtime.validation import as_real
 
 
 class Influence:

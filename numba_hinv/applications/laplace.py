@@ -12,10 +12,11 @@ The library's losses are means, of `count` terms; the negative log-likelihood is
 
 import numpy as np
 
-from .. import covariance, memory_budget
-from ..losses import get_loss
+from ..certainty import covariance
+from ..runtime import memory_budget
+from ..layers.losses import get_loss
 from ..network import Network
-from ..validation import as_flag, as_real
+from ..runtime.validation import as_flag, as_real
 
 # Entries of the Jacobians that `predict` solves with at a time.
 _BLOCK = 1 << 22

@@ -5,8 +5,8 @@ import time
 import numpy as np
 
 from ..network import Network
-from ..progress import bar
-from ..validation import as_array, as_real, as_size
+from ..runtime.progress import bar
+from ..runtime.validation import as_array, as_real, as_size
 from .trust_region import trust_region_step
 
 # A step is taken where the loss falls by at least this share of what the model promised.

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
-from .. import memory_budget, threads
+from ..runtime import memory_budget, threads
 from ..factorization import Factorization
-from ..probe import random_entries
+from ..runtime.probes import random_entries
 
 # Where H - shift I is singular, the distances that the shift moves, in units of ||H||.
 _BESIDE = (0.0, 1e-8, -1e-8, 1e-6, -1e-6, 1e-4)

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import many, threads
+from .. import many
+from ..runtime import threads
 from ..factorization import require_memory
-from ..progress import bar
-from ..validation import as_array
+from ..runtime.progress import bar
+from ..runtime.validation import as_array
 from .eigenvalues import as_hessian
 
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..probe import random_entries
-from ..processor import require_cpu
-from ..validation import as_array, as_real
+from ..runtime.probes import random_entries
+from ..system.processor import require_cpu
+from ..runtime.validation import as_array, as_real
 from .eigenvalues import as_hessian
 
 # Blocks of the Krylov space of H that the first multiplier comes from: of the gradient and of a random vector.

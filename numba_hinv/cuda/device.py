@@ -7,21 +7,22 @@ one stream, in order.
 import numba.cuda
 import numpy as np
 
-from .. import threads
-from ..kernels.eliminate import Factors
-from ..kernels.layers import BLOCKS, block_sizes, layer_table
-from ..kernels.linearise import Linearisation
-from ..kernels.row_space import RowSpace
-from ..kernels.status import OK
-from ..losses import get_loss
-from ..processor import CPU, is_on_device
-from ..validation import as_columns, check_finite
-from . import (
-    arrays, eliminate, linearise, multiply, panels, row_space, segments, substitute, together, wide, wide_substitute,
-)
-from .launch import launch, spread
-from .rows import Rows, to_host
-from .target import BLOCK, LANES, PLAIN_SHARED, SIMULATED
+from ..runtime import threads
+from ..kernels.sweeps.eliminate import Factors
+from ..kernels.steps.layer_table import BLOCKS, block_sizes, layer_table
+from ..kernels.sweeps.linearise import Linearisation
+from ..kernels.steps.row_space import RowSpace
+from ..kernels.plumbing.status import OK
+from ..layers.losses import get_loss
+from ..system.processor import CPU, is_on_device
+from ..runtime.validation import as_columns, check_finite
+from .plumbing import arrays
+from .sweeps import eliminate, linearise, multiply, panels, segments, substitute, wide, wide_substitute
+from .steps import row_space
+from . import together
+from .plumbing.launch import launch, spread
+from .plumbing.rows import Rows, to_host
+from .plumbing.target import BLOCK, LANES, PLAIN_SHARED, SIMULATED
 
 # Bytes of shared memory that kernels have of their own: `Team.pad`, and what the driver keeps for itself.
 RESERVED_SHARED = 16 * BLOCK + 1024

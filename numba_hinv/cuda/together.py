@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import checkpoints
-from ..kernels.eliminate import Factors
-from ..kernels.linearise import Linearisation
-from ..kernels.row_space import RowSpace
-from ..kernels.status import OK
-from . import segments, substitute
-from .rows import Rows
+from ..factors import segmentation as checkpoints
+from ..kernels.sweeps.eliminate import Factors
+from ..kernels.sweeps.linearise import Linearisation
+from ..kernels.steps.row_space import RowSpace
+from ..kernels.plumbing.status import OK
+from .sweeps import segments, substitute
+from .plumbing.rows import Rows
 
 
 class InSegments(NamedTuple):

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ..dense import Dense
+from ..layers.dense import Dense
 from ..network import Network
-from ..validation import as_array, as_numbers
+from ..runtime.validation import as_array, as_numbers
 
 _ACTIVATIONS = {"identity": "identity", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}
 # What scikit-learn calls the loss and the last activation, which losses of this library contain.

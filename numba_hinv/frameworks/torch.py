@@ -1,6 +1,6 @@
 """Modules of PyTorch as networks of this library. Needs the extra `torch`."""
 
-from ..validation import as_size
+from ..runtime.validation import as_size
 
 
 def from_torch(module, loss, input_shape=None):

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..conv1d import Conv1d
-from ..dense import Dense
-from ..external import External
-from ..gated import Gated
+from ..layers.convolution import Conv1d
+from ..layers.dense import Dense
+from ..layers.external import External
+from ..layers.gated import Gated
 from ..network import Network
-from ..norms import LayerNorm, RMSNorm
+from ..layers.norms import LayerNorm, RMSNorm
 from .torch_chain import Residual, Sin, chain
 from .torch_function import TorchFunction
 

@@ -1,0 +1,41 @@
+"""2-norms of rows, without overflow or underflow inside."""
+
+import math
+
+from numba import njit
+
+from ..plumbing.compiled import OPTIONS, kernel
+
+# Norms within these bounds have squares, and sums of squares, that are exact to rounding.
+LEAST, LARGEST = 1e-140, 1e150
+
+
+@njit(**OPTIONS, fastmath={"reassoc", "contract", "nsz"})
+def squared_norm(x):
+    """Square of the 2-norm, float64, which may overflow."""
+    total = 0.0
+    for j in range(x.size):
+        total += x[j] * x[j]
+    return total
+
+
+@kernel
+def row_norms(rows, out):
+    """out[i] <- 2-norm of ``rows[i]``, float64; not finite where the row is not."""
+    for i in range(rows.shape[0]):
+        x = rows[i]
+        norm = math.sqrt(squared_norm(x))
+        if not LEAST < norm < LARGEST:
+            top = 0.0
+            for j in range(x.size):
+                top = max(top, abs(x[j]))
+            if 0.0 < top < math.inf:
+                # By a power of two, so that the scaling is exact; in two steps where its inverse would overflow.
+                exponent = math.frexp(top)[1]
+                half = exponent // 2
+                total = 0.0
+                for j in range(x.size):
+                    scaled = math.ldexp(math.ldexp(x[j], -half), half - exponent)
+                    total += scaled * scaled
+                norm = math.ldexp(math.sqrt(total), exponent)
+        out[i] = norm

@@ -1,0 +1,235 @@
+"""The layer table: sizes of every layer and where its blocks lie in the packed buffers.
+
+One record a layer, read by all the sweeps. A new kind of block gets its offset here, in `layer_table`, and nowhere
+else. Sizes use the letters of the design: B samples, n_in inputs, n_out outputs, p parameters, m (the pivot),
+N = B n_in (the front that the layer hands down). A convolution is a dense layer of ``units`` outputs on the rows of its
+patches, one a sample and position; a dense layer has one position, and n_out units. With d columns of ``Zt = [Z, 1]``,
+Z being those rows, r = min(rows, d) and m = units r. Layers given as blocks are eliminated with all their parameters,
+m = p, and have d = r = 0.
+"""
+
+import inspect
+from typing import NamedTuple
+
+import numpy as np
+from numba.extending import overload
+
+from ..dense.signed_cholesky import pack_size
+
+# Kinds of layers: the structured ones of the design's section 3, dense and convolution, and those of section 4, of
+# which the sweeps know nothing but their derivative blocks.
+DENSE, BLOCKS, CONVOLUTION = 0, 1, 2
+# The last five fields of `Chain` where a layer is no convolution.
+ONE_POSITION = 1, 1, 1, 0, 1
+# A front of more numbers than LARGE_FRONT is taken through a layer in parts of about FRONT_PART, some samples' columns
+# each, which stay in a second-level cache with what is formed from them. Time of the elimination so, over that of whole
+# fronts, one BLAS thread: (width, B) = (24, 64): 0.90, (8, 64): 0.83, (64, 16) and (256, 4): 1.00.
+LARGE_FRONT, FRONT_PART = 2**18 - 1, 2**17
+GEOMETRY = "length", "kernel", "stride", "padding", "dilation"
+
+LAYER = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "kind",
+            "n_in",
+            "n_out",
+            "bias",
+            "skip",
+            "function",  # address of the compiled activation of a structured layer, of a custom layer's value
+            "jacobian",  # of a custom layer's first derivatives
+            "curvature",  # of a custom layer's second derivatives; 0 where it is not compiled
+            "length",  # of a channel of the input, as the four that follow of convolutions
+            "kernel",
+            "stride",
+            "padding",
+            "dilation",
+            "positions",
+            "units",
+            "fan_in",  # columns of W, d without the bias
+            "rows",  # B times the positions
+            "p",
+            "d",
+            "r",
+            "m",
+            "N",
+            "at_once",  # samples whose columns of P an inner dense layer takes through all steps before the next ones
+            "parameters",  # of W, then c, in a flat parameter vector
+            "z",  # of a B x n_in block among those of all layers
+            "u",  # of a B x n_out block of a structured layer
+            "Dx",  # of the B n_out x p block of a layer given as blocks
+            "Dz",  # of its B blocks n_out x n_in
+            "Dxx",  # of its p x p block
+            "Dzx",  # of its p x B n_in block
+            "Dzz",  # of its B blocks n_in x n_in
+            "Q",  # of the r x fan_in block, then the r bias entries
+            "R",  # of the r x rows block
+            "L",  # of the packed triangular factor of the pivot
+            "pivots",  # of its 2 m integers
+            "scales",  # of its m x 2 scales
+            "Y",  # of the m x N coupling
+        )
+    ],
+    align=True,
+)
+# Of chains without convolutions. Another type to Numba: `for_convolutions`.
+PLAIN_LAYER = np.dtype([(name, np.int64) for name in LAYER.names if name not in GEOMETRY], align=True)
+
+
+def for_convolutions(kernel):
+    """Decorator: a kernel, with a layer for its first argument, that is compiled for tables with convolutions alone.
+
+    Sweeps over other tables compile without it, and so in much less time; it does nothing there.
+    """
+    arguments = ", ".join(inspect.signature(kernel).parameters)
+    name = kernel.__name__
+    namespace = {"kernel": kernel, "geometry": GEOMETRY[0]}
+    exec(
+        f"def {name}({arguments}):\n    raise NotImplementedError('for compiled code')\n"
+        f"def no_{name}({arguments}):\n    pass\n"
+        f"def choose({arguments}):\n    return kernel if geometry in layer.fields else no_{name}\n",
+        namespace,
+    )
+    namespace[name].__doc__, namespace[name].__module__ = kernel.__doc__, kernel.__module__
+    overload(namespace[name], jit_options={"nogil": True, "error_model": "numpy"})(namespace["choose"])
+    return namespace[name]
+
+
+class Sizes(NamedTuple):
+    """Lengths of the packed buffers, in scalars, and of the largest blocks of any layer."""
+
+    parameters: int
+    z: int
+    u: int
+    Dx: int
+    Dz: int
+    Dxx: int
+    Dzx: int
+    Dzz: int
+    Q: int
+    R: int
+    L: int
+    pivots: int
+    scales: int
+    Y: int
+    outputs: int  # n_out of the last layer
+    width: int  # largest n_in or n_out
+    r: int
+    m: int
+    patches: int  # those of one sample
+    reflectors: int  # rows x (d + 1), where Q is not the identity
+    front: int  # largest front
+    mixed: int  # largest scratch of the elimination of a layer
+    mixed_whole: int  # the same where E is formed whole, as on the GPU
+
+
+class Chain(NamedTuple):
+    """What the sweeps must know of a chain's layers beside the batch: (L,) int64 arrays."""
+
+    kind: np.ndarray  # DENSE, BLOCKS or CONVOLUTION
+    n_in: np.ndarray
+    n_out: np.ndarray
+    p: np.ndarray  # parameters
+    bias: np.ndarray  # 0 or 1, as skip; both 0 for BLOCKS
+    skip: np.ndarray
+    length: np.ndarray  # of a channel of the input; with the next four, `ONE_POSITION` but for convolutions
+    kernel: np.ndarray
+    stride: np.ndarray
+    padding: np.ndarray
+    dilation: np.ndarray
+
+    def positions(self):
+        """Where each layer's kernel is applied, (L,): once but for convolutions."""
+        return (self.length + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+
+def layer_table(chain, num_samples, addresses=(0, 0, 0)):
+    """The table of a chain for a batch of ``num_samples``, and the `Sizes` of the buffers it points into.
+
+    Parameters
+    ----------
+    chain : Chain
+    num_samples : int
+        B.
+    addresses : (3, L) int64 array, optional
+        Of the compiled functions of each layer: function, jacobian and curvature. Only linearising needs them.
+    """
+    B, L = num_samples, chain.n_in.size
+    n_in, n_out, p = chain.n_in, chain.n_out, chain.p
+    is_structured, is_convolution = chain.kind != BLOCKS, chain.kind == CONVOLUTION
+    table = np.zeros(L, LAYER if is_convolution.any() else PLAIN_LAYER)
+    positions = chain.positions()
+    units, fan_in, rows = n_out // positions, n_in // chain.length * chain.kernel, B * positions
+    d = np.where(is_structured, fan_in + chain.bias, 0)
+    r = np.minimum(rows, d)
+    m = np.where(is_structured, units * r, p)
+    # The first layer hands no front down: nothing comes before it.
+    N = B * n_in
+    N[0] = 0
+    front = B * B * n_out * np.maximum(n_in, n_out)
+    parts = np.where(front > LARGE_FRONT, np.minimum(B, front // FRONT_PART), 1)
+    functions = zip(("function", "jacobian", "curvature"), addresses)
+    shapes = {"positions": positions, "units": units, "fan_in": fan_in, "rows": rows, "d": d, "r": r, "m": m, "N": N}
+    shapes["at_once"] = (B + parts - 1) // parts
+    for name, value in (*chain._asdict().items(), *functions, *shapes.items()):
+        if name in table.dtype.names:
+            table[name] = value
+    distinct, which = np.unique(m, return_inverse=True)
+    packed = np.array([pack_size(int(size)) for size in distinct])[which]
+    buffers = {
+        "parameters": p,
+        "z": B * n_in,
+        "u": np.where(is_structured, B * n_out, 0),
+        "Dx": np.where(is_structured, 0, B * n_out * p),
+        "Dz": np.where(is_structured, 0, B * n_out * n_in),
+        "Dxx": np.where(is_structured, 0, p * p),
+        "Dzx": np.where(is_structured, 0, p * B * n_in),
+        "Dzz": np.where(is_structured, 0, B * n_in * n_in),
+        # With as many rows as d, Q is the identity and is not stored.
+        "Q": np.where(r < d, r * d, 0),
+        "R": r * rows,
+        "L": packed,
+        "pivots": 2 * m,
+        "scales": 2 * m,
+        "Y": m * N,
+    }
+    totals = {}
+    for name, sizes in buffers.items():
+        ends = np.cumsum(sizes)
+        table[name] = ends - sizes
+        totals[name] = int(ends[-1])
+    maxima = {name: int(values.max()) for name, values in block_sizes(table, B).items()}
+    return table, Sizes(**totals, outputs=int(n_out[-1]), **maxima)
+
+
+def block_sizes(table, num_samples):
+    """What `Sizes` has the maxima of, for each layer of a chain's table: {name: (L,) array}."""
+    B, is_structured, is_convolution = num_samples, table["kind"] != BLOCKS, table["kind"] == CONVOLUTION
+    names = "n_in", "n_out", "p", "r", "m", "N", "d", "rows", "fan_in", "positions", "units"
+    n_in, n_out, p, r, m, N, d, rows, fan_in, positions, units = (table[name] for name in names)
+    P_columns, E_columns, from_pivot = B * n_out, N.copy(), m * B * n_out
+    if table["kind"][-1] == DENSE:
+        # The loss's own curvature is block diagonal over the samples and is kept so.
+        P_columns[-1], E_columns[-1] = n_out[-1], n_in[-1] if table.size > 1 else 0
+        from_pivot[-1] = r[-1] * (B + n_out[-1] ** 2)
+    front = np.maximum(B * n_out * P_columns, N * N)
+    beside_E = np.where(is_convolution, fan_in * np.maximum(positions, units), 0)
+    whole = np.maximum.reduce([m * N, B * n_out * E_columns + beside_E, from_pivot, fan_in**2 + positions**2])
+    whole = np.where(is_structured, whole, np.maximum(B * n_out * (p + N), m * N))
+    # A dense layer's (R (x) I) V, beside V and E of some samples' columns; the last one's E is that of one sample.
+    at_once, in_parts = table["at_once"], np.zeros_like(m)
+    if B > 1:
+        columns = at_once * (np.where(N > 0, n_in, 0) + np.where(at_once < B, n_out, 0))
+        in_parts = B * n_out * (m + columns)
+    in_parts[-1] = max(n_out[-1] * n_in[-1], from_pivot[-1])
+    in_parts = np.maximum.reduce([in_parts, m * N, np.where((r < d) & (N > 0), n_in**2, 0)])
+    return {
+        "width": np.maximum(n_in, n_out),
+        "r": r,
+        "m": m,
+        "patches": np.where(is_convolution, fan_in * positions, 0),
+        "reflectors": np.where(r < d, rows * (d + 1), 0),
+        "front": front,
+        "mixed": np.where(table["kind"] == DENSE, in_parts, whole),
+        "mixed_whole": whole,
+    }

@@ -1,0 +1,254 @@
+"""A layer given as its derivative blocks: the public `LayerBlocks`, and how they lie in the sweeps' packed buffers.
+
+With the layer ``z' = f(z; x)``, a = len(z'), a_in = len(z) and p = len(x), the blocks are those of arXiv:2601.06096.
+Packing checks all layers at once, since there may be a hundred thousand.
+"""
+
+import numpy as np
+
+from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain
+from ..kernels.sweeps.linearise import Linearisation
+from ..runtime.validation import DTYPES, as_array, as_layer, as_numbers, common_dtype
+
+# Entries of symmetric blocks may differ by this times the largest entry of the block: what rounding in forming them
+# leaves, with digits to spare. They are replaced by their mean.
+ASYMMETRY = {DTYPES[0]: 1e-10, DTYPES[1]: 1e-4}
+
+
+class LayerBlocks:
+    """First and second derivatives of one layer ``z' = f(z; x)``, the second ones contracted with dLoss/dz'.
+
+    Parameters
+    ----------
+    Dx : (a, p) array
+        df/dx.
+    Dz : (a, a_in) array
+        df/dz.
+    Dxx : (p, p) symmetric array
+        Second derivatives of ``g^T f`` in x, twice, where g = dLoss/dz'; and so on.
+    Dzx : (p, a_in) array
+        In x, then in z.
+    Dzz : (a_in, a_in) symmetric array
+
+    a is at least 1; p = 0 is a layer without parameters, and a_in = 0 one without incoming states. Arrays are kept as
+    they are given, in float64 or float32, neither copied nor changed; `Hessian.from_blocks` checks their values.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A block is not an array of real numbers, or the shapes do not fit together.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> step = nh.LayerBlocks(np.ones((2, 1)), np.eye(2), np.eye(1), np.zeros((1, 2)), np.eye(2))
+    >>> nh.Hessian.from_blocks([step] * 50, np.eye(2)).factorize(0.0).inertia.positive
+    50
+    """
+
+    __slots__ = ("Dx", "Dz", "Dxx", "Dzx", "Dzz")
+
+    def __init__(self, Dx, Dz, Dxx, Dzx, Dzz):
+        for name, block in zip(self.__slots__, (Dx, Dz, Dxx, Dzx, Dzz)):
+            block = as_numbers(name, block)
+            if block.ndim != 2:
+                raise ValueError(f"{name}: expected a matrix, got shape {block.shape}")
+            setattr(self, name, block)
+        a, p = self.Dx.shape
+        a_in = self.Dz.shape[1]
+        if a == 0:
+            raise ValueError(f"Dx: expected at least one row, that is one state, got shape {self.Dx.shape}")
+        for name, shape in (("Dz", (a, a_in)), ("Dxx", (p, p)), ("Dzx", (p, a_in)), ("Dzz", (a_in, a_in))):
+            if getattr(self, name).shape != shape:
+                raise ValueError(
+                    f"{name}: expected shape {shape}, where Dx is {self.Dx.shape} and Dz is {self.Dz.shape}, "
+                    f"got {getattr(self, name).shape}"
+                )
+
+    @property
+    def num_params(self):
+        """p."""
+        return self.Dx.shape[1]
+
+    def __repr__(self):
+        (a, p), a_in = self.Dx.shape, self.Dz.shape[1]
+        return f"LayerBlocks(a={a}, p={p}, a_in={a_in})"
+
+
+def pack(blocks, terminal):
+    """``(Chain, Linearisation, dtype)`` of a sequence of `LayerBlocks`, for a batch of 1, in float64."""
+    try:
+        blocks = list(blocks)
+    except TypeError:
+        raise TypeError(f"blocks: expected a sequence of LayerBlocks, got {type(blocks).__name__}") from None
+    if not blocks:
+        raise ValueError("blocks: expected at least one layer, got none")
+    for l, block in enumerate(blocks):
+        if not isinstance(block, LayerBlocks):
+            raise TypeError(f"blocks: expected LayerBlocks, got {type(block).__name__} at index {l}")
+    n_out, p, n_in = np.array([(*block.Dx.shape, block.Dz.shape[1]) for block in blocks], np.int64).T.copy()
+    apart = np.flatnonzero(n_in[1:] != n_out[:-1])
+    if apart.size:
+        l = int(apart[0]) + 1
+        raise ValueError(
+            f"blocks: expected layer {l} to take the {n_out[l - 1]} states of layer {l - 1}, got a Dz of shape "
+            f"{blocks[l].Dz.shape}"
+        )
+    if not p.any():
+        raise ValueError("blocks: expected at least one parameter, got p = 0 in all layers")
+    shape = int(n_out[-1]), int(n_out[-1])
+    if terminal is None:
+        terminal, dtypes = np.zeros(shape), set()
+    else:
+        given = as_array("terminal", terminal, shape, meaning=" (the states of the last layer)")
+        terminal, dtypes = given.astype(np.float64, copy=False), {given.dtype}
+    packed = {}
+    for name in LayerBlocks.__slots__:
+        arrays = [getattr(block, name) for block in blocks]
+        dtypes |= {common_dtype(array) for array in arrays}
+        packed[name] = np.concatenate([array.ravel() for array in arrays]).astype(np.float64, copy=False)
+        _check_finite(name, arrays, packed[name])
+    dtype = DTYPES[0] if DTYPES[0] in dtypes else DTYPES[1]
+    packed["Dxx"] = _symmetrise("Dxx", packed["Dxx"], p, ASYMMETRY[dtype])
+    packed["Dzz"] = _symmetrise("Dzz", packed["Dzz"], n_in, ASYMMETRY[dtype])
+    terminal = _symmetrise("terminal", terminal.ravel(), n_out[-1:], ASYMMETRY[dtype]).reshape(1, *shape)
+    none = np.zeros_like(p)
+    nothing = np.empty(0)
+    lin = Linearisation(
+        Z=np.zeros(int(n_in.sum())), S=nothing, D=nothing, lam=nothing, **packed,
+        output=np.zeros((1, shape[0])), curvature=terminal,
+    )
+    one_position = [none + value for value in ONE_POSITION]
+    return Chain(none + BLOCKS, n_in, n_out, p, none, none, *one_position), lin, dtype
+
+
+def _check_finite(name, arrays, packed):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(packed.sum()):
+            return
+    for l, array in enumerate(arrays):
+        bad = np.argwhere(~np.isfinite(array))
+        if bad.size:
+            place = tuple(int(i) for i in bad[0])
+            raise ValueError(
+                f"blocks: expected finite numbers, got {array[place]} in {name} of layer {l} at index {place}"
+            )
+
+
+def _symmetrise(name, packed, sizes, tolerance):
+    """The mean of each square block and its transpose; ``ValueError`` for one that is far from symmetric."""
+    ends = np.cumsum(sizes * sizes)
+    starts = ends - sizes * sizes
+    means = np.empty_like(packed)
+    for size in np.unique(sizes[sizes > 0]):
+        layers = np.flatnonzero(sizes == size)
+        at = starts[layers][:, None] + np.arange(size * size)
+        mean, wrong, difference = symmetric(packed[at].reshape(-1, size, size), tolerance)
+        if wrong.size:
+            argument, place = ("terminal", "") if name == "terminal" else ("blocks", f" of layer {layers[wrong[0]]}")
+            raise ValueError(
+                f"{argument}: expected {name}{place} to be symmetric, got entries that differ by "
+                f"{difference[wrong[0]]:.1e} from those across the diagonal"
+            )
+        means[at] = mean.reshape(at.shape)
+    return means
+
+
+def symmetric(square, tolerance):
+    """The mean of each of (k, n, n) and its transpose, the indices of those far from symmetric, and how far all are."""
+    transposed = square.transpose(0, 2, 1)
+    difference = np.abs(square - transposed).max(axis=(1, 2), initial=0.0)
+    wrong = np.flatnonzero(difference > tolerance * np.abs(square).max(axis=(1, 2), initial=0.0))
+    return 0.5 * square + 0.5 * transposed, wrong, difference
+
+
+def block_diagonal(blocks):
+    """(B, m, n) blocks as one (B m, B n) matrix."""
+    B, m, n = blocks.shape
+    matrix = np.zeros((B, m, B, n), blocks.dtype)
+    matrix[np.arange(B), :, np.arange(B)] = blocks
+    return matrix.reshape(B * m, B * n)
+
+
+def unpack(table, params, lin, l, dtype, l2=0.0):
+    """Layer ``l`` of a chain as `LayerBlocks` in ``dtype``, with ``l2`` times the identity in Dxx."""
+    layer = table[as_layer("l", l, table.size)]
+    expand = {DENSE: _expand_dense, CONVOLUTION: _expand_convolution, BLOCKS: _expand_blocks}[int(layer["kind"])]
+    Dx, Dz, Dxx, Dzx, Dzz = expand(layer, lin.output.shape[0], params, lin)
+    Dxx = Dxx + l2 * np.eye(Dxx.shape[0])
+    if layer["N"] == 0:
+        Dz, Dzx, Dzz = Dz[:, :0], Dzx[:, :0], Dzz[:0, :0]
+    return LayerBlocks(*(block.astype(dtype) for block in (Dx, Dz, Dxx, Dzx, Dzz)))
+
+
+def _cut(buffer, start, *shape):
+    return buffer[start : start + int(np.prod(shape))].reshape(shape)
+
+
+def _expand_blocks(layer, B, params, lin):
+    n, n_in, p = (int(layer[name]) for name in ("n_out", "n_in", "p"))
+    return (
+        _cut(lin.Dx, layer["Dx"], B * n, p),
+        block_diagonal(_cut(lin.Dz, layer["Dz"], B, n, n_in)),
+        _cut(lin.Dxx, layer["Dxx"], p, p),
+        _cut(lin.Dzx, layer["Dzx"], p, B * n_in),
+        block_diagonal(_cut(lin.Dzz, layer["Dzz"], B, n_in, n_in)),
+    )
+
+
+def _expand_dense(layer, B, params, lin):
+    """Of ``Z' = phi(Z W^T + c) (+ Z)``, parameters in their flat order: W row by row, then c."""
+    n, n_in, d = (int(layer[name]) for name in ("n_out", "n_in", "d"))
+    W = _cut(params, layer["parameters"], n, n_in)
+    Z = _cut(lin.Z, layer["z"], B, n_in)
+    S, D, lam = (_cut(block, layer["u"], B, n) for block in (lin.S, lin.D, lin.lam))
+    Zt = np.hstack([Z, np.ones((B, d - n_in))])
+    eye, eye_in = np.eye(n), np.eye(d, n_in)
+    by_row = np.arange(n * d).reshape(n, d)
+    flat = np.concatenate([by_row[:, :n_in].ravel(), by_row[:, n_in:].ravel()])
+    Dx = np.einsum("ia,ab,ij->iabj", S, eye, Zt).reshape(B * n, n * d)
+    Dxx = np.einsum("ia,ab,ij,ik->ajbk", D, eye, Zt, Zt).reshape(n * d, n * d)
+    Dzx = np.einsum("ia,ij,ak->ajik", D, Zt, W) + np.einsum("ia,jk->ajik", lam, eye_in)
+    skip = np.eye(n) if layer["skip"] else 0.0
+    Dz = S[:, :, None] * W + skip
+    Dzz = np.einsum("ia,aj,ak->ijk", D, W, W)
+    return (
+        Dx[:, flat],
+        block_diagonal(Dz),
+        Dxx[np.ix_(flat, flat)],
+        Dzx.reshape(n * d, B * n_in)[flat],
+        block_diagonal(Dzz),
+    )
+
+
+def _expand_convolution(layer, B, params, lin):
+    """Of the same on patches: with G, which gathers those of one sample, J_i = diag(S_i) (W (x) I) G, and so on."""
+    n, T, w, n_in, p = (int(layer[name]) for name in ("units", "positions", "fan_in", "n_in", "p"))
+    length, kernel, stride, padding, dilation = (
+        int(layer[name]) for name in ("length", "kernel", "stride", "padding", "dilation")
+    )
+    place = np.arange(T) * stride + np.arange(kernel)[:, None] * dilation - padding
+    place = np.where((place >= 0) & (place < length), place, -1)
+    channel = np.arange(w) // kernel
+    read = place[np.arange(w) % kernel]
+    G = np.zeros((w, T, n_in))
+    j, t = np.nonzero(read >= 0)
+    G[j, t, channel[j] * length + read[j, t]] = 1.0
+    W = _cut(params, layer["parameters"], n, w)
+    Z = _cut(lin.Z, layer["z"], B, n_in)
+    S, D, lam = (_cut(block, layer["u"], B, n, T) for block in (lin.S, lin.D, lin.lam))
+    Zt = np.einsum("jts,is->ijt", G, Z)
+    A = np.einsum("aj,jts->ats", W, G)
+    eye = np.eye(n)
+    # Of U in the parameters: W first, then c.
+    Ux = np.zeros((B, n, T, p))
+    Ux[..., : n * w] = np.einsum("ab,ijt->iatbj", eye, Zt).reshape(B, n, T, n * w)
+    Ux[..., n * w :] = eye[:, None, : p - n * w]
+    Dx = (S[..., None] * Ux).reshape(B * n * T, p)
+    Dxx = np.einsum("iat,iatx,iaty->xy", D, Ux, Ux)
+    Dzx = np.einsum("iat,iatx,ats->xis", D, Ux, A)
+    Dzx[: n * w] += np.einsum("iat,jts->ajis", lam, G).reshape(n * w, B, n_in)
+    skip = np.eye(n_in) if layer["skip"] else 0.0
+    Dz = np.einsum("iat,ats->iats", S, A).reshape(B, n * T, n_in) + skip
+    Dzz = np.einsum("iat,ats,atu->isu", D, A, A)
+    return Dx, block_diagonal(Dz), Dxx, Dzx.reshape(p, B * n_in), block_diagonal(Dzz)

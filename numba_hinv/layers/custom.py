@@ -1,0 +1,323 @@
+"""Custom layers: a function of one sample and its derivatives; the sweeps call the compiled forms by address."""
+
+import functools
+import inspect
+import types as python_types
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numba import carray, cfunc, types
+
+from . import autodiff
+from ..runtime.validation import as_array, as_real, as_size
+
+
+@dataclass(frozen=True, repr=False)
+class Custom:
+    """Layer of a user's own: ``function(z, x, out)`` for one sample, differentiated automatically. Immutable.
+
+    Parameters
+    ----------
+    function : callable
+        Plain or ``@njit``. Reads z (in_features,), the layer's input, and x (num_params,), its parameters, and writes
+        all of out (out_features,). It is compiled in nopython mode, for arrays of floats and for arrays of hyper-dual
+        numbers (`numba_hinv.layers.autodiff`): loops, branches, calls, slices, reshapes and ``empty_like``, but scalar
+        arithmetic, comparisons and functions only (those of ``math`` and their namesakes in NumPy, ``**``, abs, and max
+        and min of two). Division by zero gives an infinity. An exception cannot leave it: NaN says that there is no
+        value. At a kink the slope is that of one side (0 for abs), and the curvature is 0.
+    in_features, out_features : int
+        At least 1.
+    num_params : int
+        May be 0.
+    init : float, array of shape (num_params,), or callable
+        The parameters that `Network.init` starts from; a callable is given a ``numpy.random.Generator`` and returns
+        such an array.
+    jacobian : callable, optional
+        ``jacobian(z, x, Dz, Dx)`` sets Dz (out_features, in_features) and Dx (out_features, num_params), which hold
+        zeros, to the derivatives of out in z and x. Compiled for arrays of floats alone.
+    curvature : callable, optional
+        ``curvature(z, x, g, Dxx, Dzx, Dzz)`` adds the second derivatives of ``g . out``, g (out_features,), to Dxx
+        (num_params, num_params), Dzx (num_params, in_features) and Dzz (in_features, in_features): all entries, also
+        those below the diagonal.
+
+    Raises
+    ------
+    TypeError
+        An argument is of the wrong kind, or a function cannot be compiled, or not for hyper-dual numbers.
+    ValueError
+        A size is wrong, or a trial with random input shows that a function reads or writes out of bounds, raises,
+        leaves entries of out unwritten, changes its inputs or returns an asymmetric curvature.
+
+    Notes
+    -----
+    Of a sample, the derivatives cost (p + n_in) / 4 evaluations on numbers of ten scalars, the second ones
+    (p + n_in)^2 / 8. The layer's blocks are dense: its pivot has all p = num_params rows, so that parameters which
+    enter as a matrix times the input belong in a `Dense` layer before or after. The first use of a function compiles
+    it, which takes a few seconds; layers with the same functions share the compiled code, whatever their sizes.
+
+    A pickle holds the functions as pickle does, which for plain ones is by name.
+
+    Examples
+    --------
+    >>> import math
+    >>> import numba_hinv as nh
+    >>> def swish(z, x, out):
+    ...     for i in range(z.size):
+    ...         out[i] = z[i] / (1.0 + math.exp(-x[0] * z[i]))
+    >>> nh.Custom(swish, in_features=8, out_features=8, num_params=1, init=1.0)
+    Custom(swish, in_features=8, out_features=8, num_params=1)
+    """
+
+    function: Callable
+    in_features: int
+    out_features: int
+    num_params: int = 0
+    init: float | tuple | Callable = 0.0
+    jacobian: Callable | None = None
+    curvature: Callable | None = None
+
+    _cache = False
+
+    def __post_init__(self):
+        set_field = object.__setattr__
+        _check_function("function", self.function, "z, x, out")
+        for name, least in (("in_features", 1), ("out_features", 1), ("num_params", 0)):
+            set_field(self, name, as_size(name, getattr(self, name), least))
+        set_field(self, "init", as_init(self.init, self.num_params))
+        for name, arguments in (("jacobian", "z, x, Dz, Dx"), ("curvature", "z, x, g, Dxx, Dzx, Dzz")):
+            if getattr(self, name) is not None:
+                _check_function(name, getattr(self, name), arguments)
+        self._try()
+
+    def __repr__(self):
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, num_params={self.num_params}"
+        return f"Custom({self.function.__name__}, {sizes})"
+
+    def initial_params(self, rng):
+        """Parameters to start from, (num_params,), drawn with the generator ``rng`` where ``init`` is a callable."""
+        return initial_params(self.init, self.num_params, rng)
+
+    def addresses(self, dtype):
+        """Addresses of the compiled value, jacobian and curvature (0 for float32: Hessians are taken in float64)."""
+        forms = _forms(self.function, self.jacobian, self.curvature, self._cache)
+        scalar = numba.from_dtype(dtype)
+        kinds = ("value", "jacobian", "curvature") if scalar == types.float64 else ("value", "jacobian")
+        return tuple(forms.address(kind, scalar) for kind in kinds) + (0,) * (3 - len(kinds))
+
+    @property
+    def work_size(self):
+        """Scalars of workspace that the compiled derivatives need."""
+        return autodiff.work_size(self.in_features, self.out_features, self.num_params)
+
+    def _try(self):
+        """Call every function once with bounds checks, then compile what the sweeps will call."""
+        n_in, n_out, p = self.in_features, self.out_features, self.num_params
+        rng = np.random.default_rng(0)
+        z, g = rng.standard_normal(n_in), rng.standard_normal(n_out)
+        x = self.initial_params(rng)
+        # Entries that are written are the same whatever they held before.
+        first, second = np.full(n_out, 0.75), np.full(n_out, -0.5)
+        _attempt("function", self.function, z, x, first)
+        _attempt("function", self.function, z, x, second)
+        unwritten = np.flatnonzero(~((first == second) | (np.isnan(first) & np.isnan(second))))
+        if unwritten.size:
+            raise ValueError(
+                f"function: expected {self.function.__name__}(z, x, out) to write all of out, whatever it held before; "
+                f"got entry {unwritten[0]} of {n_out} unwritten or different in a second call"
+            )
+        if self.jacobian is not None:
+            _attempt("jacobian", self.jacobian, z, x, np.zeros((n_out, n_in)), np.zeros((n_out, p)))
+        if self.curvature is not None:
+            Dxx, Dzx, Dzz = np.zeros((p, p)), np.zeros((p, n_in)), np.zeros((n_in, n_in))
+            _attempt("curvature", self.curvature, z, x, g, Dxx, Dzx, Dzz)
+            for name, block in (("Dxx", Dxx), ("Dzz", Dzz)):
+                if np.abs(block - block.T).max(initial=0.0) > 1e-12 * np.abs(block).max(initial=0.0):
+                    raise ValueError(f"curvature: expected a symmetric {name}, got an asymmetric one")
+        try:
+            self.addresses(np.dtype(np.float64))
+        except numba.core.errors.NumbaError as error:
+            raise TypeError(
+                "function: expected scalar arithmetic that can be differentiated (numba_hinv.layers.autodiff), or jacobian "
+                f"and curvature beside it; got {self.function.__name__}, of which Numba says: {_gist(error)}"
+            ) from error
+
+
+def as_init(init, num_params):
+    """The argument ``init`` of a layer: a callable, a float, or a tuple of as many floats as there are parameters."""
+    if callable(init):
+        return init
+    if np.ndim(init) == 0:
+        return as_real("init", init)
+    return tuple(float(value) for value in as_array("init", init, (num_params,)))
+
+
+def initial_params(init, num_params, rng):
+    """The parameters that ``init`` stands for."""
+    start = init(rng) if callable(init) else init
+    if np.ndim(start) == 0:
+        return np.full(num_params, as_real("init", start))
+    return as_array("init", start, (num_params,), np.float64, " (num_params)")
+
+
+def _check_function(name, function, arguments):
+    plain = getattr(function, "py_func", function)
+    if not isinstance(plain, python_types.FunctionType):
+        raise TypeError(f"{name}: expected a function {name}({arguments}), plain or @njit, got {function!r}")
+    given = list(inspect.signature(plain).parameters)
+    if len(given) != len(arguments.split(", ")):
+        raise TypeError(
+            f"{name}: expected a function {name}({arguments}), got {plain.__name__}({', '.join(given)})"
+        )
+
+
+def _attempt(name, function, *arrays):
+    """Call ``function`` on the arrays with bounds checks; what goes wrong is an error that names it."""
+    plain = getattr(function, "py_func", function)
+    inputs = [(argument, array, array.copy()) for argument, array in zip(("z", "x", "g"), arrays) if array.ndim == 1]
+    inputs = inputs[: -1 if name == "function" else None]
+    try:
+        _checked(plain)(*arrays)
+    except numba.core.errors.NumbaError as error:
+        raise TypeError(
+            f"{name}: expected a function that Numba compiles in nopython mode, got {plain.__name__}, of which Numba "
+            f"says: {_gist(error)}"
+        ) from error
+    except Exception as error:
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise ValueError(
+            f"{name}: expected {plain.__name__} to work on arrays of shapes {shapes}; got {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    for argument, array, before in inputs:
+        if not np.array_equal(array, before):
+            raise ValueError(f"{name}: expected {plain.__name__} to leave {argument} as it is; got it changed")
+
+
+def _gist(error):
+    """The innermost complaint of a Numba error, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for k in reversed(range(len(lines))):
+        if lines[k].startswith("No implementation of function") and k + 1 < len(lines):
+            return f"no implementation of {lines[k + 1].removeprefix('>>> ')}"
+    return lines[-1] if len(lines) == 1 else " ".join(lines[1:3])
+
+
+@functools.lru_cache(maxsize=64)
+def _checked(plain):
+    return numba.njit(boundscheck=True, error_model="numpy")(plain)
+
+
+@functools.lru_cache(maxsize=None)
+def _forms(function, jacobian, curvature, cache):
+    return _Forms(function, jacobian, curvature, cache)
+
+
+class _Forms:
+    """The compiled forms of a triple of functions, each made at its first use and kept for as long as the process runs.
+
+    cache : whether they come from Numba's disk cache (`registry.is_own`).
+    """
+
+    def __init__(self, function, jacobian, curvature, cache):
+        self.cache = cache
+        function, jacobian, curvature = (self._compilable(given) for given in (function, jacobian, curvature))
+        self.functions = {
+            "value": function,
+            "jacobian": jacobian or autodiff.jacobian_of(function),
+            "curvature": curvature or autodiff.curvature_of(function),
+        }
+        self.builders = {
+            "value": _value,
+            "jacobian": _jacobian if jacobian else _jacobian_in_workspace,
+            "curvature": _curvature if curvature else _curvature_in_workspace,
+        }
+        self.compiled = {}
+
+    def _compilable(self, function):
+        """What compiled code can call: a closure over a dispatcher could not be cached on disk."""
+        if function is None or self.cache:
+            return function
+        return numba.njit(error_model="numpy")(getattr(function, "py_func", function))
+
+    def address(self, kind, scalar):
+        key = kind, scalar
+        if key not in self.compiled:
+            # Two threads may both compile; only one result is ever used.
+            self.compiled.setdefault(key, self.builders[kind](self.functions[kind], scalar, self.cache))
+        return self.compiled[key].address
+
+
+def _value(function, scalar, cache):
+    """``(z, x, out, n_in, n_out, p)``."""
+    array, size = types.CPointer(scalar), types.int64
+
+    @cfunc(types.void(*[array] * 3, *[size] * 3), cache=cache, error_model="numpy")
+    def value(z, x, out, n_in, n_out, p):
+        function(carray(z, (n_in,)), carray(x, (p,)), carray(out, (n_out,)))
+
+    return value
+
+
+def _jacobian(function, scalar, cache):
+    """``(z, x, Dz, Dx, work, n_in, n_out, p)``; Dz and Dx hold zeros at entry."""
+    array, size = types.CPointer(scalar), types.int64
+
+    @cfunc(types.void(*[array] * 5, *[size] * 3), cache=cache, error_model="numpy")
+    def jacobian(z, x, Dz, Dx, work, n_in, n_out, p):
+        function(carray(z, (n_in,)), carray(x, (p,)), carray(Dz, (n_out, n_in)), carray(Dx, (n_out, p)))
+
+    return jacobian
+
+
+def _jacobian_in_workspace(function, scalar, cache):
+    array, size = types.CPointer(scalar), types.int64
+
+    @cfunc(types.void(*[array] * 5, *[size] * 3), cache=cache, error_model="numpy")
+    def jacobian(z, x, Dz, Dx, work, n_in, n_out, p):
+        function(
+            carray(z, (n_in,)),
+            carray(x, (p,)),
+            carray(Dz, (n_out, n_in)),
+            carray(Dx, (n_out, p)),
+            carray(work, (autodiff.STRIDE * (p + n_in + n_out),)),
+        )
+
+    return jacobian
+
+
+def _curvature(function, scalar, cache):
+    """``(z, x, g, Dxx, Dzx, Dzz, work, n_in, n_out, p, row stride of Dzx)``; adds to Dxx, Dzx and Dzz."""
+    array, size = types.CPointer(scalar), types.int64
+
+    @cfunc(types.void(*[array] * 7, *[size] * 4), cache=cache, error_model="numpy")
+    def curvature(z, x, g, Dxx, Dzx, Dzz, work, n_in, n_out, p, stride):
+        function(
+            carray(z, (n_in,)),
+            carray(x, (p,)),
+            carray(g, (n_out,)),
+            carray(Dxx, (p, p)),
+            carray(Dzx, (p, stride))[:, :n_in],
+            carray(Dzz, (n_in, n_in)),
+        )
+
+    return curvature
+
+
+def _curvature_in_workspace(function, scalar, cache):
+    array, size = types.CPointer(scalar), types.int64
+
+    @cfunc(types.void(*[array] * 7, *[size] * 4), cache=cache, error_model="numpy")
+    def curvature(z, x, g, Dxx, Dzx, Dzz, work, n_in, n_out, p, stride):
+        function(
+            carray(z, (n_in,)),
+            carray(x, (p,)),
+            carray(g, (n_out,)),
+            carray(Dxx, (p, p)),
+            carray(Dzx, (p, stride))[:, :n_in],
+            carray(Dzz, (n_in, n_in)),
+            carray(work, (autodiff.STRIDE * (p + n_in + n_out),)),
+        )
+
+    return curvature

@@ -1,0 +1,58 @@
+"""The dense layer: a description, without parameters. The sweeps read it through the layer table."""
+
+from dataclasses import dataclass
+
+from .activations import check_activation
+from ..runtime.validation import as_flag, as_size
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Dense layer: ``output = activation(W input + c)``, plus ``input`` with a skip. Immutable.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        At least 1; equal where ``skip``.
+    activation : str
+        A registered name: identity, tanh, sigmoid, softplus, silu, gelu (the exact one, with erf), sin, relu (its
+        second derivative is taken as 0), or one of `register_activation`.
+    bias : bool
+        Whether the layer has c.
+    skip : bool
+        Whether the input is added to the output.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The argument that is wrong is named.
+    """
+
+    in_features: int
+    out_features: int
+    activation: str = "tanh"
+    bias: bool = True
+    skip: bool = False
+
+    def __post_init__(self):
+        set_field = object.__setattr__
+        for name in ("in_features", "out_features"):
+            set_field(self, name, as_size(name, getattr(self, name)))
+        for name in ("bias", "skip"):
+            set_field(self, name, as_flag(name, getattr(self, name)))
+        check_activation(self.activation)
+        if self.skip and self.in_features != self.out_features:
+            raise ValueError(
+                "skip: expected in_features == out_features for a layer with a skip, "
+                f"got in_features={self.in_features} and out_features={self.out_features}"
+            )
+
+    @property
+    def num_params(self):
+        """Number of parameters: ``out_features * (in_features + bias)``."""
+        return self.out_features * (self.in_features + self.bias)
+
+    @property
+    def weight_shape(self):
+        """Shape of W: ``(out_features, in_features)``."""
+        return self.out_features, self.in_features

@@ -1,0 +1,168 @@
+"""External layers: values and derivatives of a batch from Python functions, between the compiled sweeps.
+
+`forward` and `backward` are for one such layer what those of `kernels.linearise` are for runs of compiled ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .custom import as_init, initial_params
+from .blocks import ASYMMETRY, symmetric
+from ..runtime.validation import as_numbers, as_size
+
+
+@dataclass(frozen=True, repr=False)
+class External:
+    """Layer whose values and derivatives come from Python functions of a whole batch. Immutable.
+
+    For what Numba cannot compile: another framework's module, a simulator, a table. What it can is faster as a `Custom`
+    layer. Each sample is mapped on its own: row i of every result belongs to row i of Z.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(Z, x)`` gives the outputs (B, out_features), Z (B, in_features) being the layer's inputs and x
+        (num_params,) its parameters: read-only arrays, float64 for Hessians, otherwise in the dtype of the parameters.
+    jacobian : callable
+        ``jacobian(Z, x)`` gives Dz (B, out_features, in_features) and Dx (B, out_features, num_params), the derivatives
+        of each sample's outputs in its inputs and in x.
+    curvature : callable
+        ``curvature(Z, x, G)`` gives the second derivatives of ``sum_i G[i] . output[i]``, G (B, out_features): Dxx
+        (num_params, num_params), summed over the samples, and per sample Dzx (B, num_params, in_features) and Dzz
+        (B, in_features, in_features).
+    in_features, out_features : int
+        At least 1.
+    num_params : int
+        May be 0.
+    init : float, array of shape (num_params,), or callable
+        The parameters that `Network.init` starts from; a callable is given a ``numpy.random.Generator`` and returns
+        such an array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The argument that is wrong is named. Results of a wrong shape, not finite or, where they should be symmetric,
+        not symmetric are a ``ValueError`` of `Network.forward`, `Network.gradient` or `Network.hessian`.
+
+    Notes
+    -----
+    In the sweeps it is a layer of blocks (design, section 4): its pivot has all num_params rows at any B. A pickle
+    holds the functions as pickle does, which for plain ones is by name.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> def scale(Z, x):
+    ...     return x * Z
+    >>> def jacobian(Z, x):
+    ...     return np.broadcast_to(np.diag(x), (len(Z), 3, 3)), Z[:, :, None] * np.eye(3)
+    >>> def curvature(Z, x, G):
+    ...     return np.zeros((3, 3)), G[:, :, None] * np.eye(3), np.zeros((len(Z), 3, 3))
+    >>> nh.External(scale, jacobian, curvature, in_features=3, out_features=3, num_params=3, init=1.0)
+    External(scale, in_features=3, out_features=3, num_params=3)
+    """
+
+    function: Callable
+    jacobian: Callable
+    curvature: Callable
+    in_features: int
+    out_features: int
+    num_params: int = 0
+    init: float | tuple | Callable = 0.0
+
+    def __post_init__(self):
+        set_field = object.__setattr__
+        for name, arguments in (("function", "Z, x"), ("jacobian", "Z, x"), ("curvature", "Z, x, G")):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"{name}: expected a function {name}({arguments}), got {getattr(self, name)!r}")
+        for name, least in (("in_features", 1), ("out_features", 1), ("num_params", 0)):
+            set_field(self, name, as_size(name, getattr(self, name), least))
+        set_field(self, "init", as_init(self.init, self.num_params))
+
+    def __repr__(self):
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, num_params={self.num_params}"
+        return f"External({name}, {sizes})"
+
+    def initial_params(self, rng):
+        """Parameters to start from, (num_params,), drawn with the generator ``rng`` where ``init`` is a callable."""
+        return initial_params(self.init, self.num_params, rng)
+
+
+def forward(layer, table, l, params, lin):
+    """Fill the input of layer ``l + 1``, or the output, from that of layer ``l``, which is ``layer``."""
+    Z, x = _arguments(layer, table[l], params, lin)
+    (value,) = _call(layer, l, "function", (Z, x), {"its value": (len(Z), layer.out_features)})
+    place = lin.output.reshape(-1) if l + 1 == table.size else lin.Z[table[l + 1]["z"] :]
+    place[: value.size] = value.reshape(-1)
+
+
+def backward(layer, table, l, params, lin, gradient, G, keep):
+    """Fill the layer's part of the flat gradient, the row ``l % 2`` of G and, to ``keep``, the derivative blocks.
+
+    G : as for `kernels.linearise.backward`.
+    """
+    Z, x = _arguments(layer, table[l], params, lin)
+    B, n_in, n, p = len(Z), layer.in_features, layer.out_features, layer.num_params
+    G_out = G[(l + 1) % 2, : B * n].reshape(B, n)
+    G_out.flags.writeable = False
+    Dz, Dx = _call(layer, l, "jacobian", (Z, x), {"Dz": (B, n, n_in), "Dx": (B, n, p)})
+    start = table[l]["parameters"]
+    gradient[start : start + p] = np.einsum("ia,iap->p", G_out, Dx)
+    G[l % 2, : B * n_in] = np.einsum("ia,iaj->ij", G_out, Dz).reshape(-1)
+    if keep:
+        shapes = {"Dxx": (p, p), "Dzx": (B, p, n_in), "Dzz": (B, n_in, n_in)}
+        Dxx, Dzx, Dzz = _call(layer, l, "curvature", (Z, x, G_out), shapes)
+        blocks = {
+            "Dx": Dx,
+            "Dz": Dz,
+            "Dxx": _symmetric(l, "Dxx", Dxx[None]),
+            "Dzx": Dzx.transpose(1, 0, 2),
+            "Dzz": _symmetric(l, "Dzz", Dzz),
+        }
+        for name, block in blocks.items():
+            start = table[l][name]
+            getattr(lin, name)[start : start + block.size] = block.reshape(-1)
+
+
+def _arguments(layer, record, params, lin):
+    """Z and x, read-only."""
+    B = lin.output.shape[0]
+    Z = lin.Z[record["z"] : record["z"] + B * layer.in_features].reshape(B, layer.in_features)
+    x = params[record["parameters"] : record["parameters"] + layer.num_params]
+    Z.flags.writeable = x.flags.writeable = False
+    return Z, x
+
+
+def _call(layer, l, name, arguments, shapes):
+    """What one of the layer's functions returns, as a tuple of arrays of these shapes."""
+    results = getattr(layer, name)(*arguments)
+    if len(shapes) == 1:
+        results = (results,)
+    elif not isinstance(results, (tuple, list)) or len(results) != len(shapes):
+        raise ValueError(
+            f"layers: expected {name} of layer {l} to return {', '.join(shapes)}, got {type(results).__name__}"
+        )
+    arrays = []
+    for (noun, shape), result in zip(shapes.items(), results):
+        array = as_numbers(f"layers: {name} of layer {l}", result)
+        if array.shape != shape:
+            raise ValueError(
+                f"layers: expected {name} of layer {l} to return {noun} of shape {shape}, got {array.shape}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"layers: expected {name} of layer {l} to return finite numbers, got others in {noun}")
+        arrays.append(array)
+    return tuple(arrays)
+
+
+def _symmetric(l, name, square):
+    mean, wrong, difference = symmetric(square, ASYMMETRY[np.dtype(np.float64)])
+    if wrong.size:
+        raise ValueError(
+            f"layers: expected curvature of layer {l} to return a symmetric {name}, got entries that differ by "
+            f"{difference[wrong[0]]:.1e} from those across the diagonal"
+        )
+    return mean
