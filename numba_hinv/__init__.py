@@ -4,28 +4,30 @@ from .runtime import compilation_cache
 
 compilation_cache.prepare()
 
-from . import embedded  # noqa: E402 - nothing may be compiled or loaded before
+# ruff: noqa: E402 - nothing may be compiled or loaded before that.
+from . import cuda as _cuda  # noqa: F401, I001 - makes device="cuda" known
+from . import embedded
 from ._version import __version__
-from .layers.activations import activation_names, register_activation
 from .applications.eigenvalues import eigenvalues, eigenvalues_in
 from .applications.influence import Influence, influence
 from .applications.laplace import Laplace
 from .applications.minimize import minimize
 from .applications.spectral_density import SpectralDensity, spectral_density
 from .applications.trust_region import TrustRegionStep, trust_region_step
+from .factorization import Factorization, Inertia, SolveInfo
+from .frameworks.sklearn import from_sklearn
+from .frameworks.torch import from_torch
+from .hessian import Hessian
+from .layers.activations import activation_names, register_activation
+from .layers.blocks import LayerBlocks
 from .layers.convolution import Conv1d
 from .layers.custom import Custom
 from .layers.dense import Dense
 from .layers.external import External
-from .factorization import Factorization, Inertia, SolveInfo
-from .frameworks.sklearn import from_sklearn
-from .frameworks.torch import from_torch
 from .layers.gated import Gated
-from .hessian import Hessian
-from .layers.blocks import LayerBlocks
 from .layers.losses import loss_names, register_loss
-from .network import Network
 from .layers.norms import LayerNorm, RMSNorm
+from .network import Network
 from .storage import load
 
 

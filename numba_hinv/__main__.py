@@ -14,10 +14,10 @@ import scipy
 
 import numba_hinv as nh
 
-from .runtime import threads
 from .layers.activations import activation_address
-from .runtime.compilation_cache import cache_directories
 from .layers.losses import loss_address
+from .runtime import threads
+from .runtime.compilation_cache import cache_directories
 
 
 def info():

@@ -22,17 +22,17 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .runtime import memory_budget
-from .factorization import relative_pivoting
+from .factors.pivots import relative_pivoting
 from .hessian import Hessian
-from .kernels.sweeps import eliminate, linearise, multiply as product, substitute
 from .kernels.plumbing.compiled import kernel
-from .kernels.steps.layer_table import BLOCKS, ONE_POSITION, Chain, layer_table
 from .kernels.plumbing.memory import matrix
-from .kernels.steps.row_space import RowSpace
 from .kernels.plumbing.status import NOT_FINITE, OK, SINGULAR_PIVOT
-from .system.processor import CPU
+from .kernels.steps.layer_table import BLOCKS, ONE_POSITION, Chain, layer_table
+from .kernels.steps.row_space import RowSpace
+from .kernels.sweeps import eliminate, linearise, multiply as product, substitute
+from .runtime import memory_budget
 from .runtime.validation import as_float_dtype, as_size
+from .system.processor import CPU
 
 __all__ = [
     "NOT_FINITE",
@@ -143,12 +143,12 @@ def from_hessian(H, num_vectors=1, dtype=None):
     if not isinstance(H, Hessian):
         raise TypeError(f"H: expected a Hessian, got {type(H).__name__}")
     dtype = as_float_dtype("dtype", H.dtype if dtype is None else dtype)
-    _require(H._sizes, H.num_samples, num_vectors, dtype)
-    take = H._processor.take
-    params, given = H._on_host()
+    system = H.system
+    _require(system.sizes, H.num_samples, num_vectors, dtype)
+    params, given = system.on_host()
     lin = linearise.Linearisation(*(block.astype(dtype) for block in given))
-    space = RowSpace(*(take(block).astype(dtype) for block in H._row_space(np.dtype(np.float64))))
-    return _system(H._table.copy(), H._sizes, params.astype(dtype), lin, space, num_vectors, dtype)
+    space = RowSpace(*(system.on.take(block).astype(dtype) for block in system.row_space(np.dtype(np.float64))))
+    return _system(system.table.copy(), system.sizes, params.astype(dtype), lin, space, num_vectors, dtype)
 
 
 def _as_counts(name, values, least):

@@ -3,24 +3,21 @@
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from .runtime import columns, threads
-from .layers import blocks as layer_blocks
-from . import many
-from .system import processor, scaling
-from .runtime.chunks import chunks
-from .factorization import Factorization, factor_nbytes
-from .kernels.steps.layer_table import layer_table
+from .certainty.inertia import certified_count
+from .certainty.solver import Solver
+from .factorization import Factorization, factor_dtype_of, factorize_many
+from .factors import choice
 from .kernels.sweeps.linearise import Linearisation
-from .kernels.steps.row_space import RowSpace
-from .runtime.probes import random_signs
-from .runtime.progress import bar
+from .layers import blocks as layer_blocks
+from .runtime import columns, memory_budget, threads
+from .runtime.validation import as_flag, as_real, check_finite
+from .system import processor
 from .system.scaling import lengths
-from .runtime.validation import as_real, check_finite
+from .system.shifted import Shifted
+from .system.system import System
 
-# On 60 small nets these reached 0.74 of the norm at least, 0.97 in the median.
-_POWER_STEPS = 4
 # Where a count of eigenvalues is uncertain, the shifts around it that are tried, in units of ||H||.
-_BESIDE = (1e-10, 1e-8, 1e-6)
+_NEARBY = (1e-10, 1e-8, 1e-6)
 # Where a product overflows between the layers, the vectors are divided by 2 to this power first.
 _SMALLER = 600
 
@@ -50,22 +47,13 @@ class Hessian(LinearOperator):
         That of the parameters. Products are computed in float64 in any case.
     """
 
-    def __init__(
-        self, chain, params, lin, dtype, loss=None, gradient=None, network=None, layers=None,
-        curvature="hessian", l2=0.0, on=processor.CPU,
-    ):
-        super().__init__(np.dtype(dtype), (params.size, params.size))
+    def __init__(self, system, dtype, loss=None, network=None, curvature="hessian"):
+        """Private: `Network.hessian` and `Hessian.from_blocks`."""
+        super().__init__(np.dtype(dtype), (system.num_params, system.num_params))
+        self.system = system
         self.network = network
         self.curvature = curvature
-        self.l2 = l2
         self.loss = loss
-        self.gradient = gradient
-        self._chain = chain
-        self._params = params
-        self._lin = lin
-        self._norm = self._logarithms = None
-        self._processor = on
-        self._prepare(layers)
 
     @classmethod
     def from_blocks(cls, blocks, terminal=None, device="cpu"):
@@ -100,60 +88,41 @@ class Hessian(LinearOperator):
         chain, lin, dtype = layer_blocks.pack(blocks, terminal)
         params = np.zeros(int(chain.p.sum()))
         on.require(sum(block.nbytes for block in (params, *lin)), f"the derivative blocks of {chain.p.size} layers")
-        return cls(chain, on.put(params), Linearisation(*map(on.put, lin)), dtype, on=on)
-
-    def _prepare(self, layers=None):
-        # The table and its sizes follow from the chain, so that they are not pickled.
-        self._table, self._sizes = layers or layer_table(self._chain, self.num_samples)
-        self._processor.load(np.dtype(np.float64))
-        self._spaces, self._known_runs = {}, {}
-        self._last_scaled = self._last_narrow = (None,)
-
-    def __getstate__(self):
-        # The norm and the logarithms stay: factors belong to the scaling that they were made with.
-        state = self.__dict__.copy()
-        for name in ("_table", "_sizes", "_spaces", "_known_runs", "_last_scaled", "_last_narrow"):
-            del state[name]
-        state["_params"], state["_lin"] = self._on_host()
-        return state
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        on = self._processor
-        self._params, self._lin = on.put(self._params), Linearisation(*map(on.put, self._lin))
-        self._prepare()
-
-    def _on_host(self):
-        """(params, Linearisation) as NumPy arrays."""
-        on = self._processor
-        return on.take(self._params), Linearisation(*map(on.take, self._lin))
+        return cls(System(chain, on.put(params), Linearisation(*map(on.put, lin)), on=on), dtype)
 
     def __repr__(self):
+        where = "" if self.device == "cpu" else f", on {self.device}"
         if self.network is None:
-            where = "" if self.device == "cpu" else f", on {self.device}"
             return f"<Hessian of a chain of {self.num_layers} layers, {self.shape[0]} parameters, {self.dtype}{where}>"
         name = "Hessian" if self.curvature == "hessian" else "Gauss-Newton matrix"
         l2 = f", l2 = {self.l2:g}" if self.l2 else ""
-        where = "" if self.device == "cpu" else f", on {self.device}"
         return f"<{name} of {self.network!r}, B = {self.num_samples}{l2}, {self.dtype}{where}>"
 
     @property
+    def gradient(self):
+        return self.system.gradient
+
+    @property
+    def l2(self):
+        return self.system.l2
+
+    @property
     def device(self):
-        return self._processor.name
+        return self.system.on.name
 
     @property
     def num_layers(self):
-        return self._table.size
+        return self.system.num_layers
 
     @property
     def num_samples(self):
         """B, the samples that the loss is the mean over."""
-        return self._lin.output.shape[0]
+        return self.system.num_samples
 
     @property
     def terminal(self):
         """Curvature of the loss in the last state, (B n_L, B n_L), block diagonal over the samples."""
-        return layer_blocks.block_diagonal(self._processor.take(self._lin.curvature)).astype(self.dtype, copy=False)
+        return layer_blocks.block_diagonal(self.system.on.take(self.system.lin.curvature)).astype(self.dtype, copy=False)
 
     def blocks(self, l):
         """The derivatives of layer ``l`` as `LayerBlocks`: what the elimination is about, whatever structure it uses.
@@ -175,7 +144,7 @@ class Hessian(LinearOperator):
         -----
         Takes 8 (a + a_in + p) (a_in + p) bytes, a = B n_out and a_in = B n_in.
         """
-        return layer_blocks.unpack(self._table, *self._on_host(), l, self.dtype, self.l2)
+        return layer_blocks.unpack(self.system.table, *self.system.on_host(), l, self.dtype, self.l2)
 
     def factorize(self, damping, factor_dtype=None, checkpoint=False, progress=False):
         """Factorize ``H + damping I`` (design, section 3).
@@ -219,8 +188,7 @@ class Hessian(LinearOperator):
         GPU, long chains with fronts of at most 96 rows are eliminated in segments at the same time, which takes more flops in
         all, and keeps up to m max(N) numbers more a layer.
         """
-        with bar(progress, self._table.size, "factorize", "layer") as shown:
-            return Factorization(self, damping, factor_dtype, checkpoint, tick=shown.update)
+        return Factorization.compute(self, damping, factor_dtype, checkpoint, progress)
 
     def factorize_many(self, dampings, factor_dtype=None, checkpoint=False, num_threads=None, progress=False):
         """Factorize ``H + damping I`` for many dampings at once, on all cores, or in one launch on a GPU.
@@ -256,7 +224,7 @@ class Hessian(LinearOperator):
         a few blocks, beside the factors that are kept. On a GPU all are at work at the same time, and the memory of their
         factors is given back with the last of them.
         """
-        return many.factorize_many(self, dampings, factor_dtype, checkpoint, num_threads, progress)
+        return factorize_many(self, dampings, factor_dtype, checkpoint, num_threads, progress)
 
     @property
     def factor_nbytes(self):
@@ -282,7 +250,8 @@ class Hessian(LinearOperator):
         -----
         Allocates none of it. Costs the five products with H of a first factorization, once.
         """
-        return factor_nbytes(self, factor_dtype, checkpoint)
+        dtype, checkpoint = factor_dtype_of(self, factor_dtype), as_flag("checkpoint", checkpoint)
+        return choice.num_bytes(self.system, dtype, checkpoint, [self.system.scaling(0.0, dtype)])
 
     def count_below(self, t):
         """How many eigenvalues of H are less than ``t``, exactly.
@@ -320,7 +289,7 @@ class Hessian(LinearOperator):
         count, reason = self._certified_count(t)
         if count is not None:
             return count
-        for distance in _BESIDE:
+        for distance in _NEARBY:
             counts = {self._certified_count(t + side * distance * (self.norm() + abs(t)))[0] for side in (-1, 1)}
             if len(counts) == 1 and None not in counts:
                 return counts.pop()
@@ -332,23 +301,14 @@ class Hessian(LinearOperator):
     def _certified_count(self, t):
         """(count, why not): the eigenvalues below t, or None and the reason."""
         try:
-            factorization = Factorization(self, -t, np.float64)
-            inertia = factorization.inertia
-            if inertia.exact or (factorization.num_perturbed and factorization._is_certified()):
-                return inertia.negative, ""
-            if factorization.num_perturbed:
-                # Without the limit on growth some pivots may need no perturbation.
-                factorization._eliminate(np.inf)
-                if factorization._is_certified():
-                    return factorization.inertia.negative, ""
+            return certified_count(Solver.factorize(Shifted(self.system, -t, np.dtype(np.float64))))
         except np.linalg.LinAlgError as error:
             return None, str(error).removeprefix("damping: ")
-        return None, "a pivot has the size of rounding errors"
 
     def todense(self):
         """H as a (P, P) array, by P products."""
         P = self.shape[0]
-        processor.CPU.require(8 * P * P, f"the dense Hessian of P = {P} parameters")
+        memory_budget.require(8 * P * P, f"the dense Hessian of P = {P} parameters")
         dense = np.empty((P, P), np.float64)
         for start in range(0, P, columns.SHORT_BLOCK):
             rows = np.zeros((min(columns.SHORT_BLOCK, P - start), P))
@@ -360,57 +320,13 @@ class Hessian(LinearOperator):
 
     def norm(self):
         """Estimate of the 2-norm of H from below, by power steps; computed once, always from the same start."""
-        if self._norm is None:
-            # The gradient is rich in the leading eigenvectors; the random part is there for where it vanishes.
-            v = random_signs(0, self.shape[0])
-            v /= self.shape[0] ** 0.5
-            if self.gradient is not None:
-                # That of the L2 term is rich in nothing.
-                slope = (self.gradient - self.l2 * self._processor.take(self._params))[None]
-                steepness = lengths(slope)[0]
-                if steepness > 0.0:
-                    # Twice, so that the two cannot cancel.
-                    v += slope / (0.5 * steepness)
-            v /= lengths(v)
-            v = self._processor.rows(v)
-            product = np.empty_like(v)
-            scratch = self._processor.multiply_workspace(self._sizes, 1, self.num_samples, v.dtype)
-            for _ in range(_POWER_STEPS):
-                self._sweep(self._params, self._lin, v, product, scratch, self.l2)
-                v, product = product, v
-                length = lengths(v)[0]
-                if length == 0.0 or not np.isfinite(length):
-                    break
-                v /= length
-            if not np.isfinite(length):
-                raise np.linalg.LinAlgError("params, X, y: the Hessian overflows")
-            self._norm = float(length)
-        return self._norm
-
-    def _state_logarithms(self):
-        """How far the parameters move the states (`scaling.state_logarithms`), (L + 1,); computed once."""
-        if self._logarithms is None:
-            on, v = self._processor, self._processor.rows(random_signs(3, self.shape[0]))
-            scratch = on.multiply_workspace(self._sizes, 1, self.num_samples, v.dtype)
-            for start, stop in self._runs(1):
-                on.tangents(self._table, start, stop, self._params, self._lin, v, scratch)
-            self._logarithms = scaling.state_logarithms(self._table, on.take(scratch[0]).ravel(), self._lin.output.size)
-        return self._logarithms
-
-    def _output_tangents(self, rows, check=threads.no_check):
-        """How the outputs move with the parameters, (k, B, n_L): the Jacobian times rows (k, P) of float64."""
-        on, k = self._processor, rows.shape[0]
-        scratch = on.multiply_workspace(self._sizes, k, self.num_samples, rows.dtype)
-        for start, stop in self._runs(k):
-            check()
-            on.tangents(self._table, start, stop, self._params, self._lin, on.rows(rows), scratch)
-        return on.output_tangents(scratch, (k, *self._lin.output.shape))
+        return self.system.norm()
 
     def dot(self, x):
         """H @ x; of an array on the device, one on the device."""
         if not processor.is_on_device(x):
             return super().dot(x)
-        return self._processor.result(self._matmat(x), x.shape)
+        return self.system.on.result(self._matmat(x), x.shape)
 
     def __matmul__(self, x):
         return self.dot(x) if processor.is_on_device(x) else super().__matmul__(x)
@@ -419,7 +335,7 @@ class Hessian(LinearOperator):
         return self._matmat(v.reshape(-1, 1)).reshape(v.shape)
 
     def _matmat(self, V):
-        on = self._processor
+        on = self.system.on
         V, dtype = on.as_columns("v", V, self.shape[0], self.dtype)
         product = on.empty_columns(V, V.shape, dtype)
 
@@ -430,7 +346,7 @@ class Hessian(LinearOperator):
             out = on.place(product, start, stop)
             columns.scatter(self._product(rows, dtype, check, out, V), product, start)
 
-        workers = on.num_workers(None, V.shape[1], self._solves_reach_blas())
+        workers = on.num_workers(None, V.shape[1], self.system.solves_reach_blas())
         columns.run(multiply_block, V.shape, workers, on.column_block)
         return product
 
@@ -440,18 +356,19 @@ class Hessian(LinearOperator):
     _transpose = _adjoint
 
     def _product(self, rows, dtype, check=threads.no_check, out=None, given=None):
-        """`_apply`; ``LinAlgError`` where ``dtype`` cannot hold it.
+        """`System.apply`; ``LinAlgError`` where ``dtype`` cannot hold it.
 
         ``ValueError`` where v is not finite: rows are of ``given``.
         """
+        apply = self.system.apply
         with np.errstate(over="ignore", invalid="ignore"):
-            product = self._apply(rows, check, out)
+            product = apply(rows, check, out)
             is_finite = np.isfinite(product.sum())
             if not is_finite:
                 if given is not None and not np.isfinite(lengths(rows)).all():
                     check_finite("v", given)
                 # Adjoints may overflow on the way to layers that do not feel them.
-                product = np.ldexp(self._apply(np.ldexp(rows, -_SMALLER), check), _SMALLER)
+                product = np.ldexp(apply(np.ldexp(rows, -_SMALLER), check), _SMALLER)
                 is_finite = np.isfinite(product.sum())
             fits = dtype == np.float64 and is_finite
             if not fits:
@@ -460,90 +377,3 @@ class Hessian(LinearOperator):
         if not fits:
             raise np.linalg.LinAlgError(f"v: the product with the Hessian overflows {dtype}")
         return product
-
-    def _apply(self, rows, check=threads.no_check, out=None):
-        """rows H in float64, rows (k, P)."""
-        return self._multiply(rows, shift=self.l2, check=check, out=out)
-
-    def _multiply(self, rows, scale=None, shift=0.0, b=None, check=threads.no_check, out=None, squares=None):
-        """rows (H + (shift - l2) I) in float64, rows (k, P), H scaled as ``scale`` says; b minus that if b is given.
-
-        Then the squared norms of what is returned and of rows are added to ``squares`` (k, 2) where that is cheap.
-        """
-        rows = self._processor.rows(rows)
-        product = np.empty_like(rows) if out is None else out
-        scratch = self._processor.multiply_workspace(self._sizes, rows.shape[0], self.num_samples, rows.dtype)
-        params, lin = (self._params, self._lin) if scale is None else self._scaled(scale)
-        self._sweep(params, lin, rows, product, scratch, shift, b, check, squares)
-        return product
-
-    def _sweep(self, params, lin, rows, product, scratch, shift=0.0, b=None, check=threads.no_check, squares=None):
-        runs = self._runs(rows.shape[0])
-        for start, stop in runs:
-            check()
-            self._processor.tangents(self._table, start, stop, params, lin, rows, scratch)
-        for start, stop in reversed(runs):
-            check()
-            self._processor.adjoints(self._table, start, stop, params, lin, rows, product, scratch, shift, b, squares)
-
-    def _solves_reach_blas(self):
-        return many.solves_reach_blas(self)
-
-    def _runs(self, num_vectors):
-        """Layers for one compiled call of a product with so many vectors."""
-        found = self._known_runs.get(num_vectors)
-        if found is None:
-            flops = 6.0 * num_vectors * self.num_samples * self._table["p"]
-            found = self._known_runs[num_vectors] = chunks(flops + 16.0 * num_vectors * self._table["p"])
-        return found
-
-    def _scaling(self, damping, dtype):
-        """The `Scaling` of ``H + damping I`` for sweeps in ``dtype``."""
-        return scaling.choose(self._state_logarithms(), self._table["skip"], self.norm() + abs(damping), dtype)
-
-    def _scaled(self, scale):
-        """(params, Linearisation) of the scaled problem in float64; the last one made is kept."""
-        if scale.matrix == 0 and not scale.states:
-            return self._params, self._lin
-        key, *blocks = self._last_scaled
-        if key != scale:
-            blocks = scaling.scale_blocks(
-                scale, self._table, self.num_samples, self._params, self._lin, self._processor.ldexp
-            )
-            self._last_scaled = scale, *blocks
-        return blocks
-
-    def _row_space(self, dtype):
-        """`RowSpace` of the layers' inputs in ``dtype``; made once."""
-        if dtype not in self._spaces:
-            if dtype == np.float64:
-                self._spaces[dtype] = self._processor.span(self._table, self._sizes, self._lin)
-            else:
-                space = self._row_space(np.dtype(np.float64))
-                self._spaces[dtype] = RowSpace(*(self._processor.astype(block, dtype) for block in space))
-        return self._spaces[dtype]
-
-    def _block_bytes(self, dtype, scale):
-        """Bytes that `_blocks` has to allocate."""
-        lin, scalars = self._lin, self._sizes.Q + self._sizes.R
-        num_bytes = 0 if np.dtype(np.float64) in self._spaces else 8 * scalars
-        if (scale.matrix or scale.states) and self._last_scaled[0] != scale:
-            num_bytes += sum(block.nbytes for block in lin) - lin.Z.nbytes - lin.output.nbytes
-            num_bytes += self._params.nbytes if scale.states else 0
-        if dtype != np.float64:
-            num_bytes += 0 if dtype in self._spaces else dtype.itemsize * scalars
-            if self._last_narrow[0] != scale:
-                num_bytes += dtype.itemsize * (self._params.size + sum(block.size for block in lin))
-        return num_bytes
-
-    def _blocks(self, dtype, scale):
-        """(params, Linearisation, RowSpace) that the sweeps of a factorization read, in ``dtype``."""
-        params, lin = self._scaled(scale)
-        if dtype != np.float64:
-            key, *blocks = self._last_narrow
-            if key != scale:
-                astype = self._processor.astype
-                blocks = astype(params, dtype), Linearisation(*(astype(block, dtype) for block in lin))
-                self._last_narrow = scale, *blocks
-            params, lin = blocks
-        return params, lin, self._row_space(dtype)

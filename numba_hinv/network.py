@@ -1,28 +1,17 @@
 """The network: a chain of layers that ends in a loss. Values and gradients; `Network.hessian` opens the rest."""
 
+import dataclasses
 import math
 
 import numpy as np
 
-from .layers import external
-from .system import processor
-from .layers.activations import activation_address
-from .runtime.chunks import chunks
-from .layers.convolution import Conv1d
-from .layers.custom import Custom
-from .layers.dense import Dense
-from .layers.external import External
 from .hessian import Hessian
-from .kernels.plumbing import binding
-from .kernels.sweeps import linearise
-from .kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
-from .layers.losses import get_loss, loss_address
-from .runtime.validation import as_array, as_float_dtype, as_labels, as_real, check_finite
-
-# Samples per compiled call of a plain forward pass, which keeps its memory independent of the batch.
-_FORWARD_CHUNK = 1024
-# Layers of a weight, an activation and perhaps a bias.
-_STRUCTURED = (Dense, Conv1d)
+from .kernels.steps.layer_table import BLOCKS
+from .layers.dense import Dense
+from .layers.model import STRUCTURED, Model
+from .runtime.validation import as_float_dtype, as_real
+from .system import processor
+from .system.system import System
 
 
 class Network:
@@ -58,40 +47,29 @@ class Network:
     """
 
     def __init__(self, layers, loss):
-        try:
-            layers = tuple(layers)
-        except TypeError:
-            raise TypeError(f"layers: expected a sequence of layers, got {type(layers).__name__}") from None
-        if not layers:
-            raise ValueError("layers: expected at least one layer, got none")
-        for index, layer in enumerate(layers):
-            if not isinstance(layer, (*_STRUCTURED, Custom, External)):
-                raise TypeError(
-                    "layers: expected Dense, Conv1d, Custom or External layers, "
-                    f"got {type(layer).__name__} at index {index}"
-                )
-            if index and layer.in_features != layers[index - 1].out_features:
-                raise ValueError(
-                    f"layers: expected layer {index} to take the {layers[index - 1].out_features} outputs of layer "
-                    f"{index - 1}, got in_features={layer.in_features}"
-                )
-        get_loss(loss)
-        self.layers = layers
-        self.loss_name = loss
-        self._chain = Chain(*np.array([_fields(layer) for layer in layers], np.int64).T.copy())
-        self.num_params = int(self._chain.p.sum())
-        if self.num_params == 0:
-            raise ValueError("layers: expected at least one parameter, got none in all layers")
-        self._work_size = max([layer.work_size for layer in layers if isinstance(layer, Custom)], default=0)
-        self._external = {l for l, layer in enumerate(layers) if isinstance(layer, External)}
-        self._tables = {}
+        self.model = Model(layers, loss)
 
-    def __getstate__(self):
-        # The tables hold addresses of compiled functions, which are others in another process.
-        return {**self.__dict__, "_tables": {}}
+    @property
+    def layers(self):
+        return self.model.layers
+
+    @property
+    def loss_name(self):
+        return self.model.loss_name
+
+    @property
+    def num_params(self):
+        return self.model.num_params
 
     def __repr__(self):
         return f"Network({len(self.layers)} layers, {self.num_params} parameters, loss={self.loss_name!r})"
+
+    def describe(self):
+        """The net as plain data for a file; None where its layers are more than that."""
+        if not all(type(layer) in STRUCTURED for layer in self.layers):
+            return None
+        layers = [[type(layer).__name__, *dataclasses.astuple(layer)] for layer in self.layers]
+        return {"layers": layers, "loss_name": self.loss_name}
 
     def init(self, seed=0, gain=1.0, dtype=np.float64):
         """Random parameters.
@@ -113,13 +91,13 @@ class Network:
         dtype = as_float_dtype("dtype", dtype)
         gain = as_real("gain", gain)
         rng = np.random.default_rng(seed)
-        skip = self._chain.skip
-        fan_in = self._chain.n_in // self._chain.length * self._chain.kernel
+        skip = self.model.chain.skip
+        fan_in = self.model.chain.n_in // self.model.chain.length * self.model.chain.kernel
         deviation = gain / np.sqrt(fan_in * np.where(skip, max(1, skip.sum()), 1))
         params = np.zeros(self.num_params, dtype)
         with np.errstate(over="ignore"):
             for layer, block, scale in zip(self.layers, self.unpack(params), deviation):
-                if isinstance(layer, _STRUCTURED):
+                if isinstance(layer, STRUCTURED):
                     block[0][:] = rng.standard_normal(block[0].shape) * scale
                 else:
                     block[:] = layer.initial_params(rng)
@@ -150,7 +128,7 @@ class Network:
         start = 0
         for layer in self.layers:
             end = start + layer.num_params
-            if isinstance(layer, _STRUCTURED):
+            if isinstance(layer, STRUCTURED):
                 middle = start + math.prod(layer.weight_shape)
                 weight = params[start:middle].reshape(layer.weight_shape)
                 blocks.append((weight, params[middle:end] if layer.bias else None))
@@ -172,17 +150,17 @@ class Network:
         -------
         output : (B, out_features of the last layer) array
         """
-        params = self._check_params(params)
-        return self._forward(params, self._check_X(X, params.dtype))
+        params = self.model.check_params(params)
+        return self.model.forward(params, self.model.check_X(X, params.dtype))
 
     def loss(self, params, X, y, l2=0.0):
         """The loss, averaged as `Network` says, as a float. Arguments as for `gradient`."""
-        l2 = self._check_l2(l2)
-        params = self._check_params(params)
-        X = self._check_X(X, params.dtype)
-        targets = self._check_y(y, X.shape[0], params.dtype)
-        output = self._forward(params, X)
-        value, _, _ = self._terminal(output, targets)
+        l2 = _as_l2(l2)
+        params = self.model.check_params(params)
+        X = self.model.check_X(X, params.dtype)
+        targets = self.model.check_y(y, X.shape[0], params.dtype)
+        output = self.model.forward(params, X)
+        value, _, _ = self.model.terminal(output, targets)
         return _add_l2(l2, params, value, None)[0]
 
     def gradient(self, params, X, y, l2=0.0):
@@ -202,11 +180,11 @@ class Network:
         gradient : (P,) array
             In the dtype of ``params``.
         """
-        l2 = self._check_l2(l2)
-        params = self._check_params(params)
-        X = self._check_X(X, params.dtype)
-        targets = self._check_y(y, X.shape[0], params.dtype)
-        _, value, gradient = self._linearise(params, X, targets, 1)
+        l2 = _as_l2(l2)
+        params = self.model.check_params(params)
+        X = self.model.check_X(X, params.dtype)
+        targets = self.model.check_y(y, X.shape[0], params.dtype)
+        _, value, gradient = self.model.linearise(params, X, targets, 1)
         return _add_l2(l2, params, value, gradient)[1]
 
     def hessian(self, params, X, y, curvature="hessian", l2=0.0, device="cpu"):
@@ -238,11 +216,11 @@ class Network:
         on = processor.get(device, params)
         if not isinstance(curvature, str) or curvature not in ("hessian", "ggn"):
             raise ValueError(f"curvature: expected 'hessian' or 'ggn', got {curvature!r}")
-        l2 = self._check_l2(l2)
-        work, dtype = on.as_params(self, params)
-        X = on.as_samples(self, X)
-        targets = on.as_targets(self, y, X.shape[0])
-        B, (kind, n_in, n_out, p, *_) = X.shape[0], self._chain
+        l2 = _as_l2(l2)
+        work, dtype = on.as_params(self.model, params)
+        X = on.as_samples(self.model, X)
+        targets = on.as_targets(self.model, y, X.shape[0])
+        B, (kind, n_in, n_out, p, *_) = X.shape[0], self.model.chain
         blocks = (p * p + B * ((n_in + n_out) * (n_in + p)))[kind == BLOCKS].sum()
         if on is not processor.CPU:
             for l, layer in enumerate(self.layers):
@@ -252,7 +230,7 @@ class Network:
             8 * (int(blocks) + B * int(n_in.sum() + 3 * n_out.sum() + n_out[-1] ** 2)),
             f"the derivative blocks of {len(self.layers)} layers for B = {B} samples",
         )
-        lin, loss, gradient, layers = on.linearise(self, work, X, targets)
+        lin, loss, gradient, layers = on.linearise(self.model, work, X, targets)
         if curvature == "ggn":
             # Without second derivatives of the layers, only the loss bends.
             for block in (lin.D, lin.lam, lin.Dxx, lin.Dzx, lin.Dzz):
@@ -260,126 +238,15 @@ class Network:
         if l2:
             loss, gradient = _add_l2(l2, on.take(work), loss, gradient)
         gradient = gradient.astype(dtype, copy=False)
-        return Hessian(self._chain, work, lin, dtype, loss, gradient, self, layers, curvature, l2, on)
+        system = System(self.model.chain, work, lin, l2, gradient, layers, on)
+        return Hessian(system, dtype, loss, self, curvature)
 
-    def _table(self, num_samples, dtype):
-        """Layer table and buffer sizes for a batch of ``num_samples`` and sweeps in ``dtype``; loads their kernels."""
-        key = num_samples, np.dtype(dtype)
-        found = self._tables.get(key)
-        if found is None:
-            binding.load(key[1])
-            names = {layer.activation for layer in self.layers if isinstance(layer, _STRUCTURED)}
-            activations = {name: (activation_address(name, dtype), 0, 0) for name in names}
-            addresses = [
-                activations[layer.activation] if isinstance(layer, _STRUCTURED)
-                else layer.addresses(key[1]) if isinstance(layer, Custom)
-                else (0, 0, 0)
-                for layer in self.layers
-            ]
-            found = layer_table(self._chain, num_samples, np.array(addresses, np.int64).T)
-            # Two: training asks for the same batch again and again, a forward pass in chunks for two sizes.
-            self._tables = dict([*self._tables.items(), (key, found)][-2:])
-        return found
 
-    def _check_l2(self, l2):
-        l2 = as_real("l2", l2)
-        if l2 < 0.0:
-            raise ValueError(f"l2: expected at least 0, got {l2}")
-        return l2
-
-    def _check_params(self, params):
-        return as_array("params", params, (self.num_params,), meaning=" (the parameters of all layers)")
-
-    def _check_X(self, X, dtype, name="X"):
-        X = as_array(name, X, (None, int(self._chain.n_in[0])), dtype, " (samples x inputs of the first layer)")
-        if X.shape[0] == 0:
-            raise ValueError(f"{name}: expected at least one sample, got an empty batch")
-        return X
-
-    def _check_y(self, y, num_samples, dtype, name="y"):
-        """Targets as (B, 1) labels or (B, n_L) values, in ``dtype``."""
-        outputs = int(self._chain.n_out[-1])
-        if get_loss(self.loss_name)["targets"] == "labels":
-            return as_labels(name, y, num_samples, outputs).astype(dtype).reshape(-1, 1)
-        if outputs == 1 and np.ndim(y) == 1:
-            return as_array(name, y, (num_samples,), dtype).reshape(-1, 1)
-        return as_array(name, y, (num_samples, outputs), dtype, " (samples x outputs of the last layer)")
-
-    def _forward(self, params, X):
-        B = X.shape[0]
-        output = np.empty((B, int(self._chain.n_out[-1])), params.dtype)
-        for start in range(0, B, _FORWARD_CHUNK):
-            X_chunk = X[start : start + _FORWARD_CHUNK]
-            table, sizes = self._table(X_chunk.shape[0], params.dtype)
-            output[start : start + _FORWARD_CHUNK] = self._propagate(table, sizes, params, X_chunk, 0).output
-        return output
-
-    def _propagate(self, table, sizes, params, X, derivatives):
-        """A `Linearisation` for as many ``derivatives`` whose forward part is filled."""
-        lin = linearise.allocate(sizes, X.shape[0], int(self._chain.n_out[-1]), params.dtype, derivatives)
-        lin.Z[: X.size] = X.ravel()
-        U = np.empty(X.shape[0] * sizes.width + sizes.patches, params.dtype)
-        for start, stop in self._runs(X.shape[0], derivatives):
-            if start in self._external:
-                external.forward(self.layers[start], table, start, params, lin)
-            else:
-                linearise.forward(table, start, stop, params, lin, U)
-        check_finite("params, X: the net's output", lin.output)
-        return lin
-
-    def _runs(self, num_samples, derivatives):
-        """Layers for one compiled call of linearising."""
-        kind, n_in, n_out, p, *_ = self._chain
-        flops = 4.0 * p * self._chain.positions() + 40.0 * n_out + 64.0 * p / num_samples
-        if derivatives == 2:
-            flops += np.where(kind == BLOCKS, 4.0 * (p + n_in) * (p + n_in + n_out), 0.0)
-        # External layers are no compiled calls.
-        return chunks(num_samples * flops, [cut for l in self._external for cut in (l, l + 1)])
-
-    def _terminal(self, output, targets, curvature=None):
-        """Value, gradient and curvature of the loss in the output."""
-        B, n = output.shape
-        if curvature is None:
-            curvature = np.empty((B, n, n), output.dtype)
-        gradient = np.empty_like(output)
-        count = B if get_loss(self.loss_name)["mean_over"] == "samples" else B * n
-        address = loss_address(self.loss_name, output.dtype)
-        value = linearise.terminal(address, 1.0 / count, targets, output, gradient, curvature)
-        if not np.isfinite(value):
-            raise ValueError(f"params, X, y: expected a finite loss, got {value}")
-        return float(value), gradient, curvature
-
-    def _linearise(self, params, X, targets, derivatives):
-        """`Linearisation` (complete with 2 ``derivatives``), loss and gradient."""
-        B = X.shape[0]
-        table, sizes = self._table(B, params.dtype)
-        lin = self._propagate(table, sizes, params, X, derivatives)
-        value, output_gradient, _ = self._terminal(lin.output, targets, lin.curvature)
-        gradient = self._backpropagate(table, sizes, params, lin, output_gradient, derivatives)
-        check_finite("params, X, y: the gradient", gradient)
-        return lin, value, gradient
-
-    def _backpropagate(self, table, sizes, params, lin, output_gradient, derivatives):
-        """The gradient in the parameters that a gradient in the output leads to; completes ``lin`` on the way."""
-        B = output_gradient.shape[0]
-        G = np.empty((2, B * sizes.width), params.dtype)
-        G[table.size % 2, : output_gradient.size] = output_gradient.ravel()
-        gradient = np.empty_like(params)
-        work = np.empty(max(self._work_size, sizes.patches), params.dtype)
-        for start, stop in reversed(self._runs(B, derivatives)):
-            if start in self._external:
-                external.backward(self.layers[start], table, start, params, lin, gradient, G, keep=derivatives == 2)
-            else:
-                linearise.backward(table, start, stop, params, lin, gradient, G, work)
-        return gradient
-
-    def _jacobian(self, params, x):
-        """(outputs (n_L,), their Jacobian (n_L, P)) of one sample x (1, n_in), in the dtype of both."""
-        table, sizes = self._table(1, params.dtype)
-        lin = self._propagate(table, sizes, params, x, 1)
-        unit = np.eye(sizes.outputs, dtype=params.dtype)
-        rows = [self._backpropagate(table, sizes, params, lin, one[None], 1) for one in unit]
-        return lin.output[0], np.array(rows)
+def _as_l2(l2):
+    l2 = as_real("l2", l2)
+    if l2 < 0.0:
+        raise ValueError(f"l2: expected at least 0, got {l2}")
+    return l2
 
 
 def _add_l2(l2, params, value, gradient):
@@ -394,14 +261,3 @@ def _add_l2(l2, params, value, gradient):
     if not np.isfinite(value):
         raise ValueError(f"l2: expected a finite loss, got {value} with l2={l2:g}")
     return value, gradient
-
-
-def _fields(layer):
-    """A layer's entries in the `Chain`."""
-    sizes = layer.in_features, layer.out_features, layer.num_params
-    if isinstance(layer, Dense):
-        return DENSE, *sizes, layer.bias, layer.skip, *ONE_POSITION
-    if isinstance(layer, Conv1d):
-        geometry = layer.length, layer.kernel_size, layer.stride, layer.padding, layer.dilation
-        return CONVOLUTION, *sizes, layer.bias, layer.skip, *geometry
-    return BLOCKS, *sizes, False, False, *ONE_POSITION

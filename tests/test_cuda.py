@@ -363,7 +363,7 @@ def test_wide_solves_and_products(numbers, monkeypatch):
     blocks, terminal = random_blocks(np.random.default_rng(3), [2, 3, 4, 2], [2, 0, 3]), np.diag([1.0, -2.0])
     problem, found, launched = make(sizes, batch=2), [], set()
     for module, name in WIDE_KERNELS.items():
-        module = importlib.import_module(f"numba_hinv.cuda.{module}")
+        module = importlib.import_module(f"numba_hinv.cuda.sweeps.{module}")
         monkeypatch.setattr(module, name, Noted(getattr(module, name), name, launched))
     for limit in (10**6, numbers):
         monkeypatch.setattr(wide, "PRODUCT", limit)

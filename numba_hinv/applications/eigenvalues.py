@@ -6,9 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
-from .. import many
-from ..runtime import threads
 from ..hessian import Hessian
+from ..runtime import threads
 from ..runtime.progress import bar
 from ..runtime.validation import as_flag, as_real, as_size
 from .shift_invert import densely, nearest, nearest_first, rayleigh_ritz
@@ -198,7 +197,7 @@ def eigenvalues_in(H, low, high, num_threads=None, progress=False):
         raise ValueError(f"high: expected at least low={low:g}, got {high:g}")
     slices = [_Slice(*_counted(H, "low", low), *_counted(H, "high", high))]
     total, found, widths, norm = slices[0].num, [], [], _norm(H)
-    workers = threads.num_workers(num_threads, max(total, 1), many.reaches_blas(H))
+    workers = threads.num_workers(num_threads, max(total, 1), H.system.reaches_blas())
     with bar(progress, total, "eigenvalues_in", "eigenvalue") as shown:
 
         def job_of(part):

@@ -8,11 +8,12 @@ import warnings
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
-from ..runtime import columns, memory_budget, threads
+from ..certainty import solution
 from ..network import Network
+from ..runtime import columns, memory_budget, threads
 from ..runtime.progress import bar
-from ..system.scaling import lengths
 from ..runtime.validation import as_real
+from ..system.scaling import lengths
 
 
 class Influence:
@@ -126,11 +127,11 @@ def influence(
         raise TypeError(f"net: expected a Network, got {type(net).__name__}")
     damping = as_real("damping", damping)
     H = net.hessian(params, X, y, curvature, l2)
-    X, y = net._check_X(X, np.float64), net._check_y(y, H.num_samples, np.float64)
-    X_test = net._check_X(X_test, np.float64, "X_test")
-    y_test = net._check_y(y_test, X_test.shape[0], np.float64, "y_test")
+    X, y = net.model.check_X(X, np.float64), net.model.check_y(y, H.num_samples, np.float64)
+    X_test = net.model.check_X(X_test, np.float64, "X_test")
+    y_test = net.model.check_y(y_test, X_test.shape[0], np.float64, "y_test")
     # 1/B times the gradients of the samples' losses in their outputs.
-    _, output_gradient, _ = net._terminal(H._lin.output, y)
+    _, output_gradient, _ = net.model.terminal(H.system.lin.output, y)
     F = H.factorize(damping, np.float64)
     if F.inertia.negative:
         warnings.warn(
@@ -142,7 +143,7 @@ def influence(
 
     def gradients_of(samples, targets):
         def gradient_of(i):
-            return net._linearise(H._params, samples[i : i + 1], targets[i : i + 1], 1)[2]
+            return net.model.linearise(H.system.params, samples[i : i + 1], targets[i : i + 1], 1)[2]
 
         return gradient_of
 
@@ -152,7 +153,7 @@ def influence(
     found.values = np.empty((B, T))
 
     def take(start, stop, gradients, solutions, check):
-        tangents = H._output_tangents(solutions, check)
+        tangents = H.system.output_tangents(solutions, check)
         found.values[:, start:stop] = np.einsum("kia,ia->ik", tangents, output_gradient)
 
     _solve_in_blocks(F, gradients_of(X_test, y_test), T, take, num_threads, progress)
@@ -161,13 +162,13 @@ def influence(
 
 def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):
     """``take(start, stop, gradients, solutions, check)`` of every block of samples, whose gradients are rows."""
-    H = F.hessian
-    P, sizes = H.shape[0], H._sizes
-    block = min(columns.block_of(P, count), count)
-    workers = threads.num_workers(num_threads, -(-count // block), H._solves_reach_blas())
+    system = F.hessian.system
+    P, sizes = system.num_params, system.sizes
+    dtype, block = np.dtype(np.float64), min(columns.block_of(P, count), count)
+    workers = threads.num_workers(num_threads, -(-count // block), system.solves_reach_blas())
     # Gradients, solutions, residuals and products; tangents.
     memory_budget.require(
-        8 * workers * block * (6 * P + sizes.z + sizes.u + H.num_samples * (2 * sizes.width + sizes.outputs)),
+        8 * workers * block * (6 * P + sizes.z + sizes.u + system.num_samples * (2 * sizes.width + sizes.outputs)),
         f"the solves for {workers} blocks of {block} samples at the same time",
     )
     with bar(progress, count, "influence", "sample") as shown:
@@ -177,7 +178,7 @@ def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):
             for i in range(start, stop):
                 check()
                 gradients[i - start] = gradient_of(i)
-            solutions, known = F._solve_rows(gradients, lengths(gradients), np.dtype(np.float64), True, False, check)
+            solutions, known = solution.solve(F.solver, gradients, lengths(gradients), dtype, True, False, check)
             take(start, stop, gradients, solutions, check)
             shown.update(stop - start)
             return known
@@ -185,4 +186,4 @@ def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):
         found = columns.run(job, (P, count), workers, block)
     errors = [known.backward_error.max() for known in found]
     steps, krylov_steps = (max(known[at] for known in found) for at in (2, 3))
-    F._warn(max(errors), steps, krylov_steps, np.dtype(np.float64))
+    solution.warn(F.solver, max(errors), steps, krylov_steps, dtype, stacklevel=3)

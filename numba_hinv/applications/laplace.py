@@ -13,9 +13,9 @@ The library's losses are means, of `count` terms; the negative log-likelihood is
 import numpy as np
 
 from ..certainty import covariance
-from ..runtime import memory_budget
 from ..layers.losses import get_loss
 from ..network import Network
+from ..runtime import memory_budget
 from ..runtime.validation import as_flag, as_real
 
 # Entries of the Jacobians that `predict` solves with at a time.
@@ -146,7 +146,7 @@ class Laplace:
         scipy.linalg.LinAlgWarning
             Digits of the log-determinant are in doubt (`Factorization.slogdet`).
         """
-        size, params = self.hessian.shape[0], self.hessian._params
+        size, params = self.hessian.shape[0], self.hessian.system.params
         log_likelihood = -self.scale * self.hessian.loss
         if self.noise_variance is not None:
             log_likelihood -= 0.5 * self._count * np.log(2.0 * np.pi * self.noise_variance)
@@ -158,7 +158,7 @@ class Laplace:
 
         Half the squared Newton decrement, ``1/2 g^T (posterior precision)^-1 g`` with g the gradient. One solve.
         """
-        gradient = self.scale * self.hessian.gradient.astype(np.float64) + self.prior_precision * self.hessian._params
+        gradient = self.scale * self.hessian.gradient.astype(np.float64) + self.prior_precision * self.hessian.system.params
         return float(0.5 * (gradient @ self.factorization.solve(gradient)) / self.scale)
 
     def fit_prior(self, noise=False):
@@ -232,7 +232,7 @@ class Laplace:
                 return at - step, at
             at -= step
         at = start
-        for _ in range(_STEPS if self.hessian._params.any() else 0):
+        for _ in range(_STEPS if self.hessian.system.params.any() else 0):
             if slope(at) > 0.0 >= slope(at + step):
                 return at, at + step
             at += step
@@ -249,7 +249,9 @@ class Laplace:
             return None
         if factorization.inertia.negative:
             return None
-        return self.hessian.shape[0] - damping * float(covariance.diagonal(factorization, _TRACE, False).sum())
+        variances = covariance.diagonal(factorization.solver, _TRACE, False)
+        variances = covariance.as_dtype(factorization.solver.matrix, variances, "diagonal", factorization.dtype)
+        return self.hessian.shape[0] - damping * float(variances.sum())
 
     def _slope(self, damping, noise):
         """Twice the derivative of the log evidence in that of the damping; None where there is no evidence."""
@@ -261,7 +263,7 @@ class Laplace:
             if gamma >= self._count:
                 return gamma
             scale = self._scale_with(self._best_noise(gamma))
-        return gamma - damping * scale * float(self.hessian._params @ self.hessian._params)
+        return gamma - damping * scale * float(self.hessian.system.params @ self.hessian.system.params)
 
     def _best_noise(self, gamma):
         return self._count * self.hessian.loss / (self._count - gamma)
@@ -291,7 +293,7 @@ class Laplace:
         """
         samples = self.factorization.sample(rng, n)
         samples *= self.scale**-0.5
-        samples += self.hessian._params.astype(samples.dtype, copy=False)
+        samples += self.hessian.system.params.astype(samples.dtype, copy=False)
         return samples
 
     def variances(self):
@@ -322,8 +324,8 @@ class Laplace:
         -----
         One solve for every output of every sample, several at a time.
         """
-        net, params = self.network, self.hessian._params
-        X = net._check_X(X, np.float64)
+        net, params = self.network, self.hessian.system.params
+        X = net.model.check_X(X, np.float64)
         size, outputs = params.size, net.layers[-1].out_features
         block = max(1, min(len(X), _BLOCK // (size * outputs)))
         memory_budget.require(32 * block * size * outputs, f"the Jacobians of {block} samples with {outputs} outputs")
@@ -332,7 +334,7 @@ class Laplace:
             part = range(start, min(start + block, len(X)))
             jacobians = np.empty((len(part), outputs, size))
             for i, jacobian in zip(part, jacobians):
-                mean[i], jacobian[:] = net._jacobian(params, X[i : i + 1])
+                mean[i], jacobian[:] = net.model.jacobian(params, X[i : i + 1])
             solved = self.factorization.solve(jacobians.reshape(-1, size).T).T.reshape(jacobians.shape)
             found = jacobians @ solved.transpose(0, 2, 1) / self.scale
             cov[start : start + len(part)] = 0.5 * (found + found.transpose(0, 2, 1))

@@ -10,7 +10,6 @@ import numpy as np
 from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
 from ..runtime import memory_budget, threads
-from ..factorization import Factorization
 from ..runtime.probes import random_entries
 
 # Where H - shift I is singular, the distances that the shift moves, in units of ||H||.
@@ -66,7 +65,7 @@ def nearest(hessian, shift, k, known=None, check=threads.no_check):
     for distance in _BESIDE:
         at = shift + distance * (hessian.norm() + abs(shift) or 1.0)
         try:
-            return _lanczos(hessian, Factorization(hessian, -at, np.float64), k, known, check)
+            return _lanczos(hessian, hessian.factorize(-at, np.float64), k, known, check)
         except np.linalg.LinAlgError as error:
             reason = str(error).removeprefix("damping: ")
     raise np.linalg.LinAlgError(f"near: expected a shift that Lanczos works with, got {shift:g}: {reason}")
@@ -102,7 +101,7 @@ def _lanczos(hessian, F, k, known, check):
     def multiply(V):
         check()
         # Up to a power of two, which does not matter here, the inverse; what solves miss shows in the residuals.
-        images = np.asarray(F._refined_inverse(np.ascontiguousarray(project(V).T))).T
+        images = np.asarray(F.solver.inverse(np.ascontiguousarray(project(V).T))).T
         if not np.isfinite(images).all():
             raise np.linalg.LinAlgError("solutions are not finite")
         return project(images)

@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import many
+from ..factors import choice
 from ..runtime import threads
-from ..factorization import require_memory
 from ..runtime.progress import bar
 from ..runtime.validation import as_array
 from .eigenvalues import as_hessian
@@ -100,10 +99,10 @@ def spectral_density(H, grid, num_threads=None, progress=False):
 
 def _counts_below(H, edges, num_threads, progress):
     """`Hessian.count_below` of every edge, in order."""
-    workers = threads.num_workers(num_threads, edges.size, many.reaches_blas(H))
+    workers = threads.num_workers(num_threads, edges.size, H.system.reaches_blas())
     dtype = np.dtype(np.float64)
-    scales = dict.fromkeys(H._scaling(-edge, dtype) for edge in edges.tolist())
-    require_memory(H, False, dtype, scales, workers, workers)
+    scales = dict.fromkeys(H.system.scaling(-edge, dtype) for edge in edges.tolist())
+    choice.require(H.system, dtype, False, scales, workers, workers)
     with bar(progress, edges.size, "spectral_density", "edge") as shown:
 
         def job_of(edge):
@@ -115,4 +114,4 @@ def _counts_below(H, edges, num_threads, progress):
 
             return job
 
-        return many.run_each([job_of(edge) for edge in edges.tolist()], workers, "grid", "t")
+        return threads.run_each([job_of(edge) for edge in edges.tolist()], workers, "grid", "t")

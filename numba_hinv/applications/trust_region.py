@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..certainty import inertia
 from ..runtime.probes import random_entries
-from ..system.processor import require_cpu
 from ..runtime.validation import as_array, as_real
+from ..system.processor import require_cpu
 from .eigenvalues import as_hessian
 
 # Blocks of the Krylov space of H that the first multiplier comes from: of the gradient and of a random vector.
@@ -107,7 +108,7 @@ def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
         raise ValueError(f"rtol: expected a number from 0 to 0.5, got {rtol}")
     # Gradient and radius may be scaled together: the multiplier stays.
     exponent = -int(np.frexp(np.abs(g).max())[1])
-    require_cpu(H, "a trust-region step")
+    require_cpu(H.system.on, "a trust-region step")
     search = _Search(H, np.ldexp(g, exponent), float(np.ldexp(radius, exponent)), rtol)
     p, multiplier, kind = search.run(multiplier)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -125,13 +126,13 @@ class _Search:
 
     def __init__(self, H, g, radius, rtol):
         self.H, self.g, self.radius, self.rtol = H, g, radius, max(rtol, 4 * np.finfo(float).eps)
-        self.multiply = H._apply
+        self.multiply = H.system.apply
         self.norm = H.norm()
         self.low, self.high = 0.0, np.inf
         self.lowest, self.vector, self.residual = np.inf, None, np.inf
         self.num_factorizations = self.failures = 0
         # The least damping that can be eliminated with, and the guess of the Krylov space, once it is made.
-        free = (H._table["r"] < H._table["d"]).any()
+        free = H.system.num_free() > 0
         self.least = max(0.0, _LEAST_DAMPING * self.norm - H.l2) if free else 0.0
         self.guess = None
 
@@ -193,13 +194,13 @@ class _Search:
             return None, False
         if F.inertia.negative:
             return F, False
-        return F, F.inertia.exact or (F.num_perturbed > 0 and F._is_certified())
+        return F, F.inertia.exact or (F.num_perturbed > 0 and inertia.is_certified(F.solver))
 
     def solve(self, F, mu, rows):
         """rows times the inverse of H + mu I, with the factors of a damping near mu."""
-        offset = float(np.ldexp(mu - F.damping, -F._scale.matrix))
-        x = F._refine(rows, np.dtype(np.float64), offset=offset).x
-        return np.ldexp(x, -F._scale.matrix, out=x)
+        k = F.solver.matrix.scale.matrix
+        x = F.solver.refine(rows, np.dtype(np.float64), offset=float(np.ldexp(mu - F.damping, -k))).x
+        return np.ldexp(x, -k, out=x)
 
     def step(self, F, mu):
         """(p, its length, length^2 / (p^T change), change): ``change`` is minus the derivative of p in mu."""
@@ -272,7 +273,7 @@ class _Search:
         if self.vector is None:
             self.vector = random_entries(5, self.g.size)[0]
         for _ in range(_RESTARTS):
-            basis, _ = _krylov_space(F._substitute, self.vector[None], _INVERSE_STEPS)
+            basis, _ = _krylov_space(F.solver.factors.substitute, self.vector[None], _INVERSE_STEPS)
             self.rayleigh_ritz(basis, self.multiply(basis))
             if self.residual <= _CONVERGED * self.norm:
                 break

@@ -1,4 +1,4 @@
-"""Log-determinant of H + damping I: from the pivots, or where these have lost digits, from those of dampings beside it.
+"""Log-determinant of H + damping I: from the pivots, or where these have lost digits, from those of nearby dampings.
 
 A pivot of a trailing block can be tiny although ``A = H + damping I`` is well conditioned. The fronts before it are
 then huge and lose digits, which refinement gives back to a solution but not to a determinant. ``log|det(A + h I)|`` is
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..runtime.probes import random_entries
 from ..system.scaling import lengths
+from .singularity import smallest_singular_value
 
 # Chebyshev nodes, on an interval of this times the smallest singular value: of 8 nodes the interpolation error is about
 # (1/40)^8 times the number of eigenvalues as small as that one.
@@ -36,42 +37,43 @@ def is_within(tolerance, logabsdet, uncertainty):
     return uncertainty <= tolerance * max(abs(logabsdet), 1.0)
 
 
-def determinant(factorization, tolerance):
-    """`Determinant` of a `Factorization`, from others beside it where its own misses the relative tolerance."""
-    own = _from_pivots(factorization, tolerance)
+def determinant(solver, tolerance):
+    """`Determinant` of a solver's matrix, from others close to it where its own pivots miss the relative tolerance."""
+    own = _from_pivots(solver, tolerance)
     if is_within(_GOOD * tolerance, own.logabsdet, own.uncertainty):
         return own
     try:
-        if factorization._is_cut():
-            return determinant(factorization._joined(), tolerance)
-        beside = _from_beside(factorization, tolerance)
+        if solver.factors.has_fallback:
+            return determinant(solver.whole(), tolerance)
+        found = _from_nearby(solver, tolerance)
     except (np.linalg.LinAlgError, MemoryError):
         return own
-    return min(own, beside, key=lambda found: found.uncertainty)
+    return min(own, found, key=lambda one: one.uncertainty)
 
 
-def _from_pivots(F, tolerance):
-    logabsdet, P = F._log_pivots(), F.shape[0]
-    uncertainty = P**0.5 * F._rounding_of_pivots()
+def _from_pivots(solver, tolerance):
+    matrix, factors, P = solver.matrix, solver.factors, solver.matrix.size
+    logabsdet = factors.log_pivots()
+    uncertainty = P**0.5 * factors.rounding_of_pivots()
     if not is_within(_GOOD * tolerance, logabsdet, uncertainty):
         # log|det A| - log|det A'| = log|det(I - E)| with A' the matrix of the factors and E = I - A A'^-1: about minus
         # the trace of E, which random vectors estimate up to the Frobenius norm of E, which they estimate, too.
         uncertainty = 0.0
         for seed in range(4, 4 + _PROBES):
             probe = random_entries(seed, P)
-            error = F._multiply(F._substitute(probe), b=probe)
+            error = matrix.multiply(factors.substitute(probe), b=probe)
             estimate = abs(float((probe * error).sum())) + float(lengths(error)[0])
             uncertainty = max(uncertainty, _MISSED * estimate if np.isfinite(estimate) else np.inf)
-    return Determinant(-1.0 if F._num_negative() % 2 else 1.0, logabsdet, uncertainty)
+    return Determinant(-1.0 if factors.num_negative % 2 else 1.0, logabsdet, uncertainty)
 
 
-def _from_beside(F, tolerance):
+def _from_nearby(solver, tolerance):
     """By interpolation; of infinite uncertainty where that has no prospects."""
     nodes = np.cos((2 * np.arange(_NODES) + 1) * np.pi / (2 * _NODES))
-    radius = _RADIUS * F._smallest_singular_value(_INVERSE_STEPS)
+    radius = _RADIUS * smallest_singular_value(solver, _INVERSE_STEPS)
     values, rounding = np.empty(_NODES), 0.0
     for k in range(_NODES):
-        sign, values[k], uncertainty = _from_pivots(F._beside(radius * nodes[k]), tolerance)
+        sign, values[k], uncertainty = _from_pivots(solver.nearby(radius * nodes[k]), tolerance)
         rounding = max(rounding, uncertainty)
         if not is_within(tolerance, values[k], rounding):
             return Determinant(sign, values[k], np.inf)

@@ -1,6 +1,17 @@
-"""The sweeps on a GPU: `numba.cuda` twins of :mod:`numba_hinv.kernels`, with the same names in neighbouring files.
+"""The sweeps on a GPU: `numba.cuda` twins of :mod:`numba_hinv.kernels`, in folders and files of the same names.
 
-Nothing here is imported before a GPU is asked for (`numba_hinv.system.processor`). Kernels are in the files named after those
-of the CPU; `target` says what they are compiled for, `device` is what the operators hold and call. What the CPU does one
-after the other, dampings and segments of a chain, is done at once in `together` and `segments`.
+Importing this package makes ``device="cuda"`` known and nothing else: what needs numba-cuda is imported when a GPU is
+first asked for. `device` is what a `System` holds and calls, `plumbing.target` says what kernels are compiled for. What
+the CPU does one after the other, dampings and segments of a chain, is one launch here (`sweeps.segments`).
 """
+
+from ..system import processor
+
+
+def _open(like):
+    from .device import Device
+
+    return Device.for_array(like)
+
+
+processor.register("cuda", _open)

@@ -7,22 +7,22 @@ one stream, in order.
 import numba.cuda
 import numpy as np
 
-from ..runtime import threads
-from ..kernels.sweeps.eliminate import Factors
-from ..kernels.steps.layer_table import BLOCKS, block_sizes, layer_table
-from ..kernels.sweeps.linearise import Linearisation
-from ..kernels.steps.row_space import RowSpace
 from ..kernels.plumbing.status import OK
+from ..kernels.steps import segment_table
+from ..kernels.steps.layer_table import BLOCKS, block_sizes, layer_table
+from ..kernels.steps.row_space import RowSpace
+from ..kernels.sweeps.eliminate import Factors
+from ..kernels.sweeps.linearise import Linearisation
 from ..layers.losses import get_loss
-from ..system.processor import CPU, is_on_device
+from ..runtime import threads
 from ..runtime.validation import as_columns, check_finite
+from ..system.processor import CPU, is_on_device
 from .plumbing import arrays
-from .sweeps import eliminate, linearise, multiply, panels, segments, substitute, wide, wide_substitute
-from .steps import row_space
-from . import together
 from .plumbing.launch import launch, spread
 from .plumbing.rows import Rows, to_host
 from .plumbing.target import BLOCK, LANES, PLAIN_SHARED, SIMULATED
+from .steps import row_space
+from .sweeps import eliminate, linearise, multiply, panels, segments, substitute, wide, wide_substitute
 
 # Bytes of shared memory that kernels have of their own: `Team.pad`, and what the driver keeps for itself.
 RESERVED_SHARED = 16 * BLOCK + 1024
@@ -34,8 +34,11 @@ class Device:
     name = "cuda"
     # Right-hand sides that are solved at the same time, a block each.
     column_block = 64
-    # `eliminate_together` has the eliminations of whole chains.
-    eliminates_together = True
+    # Eliminations of many dampings, and of all segments of a chain, are one launch.
+    batches = True
+    # Fewer segments, or shorter ones, do not pay: in flops, for one sample and layers that are square, a layer costs a
+    # segment twice as much as a chain, and a seam four times as much. The simulator sees any.
+    fewest_segments, shortest_segment = (2, 2) if SIMULATED else (4, 16)
 
     def __init__(self, stream=0):
         if not numba.cuda.is_available():
@@ -44,7 +47,7 @@ class Device:
                 f"{_why_not_available()}; expected device='cpu' on this machine"
             )
         self.stream = stream
-        self._tables, self._segments = [], []
+        self._tables = []
 
     def __reduce__(self):
         # A stream belongs to its process.
@@ -91,7 +94,8 @@ class Device:
     def empty_rows(self, shape, dtype):
         return Rows.empty(shape, dtype, self.stream)
 
-    def _empty(self, shape, dtype):
+    def empty(self, shape, dtype):
+        """An uninitialised array on the device."""
         return numba.cuda.device_array(shape, dtype, stream=self.stream)
 
     def row(self, array, t):
@@ -100,7 +104,11 @@ class Device:
 
     def part(self, array, where):
         """A slice of an array on the device, in its memory."""
-        return array[where] if where.start < where.stop else self._empty(0, array.dtype)
+        return array[where] if where.start < where.stop else self.empty(0, array.dtype)
+
+    def as_rows(self, array):
+        """Vectors for the sweeps in the memory of a (k, P) array on the device."""
+        return Rows(array, self.stream)
 
     def _launch(self, kernel, grid, *arguments, shared=0):
         launch(kernel, grid, self.stream, *arguments, shared=shared)
@@ -137,7 +145,7 @@ class Device:
     def astype(self, array, dtype):
         """A copy of an array in another dtype."""
         if not array.size:
-            return self._empty(array.shape, dtype)
+            return self.empty(array.shape, dtype)
         flat = Rows(array.reshape(1, array.size), self.stream).astype(dtype)
         return flat.data_on_device.reshape(array.shape)
 
@@ -155,48 +163,48 @@ class Device:
         self._tables = [*self._tables[-3:], (table, found)]
         return found
 
-    def as_params(self, network, params):
+    def as_params(self, model, params):
         """A copy of the parameters on the device, in float64, and the dtype that they were given in."""
         if not is_on_device(params):
-            work, dtype = CPU.as_params(network, params)
+            work, dtype = CPU.as_params(model, params)
             return self.put(work), dtype
         meaning = " (the parameters of all layers)"
-        given = arrays.as_array("params", params, (network.num_params,), None, self.stream, meaning)
+        given = arrays.as_array("params", params, (model.num_params,), None, self.stream, meaning)
         return self.astype(given, np.float64), np.dtype(given.dtype)
 
-    def as_samples(self, network, X):
+    def as_samples(self, model, X):
         if not is_on_device(X):
-            return CPU.as_samples(network, X)
-        meaning, shape = " (samples x inputs of the first layer)", (None, int(network._chain.n_in[0]))
+            return CPU.as_samples(model, X)
+        meaning, shape = " (samples x inputs of the first layer)", (None, int(model.chain.n_in[0]))
         X = arrays.as_array("X", X, shape, np.dtype(np.float64), self.stream, meaning)
         if X.shape[0] == 0:
             raise ValueError("X: expected at least one sample, got an empty batch")
         return X
 
-    def as_targets(self, network, y, num_samples):
+    def as_targets(self, model, y, num_samples):
         if not is_on_device(y):
-            return CPU.as_targets(network, y, num_samples)
-        if get_loss(network.loss_name)["targets"] == "labels":
+            return CPU.as_targets(model, y, num_samples)
+        if get_loss(model.loss_name)["targets"] == "labels":
             # One number a sample, and all of them have to be looked at.
-            return CPU.as_targets(network, arrays.take_labels(y, self.stream), num_samples)
-        outputs, given = int(network._chain.n_out[-1]), np.dtype(np.float64)
+            return CPU.as_targets(model, arrays.take_labels(y, self.stream), num_samples)
+        outputs, given = int(model.chain.n_out[-1]), np.dtype(np.float64)
         shape = (num_samples,) if outputs == 1 and len(y.shape) == 1 else (num_samples, outputs)
         y = arrays.as_array("y", y, shape, given, self.stream, " (samples x outputs of the last layer)")
         return y.reshape(num_samples, outputs)
 
-    def linearise(self, network, params, X, targets):
+    def linearise(self, model, params, X, targets):
         """(`Linearisation`, loss, gradient, layer table and sizes) of a net.
 
         ``params`` is on the device, X and targets are here or there.
         """
-        names = [layer.activation for layer in network.layers]
+        names = [layer.activation for layer in model.layers]
         distinct = sorted(set(names))
         indices = np.array([distinct.index(name) for name in names])
-        table, sizes = layers = layer_table(network._chain, X.shape[0], (indices, 0, 0))
+        table, sizes = layers = layer_table(model.chain, X.shape[0], (indices, 0, 0))
         B, n = X.shape[0], int(table["n_out"][-1])
         shapes = dict.fromkeys(("S", "D", "lam"), sizes.u) | dict.fromkeys(("Dx", "Dz", "Dxx", "Dzx", "Dzz"), 0)
         shapes |= {"Z": sizes.z, "output": (B, n), "curvature": (B, n, n)}
-        lin = Linearisation(**{name: self._empty(shape, np.float64) for name, shape in shapes.items()})
+        lin = Linearisation(**{name: self.empty(shape, np.float64) for name, shape in shapes.items()})
         lin.Z[: X.size].copy_to_device(self.put(X).reshape(X.size), stream=self.stream)
         records = self._table(table)
         runs = list(wide.runs(wide.wide_products(table, B), 0, table.size))
@@ -207,16 +215,16 @@ class Device:
             else:
                 self._launch(linearise.forward_kernel(distinct), 1, records, first, last, params, lin)
         check_finite("params, X: the net's output", self.take(lin.output))
-        count = B if get_loss(network.loss_name)["mean_over"] == "samples" else B * n
-        values, slope = self._empty(B, np.float64), self._empty((B, n), np.float64)
+        count = B if get_loss(model.loss_name)["mean_over"] == "samples" else B * n
+        values, slope = self.empty(B, np.float64), self.empty((B, n), np.float64)
         self._launch(
-            linearise.terminal_kernel(network.loss_name), -(-B // BLOCK), 1.0 / count, self.put(targets), lin.output,
+            linearise.terminal_kernel(model.loss_name), -(-B // BLOCK), 1.0 / count, self.put(targets), lin.output,
             slope, lin.curvature, values,
         )
         value = float(self.take(values).sum())
         if not np.isfinite(value):
             raise ValueError(f"params, X, y: expected a finite loss, got {value}")
-        G, gradient = self._empty((2, B * sizes.width), np.float64), self._empty(params.size, np.float64)
+        G, gradient = self.empty((2, B * sizes.width), np.float64), self.empty(params.size, np.float64)
         G[table.size % 2, : B * n].copy_to_device(slope.reshape(B * n), stream=self.stream)
         for first, last, alone in runs:
             if not alone:
@@ -233,8 +241,8 @@ class Device:
 
     def span(self, table, sizes, lin):
         """`RowSpace` of the inputs of all layers, in float64."""
-        space = RowSpace(self._empty(sizes.Q, np.float64), self._empty(sizes.R, np.float64))
-        work = self._empty((table.size, 2 * sizes.reflectors + 1), np.float64)
+        space = RowSpace(self.empty(sizes.Q, np.float64), self.empty(sizes.R, np.float64))
+        work = self.empty((table.size, 2 * sizes.reflectors + 1), np.float64)
         self._launch(row_space.span, table.size, self._table(table), lin, space, work)
         return space
 
@@ -245,9 +253,9 @@ class Device:
     def multiply_workspace(self, sizes, num_vectors, num_samples, dtype):
         """Arrays (dZ, dU, q) for the two sweeps of a product; a row a vector."""
         return (
-            self._empty((num_vectors, sizes.z + num_samples * sizes.outputs), dtype),
-            self._empty((num_vectors, sizes.u), dtype),
-            self._empty((num_vectors, 2, num_samples * sizes.width), dtype),
+            self.empty((num_vectors, sizes.z + num_samples * sizes.outputs), dtype),
+            self.empty((num_vectors, sizes.u), dtype),
+            self.empty((num_vectors, 2, num_samples * sizes.width), dtype),
         )
 
     def tangents(self, table, start, stop, params, lin, V, scratch):
@@ -298,32 +306,25 @@ class Device:
         dtypes |= {"logabsdet": np.float64, "growth": np.float64}
         lengths = [getattr(sizes, name, num_layers) for name in Factors._fields]
         shapes = lengths if count is None else [(count, length) for length in lengths]
-        return Factors(*[self._empty(shape, dtypes.get(name, dtype)) for name, shape in zip(Factors._fields, shapes)])
+        return Factors(*[self.empty(shape, dtypes.get(name, dtype)) for name, shape in zip(Factors._fields, shapes)])
 
     def num_blocks(self):
         """Thread blocks that run at the same time, one on each multiprocessor."""
         return 3 if SIMULATED else numba.cuda.get_current_device().MULTIPROCESSOR_COUNT
 
-    def segments(self, table, num_samples, bounds=None):
-        """`segments.Segments` of a chain between bounds, by default those of this device; None for one that is not cut.
+    def start_segments(self, records, count, alpha, guess, work):
+        """Let the elimination of all segments of so many dampings start from its guess of the curvature at their ends."""
+        self._launch(
+            segments.start_segments, (count, records.size), self.put(records), self.put(alpha), guess, work.places,
+            work.front, work.carried,
+        )
 
-        The last few are kept.
-        """
-        for known, given, found in self._segments:
-            if known is table and given == bounds:
-                return found
-        ends = bounds or segments.cut(table, num_samples, self.num_blocks())
-        found = None if ends is None else segments.segments_of(table, num_samples, ends)
-        self._segments = [*self._segments[-3:], (table, bounds, found)]
-        return found
-
-    def eliminate_together(self, factorizations, may_cut, tick):
-        """`together.eliminate`."""
-        return together.eliminate(self, factorizations, may_cut, tick)
-
-    def substitute_in_segments(self, factorization, kept, b, x, check):
-        """`together.substitute_in_segments`."""
-        together.substitute_in_segments(self, factorization, kept, b, x, check)
+    def form_seams(self, table, records, count, seams, alpha, guess, work, lin, seam_work):
+        """The blocks of the seams, and the front that their chain starts with, of so many dampings."""
+        self._launch(
+            segments.form_seams, (count, records.size), self._table(table), self.put(records), self._table(seams),
+            self.put(alpha), guess, work.places, work.front, work.carried, lin, seam_work.front,
+        )
 
     def shared_limit(self):
         """Bytes of shared memory that a block may ask for."""
@@ -371,12 +372,12 @@ class Device:
         return level, found, shared, at, max(rest, scratch)
 
     def elimination_workspace(self, table, sizes, dtype, num_rows=1, cut=None, by_blocks=False):
-        """Scratch of `eliminate`, a row a damping and segment of a chain that may be cut (`segments.Segments`)."""
+        """Scratch of `eliminate`, a row a damping and segment of a chain that may be cut (`factors.segmentation`)."""
         *parts, scratch = self._parts(table, sizes, dtype, cut, by_blocks)
         carried = 1 if cut is None else 2 * cut.phi + cut.psi
         return eliminate.Workspace(
-            self._empty((num_rows, 2 * sizes.front), dtype), self._empty((num_rows, carried), dtype),
-            self._empty((num_rows, scratch + 1), dtype), *parts,
+            self.empty((num_rows, 2 * sizes.front), dtype), self.empty((num_rows, carried), dtype),
+            self.empty((num_rows, scratch + 1), dtype), *parts,
         )
 
     def elimination_bytes(self, table, sizes, dtype, cut=None, by_blocks=False):
@@ -384,17 +385,6 @@ class Device:
         carried, rows = (1, 1) if cut is None else (2 * cut.phi + cut.psi, cut.count)
         scratch = self._parts(table, sizes, dtype, cut, by_blocks)[-1] + 1
         return rows * dtype.itemsize * (2 * sizes.front + carried + scratch)
-
-    def bytes_together(self, hessian, dtype):
-        """(bytes kept, bytes at work) of a factorization beside its `Factors`."""
-        table, sizes = hessian._table, hessian._sizes
-        cut = self.segments(table, hessian.num_samples)
-        work = self.elimination_bytes(table, sizes, dtype)
-        if cut is None:
-            return 0, work
-        # Where segments fail, the chain is eliminated again as one, when their workspace has been given back.
-        work = max(work, self.elimination_bytes(table, sizes, dtype, cut) + together.seam_bytes(self, cut, dtype))
-        return together.kept_bytes(cut, dtype), work
 
     def eliminate(self, table, start, stop, params, lin, space, damping, pivoting, factors, work):
         """``(status, layer)`` of `eliminate` for one damping and segment."""
@@ -407,7 +397,7 @@ class Device:
         The first status of each that is not `OK`; once all have failed, none goes on to the next run of layers.
         """
         count, records, found = len(dampings), self._table(table), [(OK, start)] * len(dampings)
-        results, notes = self._empty((count, 2), np.int64), self._empty(panels.NOTES, np.float64)
+        results, notes = self.empty((count, 2), np.int64), self.empty(panels.NOTES, np.float64)
         is_wide = wide.wide_fronts(table, lin.output.shape[0])
         there = np.array(dampings, params.dtype)
         pivotings_there = self.put(np.array(pivotings, np.float64))
@@ -421,7 +411,7 @@ class Device:
                     )
                 ended = self.take(results).tolist()
             else:
-                runs = segments.whole(table, first, last)
+                runs = segment_table.whole(table, first, last)
                 ended = self.eliminate_runs(table, runs, params, lin, space, dampings, pivotings, factors, None, work)
             found = [new if old[0] == OK else old for old, new in zip(found, ended)]
             if all(code != OK for code, _ in found):
@@ -431,11 +421,11 @@ class Device:
     def eliminate_runs(self, table, runs, params, lin, space, dampings, pivotings, factors, Y_mu, work):
         """``(status, layer)`` of every damping and run by a block each: those of one damping follow one another."""
         dtype, grid = np.dtype(params.dtype), (len(dampings), runs.size)
-        results = self._empty((grid[0] * grid[1], 2), np.int64)
+        results = self.empty((grid[0] * grid[1], 2), np.int64)
         self._launch(
             eliminate.eliminate_kernel(dtype, work.level), grid, self._table(table), self.put(runs), params, lin, space,
             self.put(np.array(dampings, dtype)), self.put(np.array(pivotings, np.float64)), factors,
-            self._empty((grid[0], 1), dtype) if Y_mu is None else Y_mu, work.places, work.front, work.carried,
+            self.empty((grid[0], 1), dtype) if Y_mu is None else Y_mu, work.places, work.front, work.carried,
             work.scratch, results, shared=work.shared,
         )
         return self.take(results).tolist()
@@ -443,7 +433,7 @@ class Device:
     def pack(self, n, work, index):
         """The symmetric n x n front ``index`` of a workspace, kept."""
         size = work.front.shape[1] // 2
-        kept = self._empty(n * n, work.front.dtype)
+        kept = self.empty(n * n, work.front.dtype)
         kept.copy_to_device(work.front.reshape(2 * size)[index * size : index * size + n * n], stream=self.stream)
         return kept
 
@@ -456,8 +446,8 @@ class Device:
         """Scratch of the two sweeps of a solve."""
         k, width = num_vectors, num_samples * sizes.width
         return substitute.Workspace(
-            self._empty((k, 2, width), dtype), self._empty((k, width), dtype), self._empty((k, 2, sizes.m), dtype),
-            self._empty((k, num_samples * sizes.r + 1), dtype),
+            self.empty((k, 2, width), dtype), self.empty((k, width), dtype), self.empty((k, 2, sizes.m), dtype),
+            self.empty((k, num_samples * sizes.r + 1), dtype),
         )
 
     def substitute_back(self, table, start, stop, params, lin, space, factors, damping, b, x, work):
@@ -471,7 +461,7 @@ class Device:
                 )
             else:
                 self.substitute_runs(
-                    substitute.substitute_back, table, segments.whole(table, first, last), params, lin, space, factors,
+                    True, table, segment_table.whole(table, first, last), params, lin, space, factors,
                     None, damping, b, x, None, work,
                 )
 
@@ -484,14 +474,15 @@ class Device:
                 )
             else:
                 self.substitute_runs(
-                    substitute.substitute_forth, table, segments.whole(table, first, last), params, lin, space, factors,
+                    False, table, segment_table.whole(table, first, last), params, lin, space, factors,
                     None, damping, b, x, None, work,
                 )
 
-    def substitute_runs(self, kernel, table, runs, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
-        """One of the two sweeps over the layers of all runs; ``seams`` as the kernel has it, where there are some."""
-        Y_mu = self._empty(1, b.dtype) if Y_mu is None else Y_mu
-        seams = self._empty((b.shape[0], 1), b.dtype) if seams is None else seams
+    def substitute_runs(self, back, table, runs, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
+        """The sweep ``back`` or forth over the layers of all runs; ``seams`` as the kernel has it, where there are some."""
+        Y_mu = self.empty(1, b.dtype) if Y_mu is None else Y_mu
+        seams = self.empty((b.shape[0], 1), b.dtype) if seams is None else seams
+        kernel = substitute.substitute_back if back else substitute.substitute_forth
         self._launch(
             kernel, (b.shape[0], runs.size), self._table(table), self.put(runs), params, lin, space, factors, Y_mu,
             self.put(np.array([damping], b.dtype)), b, x, seams, work,

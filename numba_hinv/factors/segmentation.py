@@ -1,102 +1,143 @@
-"""Checkpoints: the chain cut into segments, of which one at a time has its factors in memory.
+"""The chain in segments that are eliminated at the same time (docs/theory.md, section 10): the cut, and the seams between them.
 
-Where a segment ends, the front that the layers after it have left is kept; from it the segment's elimination can be
-done again, bit for bit, whenever a solve comes by. Without checkpoints the chain is one segment.
+A segment ends in states y of c numbers. It is eliminated from a guess Pi of the curvature there, and carries multipliers
+mu of y, so that afterwards the parameters of all segments are gone and y and mu of every seam are left.
+They are the parameters of a short chain, a layer a seam, in the blocks of its section 7:
+
+    Dx = [I 0],   Dxx = [-Pi  -I; -I  -Psi],   Dzx = [0; Phi],   Dz = 0,   Dzz = P
+
+where Psi, Phi and P are those of the segment before the seam, and the P of the last segment is the curvature that the
+short chain starts with. So the sweeps for layers are those for seams as well. mu is taken in units of alpha, the scale
+of the Hessian in these states: all blocks are then on that scale, and alpha I stands in the place of I.
 """
 
+import functools
+import math
+import weakref
 from typing import NamedTuple
 
 import numpy as np
 
-# The packed parts of `eliminate.Factors`, by their names in the layer table.
-PACKED = ("L", "pivots", "scales", "Y")
-# Ways of cutting that are tried, from one segment to segments of two layers.
-_TRIALS = 64
+from ..kernels.steps.layer_table import BLOCKS, ONE_POSITION, Chain, Sizes, layer_table
+from ..kernels.steps.segment_table import SEGMENT
+
+# Layers whose fronts have at most so many rows.
+_LARGEST_FRONT = 96
+# Pi = 2^GUESS alpha I, which keeps pivots away from zero, being positive, and is of the size of what it stands for. Of
+# 120 built cases all inertias were right with any Pi from 0 to 1,000 alpha I; but with 1,000 solutions lost six digits
+# before refinement, and with 0 fronts grew to 1e7 ||H||.
+GUESS = -3
+# Levels of states (`scaling`) between which alpha and its square exist in float32.
+LARGEST_LEVEL = 20
+# The segmentations of systems that were factorized, as `plan` has made them.
+_plans = weakref.WeakKeyDictionary()
 
 
-class Segment(NamedTuple):
-    """Layers start..stop-1 of the chain."""
-
-    start: int  # even, so that the sweeps' pairs of buffers alternate in the segment as they do in the chain
-    stop: int
-    lengths: tuple  # of the packed factors, in the order of PACKED
-    front: int  # rows of the front that it leaves
-
-    def table(self, table):
-        """Its layers in the chain's table, and the next one if there is one; offsets of factors from ``start`` on."""
-        part = table[self.start : self.stop + 1]
-        if self.start:
-            part = part.copy()
-            for name in PACKED:
-                part[name] -= part[name][0]
-        return part
+def plan(system):
+    """The `Segmentation` of a system on its processor, None where its chain is not cut; made once."""
+    if system not in _plans:
+        bounds = cut(system.table, system.num_samples, system.on)
+        found = None if bounds is None else segmentation_of(system.table, system.num_samples, bounds)
+        _plans[system] = bounds, found
+    return _plans[system][1]
 
 
-def whole(table, sizes):
-    """The chain as one segment."""
-    return [Segment(0, table.size, tuple(getattr(sizes, name) for name in PACKED), 0)]
+def cut(table, num_samples, on):
+    """Bounds of the segments for a processor: (0, ..., L), or None where the chain is not cut.
+
+    Cut are long chains of small fronts, into at most as many segments as the device has multiprocessors; fewer where
+    the short chain of the seams, which runs alone, would take longer than a segment does.
+    """
+    states = num_samples * table["n_out"]
+    if np.maximum.reduce([table["m"], table["N"], states]).max() > _LARGEST_FRONT:
+        return None
+    count = min(on.num_blocks(), math.isqrt(table.size // 2), table.size // on.shortest_segment)
+    if count < on.fewest_segments:
+        return None
+    m, N = table["m"].astype(float), table["N"]
+    done = np.cumsum(m**3 / 3 + m * m * N + m * N * N + states * (m + N) * (states + m + N))
+    ends = np.interp(done[-1] * np.arange(count + 1) / count, np.append(0.0, done), np.arange(table.size + 1))
+    bounds = np.unique(np.rint(ends).astype(int))
+    return tuple(bounds.tolist()) if bounds.size > 2 else None
 
 
-def cut(table, sizes, dtype):
-    """Segments, from the first layers on, that take the least memory: about sqrt(L) of them."""
-    ends = np.array([np.append(table[name], getattr(sizes, name)) for name in PACKED])
-    done = _bytes_of(ends, dtype).astype(float)
-    fronts = dtype.itemsize * packed_size(table["N"])
-    least, bounds = np.inf, None
-    for count in np.unique(np.geomspace(1, max(1, table.size // 2), _TRIALS).astype(int)):
-        interior = 2 * (np.searchsorted(done, done[-1] * np.arange(1, count) / count) // 2)
-        tried = np.unique(np.concatenate([[0], interior[interior < table.size], [table.size]]))
-        nbytes = _bytes_of(np.diff(ends[:, tried]).max(axis=1), dtype) + fronts[tried[1:-1]].sum()
-        if nbytes < least:
-            least, bounds = nbytes, tried.tolist()
-    lengths = np.diff(ends[:, bounds]).T.tolist()
-    rows = table["N"][bounds[:-1]].tolist()
-    return [Segment(*part) for part in zip(bounds[:-1], bounds[1:], map(tuple, lengths), rows)]
+class Segmentation(NamedTuple):
+    """What the sweeps must know of a chain that is cut."""
+
+    bounds: tuple
+    records: np.ndarray  # `SEGMENT`, each as one run
+    Y: int  # scalars of Y_mu
+    phi: int  # of the largest Phi
+    psi: int
+    mixed: int  # of the largest K_mu
+    seams: np.ndarray  # the layer table of the seams
+    sizes: Sizes  # its sizes
+
+    @property
+    def count(self):
+        return len(self.bounds) - 1
+
+    def runs(self, pieces):
+        """Their records with other starts and stops, ``pieces`` being (start, stop) of each."""
+        records = self.records.copy()
+        records["start"], records["stop"] = np.array(pieces).T
+        return records
 
 
-def _bytes_of(lengths, dtype):
-    L, pivots, scales, Y = lengths
-    return dtype.itemsize * (L + scales + Y) + 4 * pivots
+@functools.lru_cache(maxsize=64)
+def _seam_chain(states, copies):
+    """The layer table of so many copies of the seams' chain, and a layer of no size behind them; sizes of one copy."""
+    c = np.array(states, np.int64)
+    n_in = np.concatenate([[0], c[:-1]])
+    none = np.zeros(copies * c.size + 1, np.int64)
+
+    def repeated(values, last):
+        return np.append(np.tile(values, copies), last)
+
+    chain = Chain(
+        none + BLOCKS, repeated(n_in, 0), repeated(c, 1), repeated(2 * c, 0), none, none,
+        *[none + value for value in ONE_POSITION],
+    )
+    return layer_table(chain, 1)
 
 
-def packed_size(n):
-    """Scalars of a symmetric n x n matrix without its lower triangle."""
-    return n * (n + 1) // 2
+def segmentation_of(table, num_samples, bounds):
+    """The `Segmentation` between the given bounds."""
+    count, ends = len(bounds) - 1, np.array(bounds[1:-1])
+    c = num_samples * table["n_out"][ends - 1]
+    rows = np.append(table["scales"] // 2, 0)
+    rows[-1] = rows[-2] + table["m"][-1]
+    records = np.zeros(count, SEGMENT)
+    records["start"] = records["first"] = bounds[:-1]
+    records["stop"] = records["end"] = bounds[1:]
+    records["c"][:-1] = c
+    each = records["c"] * (rows[records["stop"]] - rows[records["start"]])
+    records["Y"] = np.cumsum(each) - each - records["c"] * rows[records["start"]]
+    y = np.cumsum(2 * c) - 2 * c
+    records["before"] = np.append(-1, y)
+    records["after"][:-1] = y + c
+    carried = np.repeat(records["c"], np.diff(bounds))
+    states = np.maximum(num_samples * table["n_out"], table["N"])
+    seams, sizes = _seam_chain(tuple(c.tolist()), 1)
+    return Segmentation(
+        tuple(bounds), records, int(each.sum()), int((carried * states).max()), int(c.max()) ** 2,
+        int((carried * table["m"]).max()), seams, sizes,
+    )
 
 
-def allocate(segments, sizes, dtype, allocate_factors):
-    """`eliminate.Factors` that hold those of any one of the segments."""
-    packed = _largest(segments)
-    return allocate_factors(sizes._replace(**dict(zip(PACKED, packed))), _most_layers(segments), dtype)
+def seams_together(plan, copies):
+    """(layer table of the seams of several dampings, their runs): a segment each."""
+    count, table = plan.count - 1, _seam_chain(tuple(plan.records["c"][:-1].tolist()), copies)[0]
+    runs = np.zeros(copies, SEGMENT)
+    runs["start"] = runs["first"] = count * np.arange(copies)
+    runs["stop"] = runs["end"] = runs["start"] + count
+    runs["before"] = -1
+    return table, runs
 
 
-def kept_bytes(segments, dtype):
-    """Bytes of `allocate` and of the fronts between the segments."""
-    fronts = sum(packed_size(segment.front) for segment in segments)
-    return _bytes_of(_largest(segments), dtype) + dtype.itemsize * fronts + 32 * _most_layers(segments)
-
-
-def _largest(segments):
-    return np.max([segment.lengths for segment in segments], axis=0).tolist()
-
-
-def _most_layers(segments):
-    """Layers in a table of a segment: one more than are its own."""
-    return max(segment.stop - segment.start for segment in segments) + (len(segments) > 1)
-
-
-def pack(n, buffer):
-    """The symmetric n x n matrix at the start of ``buffer`` as a new array of its upper triangle."""
-    matrix, packed, at = buffer[: n * n].reshape(n, n), np.empty(packed_size(n), buffer.dtype), 0
-    for i in range(n):
-        packed[at : at + n - i] = matrix[i, i:]
-        at += n - i
-    return packed
-
-
-def unpack(packed, n, buffer):
-    """The inverse of `pack`."""
-    matrix, at = buffer[: n * n].reshape(n, n), 0
-    for i in range(n):
-        matrix[i, i:] = matrix[i:, i] = packed[at : at + n - i]
-        at += n - i
+def scales(plan, norm, levels):
+    """alpha of every segment's end, powers of two: the norm in the units of the states there, (S,)."""
+    alpha = np.ones(plan.count)
+    exponent = int(np.frexp(norm)[1])
+    alpha[:-1] = np.ldexp(1.0, exponent - 2 * levels[np.array(plan.bounds[1:-1])])
+    return alpha

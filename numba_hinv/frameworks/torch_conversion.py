@@ -10,8 +10,8 @@ from ..layers.convolution import Conv1d
 from ..layers.dense import Dense
 from ..layers.external import External
 from ..layers.gated import Gated
-from ..network import Network
 from ..layers.norms import LayerNorm, RMSNorm
+from ..network import Network
 from .torch_chain import Residual, Sin, chain
 from .torch_function import TorchFunction
 

@@ -16,12 +16,20 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, lower_builtin, lower_cast, models, overload, register_jitable, register_model
-from numba.extending import type_callable
+from numba.extending import (
+    intrinsic,
+    lower_builtin,
+    lower_cast,
+    models,
+    overload,
+    register_jitable,
+    register_model,
+    type_callable,
+)
 from numba.np.arrayobj import populate_array
 
-from . import activations
 from ..kernels.plumbing.memory import matrix
+from . import activations
 
 # Second directions per evaluation. More waste lanes on small layers.
 LANES = 4

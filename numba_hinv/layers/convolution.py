@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from .activations import check_activation
 from ..runtime.validation import as_flag, as_size
+from .activations import check_activation
 
 
 @dataclass(frozen=True)

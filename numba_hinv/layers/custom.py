@@ -10,8 +10,8 @@ import numba
 import numpy as np
 from numba import carray, cfunc, types
 
-from . import autodiff
 from ..runtime.validation import as_array, as_real, as_size
+from . import autodiff
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .custom import as_init, initial_params
-from .blocks import ASYMMETRY, symmetric
 from ..runtime.validation import as_numbers, as_size
+from .blocks import ASYMMETRY, symmetric
+from .custom import as_init, initial_params
 
 
 @dataclass(frozen=True, repr=False)

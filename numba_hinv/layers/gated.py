@@ -4,10 +4,10 @@ import functools
 
 from numba.extending import register_jitable
 
+from ..runtime.validation import as_size
 from .activations import activation_function
 from .custom import Custom
 from .registry import distinguish, is_own
-from ..runtime.validation import as_size
 
 
 class Gated(Custom):

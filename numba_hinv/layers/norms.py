@@ -13,9 +13,9 @@ import math
 
 from numba.extending import register_jitable
 
+from ..runtime.validation import as_flag, as_real, as_size
 from .custom import Custom
 from .registry import distinguish
-from ..runtime.validation import as_flag, as_real, as_size
 
 
 class _Norm(Custom):

@@ -8,11 +8,11 @@ import threading
 
 import numpy as np
 
-from . import threads
-from ..kernels.plumbing.compiled import kernel
-from ..kernels.plumbing.memory import vector
 from ..kernels.dense.microkernel import pointer, transpose, vector_columns
 from ..kernels.dense.norm import squared_norm
+from ..kernels.plumbing.compiled import kernel
+from ..kernels.plumbing.memory import vector
+from . import threads
 
 # Two cache lines of a row of a C-contiguous array: one at a time is read a third more slowly. At most half of the
 # columns, so that two cores have something to do.

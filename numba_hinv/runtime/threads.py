@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import numpy as np
 import scipy
 
 from .validation import as_size
@@ -130,3 +131,15 @@ def run(jobs, workers):
     if failed[0] < len(jobs):
         raise JobFailed(failed[0]) from futures[failed[0]].exception()
     return [future.result() for future in futures]
+
+
+def run_each(jobs, workers, name, single):
+    """`threads.run` of one job an entry of ``name``: a ``LinAlgError`` about a ``single`` one says which entry it was."""
+    try:
+        return run(jobs, workers)
+    except JobFailed as failure:
+        error = failure.__cause__
+        if isinstance(error, np.linalg.LinAlgError):
+            reason = str(error).removeprefix(f"{single}: ")
+            raise np.linalg.LinAlgError(f"{name}: at index {failure.index}: {reason}") from None
+        raise error from None

@@ -1,18 +1,18 @@
 """Where the sweeps run: the CPU, or (`numba_hinv.cuda.device`, its twin) a GPU.
 
-`Hessian` and `Factorization` hold one of the two and reach memory and compiled sweeps through it alone, so that
-scaling, pivoting, refinement, certificates and determinants are the same code for both.
+A `System` holds one of the two and reaches memory and compiled sweeps through it alone, so that scaling, pivoting,
+refinement, certificates and determinants are the same code for both. Another kind of device is a class with the methods
+of `Cpu` that its own package gives to `register`.
 """
 
 import numpy as np
 
-from ..factors import segmentation as checkpoints
+from ..kernels.dense import blas
+from ..kernels.plumbing import binding, packing
+from ..kernels.steps import row_space
+from ..kernels.sweeps import eliminate, multiply, substitute
 from ..runtime import columns, memory_budget, threads
 from ..runtime.chunks import chunks
-from ..kernels.plumbing import binding
-from ..kernels.dense import blas
-from ..kernels.sweeps import eliminate, multiply, substitute
-from ..kernels.steps import row_space
 from ..runtime.validation import as_columns
 
 # What `multiply.adjoints` takes where nobody asks for squared norms.
@@ -31,7 +31,7 @@ class Cpu:
     substitution_workspace = staticmethod(substitute.workspace)
     num_workers = staticmethod(threads.num_workers)
     column_block = None
-    eliminates_together = False
+    batches = False
     place = staticmethod(columns.place)
     as_columns = staticmethod(as_columns)
     eliminate = staticmethod(eliminate.eliminate)
@@ -66,20 +66,22 @@ class Cpu:
         """A copy of an array in another dtype."""
         return array.astype(dtype)
 
-    def as_params(self, network, params):
-        """A copy of the parameters in float64, and the dtype that they were given in."""
-        params = network._check_params(params)
+    def as_params(self, model, params):
+        """A copy of a model's parameters in float64, and the dtype that they were given in."""
+        params = model.check_params(params)
         return np.array(params, np.float64), params.dtype
 
-    def as_samples(self, network, X):
-        return network._check_X(X, np.float64)
+    def as_samples(self, model, X):
+        """Inputs of a model in float64."""
+        return model.check_X(X, np.float64)
 
-    def as_targets(self, network, y, num_samples):
-        return network._check_y(y, num_samples, np.float64)
+    def as_targets(self, model, y, num_samples):
+        """Targets of a model's loss in float64."""
+        return model.check_y(y, num_samples, np.float64)
 
-    def linearise(self, network, params, X, targets):
-        """(`Linearisation`, loss, gradient, layer table and sizes) of a net."""
-        return *network._linearise(params, X, targets, 2), network._table(X.shape[0], np.float64)
+    def linearise(self, model, params, X, targets):
+        """(`Linearisation`, loss, gradient, layer table and sizes) of a model."""
+        return *model.linearise(params, X, targets, 2), model.table(X.shape[0], np.float64)
 
     def span(self, table, sizes, lin):
         """`RowSpace` of the inputs of all layers, in float64."""
@@ -113,21 +115,35 @@ class Cpu:
 
     def pack(self, n, work, index):
         """The symmetric n x n front ``index`` of a workspace, kept."""
-        return checkpoints.pack(n, work.front[index])
+        return packing.pack(n, work.front[index])
 
     def unpack(self, kept, n, work, index):
         """The inverse of `pack`."""
-        checkpoints.unpack(kept, n, work.front[index])
+        packing.unpack(kept, n, work.front[index])
 
 
 CPU = Cpu()
+# What opens a processor on the stream of an array, by name.
+_OPENERS = {CPU.name: lambda like: CPU}
 
 
-def require_cpu(hessian, what):
+def register(name, opener):
+    """Let ``device=name`` mean what ``opener(like)`` returns, a twin of `Cpu` on the stream of the array ``like``."""
+    _OPENERS[name] = opener
+
+
+def get(name, like=None):
+    """The processor of this name; on the stream of the array ``like``, if that says one."""
+    if not isinstance(name, str) or name not in _OPENERS:
+        raise ValueError(f"device: expected {' or '.join(map(repr, _OPENERS))}, got {name!r}")
+    return _OPENERS[name](like)
+
+
+def require_cpu(on, what):
     """``ValueError`` where a Hessian is on a GPU and this is not done there."""
-    if hessian.device != CPU.name:
+    if on.name != CPU.name:
         raise ValueError(
-            f"device: expected 'cpu' for {what}, got a Hessian on {hessian.device!r}; "
+            f"device: expected 'cpu' for {what}, got a Hessian on {on.name!r}; "
             "a factorization that is saved on one is loaded on the other"
         )
 
@@ -135,14 +151,3 @@ def require_cpu(hessian, what):
 def is_on_device(array):
     """Whether an array is one of CuPy, torch or Numba on a GPU (or in Numba's simulator of one)."""
     return hasattr(array, "__cuda_array_interface__") or getattr(array, "__cuda_ndarray__", False) is True
-
-
-def get(name, like=None):
-    """The processor of this name, "cpu" or "cuda"; on the stream of the array ``like``, if that says one."""
-    if isinstance(name, str) and name == "cpu":
-        return CPU
-    if not isinstance(name, str) or name != "cuda":
-        raise ValueError(f"device: expected 'cpu' or 'cuda', got {name!r}")
-    from ..cuda.device import Device
-
-    return Device.for_array(like)

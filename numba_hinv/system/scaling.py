@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..kernels.steps.layer_table import BLOCKS
 from ..kernels.dense.norm import LARGEST, LEAST, row_norms
+from ..kernels.steps.layer_table import BLOCKS
 
 # States are scaled one by one only where their exponents differ from the mean by more than this: it takes a copy.
 _SPREAD = 4
@@ -32,6 +32,14 @@ class Scaling(NamedTuple):
     matrix: int  # k
     states: tuple  # s_0, ..., s_L; empty for all 0
     levels: tuple  # (first layer, exponent) of runs of layers whose scaled inputs still move by 2^exponent
+
+    def to_header(self):
+        """As plain data for a file."""
+        return {
+            "matrix_exponent": self.matrix,
+            "state_exponents": list(self.states),
+            "levels": [list(level) for level in self.levels],
+        }
 
     def levels_by_layer(self, num_layers):
         """The exponent of every layer's level, (L,)."""

@@ -8,9 +8,9 @@ import functools
 
 from numba import from_dtype
 
-from . import library
 from ..plumbing.launch import launch
 from ..plumbing.target import BLOCK, SIMULATED, cuda, device, kernel
+from . import library
 
 # Threads of a block over the rows and columns of a tile, and the rows and columns of a thread; what it holds of them
 # stays in registers. DEPTH columns of A and rows of B are in shared memory at a time.

@@ -2,8 +2,8 @@
 
 import functools
 
-from .product import TILE_I, TILE_J, tile_product
 from ..plumbing.target import LANES, cuda, device, kernel, start_grid_team
+from .product import TILE_I, TILE_J, tile_product
 
 
 @device

@@ -4,8 +4,8 @@
 """
 
 from ...kernels.dense import triangular as twin
-from .signed_cholesky import panel_rows, row_start
 from ..plumbing.target import LANES, cuda, device, group_total
+from .signed_cholesky import panel_rows, row_start
 
 _place = device(twin._place)
 

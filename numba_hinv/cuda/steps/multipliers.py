@@ -8,8 +8,8 @@ do on its own incoming states: with Phi = d y / d z and the coupling K_mu = Dx^T
 
 from ...kernels.dense import triangular
 from ...kernels.steps.layer_table import BLOCKS
-from ..plumbing.target import LANES, cuda, device, largest
 from ..dense.triangular import forward_rows
+from ..plumbing.target import LANES, cuda, device, largest
 
 _place = device(triangular._place)
 

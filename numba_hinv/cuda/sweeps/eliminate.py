@@ -13,12 +13,12 @@ import numpy as np
 from numba import from_dtype
 
 from ...kernels.plumbing.status import NOT_FINITE, OK
-from ..steps.front import form_front
-from ..steps.multipliers import carry_multipliers
 from ..dense.rank_update import signed_rank_update
 from ..dense.signed_cholesky import pack, signed_cholesky
-from ..plumbing.target import LANES, cuda, device, kernel, start_team, total
 from ..dense.triangular import forward_rows
+from ..plumbing.target import LANES, cuda, device, kernel, start_team, total
+from ..steps.front import form_front
+from ..steps.multipliers import carry_multipliers
 
 
 class Places(NamedTuple):

@@ -12,10 +12,10 @@ import math
 from numba import from_dtype
 
 from ...kernels.plumbing.status import NOT_FINITE, OK
-from .eliminate import limit_growth
 from ..dense.product import TILE_I, TILE_J, tile_product
 from ..dense.signed_cholesky import MAX_FLOAT, _times, factor_rows, is_negative, order
 from ..plumbing.target import BLOCK, SIMULATED, cuda, device, kernel, start_team, total
+from .eliminate import limit_growth
 
 PANEL = 3 if SIMULATED else 32
 SQUARE = PANEL * PANEL

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ...kernels.steps.layer_table import BLOCKS
-from .multiply import blocks_tangent
-from ..steps.row_space import expand, project
-from ..plumbing.target import LANES, cuda, device, kernel, start_team
 from ..dense.triangular import backward_vector, forward_vector
+from ..plumbing.target import LANES, cuda, device, kernel, start_team
+from ..steps.row_space import expand, project
+from .multiply import blocks_tangent
 
 
 class Workspace(NamedTuple):

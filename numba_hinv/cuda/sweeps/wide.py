@@ -10,19 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...kernels.steps.layer_table import BLOCKS
 from ...kernels.plumbing.status import OK
-from ..steps import front
+from ...kernels.steps.layer_table import BLOCKS
 from ..dense import library
-from . import panels
-from .eliminate import keep_rows
-from ..plumbing.launch import launch, spread
 from ..dense.product import gemm_nn, gemm_tn, tiles
 from ..dense.rank_update import mirror, rank_update_kernel
-from ..plumbing.rows import to_host
 from ..dense.signed_cholesky import negate, pack
-from ..plumbing.target import BLOCK, kernel, start_grid_team
 from ..dense.triangular import scale_rows
+from ..plumbing.launch import launch, spread
+from ..plumbing.rows import to_host
+from ..plumbing.target import BLOCK, kernel, start_grid_team
+from ..steps import front
+from . import panels
+from .eliminate import keep_rows
 
 # Layers are wide to the elimination where a front has more rows than this: M and K of a square one no longer fit into
 # shared memory.

@@ -5,12 +5,12 @@ triangular solves are a block's work.
 """
 
 from ...kernels.steps.layer_table import BLOCKS
-from ..plumbing.launch import launch, spread
-from .multiply import blocks_tangent
-from ..steps.row_space import mix, place
-from .substitute import _blocks_back
-from ..plumbing.target import LANES, cuda, kernel, lane_total, start_grid_team, start_team, total
 from ..dense.triangular import backward_vector, forward_vector
+from ..plumbing.launch import launch, spread
+from ..plumbing.target import LANES, cuda, kernel, lane_total, start_grid_team, start_team, total
+from ..steps.row_space import mix, place
+from .multiply import blocks_tangent
+from .substitute import _blocks_back
 
 
 @kernel

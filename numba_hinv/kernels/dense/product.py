@@ -9,11 +9,28 @@ the constants below and may be changed after a measurement.
 """
 
 
-from . import blas
 from ..plumbing.binding import POINTER, SCALAR, SIZE, compiled_once
 from ..plumbing.compiled import inner, kernel
+from . import blas
 from .microkernel import (
-    BLOCK_COLUMNS, BLOCK_STRIDE, DOT_ROWS, PANEL_ROWS, block, dot_columns, panel, pointer, row_columns, row_stride, shift, tile_columns, tile_nn, tile_nt, tile_rows, tile_tn, transpose, vector_columns,
+    BLOCK_COLUMNS,
+    BLOCK_STRIDE,
+    DOT_ROWS,
+    PANEL_ROWS,
+    block,
+    dot_columns,
+    panel,
+    pointer,
+    row_columns,
+    row_stride,
+    shift,
+    tile_columns,
+    tile_nn,
+    tile_nt,
+    tile_rows,
+    tile_tn,
+    transpose,
+    vector_columns,
 )
 
 # A product of m * n * k at least this goes to BLAS: the first where it is flat (k < PACK_DEPTH) or BLAS has several

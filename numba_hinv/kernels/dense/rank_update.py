@@ -6,8 +6,8 @@ in BLAS ``syrk``; the crossover is the constant below.
 """
 
 
-from . import blas
 from ..plumbing.compiled import inner, kernel
+from . import blas
 from .microkernel import pointer, row_stride, shift
 from .product import gemm_tn_upper
 

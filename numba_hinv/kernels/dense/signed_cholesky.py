@@ -14,12 +14,21 @@ import numpy as np
 
 from ..plumbing.binding import POINTER, SCALAR, SIZE, compiled_once
 from ..plumbing.compiled import inner, kernel
+from ..plumbing.status import NOT_FINITE, OK, SINGULAR_PIVOT
 from .microkernel import pointer, row_stride, shift
 from .pivot_block import (
-    BLOCK, as_int32, eliminate_block, factor_block, largest, retyped, scale_pair, scale_row, solve_block, subtract_rows,
+    BLOCK,
+    as_int32,
+    eliminate_block,
+    factor_block,
+    largest,
+    retyped,
+    scale_pair,
+    scale_row,
+    solve_block,
+    subtract_rows,
 )
 from .product import gemm_tn_upper
-from ..plumbing.status import NOT_FINITE, OK, SINGULAR_PIVOT
 
 # Bunch and Kaufman's constant, which balances the growth of a 1x1 against that of a 2x2 step.
 ALPHA = (1.0 + math.sqrt(17.0)) / 8.0

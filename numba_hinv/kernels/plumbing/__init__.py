@@ -1,0 +1,1 @@
+"""How kernels are compiled, called, given memory, and what they return."""

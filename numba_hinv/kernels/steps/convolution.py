@@ -8,12 +8,12 @@ transpose folds.
 """
 
 
-from ..plumbing.compiled import inner
-from .layer_table import for_convolutions
-from ..plumbing.memory import add, copy, fill, matrix, vector
 from ..dense.microkernel import pointer
-from .patches import fold, fold_product, fold_row, gather, tap
 from ..dense.product import gemm_nn, gemm_nt, gemm_tn, multiply, multiply_nt, multiply_tn
+from ..plumbing.compiled import inner
+from ..plumbing.memory import add, copy, fill, matrix, vector
+from .layer_table import for_convolutions
+from .patches import fold, fold_product, fold_row, gather, tap
 from .row_space import expand, project
 
 

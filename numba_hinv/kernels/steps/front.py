@@ -18,13 +18,13 @@ them: taking arrays apart at each call costs as much as the work on a layer of 8
 
 from numba import njit
 
-from ..plumbing.compiled import inner
-from .convolution import convolution_front
-from .layer_table import BLOCKS, CONVOLUTION
-from ..plumbing.memory import copy, fill, matrix, move
 from ..dense.microkernel import pointer, shift
 from ..dense.product import gemm_nn, gemm_tn, gemm_tn_upper
 from ..dense.rank_update import mirror, reflect, symmetric_columns
+from ..plumbing.compiled import inner
+from ..plumbing.memory import copy, fill, matrix, move
+from .convolution import convolution_front
+from .layer_table import BLOCKS, CONVOLUTION
 
 
 @inner

@@ -7,8 +7,8 @@ padding. Gathering is linear; folding is its transpose.
 
 
 from ..plumbing.compiled import kernel
-from .layer_table import for_convolutions
 from ..plumbing.memory import vector
+from .layer_table import for_convolutions
 
 
 @kernel

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..plumbing.compiled import inner, kernel
-from .layer_table import BLOCKS, CONVOLUTION
-from ..plumbing.memory import copy, fill, matrix, vector
 from ..dense.microkernel import pointer
-from .patches import gather
 from ..dense.product import gemm_nt, gemm_tn
+from ..plumbing.compiled import inner, kernel
+from ..plumbing.memory import copy, fill, matrix, vector
+from .layer_table import BLOCKS, CONVOLUTION
+from .patches import gather
 
 
 class RowSpace(NamedTuple):

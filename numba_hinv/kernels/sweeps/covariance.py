@@ -15,16 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..plumbing.compiled import inner, kernel
-from ..steps.convolution import convolution_gather, convolution_project, convolution_variances
-from ..steps.layer_table import BLOCKS, CONVOLUTION
-from ..plumbing.memory import copy, fill, matrix, reshape, rows, vector
 from ..dense.microkernel import pointer
 from ..dense.product import gemm_nn, multiply, multiply_nt
 from ..dense.rank_update import mirror
 from ..dense.signed_cholesky import pack_size
-from .substitute import expand_all, step
 from ..dense.triangular import backward_vectors
+from ..plumbing.compiled import inner, kernel
+from ..plumbing.memory import copy, fill, matrix, reshape, rows, vector
+from ..steps.convolution import convolution_gather, convolution_project, convolution_variances
+from ..steps.layer_table import BLOCKS, CONVOLUTION
+from .substitute import expand_all, step
 
 # Side of the square blocks that are transposed together: two of them fit into a first-level cache in float64.
 TURN_BLOCK = 32

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from ..plumbing.compiled import inner, kernel
-from ..steps.front import form_front
-from ..plumbing.memory import matrix, vector
 from ..dense.norm import squared_norm
 from ..dense.rank_update import signed_rank_update
 from ..dense.signed_cholesky import pack_size, signed_cholesky, work_size
-from ..plumbing.status import NOT_FINITE, OK
 from ..dense.triangular import forward_rows
+from ..plumbing.compiled import inner, kernel
+from ..plumbing.memory import matrix, vector
+from ..plumbing.status import NOT_FINITE, OK
+from ..steps.front import form_front
 
 
 class Factors(NamedTuple):

@@ -12,12 +12,12 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from ..plumbing.compiled import inner, kernel
-from ..steps.convolution import convolution_backward, convolution_pre_activation
-from ..steps.layer_table import BLOCKS, CONVOLUTION
-from ..plumbing.memory import add, fill, matrix, rows, vector
 from ..dense.microkernel import pointer
 from ..dense.product import multiply, multiply_nt, multiply_tn
+from ..plumbing.compiled import inner, kernel
+from ..plumbing.memory import add, fill, matrix, rows, vector
+from ..steps.convolution import convolution_backward, convolution_pre_activation
+from ..steps.layer_table import BLOCKS, CONVOLUTION
 
 
 class Linearisation(NamedTuple):

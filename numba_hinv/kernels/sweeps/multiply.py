@@ -7,13 +7,13 @@ Vectors are stored one a row: k of them at once are a (k, P) array, and the k ba
 import numpy as np
 from numba import njit
 
-from ..plumbing.compiled import inner, kernel
-from ..steps.convolution import convolution_adjoint, convolution_tangent
-from ..steps.layer_table import BLOCKS, CONVOLUTION
-from ..plumbing.memory import add, fill, matrix, rows, units_at_once, vector
 from ..dense.microkernel import pointer
 from ..dense.norm import squared_norm
 from ..dense.product import gemm_nn, gemm_nt, gemm_tn, multiply, multiply_nt
+from ..plumbing.compiled import inner, kernel
+from ..plumbing.memory import add, fill, matrix, rows, units_at_once, vector
+from ..steps.convolution import convolution_adjoint, convolution_tangent
+from ..steps.layer_table import BLOCKS, CONVOLUTION
 
 
 def workspace(sizes, num_vectors, num_samples, dtype):

@@ -8,8 +8,8 @@ positive: one vector of P numbers makes one sample.
 
 
 from ..plumbing.compiled import kernel
-from ..steps.layer_table import BLOCKS
 from ..plumbing.memory import copy, matrix
+from ..steps.layer_table import BLOCKS
 from ..steps.row_space import project
 
 

@@ -13,16 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ..plumbing.compiled import inner, kernel
-from ..steps.convolution import convolution_back, convolution_expand_all, convolution_step
-from ..steps.layer_table import BLOCKS, CONVOLUTION
-from ..plumbing.memory import add, copy, fill, matrix, reshape, rows, units_at_once, vector
 from ..dense.microkernel import pointer
-from .multiply import blocks_tangent
 from ..dense.product import gemm_nn, gemm_tn, multiply, multiply_nt, multiply_tn
-from ..steps.row_space import expand, expand_units, project, project_units
 from ..dense.signed_cholesky import pack_size
 from ..dense.triangular import backward_vectors, forward_vectors
+from ..plumbing.compiled import inner, kernel
+from ..plumbing.memory import add, copy, fill, matrix, reshape, rows, units_at_once, vector
+from ..steps.convolution import convolution_back, convolution_expand_all, convolution_step
+from ..steps.layer_table import BLOCKS, CONVOLUTION
+from ..steps.row_space import expand, expand_units, project, project_units
+from .multiply import blocks_tangent
 
 
 class Workspace(NamedTuple):

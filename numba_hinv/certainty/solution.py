@@ -1,0 +1,94 @@
+"""Solutions of a block of right-hand sides, and what is known of them."""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import LinAlgWarning
+
+from ..system.scaling import lengths, row_exponents
+from . import singularity
+from .refinement import backward_error
+from .solver import BACKWARD_ERROR
+
+# Rounding of a residual, in units of roundoff of ||H + damping I|| ||x|| + ||b||.
+_RESIDUAL_ROUNDING = 8.0
+# Right-hand sides whose largest entries are outside 2^+- this are scaled.
+_LARGEST_EXPONENT = 100
+
+
+class SolveInfo(NamedTuple):
+    """What is known of the solutions of one `Factorization.solve`, per column of b (0-dimensional for a vector b).
+
+    ``backward_error`` is ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)``. ``error_bound`` bounds
+    ``||x - exact x|| / ||exact x||``, by that residual and its own rounding times an estimate of
+    ``||(H + damping I)^-1||``. All norms are 2-norms, those of matrices estimates from below that seldom miss by more
+    than a factor of 2, which the bound allows for.
+    """
+
+    backward_error: np.ndarray
+    error_bound: np.ndarray
+    refinement_steps: int  # the most that a column took
+    krylov_steps: int  # likewise
+
+
+def solve(solver, rows, b_lengths, dtype, refine, full_output, check, out=None, scratch=None):
+    """(solutions of a block of right-hand sides, `SolveInfo`), both by rows, unscaled.
+
+    The entries are finite, their norms ``b_lengths`` may have overflowed. ``out`` and ``scratch``, of the shape of
+    rows, may be written to; the solutions are in ``out`` as a rule.
+    """
+    matrix = solver.matrix
+    rows = matrix.system.on.rows(rows)
+    exponents = np.zeros(rows.shape[0], np.int32)
+    if not (np.abs(np.frexp(b_lengths)[1]) <= _LARGEST_EXPONENT).all() or not np.isfinite(b_lengths).all():
+        exponents = row_exponents(rows)
+        rows = np.ldexp(rows, -exponents[:, None])
+        b_lengths = lengths(rows)
+    errors, bounds, steps, krylov_steps = np.empty(rows.shape[0]), np.empty(rows.shape[0]), 0, 0
+    if refine:
+        refined = solver.refine(rows, dtype, check, 0.0, b_lengths, out, scratch)
+        x, errors, steps, krylov_steps, x_lengths, _ = refined
+        singularity.check_solution(solver, refined)
+    else:
+        x = solver.factors.substitute(rows, check, out)
+        x_lengths = lengths(x)
+    if full_output:
+        errors, bounds = _judge(solver, x, rows)
+    exponents -= matrix.scale.matrix
+    if exponents.any():
+        with np.errstate(over="ignore", under="ignore"):
+            np.ldexp(x, exponents[:, None], out=x)
+            x_lengths = np.ldexp(x_lengths, exponents)
+    # No entry is larger than the norm; where that is too large or not a number, the entries are looked through.
+    most = np.finfo(dtype).max
+    if not (x_lengths <= most).all() and not max(x.max(initial=0.0), -x.min(initial=0.0)) <= most:
+        raise np.linalg.LinAlgError(f"b: the solution overflows, with damping={matrix.damping:g}")
+    return x, SolveInfo(errors, bounds, steps, krylov_steps)
+
+
+def _judge(solver, x, b):
+    """Backward error, and bound of the relative error, of each row of x."""
+    matrix = solver.matrix
+    residual, size, b_lengths = matrix.multiply(x, b=b), lengths(x), lengths(b)
+    rounding = _RESIDUAL_ROUNDING * np.finfo(float).eps * (matrix.norm * size + b_lengths)
+    error = solver.norm_of_inverse() * (lengths(residual) + rounding)
+    # Of x first, then of the exact solution, which is smaller than x by the error at most.
+    error = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
+    error = np.where(error < 1.0, error / np.maximum(1.0 - error, 0.5), np.inf)
+    return backward_error(matrix.hessian_norm, size, b_lengths, lengths(residual)), error
+
+
+def warn(solver, worst, steps, krylov_steps, dtype, stacklevel):
+    """``LinAlgWarning`` where the worst backward error is above what solutions in ``dtype`` are promised to have."""
+    if worst > BACKWARD_ERROR[dtype]:
+        matrix = solver.matrix
+        narrow = matrix.dtype == np.float32 and dtype == np.float64
+        advice = " for factors in float32" if narrow else ""
+        warnings.warn(
+            f"the solution has a backward error of {worst:.1e} after {steps} refinement and "
+            f"{krylov_steps} Krylov steps; expected at most {BACKWARD_ERROR[dtype]:.0e}: H + damping I is "
+            f"too ill-conditioned{advice} with damping={matrix.damping:g}",
+            LinAlgWarning,
+            stacklevel=stacklevel,
+        )

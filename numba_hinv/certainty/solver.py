@@ -1,0 +1,155 @@
+"""A matrix and its factors, joined: refined solves, other factors that come to their help, and what is certain.
+
+`Solver` knows of the matrix its products, norm and damping, and of the factors their interface; neither nets nor ways of
+factoring.
+"""
+
+import numpy as np
+
+from ..factors import choice
+from ..runtime import threads
+from . import inertia, singularity
+from .refinement import contraction, refine
+
+_DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
+# Where the damping is below this times ||H|| and solves fail, a factorization with this damping comes to their help: of
+# 65 solves at 1e-10 to 1e-12 ||H|| that Krylov steps could not mend, it mended 29, in 2 to 29 steps; 1e-9 took more steps.
+_RESCUE = {_DOUBLE: 1e-8, _SINGLE: 1e-4}
+# What refinement is to reach, by the precision of the solution.
+BACKWARD_ERROR = {_DOUBLE: 1e-14, _SINGLE: 1e-7}
+
+
+def _nothing():
+    """No rescue."""
+
+
+class Solver:
+    """Solves with ``2^-k (H + damping I)``, refined on the true residual.
+
+    Parameters
+    ----------
+    matrix : Shifted
+    factors : Factors
+        Of the matrix, or of one close to it.
+    """
+
+    def __init__(self, matrix, factors):
+        self.matrix, self.factors = matrix, factors
+        self._rescuer = self._contraction = self._is_exact = self._inverse_norm = None
+
+    def __getstate__(self):
+        return {**self.__dict__, "_rescuer": None}
+
+    @classmethod
+    def factorize(cls, matrix, checkpoint=False, tick=choice.no_tick):
+        """That of a matrix with the factors that `choice.factorize` makes, settled."""
+        return cls(matrix, choice.factorize(matrix, checkpoint, tick)).settled()
+
+    def settled(self):
+        """This solver, or its fallback where the factors do not tell the inertia or show the matrix to be singular.
+
+        ``LinAlgError`` where the matrix is singular to working precision.
+        """
+        if not self.factors.has_fallback:
+            if singularity.is_suspect(self):
+                singularity.check(self)
+            return self
+        if not self.is_exact():
+            return self.whole().settled()
+        try:
+            if singularity.is_suspect(self):
+                singularity.check(self)
+        except np.linalg.LinAlgError:
+            whole = self.whole()
+            singularity.check(whole)
+            return whole
+        return self
+
+    def whole(self):
+        """The solver with the fallback of these factors; this one where there is none."""
+        return self.with_factors() if self.factors.has_fallback else self
+
+    def with_factors(self, **changes):
+        """The solver of the same matrix with factors that are made again, as `choice.again` says."""
+        return Solver(self.matrix, choice.again(self.factors, **changes))
+
+    def nearby(self, distance):
+        """The solver of the matrix plus ``distance`` times the identity, scaled alike."""
+        matrix = self.matrix.nearby(distance)
+        return Solver(matrix, choice.again(self.factors, matrix, shift=matrix.eps))
+
+    # ---- solves -----------------------------------------------------------------------------------------------------
+
+    def refine(self, rows, dtype, check=threads.no_check, offset=0.0, b_lengths=None, out=None, scratch=None):
+        """`Refined` solutions; those of ``2^-k (H + damping I) + offset I`` with the factors at hand."""
+        limit = BACKWARD_ERROR[dtype]
+        # What is left after one cycle is for the fallback, with all that may come to its help.
+        rescue = _nothing if self.factors.has_fallback else self._rescue if self._can_be_rescued() else None
+
+        def multiply(rows, b=None, out=None, squares=None):
+            return self.matrix.multiply(rows, check, b, offset, out, squares)
+
+        def substitute(rows, out=None):
+            return self.factors.substitute(rows, check, out)
+
+        norm = self.matrix.hessian_norm
+        refined = refine(multiply, substitute, norm, rows, limit / 16, limit, rescue, b_lengths, out, scratch)
+        if self.factors.has_fallback and refined.backward_error.max(initial=0.0) > limit and self._rescue():
+            return self._rescuer.refine(rows, dtype, check, offset, b_lengths, out, scratch)
+        return refined
+
+    def inverse(self, rows):
+        """rows (k, P) of float64 times the inverse of the scaled matrix, refined."""
+        return self.refine(rows, _DOUBLE).x
+
+    def _larger_damping(self):
+        return _RESCUE[self.matrix.dtype] * self.matrix.norm
+
+    def _can_be_rescued(self):
+        return self.factors.num_perturbed or abs(self.matrix.eps) < self._larger_damping()
+
+    def _rescue(self):
+        """The sweeps of other factors, for what these cannot solve; None where there is no memory for them.
+
+        With a tiny damping, those of a larger one: they are wrong by much in the eigenvalues near zero, but by nearly the
+        same for all of them, so that a few Krylov steps remove it, where the rounding errors of a tiny damping are
+        ||H|| / damping times as large as usual, and all different. Else factors without the limit on growth, which may
+        have misjudged states of which some samples explode and others do not. The fallback, where there is one.
+        """
+        if self._rescuer is None:
+            larger, eps = self._larger_damping(), self.matrix.eps
+            try:
+                if self.factors.has_fallback:
+                    self._rescuer = self.with_factors()
+                elif abs(eps) < larger:
+                    self._rescuer = self.with_factors(shift=float(np.copysign(larger, eps)))
+                else:
+                    self._rescuer = self.with_factors(growth=np.inf)
+            except (MemoryError, np.linalg.LinAlgError):
+                return None
+        return self._rescuer.factors.substitute
+
+    # ---- what is certain, each computed once ------------------------------------------------------------------------
+
+    def contraction(self):
+        """How far the factors' matrix is from the true one, relatively: `refinement.contraction`."""
+        if self._contraction is None:
+            self._contraction = contraction(self.matrix.multiply, self.factors.substitute, self.matrix.size)
+        return self._contraction
+
+    def is_exact(self):
+        """Whether the pivots have the signs of the eigenvalues for certain: `inertia.is_exact`."""
+        if self._is_exact is None:
+            self._is_exact = inertia.is_exact(self)
+        return self._is_exact
+
+    def is_positive(self):
+        """Whether H + damping I is positive definite for certain."""
+        return self.factors.num_negative == 0 and self.is_exact()
+
+    def norm_of_inverse(self):
+        """Twice an estimate, from below, of the 2-norm of the inverse."""
+        if self._inverse_norm is None:
+            smallest = singularity.smallest_singular_value(self, 4)
+            self._inverse_norm = 2.0 / smallest if smallest > 0.0 else np.inf
+        return self._inverse_norm

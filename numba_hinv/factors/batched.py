@@ -1,0 +1,161 @@
+"""Eliminations of several dampings in one launch, of the chain as one or of all its segments at the same time.
+
+For processors that do so (`batches` of the processor); `segmentation` has the mathematics of the cut.
+"""
+
+import itertools
+
+import numpy as np
+
+from ..kernels.plumbing.status import OK
+from ..kernels.sweeps.eliminate import Factors as Arrays
+from ..kernels.sweeps.linearise import Linearisation
+from . import segmentation, stretches
+from .elimination import no_tick
+from .layers import Layers
+from .pivots import Pivots
+from .segments import SegmentArrays, Segments
+
+
+def eliminate(eliminations, may_cut, tick):
+    """Eliminate for matrices of one system in one precision, scaled alike: `Factors`, or a ``LinAlgError``, for each.
+
+    With ``may_cut``, long chains are cut in segments (`segmentation.cut`). Those matrices to which that brings pivots
+    that had to be perturbed are then eliminated as one segment.
+    """
+    matrix, count = eliminations[0].matrix, len(eliminations)
+    system, dtype = matrix.system, matrix.dtype
+    on, table, levels = system.on, system.table, matrix.scale.levels_by_layer(system.num_layers)
+    plan = segmentation.plan(system) if may_cut else None
+    if plan is not None and np.abs(levels).max() > segmentation.LARGEST_LEVEL:
+        plan = None
+    arrays = on.allocate_factors(system.sizes, table.size, dtype, count)
+    if plan is None:
+        work = on.elimination_workspace(table, system.sizes, dtype, count)
+        found = _sweep(eliminations, None, arrays, None, work, tick)
+        return [_whole(E, arrays, t, found[t]) for t, E in enumerate(eliminations)]
+    kept, results = _eliminate_in_segments(eliminations, plan, arrays, levels, tick), []
+    for t, E in enumerate(eliminations):
+        factors = None if kept[t] is None else _in_segments(E, plan, kept[t], levels)
+        if factors is None or factors.num_perturbed:
+            own = Arrays(*[array.reshape(1, array.size) for array in _row(on, arrays, t)])
+            work = on.elimination_workspace(table, system.sizes, dtype)
+            factors = _whole(E, own, 0, _sweep([E], None, own, None, work, no_tick)[0])
+        results.append(factors)
+    return results
+
+
+def _row(on, arrays, t):
+    return Arrays(*[on.row(array, t) for array in arrays])
+
+
+def _whole(elimination, arrays, t, found):
+    """`Layers` with row t of the arrays; a ``LinAlgError`` where the elimination has failed."""
+    code, layer = found
+    if code != OK:
+        return elimination.not_finite(layer)
+    return Layers.of_arrays(elimination, _row(elimination.matrix.system.on, arrays, t))
+
+
+def _in_segments(elimination, plan, kept, levels):
+    """`Segments`, the pivots of the seams among those of the layers before them."""
+    matrix = elimination.matrix
+    system = matrix.system
+    pivots = Pivots.allocate(system.num_layers)
+    (whole,) = stretches.whole(system.table, system.sizes)
+    pivots.fill(whole, system.table, kept.layers, system.on.take)
+    _add_seams(system.on, pivots, plan, kept.seams, segmentation.scales(plan, matrix.hessian_norm, levels), levels)
+    return Segments(elimination, pivots, plan.bounds, kept)
+
+
+def _seam_blocks(on, plan, copies, dtype):
+    """An uninitialised `Linearisation` of the seams of so many dampings."""
+    shapes = dict.fromkeys(("Z", "S", "D", "lam"), 1) | {"output": (1, 1), "curvature": (1, 1, 1)}
+    shapes |= {name: copies * getattr(plan.sizes, name) for name in ("Dx", "Dz", "Dxx", "Dzx", "Dzz")}
+    return Linearisation(**{name: on.empty(shape, dtype) for name, shape in shapes.items()})
+
+
+def _eliminate_in_segments(eliminations, plan, arrays, levels, tick):
+    """`SegmentArrays` of each elimination, with rows of the arrays that are given; None where that has failed."""
+    matrix, count = eliminations[0].matrix, len(eliminations)
+    system, dtype = matrix.system, matrix.dtype
+    on, table, (params, _, space) = system.on, system.table, matrix.blocks()
+    Y_mu = on.empty((count, plan.Y), dtype)
+    work = on.elimination_workspace(table, system.sizes, dtype, count * plan.count, plan)
+    guess = dtype.type(np.ldexp(1.0, segmentation.GUESS))
+    alpha = segmentation.scales(plan, matrix.hessian_norm, levels).astype(dtype)
+    on.start_segments(plan.records, count, alpha, guess, work)
+    found = _sweep(eliminations, plan, arrays, Y_mu, work, tick)
+    seams, runs = segmentation.seams_together(plan, count)
+    lin = _seam_blocks(on, plan, count, dtype)
+    seam_work = on.elimination_workspace(seams, plan.sizes, dtype, count, by_blocks=True)
+    on.form_seams(table, plan.records, count, seams, alpha, guess, work, lin, seam_work)
+    lengths = {name: getattr(plan.sizes, name) for name in stretches.PACKED}
+    together = plan.sizes._replace(**{name: count * length for name, length in lengths.items()})
+    seam_arrays = on.allocate_factors(together, seams.size, dtype)
+    # Seams are on the scale of the Hessian in their states: the smallest of them.
+    scale = np.ldexp(1.0, -2 * int(levels.max()))
+    pivotings = [(scale * E.pivoting.singular, scale * E.pivoting.perturbation, np.inf, 0.0) for E in eliminations]
+    batch = Arrays(*[array.reshape(1, array.size) for array in seam_arrays])
+    seam_found = on.eliminate_runs(seams, runs, params, lin, space, [0.0], pivotings, batch, None, seam_work)
+    # Those of the seams are the same for all.
+    Dx, Dz = (on.part(array, slice(0, array.size // count)) for array in (lin.Dx, lin.Dz))
+
+    def part(name, array, t):
+        length = lengths.get(name, plan.count - 1)
+        return on.part(array, slice(t * length, (t + 1) * length))
+
+    return [
+        SegmentArrays(
+            _row(on, arrays, t), on.row(Y_mu, t),
+            Arrays(*[part(name, array, t) for name, array in seam_arrays._asdict().items()]), Dx, Dz,
+        )
+        if found[t][0] == OK and seam_found[t][0] == OK else None
+        for t in range(count)
+    ]
+
+
+def _sweep(eliminations, plan, arrays, Y_mu, work, tick):
+    """Run by run through all segments: ``(status, layer)`` of each elimination, the first that is not `OK`."""
+    matrix, count = eliminations[0].matrix, len(eliminations)
+    on, table, (params, lin, space) = matrix.system.on, matrix.system.table, matrix.blocks()
+    bounds = (0, table.size) if plan is None else plan.bounds
+    shifts, found = [E.shift for E in eliminations], [(OK, 0)] * count
+    queues = [eliminations[0].runs(start, stop) for start, stop in zip(bounds[:-1], bounds[1:])]
+    for pieces in itertools.zip_longest(*queues):
+        # A segment of fewer runs than others has nothing left to do.
+        pieces = [(start, start, 0) if piece is None else piece for piece, start in zip(pieces, bounds)]
+        ends = [(start, stop) for start, stop, _ in pieces]
+        pivotings = [E.pivoting_at(level) for E in eliminations for _, _, level in pieces]
+        if plan is None:
+            results = on.eliminate_layers(table, *ends[0], params, lin, space, shifts, pivotings, arrays, work)
+        else:
+            runs = plan.runs(ends)
+            results = on.eliminate_runs(table, runs, params, lin, space, shifts, pivotings, arrays, Y_mu, work)
+        for t in range(count):
+            for result in results[t * len(pieces) : (t + 1) * len(pieces)]:
+                if found[t][0] == OK and result[0] != OK:
+                    found[t] = result
+        if all(code != OK for code, _ in found):
+            break
+        tick(count * sum(stop - start for start, stop in ends))
+    return found
+
+
+def _add_seams(on, pivots, plan, seams, alpha, levels):
+    """Let the pivots of the layers before the seams count for those of the seams as well.
+
+    Of the 2 c pivots of a seam c are negative, for its multipliers.
+    """
+    found = Pivots.allocate(plan.count - 1)
+    found.fill(stretches.whole(plan.seams[:-1], plan.sizes)[0], plan.seams, seams, on.take)
+    behind = np.array(plan.bounds[1:-1])
+    layers, c, level = behind - 1, plan.records["c"][:-1], levels[behind]
+    pivots.num_positive[layers] += found.num_positive - c
+    pivots.num_perturbed[layers] += found.num_perturbed
+    pivots.logabsdet[layers] += found.logabsdet - 2 * c * np.log(alpha[:-1])
+    # The rows of Y of a seam are in the states of the seam before.
+    growth = np.ldexp(found.growth, 2 * (np.append(0, level[:-1]) - levels[layers]))
+    pivots.growth[layers] = np.maximum(pivots.growth[layers], growth)
+    pivots.smallest[layers] = np.minimum(pivots.smallest[layers], np.ldexp(found.smallest, -level))
+    pivots.largest[layers] = np.maximum(pivots.largest[layers], np.ldexp(found.largest, -level))

@@ -1,0 +1,90 @@
+"""Factors of one stretch of layers at a time: the others are made again, bit for bit, from the fronts that are kept."""
+
+import collections
+
+from . import stretches
+from .elimination import no_tick
+from .layers import Layers
+from .pivots import Pivots
+
+
+class Checkpoints(Layers):
+    """Those of about sqrt(L) of the L layers, with the fronts between stretches of as many.
+
+    Parameters
+    ----------
+    elimination : Elimination
+    pivots : Pivots
+    held : (int, kernels.sweeps.eliminate.Factors)
+        The stretch whose factors are in memory, and these.
+    fronts : list
+        The packed front that each stretch leaves; None for the first.
+    """
+
+    solves_at_once = False
+
+    def __init__(self, elimination, pivots, held, fronts):
+        super().__init__(elimination, pivots, None)
+        self.fronts = fronts
+        # Taken by one solve at a time.
+        self.held = collections.deque([held], maxlen=1)
+
+    @staticmethod
+    def cut(system, dtype):
+        return stretches.cut(system.table, system.sizes, dtype)
+
+    @classmethod
+    def eliminate(cls, elimination, tick=no_tick):
+        matrix, system = elimination.matrix, elimination.matrix.system
+        on, parts = system.on, cls.cut(system, matrix.dtype)
+        fronts = [None] * len(parts)
+        arrays = stretches.allocate(parts, system.sizes, matrix.dtype, on.allocate_factors)
+        work = on.elimination_workspace(system.table, system.sizes, matrix.dtype)
+        pivots = Pivots.allocate(system.num_layers)
+        for index in reversed(range(len(parts))):
+            stretch = parts[index]
+            elimination.eliminate(stretch, arrays, work, tick)
+            pivots.fill(stretch, system.table, arrays, on.take)
+            if index:
+                fronts[index] = on.pack(stretch.front, work, stretch.start % 2)
+        return cls(elimination, pivots, (0, arrays), fronts)
+
+    def __getstate__(self):
+        take = self.matrix.system.on.take
+        fronts = [front if front is None else take(front) for front in self.fronts]
+        return {**self.__dict__, "held": collections.deque(maxlen=1), "fronts": fronts}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        put = self.matrix.system.on.put
+        self.fronts = [front if front is None else put(front) for front in self.fronts]
+
+    def to_arrays(self):
+        raise ValueError("checkpoint: expected a factorization with all its factors to save, got one with checkpoint=True")
+
+    def _borrow(self):
+        """(index of a stretch or None, arrays): for one solve alone, to be given back through ``held``."""
+        try:
+            return self.held.pop()
+        except IndexError:
+            # Another thread has them.
+            on, sizes, dtype = self.matrix.system.on, self.matrix.system.sizes, self.matrix.dtype
+            on.require(stretches.kept_bytes(self.stretches, dtype), "another solve with checkpoints")
+            return None, stretches.allocate(self.stretches, sizes, dtype, on.allocate_factors)
+
+    def visit(self, indices):
+        system = self.matrix.system
+        held, arrays = self._borrow()
+        work = None
+        for index in indices:
+            stretch = self.stretches[index]
+            if index != held:
+                if work is None:
+                    work = system.on.elimination_workspace(system.table, system.sizes, self.matrix.dtype)
+                if index < len(self.stretches) - 1:
+                    n = self.stretches[index + 1].front
+                    system.on.unpack(self.fronts[index + 1], n, work, stretch.stop % 2)
+                self.elimination.eliminate(stretch, arrays, work)
+                held = index
+            yield stretch, arrays
+        self.held.append((held, arrays))

@@ -1,0 +1,91 @@
+"""The interface of all ways of factoring: what the rest of the library may ask of factors, and nothing else.
+
+A new way is a class with the methods that are abstract here, in a file of its own, and a line in `choice`.
+"""
+
+import abc
+
+import numpy as np
+
+from ..runtime import threads
+from ..system.scaling import row_exponents
+
+
+class Factors(abc.ABC):
+    """The factors of a `Shifted` matrix, which they know as ``matrix``.
+
+    Attributes
+    ----------
+    matrix : Shifted
+    is_altered : bool
+        Whether another damping than the matrix's was eliminated with, so that these are the factors of another matrix.
+    num_negative, num_perturbed : int
+        Pivots that are negative, and pivots that were perturbed.
+    nbytes : int
+        Bytes that are kept.
+    has_fallback : bool
+        Whether `choice.again` gives other factors of this matrix, slower and more certain, which are to be asked where
+        these do not certify something, and for all that is not among the abstract methods.
+    solves_at_once : bool
+        Whether solves with blocks of columns may run at the same time.
+    """
+
+    has_fallback = False
+    solves_at_once = True
+
+    @abc.abstractmethod
+    def sweep(self, b, x, check):
+        """x <- the inverse of the factors' matrix times b, both rows (k, P) in the precision of the factors."""
+
+    @abc.abstractmethod
+    def log_pivots(self):
+        """The logarithm of the magnitude of the determinant of ``H + damping I`` itself, unscaled, from the pivots."""
+
+    @abc.abstractmethod
+    def rounding_of_pivots(self):
+        """Bound of the pivots' relative rounding errors; infinity where the pivots are not those of the matrix."""
+
+    @abc.abstractmethod
+    def has_tiny_pivots(self, threshold):
+        """Whether a pivot is below the square of the threshold times another one."""
+
+    @abc.abstractmethod
+    def layer_of_smallest_pivot(self):
+        """The index of the layer."""
+
+    def substitute(self, rows, check=threads.no_check, out=None):
+        """rows (k, P) of float64 times the factors' inverse, in float64; in ``out`` where that can be."""
+        on, dtype = self.matrix.system.on, self.matrix.dtype
+        narrow = dtype != np.float64
+        b = rows = on.rows(rows)
+        if narrow:
+            exponents = row_exponents(rows)[:, None]
+            b = np.ldexp(rows, -exponents, out=on.empty_rows(rows.shape, dtype), casting="same_kind")
+        x = np.empty_like(b) if narrow or out is None else out
+        self.sweep(b, x, check)
+        if narrow:
+            x = x.astype(np.float64)
+            np.ldexp(x, exponents, out=x)
+        return x
+
+    # ---- what ways with a fallback may leave to it ------------------------------------------------------------------
+
+    def square_root(self, rows, check=threads.no_check):
+        """rows (k, P) times S^T, where S S^T is the inverse of the matrix, all pivots being positive."""
+        raise NotImplementedError(f"{type(self).__name__} has no square root; its fallback has")
+
+    def covariance_workspace(self, layer, num_kept, purpose):
+        """Scratch of `diagonal` (layer None) or `block`; ``MemoryError`` where it and so many numbers would not fit."""
+        raise NotImplementedError(f"{type(self).__name__} has no covariances; its fallback has")
+
+    def diagonal(self, noise, work, tick):
+        """The diagonal of the inverse, (P,); rounding is imitated by changes of ``noise``, relative."""
+        raise NotImplementedError(f"{type(self).__name__} has no covariances; its fallback has")
+
+    def block(self, layer, work, tick):
+        """The block of the inverse for one layer's parameters, (p, p)."""
+        raise NotImplementedError(f"{type(self).__name__} has no covariances; its fallback has")
+
+    def to_arrays(self):
+        """(plain data, named NumPy arrays), from which `choice.from_arrays` makes the factors again."""
+        raise NotImplementedError(f"{type(self).__name__} is not saved; its fallback is")

@@ -1,0 +1,182 @@
+"""Factors of the chain layer by layer, all of them in memory: the plain way."""
+
+import numpy as np
+
+from ..kernels.steps.layer_table import BLOCKS
+from ..kernels.sweeps import eliminate, substitute
+from ..kernels.sweeps.sample import project_all
+from ..runtime import threads
+from . import recursion, stretches
+from .elimination import no_tick, pieces
+from .interface import Factors
+from .pivots import Pivots
+
+
+class ChainFactors(Factors):
+    """What all ways that keep the pivots of a chain have in common.
+
+    Parameters
+    ----------
+    elimination : Elimination
+    pivots : Pivots
+    """
+
+    def __init__(self, elimination, pivots):
+        self.elimination, self.matrix, self.pivots = elimination, elimination.matrix, pivots
+
+    @property
+    def is_altered(self):
+        return self.elimination.shift != self.matrix.eps
+
+    @property
+    def num_perturbed(self):
+        return int(self.pivots.num_perturbed.sum())
+
+    @property
+    def num_negative(self):
+        system = self.matrix.system
+        negative = int((system.table["m"] - self.pivots.num_positive).sum())
+        return negative + (system.num_free() if self.elimination.shift < 0 else 0)
+
+    def log_pivots(self):
+        logabsdet = float(self.pivots.logabsdet.sum())
+        free, k = self.matrix.system.num_free(), self.matrix.scale.matrix
+        if free:
+            logabsdet += free * float(np.log(abs(self.elimination.shift)))
+        if k:
+            logabsdet += self.matrix.size * (k * float(np.log(2.0)))
+        return logabsdet
+
+    def has_tiny_pivots(self, threshold):
+        return bool(self.pivots.smallest.min() < threshold * self.pivots.largest.max())
+
+    def layer_of_smallest_pivot(self):
+        return int(np.argmax(self.pivots.largest))
+
+    def rounding_of_pivots(self):
+        """That of the largest front, over the smallest pivot."""
+        if self.num_perturbed or self.is_altered:
+            return np.inf
+        matrix, system = self.matrix, self.matrix.system
+        # On the Hessian's own scale, that of the parameters.
+        levels = matrix.scale.levels_by_layer(system.num_layers)
+        growth = float(np.ldexp(self.pivots.growth, 2 * levels).max())
+        if system.num_free():
+            # What the parameters that no sample sees take from the fronts: (1/eps) lam lam^T, and as many times that as
+            # patches share a state.
+            _, lin, _ = matrix.blocks()
+            is_structured = system.table["kind"] != BLOCKS
+            layers = system.table[is_structured]
+            kernel = system.chain.kernel[is_structured]
+            lam = np.maximum.reduceat(np.abs(system.on.take(lin.lam)), layers["u"]) * np.sqrt(kernel)
+            largest = float(np.ldexp(lam, levels[is_structured]).max())
+            growth += largest**2 * system.sizes.front**0.5 / abs(matrix.eps)
+        smallest = 1.0 / float(self.pivots.largest.max()) ** 2
+        return np.finfo(matrix.dtype).eps * (matrix.norm + growth) / smallest
+
+
+class Layers(ChainFactors):
+    """Factors of every layer, in memory as one stretch.
+
+    Parameters
+    ----------
+    elimination : Elimination
+    pivots : Pivots
+    arrays : kernels.sweeps.eliminate.Factors
+    """
+
+    def __init__(self, elimination, pivots, arrays):
+        super().__init__(elimination, pivots)
+        self.arrays = arrays
+        self.stretches = self.cut(self.matrix.system, self.matrix.dtype)
+
+    @staticmethod
+    def cut(system, dtype):
+        """The `Stretch`es of a chain."""
+        return stretches.whole(system.table, system.sizes)
+
+    @classmethod
+    def num_bytes(cls, system, dtype):
+        """(bytes that are kept, bytes of scratch of the elimination)."""
+        kept = stretches.kept_bytes(cls.cut(system, dtype), dtype) + Pivots.nbytes(system.num_layers)
+        return kept, system.on.elimination_bytes(system.table, system.sizes, dtype)
+
+    @classmethod
+    def eliminate(cls, elimination, tick=no_tick):
+        """The factors of an `Elimination`; ``tick(n)`` is called after every n layers and may raise."""
+        matrix, system = elimination.matrix, elimination.matrix.system
+        on, (whole,) = system.on, stretches.whole(system.table, system.sizes)
+        arrays = stretches.allocate([whole], system.sizes, matrix.dtype, on.allocate_factors)
+        work = on.elimination_workspace(system.table, system.sizes, matrix.dtype)
+        elimination.eliminate(whole, arrays, work, tick)
+        return cls.of_arrays(elimination, arrays)
+
+    @classmethod
+    def of_arrays(cls, elimination, arrays):
+        """Those whose arrays are there already."""
+        system = elimination.matrix.system
+        pivots = Pivots.allocate(system.num_layers)
+        (whole,) = stretches.whole(system.table, system.sizes)
+        pivots.fill(whole, system.table, arrays, system.on.take)
+        return cls(elimination, pivots, arrays)
+
+    def __getstate__(self):
+        return {**self.__dict__, "arrays": eliminate.Factors(*map(self.matrix.system.on.take, self.arrays))}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.arrays = eliminate.Factors(*map(self.matrix.system.on.put, self.arrays))
+
+    def to_arrays(self):
+        arrays = {name: self.matrix.system.on.take(array) for name, array in self.arrays._asdict().items()}
+        return {"shift": self.elimination.shift}, arrays
+
+    @property
+    def nbytes(self):
+        return stretches.kept_bytes(self.stretches, self.matrix.dtype)
+
+    def visit(self, indices):
+        """The stretches of these indices with their arrays, one after the other."""
+        for index in indices:
+            yield self.stretches[index], self.arrays
+
+    def sweep(self, b, x, check):
+        system, matrix = self.matrix.system, self.matrix
+        on, (params, lin, space) = system.on, matrix.blocks()
+        work = on.substitution_workspace(system.sizes, b.shape[0], system.num_samples, matrix.dtype)
+        run, back = on.substitute_back, True
+        order = list(range(len(self.stretches)))
+        for stretch, factors in self.visit(order[::-1] + order):
+            table = stretch.table(system.table)
+            for start, stop in pieces(system, stretch, b.shape[0], back):
+                check()
+                run(table, start, stop, params, lin, space, factors, self.elimination.shift, b, x, work)
+            if stretch.start == 0:
+                run, back = on.substitute_forth, False
+
+    def square_root(self, rows, check=threads.no_check):
+        system, matrix, shift = self.matrix.system, self.matrix, self.elimination.shift
+        params, lin, space = matrix.blocks()
+        noise = rows.astype(matrix.dtype)
+        x = np.empty_like(noise)
+        work = substitute.workspace(system.sizes, rows.shape[0], system.num_samples, matrix.dtype)
+        project_all(system.table, 0, system.num_layers, space, noise, x)
+        noise *= np.sqrt(max(shift, 0.0))
+        for stretch, factors in self.visit(range(len(self.stretches))):
+            table = stretch.table(system.table)
+            for start, stop in pieces(system, stretch, rows.shape[0], False):
+                check()
+                substitute.substitute_forth(table, start, stop, params, lin, space, factors, shift, noise, x, work)
+        return x.astype(np.float64, copy=False)
+
+    def covariance_workspace(self, layer, num_kept, purpose):
+        return recursion.workspace(self.matrix, layer, num_kept, purpose)
+
+    def diagonal(self, noise, work, tick):
+        found = np.empty(self.matrix.size, self.matrix.dtype)
+        for _ in recursion.propagate(self, self.matrix.system.num_layers, noise, found, work, tick):
+            pass
+        return found.astype(np.float64)
+
+    def block(self, layer, work, tick):
+        return recursion.block(self, layer, work, tick)

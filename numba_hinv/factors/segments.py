@@ -1,0 +1,136 @@
+"""Factors of a chain whose segments were eliminated at the same time, with those of the seams between them.
+
+`segmentation` has the mathematics of the cut, `batched` makes these factors, and `Segments` solves with them.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from ..kernels.steps.row_space import RowSpace
+from ..kernels.steps.segment_table import whole
+from ..kernels.sweeps.eliminate import Factors as Arrays
+from ..kernels.sweeps.linearise import Linearisation
+from . import segmentation, stretches
+from .elimination import pieces
+from .layers import ChainFactors
+from .pivots import Pivots
+from .stretches import Stretch
+
+
+class SegmentArrays(NamedTuple):
+    """What the elimination of a chain in segments leaves."""
+
+    layers: Arrays
+    Y_mu: np.ndarray
+    seams: Arrays  # the factors of the chain of seams
+    Dx: np.ndarray  # of that chain, with its Dz
+    Dz: np.ndarray
+
+    def map(self, function):
+        """The same with another kind of arrays."""
+        layers, seams = (Arrays(*map(function, part)) for part in (self.layers, self.seams))
+        return SegmentArrays(layers, function(self.Y_mu), seams, function(self.Dx), function(self.Dz))
+
+
+class Segments(ChainFactors):
+    """Factors of all segments and of their seams.
+
+    Where their pivots do not certify something, the chain is eliminated as one: the fallback.
+
+    Parameters
+    ----------
+    elimination : Elimination
+    pivots : Pivots
+        Those of a seam count with the layer before it.
+    bounds : tuple
+        Of the segments.
+    arrays : SegmentArrays
+    """
+
+    has_fallback = True
+
+    def __init__(self, elimination, pivots, bounds, arrays):
+        super().__init__(elimination, pivots)
+        self.bounds, self.arrays = bounds, arrays
+        self._plan()
+
+    def _plan(self):
+        system = self.matrix.system
+        self.segmentation = segmentation.segmentation_of(system.table, system.num_samples, self.bounds)
+
+    def __getstate__(self):
+        state = {**self.__dict__, "arrays": self.arrays.map(self.matrix.system.on.take)}
+        # The layer tables hold addresses, which are others in another process.
+        del state["segmentation"]
+        return state
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.arrays = self.arrays.map(self.matrix.system.on.put)
+        self._plan()
+
+    @staticmethod
+    def num_bytes(system, dtype, plan):
+        """(bytes that are kept, bytes of scratch of the elimination) with this `Segmentation`."""
+        table, sizes, on = system.table, system.sizes, system.on
+        kept = stretches.kept_bytes(stretches.whole(table, sizes), dtype) + Pivots.nbytes(system.num_layers)
+        blocks = sum(getattr(plan.sizes, name) for name in ("Dxx", "Dzx", "Dzz"))
+        seams = dtype.itemsize * blocks + on.elimination_bytes(plan.seams, plan.sizes, dtype, by_blocks=True)
+        # Where segments fail, the chain is eliminated again as one, when their workspace has been given back.
+        work = max(on.elimination_bytes(table, sizes, dtype), on.elimination_bytes(table, sizes, dtype, plan) + seams)
+        return kept + _beyond_layers(plan, dtype), work
+
+    @property
+    def nbytes(self):
+        system, arrays = self.matrix.system, self.arrays
+        beyond = (arrays.Y_mu, *arrays.seams, arrays.Dx, arrays.Dz)
+        kept = stretches.kept_bytes(stretches.whole(system.table, system.sizes), self.matrix.dtype)
+        return kept + sum(array.size * np.dtype(array.dtype).itemsize for array in beyond)
+
+    def _runs(self, num_vectors, back):
+        """Run by run through all segments, in the order of a sweep: their records."""
+        plan, system = self.segmentation, self.matrix.system
+        spans = [Stretch(start, stop, (), 0) for start, stop in zip(plan.bounds[:-1], plan.bounds[1:])]
+        queues = [pieces(system, span, num_vectors, back) for span in spans]
+        # A segment of fewer runs than others has nothing left to do.
+        done = [0 if back else span.stop - span.start for span in spans]
+        for parts in itertools.zip_longest(*queues):
+            parts = [(end, end) if part is None else part for part, end in zip(parts, done)]
+            yield plan.runs([(span.start + start, span.start + stop) for span, (start, stop) in zip(spans, parts)])
+
+    def sweep(self, b, x, check):
+        """All segments, the seams, all segments again."""
+        matrix, plan, kept = self.matrix, self.segmentation, self.arrays
+        system, dtype, k, shift = matrix.system, matrix.dtype, b.shape[0], self.elimination.shift
+        on, table, (params, lin, space) = system.on, system.table, matrix.blocks()
+        work = on.substitution_workspace(system.sizes, k * plan.count, system.num_samples, dtype)
+        size = plan.sizes.parameters
+        right, found = on.empty((k, size), dtype), on.empty((k, size), dtype)
+        for runs in self._runs(k, True):
+            check()
+            on.substitute_runs(
+                True, table, runs, params, lin, space, kept.layers, kept.Y_mu, shift, b, x, right, work
+            )
+        nothing = on.empty(1, dtype)
+        short = Linearisation(*[nothing] * 4, kept.Dx, kept.Dz, *[nothing] * 3, on.empty((1, 1), dtype), lin.curvature)
+        seam_work = on.substitution_workspace(plan.sizes, k, 1, dtype)
+        runs = whole(plan.seams[:-1], 0, plan.count - 1)
+        for back in (True, False):
+            on.substitute_runs(
+                back, plan.seams, runs, params, short, RowSpace(nothing, nothing), kept.seams, None, 0.0,
+                on.as_rows(right), on.as_rows(found), None, seam_work,
+            )
+        for runs in self._runs(k, False):
+            check()
+            on.substitute_runs(
+                False, table, runs, params, lin, space, kept.layers, kept.Y_mu, shift, b, x, found, work
+            )
+
+
+def _beyond_layers(plan, dtype):
+    """Bytes that are kept beyond those of the factors of the layers."""
+    sizes, count = plan.sizes, plan.count - 1
+    scalars = plan.Y + sizes.L + sizes.scales + sizes.Y + sizes.Dx + sizes.Dz
+    return dtype.itemsize * scalars + 4 * sizes.pivots + 32 * count

@@ -1,0 +1,208 @@
+"""A chain of layers with a loss at its end, on NumPy arrays: checked input, values, gradients and derivative blocks.
+
+`numba_hinv.Network` is its public face. Compiled layers run in `numba_hinv.kernels.sweeps.linearise`, external ones in
+Python between them.
+"""
+
+import numpy as np
+
+from ..kernels.plumbing import binding
+from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
+from ..kernels.sweeps import linearise
+from ..runtime.chunks import chunks
+from ..runtime.validation import as_array, as_labels, check_finite
+from . import external
+from .activations import activation_address
+from .convolution import Conv1d
+from .custom import Custom
+from .dense import Dense
+from .external import External
+from .losses import get_loss, loss_address
+
+# Samples per compiled call of a plain forward pass, which keeps its memory independent of the batch.
+_FORWARD_CHUNK = 1024
+# Layers of a weight, an activation and perhaps a bias.
+STRUCTURED = (Dense, Conv1d)
+
+
+class Model:
+    """A chain of layers with a loss. Immutable.
+
+    Parameters
+    ----------
+    layers : sequence of layers
+    loss_name : str
+
+    Attributes
+    ----------
+    layers : tuple
+    loss_name : str
+    chain : Chain
+    num_params : int
+
+    Raises
+    ------
+    TypeError, ValueError
+        The layers do not meet, or the loss is unknown.
+    """
+
+    def __init__(self, layers, loss_name):
+        self.layers = check_layers(layers)
+        get_loss(loss_name)
+        self.loss_name = loss_name
+        self.chain = Chain(*np.array([_fields(layer) for layer in self.layers], np.int64).T.copy())
+        self.num_params = int(self.chain.p.sum())
+        if self.num_params == 0:
+            raise ValueError("layers: expected at least one parameter, got none in all layers")
+        self._work_size = max([layer.work_size for layer in self.layers if isinstance(layer, Custom)], default=0)
+        self._external = {l for l, layer in enumerate(self.layers) if isinstance(layer, External)}
+        self._tables = {}
+
+    def __getstate__(self):
+        # The tables hold addresses of compiled functions, which are others in another process.
+        return {**self.__dict__, "_tables": {}}
+
+    def table(self, num_samples, dtype):
+        """Layer table and buffer sizes for a batch of ``num_samples`` and sweeps in ``dtype``; loads their kernels."""
+        key = num_samples, np.dtype(dtype)
+        found = self._tables.get(key)
+        if found is None:
+            binding.load(key[1])
+            names = {layer.activation for layer in self.layers if isinstance(layer, STRUCTURED)}
+            activations = {name: (activation_address(name, dtype), 0, 0) for name in names}
+            addresses = [
+                activations[layer.activation] if isinstance(layer, STRUCTURED)
+                else layer.addresses(key[1]) if isinstance(layer, Custom)
+                else (0, 0, 0)
+                for layer in self.layers
+            ]
+            found = layer_table(self.chain, num_samples, np.array(addresses, np.int64).T)
+            # Two: training asks for the same batch again and again, a forward pass in chunks for two sizes.
+            self._tables = dict([*self._tables.items(), (key, found)][-2:])
+        return found
+
+    def check_params(self, params):
+        return as_array("params", params, (self.num_params,), meaning=" (the parameters of all layers)")
+
+    def check_X(self, X, dtype, name="X"):
+        X = as_array(name, X, (None, int(self.chain.n_in[0])), dtype, " (samples x inputs of the first layer)")
+        if X.shape[0] == 0:
+            raise ValueError(f"{name}: expected at least one sample, got an empty batch")
+        return X
+
+    def check_y(self, y, num_samples, dtype, name="y"):
+        """Targets as (B, 1) labels or (B, n_L) values, in ``dtype``."""
+        outputs = int(self.chain.n_out[-1])
+        if get_loss(self.loss_name)["targets"] == "labels":
+            return as_labels(name, y, num_samples, outputs).astype(dtype).reshape(-1, 1)
+        if outputs == 1 and np.ndim(y) == 1:
+            return as_array(name, y, (num_samples,), dtype).reshape(-1, 1)
+        return as_array(name, y, (num_samples, outputs), dtype, " (samples x outputs of the last layer)")
+
+    def forward(self, params, X):
+        B = X.shape[0]
+        output = np.empty((B, int(self.chain.n_out[-1])), params.dtype)
+        for start in range(0, B, _FORWARD_CHUNK):
+            X_chunk = X[start : start + _FORWARD_CHUNK]
+            table, sizes = self.table(X_chunk.shape[0], params.dtype)
+            output[start : start + _FORWARD_CHUNK] = self._propagate(table, sizes, params, X_chunk, 0).output
+        return output
+
+    def _propagate(self, table, sizes, params, X, derivatives):
+        """A `Linearisation` for as many ``derivatives`` whose forward part is filled."""
+        lin = linearise.allocate(sizes, X.shape[0], int(self.chain.n_out[-1]), params.dtype, derivatives)
+        lin.Z[: X.size] = X.ravel()
+        U = np.empty(X.shape[0] * sizes.width + sizes.patches, params.dtype)
+        for start, stop in self._runs(X.shape[0], derivatives):
+            if start in self._external:
+                external.forward(self.layers[start], table, start, params, lin)
+            else:
+                linearise.forward(table, start, stop, params, lin, U)
+        check_finite("params, X: the net's output", lin.output)
+        return lin
+
+    def _runs(self, num_samples, derivatives):
+        """Layers for one compiled call of linearising."""
+        kind, n_in, n_out, p, *_ = self.chain
+        flops = 4.0 * p * self.chain.positions() + 40.0 * n_out + 64.0 * p / num_samples
+        if derivatives == 2:
+            flops += np.where(kind == BLOCKS, 4.0 * (p + n_in) * (p + n_in + n_out), 0.0)
+        # External layers are no compiled calls.
+        return chunks(num_samples * flops, [cut for l in self._external for cut in (l, l + 1)])
+
+    def terminal(self, output, targets, curvature=None):
+        """Value, gradient and curvature of the loss in the output."""
+        B, n = output.shape
+        if curvature is None:
+            curvature = np.empty((B, n, n), output.dtype)
+        gradient = np.empty_like(output)
+        count = B if get_loss(self.loss_name)["mean_over"] == "samples" else B * n
+        address = loss_address(self.loss_name, output.dtype)
+        value = linearise.terminal(address, 1.0 / count, targets, output, gradient, curvature)
+        if not np.isfinite(value):
+            raise ValueError(f"params, X, y: expected a finite loss, got {value}")
+        return float(value), gradient, curvature
+
+    def linearise(self, params, X, targets, derivatives):
+        """`Linearisation` (complete with 2 ``derivatives``), loss and gradient."""
+        B = X.shape[0]
+        table, sizes = self.table(B, params.dtype)
+        lin = self._propagate(table, sizes, params, X, derivatives)
+        value, output_gradient, _ = self.terminal(lin.output, targets, lin.curvature)
+        gradient = self.backpropagate(table, sizes, params, lin, output_gradient, derivatives)
+        check_finite("params, X, y: the gradient", gradient)
+        return lin, value, gradient
+
+    def backpropagate(self, table, sizes, params, lin, output_gradient, derivatives):
+        """The gradient in the parameters that a gradient in the output leads to; completes ``lin`` on the way."""
+        B = output_gradient.shape[0]
+        G = np.empty((2, B * sizes.width), params.dtype)
+        G[table.size % 2, : output_gradient.size] = output_gradient.ravel()
+        gradient = np.empty_like(params)
+        work = np.empty(max(self._work_size, sizes.patches), params.dtype)
+        for start, stop in reversed(self._runs(B, derivatives)):
+            if start in self._external:
+                external.backward(self.layers[start], table, start, params, lin, gradient, G, keep=derivatives == 2)
+            else:
+                linearise.backward(table, start, stop, params, lin, gradient, G, work)
+        return gradient
+
+    def jacobian(self, params, x):
+        """(outputs (n_L,), their Jacobian (n_L, P)) of one sample x (1, n_in), in the dtype of both."""
+        table, sizes = self.table(1, params.dtype)
+        lin = self._propagate(table, sizes, params, x, 1)
+        unit = np.eye(sizes.outputs, dtype=params.dtype)
+        rows = [self.backpropagate(table, sizes, params, lin, one[None], 1) for one in unit]
+        return lin.output[0], np.array(rows)
+
+
+def check_layers(layers):
+    """The layers as a tuple, once it is sure that they are some and that each takes what the one before it gives."""
+    try:
+        layers = tuple(layers)
+    except TypeError:
+        raise TypeError(f"layers: expected a sequence of layers, got {type(layers).__name__}") from None
+    if not layers:
+        raise ValueError("layers: expected at least one layer, got none")
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, (*STRUCTURED, Custom, External)):
+            raise TypeError(
+                f"layers: expected Dense, Conv1d, Custom or External layers, got {type(layer).__name__} at index {index}"
+            )
+        if index and layer.in_features != layers[index - 1].out_features:
+            raise ValueError(
+                f"layers: expected layer {index} to take the {layers[index - 1].out_features} outputs of layer "
+                f"{index - 1}, got in_features={layer.in_features}"
+            )
+    return layers
+
+
+def _fields(layer):
+    """A layer's entries in the `Chain`."""
+    sizes = layer.in_features, layer.out_features, layer.num_params
+    if isinstance(layer, Dense):
+        return DENSE, *sizes, layer.bias, layer.skip, *ONE_POSITION
+    if isinstance(layer, Conv1d):
+        geometry = layer.length, layer.kernel_size, layer.stride, layer.padding, layer.dilation
+        return CONVOLUTION, *sizes, layer.bias, layer.skip, *geometry
+    return BLOCKS, *sizes, False, False, *ONE_POSITION

@@ -1,0 +1,70 @@
+"""``2^-k (H + damping I)``: the matrix that is eliminated, and multiplied with when solutions are refined."""
+
+import numpy as np
+
+from ..runtime import threads
+
+
+class Shifted:
+    """A `System` with a damping, scaled by powers of two for sweeps in ``dtype``. Immutable.
+
+    Everything about it, products, norms and the damping ``eps``, is about ``2^-k (H + damping I)``.
+
+    Parameters
+    ----------
+    system : System
+    damping : float
+    dtype : numpy.dtype
+        Of the factors; products are in float64.
+    scale : Scaling, optional
+        By default the one that the system chooses for this damping.
+    blocks : tuple, optional
+        Those of `System.blocks`, where they are at hand.
+    eps : float, optional
+        In place of what damping and L2 term say, for a matrix close to that one.
+
+    Attributes
+    ----------
+    eps : float
+        The multiple of the identity that the blocks lack: of damping and L2 term, scaled.
+    hessian_norm, norm : float
+        Estimates of ``2^-k ||H||`` and of an upper bound of ``2^-k ||H + damping I||``.
+    """
+
+    def __init__(self, system, damping, dtype, scale=None, blocks=None, eps=None):
+        self.system = system
+        self.damping = damping
+        self.dtype = dtype
+        self.scale = system.scaling(damping, dtype) if scale is None else scale
+        k = self.scale.matrix
+        self.eps = float(np.ldexp(damping + system.l2, -k)) if eps is None else eps
+        self.hessian_norm = float(np.ldexp(system.norm(), -k))
+        self.norm = self.hessian_norm + float(np.ldexp(abs(damping), -k))
+        self._blocks = blocks
+
+    def __getstate__(self):
+        return {**self.__dict__, "_blocks": None}
+
+    @property
+    def size(self):
+        """P."""
+        return self.system.num_params
+
+    def nearby(self, distance):
+        """This plus ``distance`` times the identity, scaled alike."""
+        return Shifted(self.system, self.damping, self.dtype, self.scale, self._blocks, self.eps + distance)
+
+    @property
+    def has_blocks(self):
+        """Whether `blocks` are made already."""
+        return self._blocks is not None
+
+    def blocks(self):
+        """(params, Linearisation, RowSpace), scaled and in ``dtype``: what the sweeps read."""
+        if self._blocks is None:
+            self._blocks = self.system.blocks(self.dtype, self.scale)
+        return self._blocks
+
+    def multiply(self, rows, check=threads.no_check, b=None, offset=0.0, out=None, squares=None):
+        """rows times ``2^-k (H + damping I) + offset I``; b minus that where b is given."""
+        return self.system.multiply(rows, self.scale, self.eps + offset, b, check, out, squares)
