@@ -362,6 +362,6 @@ def test_traffic_is_what_the_library_keeps(problem, report):
     row = importlib.import_module("benchmarks.problem").Row(12, 2, 6, True)
     case = report_module.Case(row, 3)
     F, H = problem(*row).hessian().factorize(0.1), problem(*row).hessian()
-    kept = sum(H._table["m"] * (H._table["m"] / 2 + H._table["N"]))
+    kept = sum(H.system.table["m"] * (H.system.table["m"] / 2 + H.system.table["N"]))
     assert 2 * 3 * kept < report_module.traffic(case)["solve"][0] / 8 < 2 * 3 * kept + 10 * H.shape[0]
     assert 8 * kept < F.nbytes < 2 * 8 * kept

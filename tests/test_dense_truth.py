@@ -227,6 +227,6 @@ def test_fronts_in_parts(width, depth, batch, skip, part, at_once, relative_damp
     monkeypatch.setattr(layers, "FRONT_PART", part)
     problem = chain(width, depth, batch=batch, skip=skip)
     damping = relative_damping * problem.norm
-    assert (problem.hessian._table["at_once"][:-1] == at_once).all()
+    assert (problem.hessian.system.table["at_once"][:-1] == at_once).all()
     assert problem.gap(damping) > 1e-8
     check_everything(problem, damping)

@@ -16,7 +16,8 @@ import pytest
 from problems import chain
 
 import numba_hinv as nh
-from numba_hinv import storage
+from numba_hinv.factorization import FORMAT
+from numba_hinv.runtime import archive
 
 CASES = {
     "few samples": (dict(width=4, depth=6, batch=2), 0.1, None, np.float64),
@@ -79,7 +80,7 @@ def test_into_a_fresh_process(saved):
 
 def test_plain_numpy_can_read_it_without_pickle(saved):
     with np.load(saved[0], allow_pickle=False) as file:
-        assert json.loads(file["header"].tobytes())["format"] == storage.FORMAT
+        assert json.loads(file["header"].tobytes())["format"] == FORMAT
         assert all(file[name].dtype != object for name in file.files)
 
 
@@ -91,7 +92,7 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch, tmp_path):
         args[0].write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.np, "savez", full)
+    monkeypatch.setattr(archive.np, "savez", full)
     with pytest.raises(OSError):
         F.save(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
@@ -184,7 +185,7 @@ def forge(path, change):
     header = json.loads(arrays["header"].tobytes())
     change(header, arrays)
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    arrays["digest"] = storage._digest(arrays)
+    arrays["digest"] = archive.digest(arrays)
     with open(path, "wb") as file:
         np.savez(file, **arrays)
 
@@ -211,7 +212,7 @@ def in_chain(name, at, value, **fields):
 
 
 FORGED = {
-    "later format": (state(format=storage.FORMAT + 1), f"format {storage.FORMAT + 1}"),
+    "later format": (state(format=FORMAT + 1), f"format {FORMAT + 1}"),
     "no format": (lambda header, arrays: header.pop("format"), "format None"),
     "unknown activation": (lambda h, a: h["network"]["layers"][0].__setitem__(3, "stranger"), "stranger"),
     "unknown loss": (lambda h, a: h["network"].update(loss_name="stranger"), "stranger"),
@@ -296,9 +297,9 @@ def test_a_compressed_bomb_is_not_unpacked(saved):
     path = saved[0]
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as written:
         for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+            with written.open(f"{name}.npy", "w", force_zip64=True) as file:
                 if name == "factors_Y":
                     np.lib.format.write_array_header_1_0(
                         file, {"descr": "<f8", "fortran_order": False, "shape": (1 << 23,)}

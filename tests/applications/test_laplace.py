@@ -55,14 +55,14 @@ def test_linear_regression(outputs, precision, noise_variance):
 def test_decrement_of_a_quadratic():
     """Away from the mode: what the log posterior gains on the way there."""
     laplace, _, mode, y = linear(1, 0.7, 0.2)
-    params = laplace.hessian._params + 0.1
+    params = laplace.hessian.system.params + 0.1
     away = nh.Laplace(laplace.network, params, X, y, 0.7, noise_variance=0.2)
 
     def log_joint(theta):
         weights = np.append(theta[:3], theta[3])
         return norm(DESIGN @ weights, 0.2**0.5).logpdf(y[:, 0]).sum() + norm(0, 0.7**-0.5).logpdf(theta).sum()
 
-    gain = log_joint(laplace.hessian._params) - log_joint(params)
+    gain = log_joint(laplace.hessian.system.params) - log_joint(params)
     assert away.decrement() == pytest.approx(gain, rel=1e-9)
 
 

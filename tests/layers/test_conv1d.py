@@ -2,15 +2,15 @@
 
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
+from problems import DATA
 from test_storage import forge, in_chain, refused
 
 import numba_hinv as nh
 
-GOLDEN = sorted((Path(__file__).parent / "data" / "conv1d").glob("*.npz"))
+GOLDEN = sorted((DATA / "conv1d").glob("*.npz"))
 every_file = pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 
 # Chains in which a convolution is first, inner, last and alone, with more and with fewer rows of patches than columns.
@@ -258,7 +258,7 @@ def test_scaled_states(name):
     A, b = H.todense(), rng.standard_normal(params.size)
     damping = 1e-3 * np.linalg.norm(A, 2)
     F = H.factorize(damping)
-    assert F._scale.matrix or F._scale.states
+    assert F.solver.matrix.scale.matrix or F.solver.matrix.scale.states
     x = F.solve(b)
     residual = np.linalg.norm(A @ x + damping * x - b)
     assert residual < 1e-14 * (np.linalg.norm(A, 2) * np.linalg.norm(x) + np.linalg.norm(b))

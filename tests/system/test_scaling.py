@@ -129,7 +129,7 @@ def test_products_that_overflow_only_on_the_way():
     p = make([layer(2, 2), layer(2, 2, "identity"), layer(2, 1, "identity")], "binary_cross_entropy", batch=2)
     p = Problem(p.layers, p.loss, np.ldexp(p.params, 480), p.X, p.y)
     v, exact = 1e200 * p.right_hand_side(2), p.truth.hessian
-    assert not np.isfinite(p.hessian._multiply(v.T.copy())).all()
+    assert not np.isfinite(p.hessian.system.multiply(v.T.copy())).all()
     assert np.abs(p.hessian @ v - exact @ v.astype(np.longdouble)).max() <= 1e-14 * np.abs(exact).max() * np.abs(v).max()
     p = make([layer(2, 2, "identity")], "mean_squared_error", batch=2)
     H = p.net.hessian(p.params, np.ldexp(p.X, 500), p.y)
@@ -152,10 +152,10 @@ def test_scaled_states_change_nothing_but_the_scale(gain, skip):
     """Vanishing and exploding Jacobians: the same pivots, whatever the states are measured in."""
     p = chain(3, 20, batch=2, skip=skip, bias=False, gain=gain, activation="identity", loss="mean_squared_error")
     H = p.net.hessian(p.params, p.X, p.y)
-    scale = H._scaling(0.0, np.float64)
+    scale = H.system.scaling(0.0, np.float64)
     assert skip or scale.states
     rows = p.right_hand_side(2).T.copy()
-    np.testing.assert_array_equal(np.ldexp(H._multiply(rows, scale), scale.matrix), H._multiply(rows))
+    np.testing.assert_array_equal(np.ldexp(H.system.multiply(rows, scale), scale.matrix), H.system.multiply(rows))
     for relative_damping in (1e-2, -1e-5, 1e-8):
         damping = relative_damping * H.norm()
         F = H.factorize(damping)

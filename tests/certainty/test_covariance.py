@@ -14,7 +14,6 @@ from problems import GOLDEN, Problem, chain, golden, layer, make
 from scipy.linalg import LinAlgWarning
 
 import numba_hinv as nh
-from numba_hinv.certainty import covariance
 from numba_hinv.runtime import memory_budget
 
 EPS = np.finfo(float).eps
@@ -76,8 +75,8 @@ def check(H, hessian, damping, dtype="float64", checkpoint=False):
         num_warned += warned
     assert start == H.shape[0]
     if truth.is_positive:
-        root = covariance.square_root(F, np.eye(len(hessian)))
-        whole = np.ldexp(root.T @ root, -F._scale.matrix)
+        root = F.solver.factors.square_root(np.eye(len(hessian)))
+        whole = np.ldexp(root.T @ root, -F.solver.matrix.scale.matrix)
         _, warned = caught(lambda: F.sample(0))
         assert warned or truth.excess(whole, slice(None), dtype) <= 1
         num_warned += warned
@@ -116,7 +115,7 @@ def test_checkpoints_change_no_bit(name):
     problem, _ = golden(name)
     damping = 0.1 - float(problem.eigenvalues[0])
     plain, checkpointed = (problem.hessian.factorize(damping, checkpoint=kept) for kept in (False, True))
-    assert len(checkpointed._segments) > 1
+    assert len(checkpointed.solver.factors.stretches) > 1
     for _ in range(2):
         np.testing.assert_array_equal(plain.diagonal(), checkpointed.diagonal())
         for l in range(-1, len(problem.layers)):
@@ -175,7 +174,7 @@ def test_scaled_states(gain):
     """States that vanish or explode over the layers."""
     p = chain(4, 8, activation="identity", skip=False, bias=False, gain=gain, loss="mean_squared_error", batch=3)
     for damping in (0.3 * p.norm, 2 * p.norm):
-        assert p.hessian.factorize(damping)._scale.states
+        assert p.hessian.factorize(damping).solver.matrix.scale.states
         assert check(p.hessian, p.truth.hessian, damping) == 0
 
 
@@ -245,7 +244,7 @@ def test_samples():
     F = problem.hessian.factorize(0.1 - float(problem.eigenvalues[0]))
     normal = np.random.default_rng(7).standard_normal((500, problem.size))
     samples = F.sample(7, 500)
-    np.testing.assert_allclose(samples, covariance.square_root(F, normal), rtol=0, atol=1e-12 * np.abs(samples).max())
+    np.testing.assert_allclose(samples, F.solver.factors.square_root(normal), rtol=0, atol=1e-12 * np.abs(samples).max())
     np.testing.assert_array_equal(samples, F.sample(np.random.default_rng(7), 500, num_threads=2))
     np.testing.assert_array_equal(samples, F.sample(7, 500, num_threads=1))
     rng = np.random.default_rng(7)

@@ -1,7 +1,7 @@
 """The sweeps on a GPU, against the same truth and with the same bars as those of the CPU.
 
 Where there is no GPU they run in Numba's simulator, in a pytest run of their own:
-``NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/test_cuda.py``. Without that variable one test here starts that run.
+``NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/cuda/test_cuda.py``. Without that variable one test here starts that run.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import dense_truth
@@ -25,6 +26,7 @@ from problems import GOLDEN, Problem, chain, golden, layer, make
 from test_dense_truth import SHAPES, check_everything
 
 import numba_hinv as nh
+from numba_hinv.factors import segmentation
 from numba_hinv.kernels.dense import signed_cholesky as cpu_cholesky
 from numba_hinv.kernels.sweeps.eliminate import Factors
 
@@ -152,7 +154,7 @@ def test_factors_are_those_of_the_cpu(tmp_path):
     assert there.inertia == here.inertia and here.inertia.negative > 0
     b = problem.right_hand_side()
     for name, ours, theirs in zip(here._factors._fields, there._factors, here._factors):
-        ours = np.array(there.hessian._processor.take(ours))[: theirs.size]
+        ours = np.array(there.hessian.system.on.take(ours))[: theirs.size]
         if name in ("pivots", "num_positive", "num_perturbed"):
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
         elif name in ("scales", "Y", "logabsdet", "growth"):
@@ -169,24 +171,24 @@ def test_factors_are_those_of_the_cpu(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_where_a_front_lies_changes_nothing(dtype, monkeypatch):
     """From all of a front in shared memory to none of it: the same bits, also in more than one launch."""
-    from numba_hinv import factorization
+    from numba_hinv.factors import elimination
     from numba_hinv.cuda.sweeps import eliminate
     from numba_hinv.cuda.device import RESERVED_SHARED, Device
 
     problem = chain(3, 4, batch=2)
     H = moved(problem).hessian
-    sizes, found = H._sizes, []
-    coupling = int((H._table["m"] * H._table["N"]).max())
+    sizes, found = H.system.sizes, []
+    coupling = int((H.system.table["m"] * H.system.table["N"]).max())
     for level in range(eliminate.LEVELS):
         scalars = eliminate.places(sizes, coupling, level)[1]
         limit = scalars * np.dtype(dtype).itemsize + RESERVED_SHARED
         monkeypatch.setattr(Device, "shared_limit", lambda self, limit=limit: limit)
-        assert H._processor._parts(H._table, sizes, np.dtype(dtype))[0] == level
+        assert H.system.on._parts(H.system.table, sizes, np.dtype(dtype))[0] == level
         F = H.factorize(-0.3, factor_dtype=dtype)
-        found.append((*F._pivots.logabsdet, *F.solve(H.gradient, refine=False)))
-        monkeypatch.setattr(factorization, "chunks", lambda costs, cuts=(): [(l, l + 1) for l in range(len(costs))])
+        found.append((*F.solver.factors.pivots.logabsdet, *F.solve(H.gradient, refine=False)))
+        monkeypatch.setattr(elimination, "chunks", lambda costs, cuts=(): [(l, l + 1) for l in range(len(costs))])
         F = H.factorize(-0.3, factor_dtype=dtype)
-        found.append((*F._pivots.logabsdet, *F.solve(H.gradient, refine=False)))
+        found.append((*F.solver.factors.pivots.logabsdet, *F.solve(H.gradient, refine=False)))
         monkeypatch.undo()
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
@@ -401,8 +403,8 @@ def test_wide_and_narrow_agree(dtype, monkeypatch, tmp_path):
     H, b = moved(problem).hessian, problem.right_hand_side()
     F = H.factorize(-0.02 * problem.norm, factor_dtype=dtype)
     assert eliminated == [4, 3, 2, 1, 0] and F.inertia == narrow.inertia and F.inertia.negative > 0
-    take, roundoff = H._processor.take, 1e3 * np.finfo(dtype).eps
-    for name, ours, theirs in zip(F._factors._fields, F._factors, narrow._factors):
+    take, roundoff = H.system.on.take, 1e3 * np.finfo(dtype).eps
+    for name, ours, theirs in zip(F.solver.factors.arrays._fields, F.solver.factors.arrays, narrow.solver.factors.arrays):
         ours, theirs = np.array(take(ours)), np.array(take(theirs))
         if name in ("pivots", "num_positive", "num_perturbed"):
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
@@ -415,7 +417,7 @@ def test_wide_and_narrow_agree(dtype, monkeypatch, tmp_path):
     for again in solvers:
         assert problem.backward_error(F.damping, again.solve(b), b) <= 1e-14
     for one, other in zip(H.factorize_many([F.damping, 1.0], factor_dtype=dtype), (F, H.factorize(1.0, dtype))):
-        np.testing.assert_array_equal(one._pivots.logabsdet, other._pivots.logabsdet)
+        np.testing.assert_array_equal(one.solver.factors.pivots.logabsdet, other.solver.factors.pivots.logabsdet)
 
 
 class ColumnMajor:
@@ -486,7 +488,7 @@ def test_products_of_cublas(monkeypatch):
                 patch.setattr(library, "_address", lambda a, at: a._ary.ctypes.data + at * a.dtype.itemsize)
                 found = H.factorize(-0.3, factor_dtype=dtype)
             for name in ("Y", "scales", "logabsdet"):
-                one, other = (np.array(H._processor.take(getattr(F._factors, name))) for F in (found, expected))
+                one, other = (np.array(H.system.on.take(getattr(F.solver.factors.arrays, name))) for F in (found, expected))
                 roundoff = 1e3 * np.finfo(dtype).eps * np.abs(other).max()
                 np.testing.assert_allclose(one, other, rtol=0, atol=roundoff, err_msg=name)
             assert found.inertia == expected.inertia and found.inertia.negative > 0
@@ -503,9 +505,9 @@ def test_wide_not_finite(with_cublas, monkeypatch):
         pytest.skip("on a GPU it is cuBLAS itself")
     eliminated, H = wide_above(monkeypatch, 0), moved(chain(3, 4, batch=2)).hessian
     H.norm()
-    D = H._processor.take(H._lin.D)
-    D[int(H._table["u"][1])] = np.nan
-    H._lin.D.copy_to_device(D)
+    D = H.system.on.take(H.system.lin.D)
+    D[int(H.system.table["u"][1])] = np.nan
+    H.system.lin.D.copy_to_device(D)
     if with_cublas:
         ours = library.Cublas(ColumnMajor(np.float64), lambda: 0, lambda stream: contextlib.nullcontext(), "d")
         monkeypatch.setattr(library, "_cublas", lambda letter: ours)
@@ -592,9 +594,7 @@ def test_any_chain():
 
 def cut_at(monkeypatch, *bounds):
     """Let chains be cut there, whatever their length and the device."""
-    from numba_hinv.cuda.sweeps import segments
-
-    monkeypatch.setattr(segments, "cut", lambda table, num_samples, num_blocks: bounds)
+    monkeypatch.setattr(segmentation, "cut", lambda table, num_samples, on: bounds)
 
 
 RAGGED = [
@@ -619,28 +619,24 @@ def test_segments(name, monkeypatch):
     problem, damping = moved(problem), damping * problem.norm
     cut_at(monkeypatch, *bounds)
     F = check_everything(problem, damping, columns=2)
-    assert F._is_cut() and F.inertia.exact
+    assert F.solver.factors.has_fallback and F.inertia.exact
     b = problem.right_hand_side(2)
     assert problem.backward_error(damping, F.solve(b, refine=False), b) <= 1e-12
     monkeypatch.undo()
-    monkeypatch.setattr(type(problem.hessian._processor), "segments", lambda *arguments: None)
+    monkeypatch.setattr(segmentation, "plan", lambda system: None)
     whole = problem.hessian.factorize(damping)
-    assert not whole._is_cut() and whole.inertia == F.inertia and whole.nbytes < F.nbytes
-    assert whole._log_pivots() == pytest.approx(F._log_pivots(), rel=1e-9, abs=1e-9)
+    assert not whole.solver.factors.has_fallback and whole.inertia == F.inertia and whole.nbytes < F.nbytes
+    assert whole.solver.factors.log_pivots() == pytest.approx(F.solver.factors.log_pivots(), rel=1e-9, abs=1e-9)
 
 
 @on_device
 def test_when_a_chain_is_cut(monkeypatch):
-    from numba_hinv.cuda.sweeps import segments
     from numba_hinv.kernels.steps.layer_table import layer_table
-
-    if SIMULATED:
-        monkeypatch.setattr(segments, "_FEWEST", 4)
-        monkeypatch.setattr(segments, "_SHORTEST", 16)
 
     def bounds(width, depth, batch=1, blocks=132):
         net = nh.Network([nh.Dense(width, width, skip=True) for _ in range(depth)], "mean_squared_error")
-        return segments.cut(layer_table(net._chain, batch)[0], batch, blocks)
+        on = types.SimpleNamespace(num_blocks=lambda: blocks, fewest_segments=4, shortest_segment=16)
+        return segmentation.cut(layer_table(net.model.chain, batch)[0], batch, on)
 
     assert bounds(8, 63) is None
     assert len(bounds(8, 64)) == 5
@@ -658,12 +654,12 @@ def test_long_chains_are_cut_by_default(tmp_path):
     problem = chain(2, 18, batch=1, out=2)
     there, damping = moved(problem).hessian, -0.01 * problem.norm
     F, here = there.factorize(damping), problem.hessian.factorize(damping)
-    assert F._is_cut() and F.inertia == here.inertia and here.inertia.negative > 0
+    assert F.solver.factors.has_fallback and F.inertia == here.inertia and here.inertia.negative > 0
     assert F.slogdet() == pytest.approx(here.slogdet(), rel=1e-10)
     b = problem.right_hand_side()
     x = F.solve(b)
     for again in (pickle.loads(pickle.dumps(F)), copy.deepcopy(F)):
-        assert again._is_cut() and again.nbytes == F.nbytes <= there.factor_nbytes
+        assert again.solver.factors.has_fallback and again.nbytes == F.nbytes <= there.factor_nbytes
         np.testing.assert_array_equal(again.solve(b), x)
         assert again.inertia == F.inertia and again.slogdet() == F.slogdet()
     F.save(tmp_path / "factors.npz")
@@ -671,21 +667,21 @@ def test_long_chains_are_cut_by_default(tmp_path):
     assert problem.backward_error(damping, loaded.solve(b), b) <= 1e-14 and loaded.inertia == F.inertia
     np.testing.assert_array_equal(F.solve(b), x)
     kept = there.factorize(damping, checkpoint=True)
-    assert not kept._is_cut() and problem.backward_error(damping, kept.solve(b), b) <= 1e-14
+    assert not kept.solver.factors.has_fallback and problem.backward_error(damping, kept.solve(b), b) <= 1e-14
 
 
 @on_device
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
     """From all of a front in shared memory to none of it, in one launch or one a layer: the same bits."""
-    from numba_hinv import factorization
+    from numba_hinv.factors import elimination
     from numba_hinv.cuda.sweeps import eliminate
     from numba_hinv.cuda.device import RESERVED_SHARED, Device
 
     problem = make(RAGGED, batch=2)
     H, damping, found = moved(problem).hessian, 0.3 * problem.norm, []
     cut_at(monkeypatch, 0, 1, 5, 7)
-    plan = H._processor.segments(H._table, 2)
+    plan = segmentation.plan(H.system)
     for level in range(eliminate.LEVELS):
         limit = next(
             limit for limit in range(RESERVED_SHARED, 1 << 20, 64)
@@ -693,12 +689,12 @@ def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
         )
         monkeypatch.setattr(Device, "shared_limit", lambda self, limit=limit: limit)
         F = H.factorize(damping, factor_dtype=dtype)
-        found.append((*F._pivots.logabsdet, *F.solve(H.gradient, refine=False)))
+        found.append((*F.solver.factors.pivots.logabsdet, *F.solve(H.gradient, refine=False)))
         with monkeypatch.context() as patch:
-            patch.setattr(factorization, "chunks", lambda costs, cuts=(): [(l, l + 1) for l in range(len(costs))])
+            patch.setattr(elimination, "chunks", lambda costs, cuts=(): [(l, l + 1) for l in range(len(costs))])
             F = H.factorize(damping, factor_dtype=dtype)
-            found.append((*F._pivots.logabsdet, *F.solve(H.gradient, refine=False)))
-    assert F._is_cut()
+            found.append((*F.solver.factors.pivots.logabsdet, *F.solve(H.gradient, refine=False)))
+    assert F.solver.factors.has_fallback
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
     b = problem.right_hand_side()
@@ -710,7 +706,7 @@ def limit_level(H, plan, dtype, limit, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Device, "shared_limit", lambda self: limit)
-        return H._processor.elimination_workspace(H._table, H._sizes, np.dtype(dtype), 1, plan).level
+        return H.system.on.elimination_workspace(H.system.table, H.system.sizes, np.dtype(dtype), 1, plan).level
 
 
 @on_device
@@ -723,7 +719,7 @@ def test_segments_of_any_chain(monkeypatch):
     cut_at(monkeypatch, 0, 2, 3, 5)
     for damping in (0.0, 0.7, -1.3):
         F = there.factorize(damping)
-        assert F._is_cut()
+        assert F.solver.factors.has_fallback
         assert dense_truth.backward_error(dense, damping, F.solve(b), b) <= 1e-14
         eigenvalues = np.linalg.eigvalsh(dense) + damping
         assert F.inertia == (np.sum(eigenvalues < 0), 0, np.sum(eigenvalues > 0), True)
@@ -737,42 +733,42 @@ def test_states_of_many_sizes_in_segments(monkeypatch):
     damping = 0.01 * problem.norm
     cut_at(monkeypatch, 0, 4, 8, 12)
     F = check_everything(problem, damping)
-    assert F._is_cut() and len(F._scale.levels) > 1
+    assert F.solver.factors.has_fallback and len(F.solver.matrix.scale.levels) > 1
 
 
 @on_device
 def test_segments_that_do_not_do(monkeypatch):
     """Singular pivots of a segment, and factors that solve nothing: the chain is then eliminated as one."""
-    from numba_hinv import factorization
-    from numba_hinv.cuda.sweeps import segments
+    from numba_hinv.certainty import inertia
 
     problem = moved(chain(3, 4, batch=2, out=2, gain=0.7))
     H = problem.hessian
     cut_at(monkeypatch, 0, 2, 4)
-    plan, levels, last = H._processor.segments(H._table, 2), H._scaling(0.0, np.float64).levels_by_layer(4), H.blocks(1)
-    guess = np.ldexp(segments.scales(plan, H.norm(), levels)[0], segments.GUESS)
+    plan, levels, last = segmentation.plan(H.system), H.system.scaling(0.0, np.float64).levels_by_layer(4), H.blocks(1)
+    guess = np.ldexp(segmentation.scales(plan, H.norm(), levels)[0], segmentation.GUESS)
     pivot = np.linalg.eigvalsh(last.Dxx + guess * last.Dx.T @ last.Dx)
     damping = -pivot[np.argmax([problem.gap(-value) for value in pivot])]
     F, b = H.factorize(damping), problem.right_hand_side()
-    assert not F._is_cut() and F.num_perturbed == 0 and H.factorize(1.1 * damping)._is_cut()
+    assert not F.solver.factors.has_fallback and F.num_perturbed == 0 and H.factorize(1.1 * damping).solver.factors.has_fallback
     assert F.inertia.negative == (problem.eigenvalues + damping < 0).sum()
     assert problem.backward_error(damping, F.solve(b), b) <= 1e-14
     F = H.factorize(0.1)
     x = F.solve(b)
-    assert F._is_cut()
-    wrong = H._processor.put(np.random.default_rng(0).standard_normal(F._factors.factors.scales.size))
-    F._factors = F._factors._replace(factors=F._factors.factors._replace(scales=wrong))
+    assert F.solver.factors.has_fallback
+    wrong = H.system.on.put(np.random.default_rng(0).standard_normal(F.solver.factors.arrays.layers.scales.size))
+    arrays = F.solver.factors.arrays
+    F.solver.factors.arrays = arrays._replace(layers=arrays.layers._replace(scales=wrong))
     np.testing.assert_allclose(F.solve(b), x, rtol=1e-8, atol=1e-10)
     # Pivots that may have the wrong sign.
-    assert H.factorize(1e-6)._is_cut()
+    assert H.factorize(1e-6).solver.factors.has_fallback
     with monkeypatch.context() as patch:
-        patch.setattr(factorization, "_CONTRACTION", 0.0)
-        assert not H.factorize(1e-6)._is_cut()
+        patch.setattr(inertia, "CONTRACTION", 0.0)
+        assert not H.factorize(1e-6).solver.factors.has_fallback
     # A guess so large that nothing is left of the fronts beside it.
     with monkeypatch.context() as patch:
-        patch.setattr(segments, "GUESS", 52)
+        patch.setattr(segmentation, "GUESS", 52)
         F = H.factorize(0.1)
-        assert not F._is_cut() and F.inertia.exact and problem.backward_error(0.1, F.solve(b), b) <= 1e-14
+        assert not F.solver.factors.has_fallback and F.inertia.exact and problem.backward_error(0.1, F.solve(b), b) <= 1e-14
     # Singular matrices are named as they are without segments.
     with pytest.raises(np.linalg.LinAlgError, match="layer 0.*further from minus an eigenvalue"):
         H.factorize(-problem.eigenvalues[-1])
@@ -799,9 +795,9 @@ def test_many_dampings_at_once(depth, monkeypatch):
     found = H.factorize_many(dampings)
     assert launches == ([(5, 1)] if depth == 3 else [(5, 2), (1, 5)])
     for F, alone in zip(found, expected):
-        assert F._is_cut() == (depth == 8) and F.damping == alone.damping
+        assert F.solver.factors.has_fallback == (depth == 8) and F.damping == alone.damping
         np.testing.assert_array_equal(F.solve(b, refine=False), alone.solve(b, refine=False))
-        assert F.inertia == alone.inertia and F._log_pivots() == alone._log_pivots() and F.nbytes == alone.nbytes
+        assert F.inertia == alone.inertia and F.solver.factors.log_pivots() == alone.solver.factors.log_pivots() and F.nbytes == alone.nbytes
     singular = -problem.eigenvalues[-1]
     with pytest.raises(np.linalg.LinAlgError, match=r"dampings: at index 1: .*singular to working precision.*layer 0"):
         H.factorize_many([0.5, singular, 0.0, -problem.eigenvalues[0]])
@@ -820,8 +816,8 @@ def test_many_dampings_at_once(depth, monkeypatch):
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value", "ignore:divide by zero")
 def test_many_dampings_of_wide_layers(monkeypatch):
     """One after the other in wide layers, between narrow ones; one that fails there leaves the rest alone."""
-    from numba_hinv import factorization
-    from numba_hinv.cuda import together
+    from numba_hinv.factors import choice
+    from numba_hinv.system.shifted import Shifted
 
     problem = moved(make([layer(2, 2), layer(2, 4), layer(4, 2), layer(2, 2)], batch=2))
     eliminated = wide_above(monkeypatch, 7)
@@ -829,13 +825,15 @@ def test_many_dampings_of_wide_layers(monkeypatch):
     for F, damping in zip(H.factorize_many(dampings), dampings):
         np.testing.assert_array_equal(F.solve(b, refine=False), H.factorize(damping).solve(b, refine=False))
         assert problem.backward_error(damping, F.solve(b), b) <= 1e-14
-    blocks = H._blocks(np.dtype(np.float64), H._scaling(0.5, np.float64))
-    some = [factorization.Factorization._unfactored(H, damping, None, blocks) for damping in (0.5, 1e-320, -0.1)]
-    errors = together.eliminate(H._processor, some, True, lambda num_layers: None)
-    assert [error is None for error in errors] == [True, False, True] and "not finite" in str(errors[1])
+    blocks = H.system.blocks(np.dtype(np.float64), H.system.scaling(0.5, np.float64))
+    scale = H.system.scaling(0.5, np.float64)
+    some = [Shifted(H.system, damping, np.dtype(np.float64), scale, blocks) for damping in (0.5, 1e-320, -0.1)]
+    found = choice.factorize_together(some)
+    assert isinstance(found[1], np.linalg.LinAlgError) and "not finite" in str(found[1])
     assert set(eliminated) == {1, 2}
-    for F in (some[0], some[2]):
-        np.testing.assert_array_equal(F.solve(b, refine=False), H.factorize(F.damping).solve(b, refine=False))
+    for factors in (found[0], found[2]):
+        alone = H.factorize(factors.matrix.damping).solver.factors
+        np.testing.assert_array_equal(*(np.asarray(one.substitute(b[None])) for one in (factors, alone)))
 
 
 @on_device
@@ -884,7 +882,7 @@ def test_the_rest_of_the_interface():
     assert kept.condition() == pytest.approx(here.factorize(0.1).condition(), rel=1e-6)
     for scale in (2.0**-500, 2.0**500):
         assert np.abs(kept.solve(scale * b) / scale - kept.solve(b)).max() <= 1e-12 * np.abs(kept.solve(b)).max()
-    np.testing.assert_allclose(there._output_tangents(b.T.copy()), here._output_tangents(b.T.copy()), rtol=1e-12)
+    np.testing.assert_allclose(there.system.output_tangents(b.T.copy()), here.system.output_tangents(b.T.copy()), rtol=1e-12)
     assert "on cuda" in repr(there)
     assert kept.nbytes == here.factorize(0.1).nbytes
     options = dict(curvature="ggn", l2=0.01)
@@ -979,7 +977,7 @@ def test_segments_on_a_gpu():
         for damping, F in zip(dampings, H.factorize_many(dampings)):
             here, alone = problem.hessian.factorize(damping), H.factorize(damping)
             x, expected = F.solve(b), here.solve(b)
-            assert F._is_cut() and alone._is_cut()
+            assert F.solver.factors.has_fallback and alone.solver.factors.has_fallback
             residual = problem.hessian @ x + damping * x - b
             scale = problem.hessian.norm() * np.linalg.norm(x, axis=0) + np.linalg.norm(b, axis=0)
             assert (np.linalg.norm(residual, axis=0) <= 1e-14 * scale).all()
@@ -1023,7 +1021,7 @@ def test_two_streams_on_a_gpu():
     def work(index):
         problem = problems[index]
         H = moved(problem).hessian
-        H._processor = Device(numba.cuda.stream())
+        H.system.on = Device(numba.cuda.stream())
         for _ in range(20):
             found[index] = H.factorize(0.1).solve(problem.right_hand_side())
 
@@ -1109,7 +1107,7 @@ def test_without_numba_cuda():
     code = """
 import importlib.util, sys
 import numba_hinv as nh
-assert not [name for name in sys.modules if name.startswith(("numba.cuda", "numba_cuda", "numba_hinv.cuda"))]
+assert not [name for name in sys.modules if name.startswith(("numba.cuda", "numba_cuda", "numba_hinv.cuda."))]
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "numba_cuda" else find(name, *rest)
 net = nh.Network([nh.Dense(2, 1)], "mean_squared_error")

@@ -8,7 +8,6 @@ import pytest
 from problems import chain
 
 import numba_hinv as nh
-from numba_hinv import many
 from numba_hinv.runtime import threads
 
 DAMPINGS = [0.1, 1.0, -0.05, 0.3, -2.0, 0.1, 30.0]
@@ -31,7 +30,7 @@ def test_the_bits_of_factorize(num_threads, dtype):
 def test_large_pivots_and_checkpoints():
     """Products that go to BLAS; and factors that are made again."""
     problem = chain(14, 4, batch=14, gain=0.4)
-    assert many.reaches_blas(problem.hessian) and not many.reaches_blas(chain(5, 20, batch=3).hessian)
+    assert problem.hessian.system.reaches_blas() and not chain(5, 20, batch=3).hessian.system.reaches_blas()
     b = problem.right_hand_side()
     for checkpoint in (False, True):
         for F, damping in zip(problem.hessian.factorize_many(DAMPINGS[:3], None, checkpoint), DAMPINGS):

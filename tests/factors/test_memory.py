@@ -124,7 +124,7 @@ def test_checkpoints_of_a_chain_of_blocks():
     b = rng.standard_normal((H.shape[0], 2))
     for damping in (5.0, -0.3):
         F, C = (H.factorize(damping, checkpoint=c) for c in (False, True))
-        assert len(C._segments) > 3
+        assert len(C.solver.factors.stretches) > 3
         np.testing.assert_array_equal(C.solve(b), F.solve(b))
         assert np.linalg.norm(dense @ C.solve(b) + damping * C.solve(b) - b) <= 1e-12 * np.linalg.norm(b)
         assert C.inertia.negative == (np.linalg.eigvalsh(dense) < -damping).sum()
@@ -179,8 +179,8 @@ def test_checkpoints_grow_as_the_root_of_the_depth():
         stated.append(H.nbytes_to_factorize(checkpoint=True))
         whole = H.nbytes_to_factorize()
         assert whole - stated[-1] > 0.6 * whole
-        fronts = sum(front.nbytes for front in C._fronts if front is not None)
-        held = sum(array.nbytes for array in C._held[0][1])
+        fronts = sum(front.nbytes for front in C.solver.factors.fronts if front is not None)
+        held = sum(array.nbytes for array in C.solver.factors.held[0][1])
         assert C.nbytes == fronts + held
     for less, more in zip(kept, kept[1:]):
         # sqrt(10) = 3.16; segments are of whole pairs of layers.
