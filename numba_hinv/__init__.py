@@ -14,7 +14,9 @@ from .applications.laplace import Laplace
 from .applications.minimize import minimize
 from .applications.spectral_density import SpectralDensity, spectral_density
 from .applications.trust_region import TrustRegionStep, trust_region_step
-from .factorization import Factorization, Inertia, SolveInfo
+from .certainty.inertia import Inertia
+from .certainty.solution import SolveInfo
+from .factorization import Factorization
 from .frameworks.sklearn import from_sklearn
 from .frameworks.torch import from_torch
 from .hessian import Hessian

@@ -71,7 +71,7 @@ class System(NamedTuple):
 
 
 def chain(states, parameters, num_vectors=1, dtype=np.float64):
-    """A `System` for a chain of layers given as derivative blocks (design, section 4), all zero.
+    """A `System` for a chain of layers given as derivative blocks (docs/theory.md, section 7), all zero.
 
     Parameters
     ----------

@@ -4,40 +4,23 @@ The public face of a `certainty.solver.Solver`: arguments are checked here, colu
 compared with what was found.
 """
 
-import warnings
+import functools
+import operator
 
 import numpy as np
-from scipy.linalg import LinAlgWarning
 from scipy.sparse.linalg import LinearOperator
 
 from .certainty import condition, covariance, determinant, solution
 from .certainty.inertia import Inertia
-from .certainty.solution import SolveInfo
 from .certainty.solver import Solver
-from .factors import choice
-from .runtime import archive, columns, threads
+from .runtime import archive
 from .runtime.progress import bar
-from .runtime.validation import (
-    as_array,
-    as_flag,
-    as_float_dtype,
-    as_generator,
-    as_layer,
-    as_real,
-    as_size,
-    check_finite,
-)
+from .runtime.validation import as_flag, as_float_dtype, as_generator, as_layer, as_real, as_size
 from .system import processor
-from .system.scaling import lengths_of
 from .system.shifted import Shifted
 
 # What files are, and the version of their format, which `storage` reads.
 KIND, FORMAT = "numba_hinv factorization", 4
-_DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
-# Relative error of log-determinants above which there is a warning.
-_LOG_DETERMINANT = {_DOUBLE: 1e-10, _SINGLE: 1e-4}
-# Relative error of covariances above which there is a warning.
-_COVARIANCE = {_DOUBLE: 1e-8, _SINGLE: 1e-3}
 
 
 def factor_dtype_of(hessian, factor_dtype):
@@ -127,23 +110,15 @@ class Factorization(LinearOperator):
         Free where no pivot is small. Else six solves; and where these show that digits are missing which H + damping
         I does determine, eight factorizations with dampings beside this one (`numba_hinv.certainty.determinant`). Computed once.
         """
-        tolerance = _LOG_DETERMINANT[self.factor_dtype]
         if self._determinant is None:
-            self._determinant = determinant.determinant(self.solver, tolerance)
-        sign, logabsdet, uncertainty = self._determinant
-        if not determinant.is_within(tolerance, logabsdet, uncertainty):
-            warnings.warn(
-                f"the log-determinant {logabsdet:.6g} may be off by about {uncertainty:.1e}; expected at most "
-                f"{tolerance:.0e}, relative: H + damping I is too ill-conditioned with damping={self.damping:g}",
-                LinAlgWarning,
-                stacklevel=2,
-            )
-        return sign, logabsdet
+            self._determinant = determinant.determinant(self.solver)
+        determinant.warn(self.solver, self._determinant, stacklevel=3)
+        return self._determinant.sign, self._determinant.logabsdet
 
     def diagonal(self, progress=False):
         """The diagonal of ``(H + damping I)^-1``: variances, where that is positive definite.
 
-        By one recursion over the layers (design, section 3, "What it gives for free"), in time linear in depth.
+        By one recursion over the layers (docs/theory.md, section 6), in time linear in depth.
 
         Parameters
         ----------
@@ -182,8 +157,7 @@ class Factorization(LinearOperator):
         --------
         blocks : of the inverse, for one layer.
         """
-        found = covariance.diagonal(self.solver, _COVARIANCE[self.factor_dtype], progress)
-        return covariance.as_dtype(self.solver.matrix, found, "diagonal", self.dtype)
+        return covariance.diagonal(self.solver, self.dtype, progress=progress)
 
     def blocks(self, l, progress=False):
         """The diagonal block of ``(H + damping I)^-1`` for the parameters of layer ``l``: their covariance.
@@ -218,8 +192,7 @@ class Factorization(LinearOperator):
         six solves that judge it.
         """
         l = as_layer("l", l, self.hessian.num_layers)
-        found = covariance.block(self.solver, l, _COVARIANCE[self.factor_dtype], progress)
-        return covariance.as_dtype(self.solver.matrix, found, f"covariance of layer {l}", self.dtype)
+        return covariance.block(self.solver, l, self.dtype, progress)
 
     def sample(self, rng, n=None, num_threads=None, progress=False):
         """Samples of the normal distribution with mean 0 and covariance ``(H + damping I)^-1``.
@@ -259,9 +232,7 @@ class Factorization(LinearOperator):
         each, and six solves, once, for the warning.
         """
         rng, count = as_generator("rng", rng), 1 if n is None else as_size("n", n, 0)
-        tolerance = _COVARIANCE[self.factor_dtype]
-        samples = covariance.sample(self.solver, rng, count, tolerance, num_threads, progress)
-        samples = covariance.as_dtype(self.solver.matrix, samples, "samples", self.dtype)
+        samples = covariance.sample(self.solver, rng, count, self.dtype, num_threads, progress)
         return samples[0] if n is None else samples
 
     def save(self, path):
@@ -279,27 +250,18 @@ class Factorization(LinearOperator):
         TypeError, OSError
             ``path`` is not a path, or cannot be written.
         """
-        if self.checkpoint:
-            raise ValueError(
-                "checkpoint: expected a factorization with all its factors to save, got one with checkpoint=True"
-            )
         # Files hold the factors of the chain as one.
-        solver, hessian = self.solver.whole(), self.hessian
-        header, arrays = hessian.system.to_arrays()
-        factor_header, factor_arrays = solver.factors.to_arrays()
-        header |= factor_header | {
+        factors, matrix, hessian = self.solver.whole().factors, self.solver.matrix, self.hessian
+        found = [matrix.system.to_arrays(), matrix.to_arrays(), factors.to_arrays()]
+        header = {
             "kind": KIND,
             "format": FORMAT,
             "network": None if hessian.network is None else hessian.network.describe(),
             "dtype": str(hessian.dtype),
-            "factor_dtype": str(self.factor_dtype),
             "loss": hessian.loss,
             "curvature": hessian.curvature,
-            "damping": self.damping,
-            **solver.matrix.scale.to_header(),
         }
-        arrays |= {f"factors_{name}": array for name, array in factor_arrays.items()}
-        archive.write(path, header, arrays)
+        archive.write(path, *(functools.reduce(operator.or_, parts) for parts in zip((header, {}), *found)))
 
     def condition(self):
         """Estimate of the condition number ``||A||_1 ||A^-1||_1`` of ``A = H + damping I``.
@@ -365,50 +327,18 @@ class Factorization(LinearOperator):
         and, once for a factorization, four refined solves that estimate the norm of the inverse.
         """
         refine, full_output = as_flag("refine", refine), as_flag("full_output", full_output)
-        solver, system = self.solver, self.hessian.system
-        on = system.on
+        solver, on = self.solver, self.hessian.system.on
         given, dtype = on.as_columns("b", b, self.shape[0], self.dtype)
-        x, count = on.empty_columns(given, given.shape, dtype), given.shape[1]
-        # What all blocks use is made before there are threads.
-        solver.matrix.blocks()
-        if full_output:
-            solver.norm_of_inverse()
-        buffers = columns.Buffers()
-        with bar(progress, count, "solve", "column") as shown:
-
-            def solve_block(start, stop, check):
-                squares = np.zeros(stop - start)
-                rows = columns.gather(given, start, stop, buffers, check, squares)
-                out, scratch = on.place(x, start, stop), None
-                if out is not None and refine:
-                    scratch = buffers.rows("residual", out.shape)
-                b_lengths = lengths_of(rows, squares)
-                if not np.isfinite(b_lengths).all():
-                    check_finite("b", given)
-                rows, known = solution.solve(
-                    solver, rows, b_lengths, dtype, refine, full_output, check, out, scratch
-                )
-                columns.scatter(rows, x, start)
-                shown.update(stop - start)
-                return known
-
-            if solver.factors.solves_at_once:
-                workers = on.num_workers(num_threads, max(count, 1), system.solves_reach_blas())
-                found = columns.run(solve_block, given.shape, workers, on.column_block)
-            else:
-                found = columns.run(solve_block, given.shape, 1, max(count, 1))
-        errors = np.concatenate([known.backward_error for known in found] or [np.empty(0)])
-        bounds = np.concatenate([known.error_bound for known in found] or [np.empty(0)])
-        steps = max((known.refinement_steps for known in found), default=0)
-        krylov_steps = max((known.krylov_steps for known in found), default=0)
+        x, info = solution.solve(solver, given, dtype, refine, full_output, num_threads, progress)
         if refine:
-            solution.warn(solver, errors.max(initial=0.0), steps, krylov_steps, dtype, stacklevel=3)
+            worst = info.backward_error.max(initial=0.0)
+            solution.warn(solver, worst, info.refinement_steps, info.krylov_steps, dtype, stacklevel=3)
         shape = tuple(b.shape) if processor.is_on_device(b) else np.shape(b)
         x = on.result(x, shape)
         if not full_output:
             return x
-        shape = shape[1:]
-        return x, SolveInfo(errors.reshape(shape), bounds.reshape(shape), steps, krylov_steps)
+        errors, bounds = info.backward_error.reshape(shape[1:]), info.error_bound.reshape(shape[1:])
+        return x, info._replace(backward_error=errors, error_bound=bounds)
 
     def dot(self, x):
         """``solve(x)``; of an array on the device, one on the device."""
@@ -427,38 +357,3 @@ class Factorization(LinearOperator):
         return self
 
     _transpose = _adjoint
-
-
-def factorize_many(hessian, dampings, factor_dtype=None, checkpoint=False, num_threads=None, progress=False):
-    """`Hessian.factorize_many`."""
-    dampings = as_array("dampings", dampings, (None,), np.float64).tolist()
-    dtype, checkpoint = factor_dtype_of(hessian, factor_dtype), as_flag("checkpoint", checkpoint)
-    system = hessian.system
-    on, workers = system.on, system.on.num_workers(num_threads, len(dampings), system.reaches_blas())
-    # All that factorizations share is made here, before there are threads.
-    scales = [system.scaling(damping, dtype) for damping in dampings]
-    choice.require(system, dtype, checkpoint, dict.fromkeys(scales), len(dampings), workers)
-    on.load(dtype)
-    blocks = {scale: system.blocks(dtype, scale) for scale in dict.fromkeys(scales)}
-    matrices = [Shifted(system, damping, dtype, scale, blocks[scale]) for damping, scale in zip(dampings, scales)]
-    with bar(progress, len(dampings) * system.num_layers, "factorize_many", "layer") as shown:
-        if on.batches and not checkpoint:
-            together, workers = choice.factorize_together(matrices, shown.update), 1
-        else:
-            together = [None] * len(matrices)
-
-        def job_of(matrix, factors):
-            def job(check):
-                def tick(num_layers):
-                    check()
-                    shown.update(num_layers)
-
-                if isinstance(factors, Exception):
-                    raise factors
-                if factors is not None:
-                    return Factorization(hessian, Solver(matrix, factors).settled())
-                return Factorization(hessian, Solver.factorize(matrix, checkpoint, tick), checkpoint)
-
-            return job
-
-        return threads.run_each([job_of(*pair) for pair in zip(matrices, together)], workers, "dampings", "damping")

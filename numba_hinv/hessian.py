@@ -3,14 +3,15 @@
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from .certainty import many
 from .certainty.inertia import certified_count
 from .certainty.solver import Solver
-from .factorization import Factorization, factor_dtype_of, factorize_many
+from .factorization import Factorization, factor_dtype_of
 from .factors import choice
 from .kernels.sweeps.linearise import Linearisation
 from .layers import blocks as layer_blocks
 from .runtime import columns, memory_budget, threads
-from .runtime.validation import as_flag, as_real, check_finite
+from .runtime.validation import as_array, as_flag, as_real, check_finite
 from .system import processor
 from .system.scaling import lengths
 from .system.shifted import Shifted
@@ -57,7 +58,7 @@ class Hessian(LinearOperator):
 
     @classmethod
     def from_blocks(cls, blocks, terminal=None, device="cpu"):
-        """The Hessian of any chain ``z_l = f_l(z_{l-1}; x_l)`` from the derivatives of its layers (design, section 4).
+        """The Hessian of any chain ``z_l = f_l(z_{l-1}; x_l)`` from the derivatives of its layers.
 
         Parameters
         ----------
@@ -81,7 +82,7 @@ class Hessian(LinearOperator):
 
         Notes
         -----
-        The blocks are copied. With a states, p parameters and a_in incoming states, a factorization costs about
+        The mathematics is in docs/theory.md, section 7. The blocks are copied. With a states, p parameters and a_in incoming states, a factorization costs about
         2 a^2 (p + a_in) + a (p + a_in)^2 + p^3/3 + p^2 a_in + p a_in^2 flops a layer.
         """
         on = processor.get(device)
@@ -122,7 +123,8 @@ class Hessian(LinearOperator):
     @property
     def terminal(self):
         """Curvature of the loss in the last state, (B n_L, B n_L), block diagonal over the samples."""
-        return layer_blocks.block_diagonal(self.system.on.take(self.system.lin.curvature)).astype(self.dtype, copy=False)
+        curvature = self.system.on.take(self.system.lin.curvature)
+        return layer_blocks.block_diagonal(curvature).astype(self.dtype, copy=False)
 
     def blocks(self, l):
         """The derivatives of layer ``l`` as `LayerBlocks`: what the elimination is about, whatever structure it uses.
@@ -147,7 +149,7 @@ class Hessian(LinearOperator):
         return layer_blocks.unpack(self.system.table, *self.system.on_host(), l, self.dtype, self.l2)
 
     def factorize(self, damping, factor_dtype=None, checkpoint=False, progress=False):
-        """Factorize ``H + damping I`` (design, section 3).
+        """Factorize ``H + damping I`` (docs/theory.md, section 3).
 
         Parameters
         ----------
@@ -224,7 +226,10 @@ class Hessian(LinearOperator):
         a few blocks, beside the factors that are kept. On a GPU all are at work at the same time, and the memory of their
         factors is given back with the last of them.
         """
-        return factorize_many(self, dampings, factor_dtype, checkpoint, num_threads, progress)
+        dampings = as_array("dampings", dampings, (None,), np.float64).tolist()
+        dtype, checkpoint = factor_dtype_of(self, factor_dtype), as_flag("checkpoint", checkpoint)
+        found = many.solvers(self.system, dampings, dtype, checkpoint, num_threads, progress)
+        return [Factorization(self, solver, checkpoint) for solver in found]
 
     @property
     def factor_nbytes(self):

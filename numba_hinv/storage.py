@@ -190,5 +190,4 @@ def _assemble(header, chain, network, scale, arrays):
     )
     hessian = Hessian(system, header["dtype"], header["loss"], network, header["curvature"])
     matrix = Shifted(system, float(header["damping"]), np.dtype(header["factor_dtype"]), scale)
-    factors = {name: arrays[f"factors_{name}"] for name in Factors._fields}
-    return Factorization(hessian, Solver(matrix, choice.from_arrays(matrix, header, factors)))
+    return Factorization(hessian, Solver(matrix, choice.from_arrays(matrix, header, arrays)))

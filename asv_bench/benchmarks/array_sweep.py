@@ -4,7 +4,7 @@ The same elimination, a layer a step and all dampings at a time (a leading axis 
 of a signed Cholesky: what these libraries have for matrices that are not definite. Steps are pure functions of arrays
 and of `Arrays`, a library's few operations; `scan` runs them over the equal layers, in Python or by `jax.lax.scan`. For
 nets like those of `problem`: tanh layers of one width, a linear one at the end, at most as many samples as inputs.
-Index conventions are those of the design: i, I samples; a, b outputs; j, J inputs; r, s rows of R.
+Index conventions are those of docs/theory.md, section 3: i, I samples; a, b outputs; j, J inputs; r, s rows of R.
 """
 
 import importlib.util

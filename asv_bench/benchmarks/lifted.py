@@ -1,4 +1,4 @@
-"""The lifted sparse system (design, section 1; A. Rahimi, arXiv:2601.06096), which a sparse direct solver can take.
+"""The lifted sparse system (docs/theory.md, section 1; A. Rahimi, arXiv:2601.06096), which a sparse direct solver can take.
 
 The unknowns are, per layer, the parameters x, the tangent z of the outputs and the adjoint mu of the outputs:
 
@@ -95,7 +95,7 @@ def lift_net(reference, damping):
 
 
 def lift_blocks(blocks, terminal, damping):
-    """The lifted system of a chain of generic layers with ``Dx, Dz, Dxx, Dzx, Dzz`` (design, section 4)."""
+    """The lifted system of a chain of generic layers with ``Dx, Dz, Dxx, Dzx, Dzz`` (docs/theory.md, section 7)."""
     assembly, parameters = _Assembly(), []
     numbers = []
     for layer in reversed(blocks):

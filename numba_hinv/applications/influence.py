@@ -178,7 +178,7 @@ def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):
             for i in range(start, stop):
                 check()
                 gradients[i - start] = gradient_of(i)
-            solutions, known = solution.solve(F.solver, gradients, lengths(gradients), dtype, True, False, check)
+            solutions, known = solution.solve_rows(F.solver, gradients, lengths(gradients), dtype, True, False, check)
             take(start, stop, gradients, solutions, check)
             shown.update(stop - start)
             return known

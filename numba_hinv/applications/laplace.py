@@ -249,8 +249,7 @@ class Laplace:
             return None
         if factorization.inertia.negative:
             return None
-        variances = covariance.diagonal(factorization.solver, _TRACE, False)
-        variances = covariance.as_dtype(factorization.solver.matrix, variances, "diagonal", factorization.dtype)
+        variances = covariance.diagonal(factorization.solver, factorization.dtype, _TRACE)
         return self.hessian.shape[0] - damping * float(variances.sum())
 
     def _slope(self, damping, noise):

@@ -20,12 +20,15 @@ from ..system.processor import require_cpu
 # Of 1,500 random matrices 332 had an error above 1e-8, and with these an estimate that says so; 48 more were warned of
 # although right to 1e-9. Without changes to C, only to Sigma, 4 of the 332 were missed.
 _PROBES = 3
+# Relative error of covariances above which there is a warning.
+_TOLERANCE = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 1e-3}
 _NOISE = 64.0
 _SAFETY = 2.0
 
 
-def diagonal(solver, tolerance, progress):
-    """`Factorization.diagonal`, in float64."""
+def diagonal(solver, dtype, tolerance=None, progress=False):
+    """`Factorization.diagonal`, with a warning where more than the tolerance may be missing."""
+    tolerance = _TOLERANCE[solver.matrix.dtype] if tolerance is None else tolerance
     require_cpu(solver.matrix.system.on, "the diagonal of an inverse")
     solver = solver.whole()
     factors, P, num_layers = solver.factors, solver.matrix.size, solver.matrix.system.num_layers
@@ -39,11 +42,12 @@ def diagonal(solver, tolerance, progress):
             uncertainty += np.abs(factors.diagonal(noise, work, shown.update) - found)
     scale = np.abs(found) if is_positive else np.maximum(np.abs(found), columns_of_inverse)
     _warn(solver, "the diagonal of the inverse", _worst(uncertainty, scale), tolerance)
-    return _unscaled(solver.matrix, found)
+    return _unscaled(solver.matrix, found, "diagonal", dtype)
 
 
-def block(solver, layer, tolerance, progress):
-    """`Factorization.blocks`, in float64, ``layer`` being at least 0."""
+def block(solver, layer, dtype, progress):
+    """`Factorization.blocks`, ``layer`` being at least 0."""
+    tolerance = _TOLERANCE[solver.matrix.dtype]
     require_cpu(solver.matrix.system.on, "a block of an inverse")
     solver = solver.whole()
     entry = solver.matrix.system.table[layer]
@@ -59,11 +63,12 @@ def block(solver, layer, tolerance, progress):
         scale = np.maximum(scale, columns_of_inverse)
         worst = _worst_of_block(solver, first, found, np.sqrt(scale))
     _warn(solver, f"the covariance of layer {layer}", worst + _worst(uncertainty, scale), tolerance)
-    return _unscaled(solver.matrix, found)
+    return _unscaled(solver.matrix, found, f"covariance of layer {layer}", dtype)
 
 
-def sample(solver, rng, count, tolerance, num_threads, progress):
-    """(count, P) samples of `Factorization.sample`, drawn with the generator ``rng``, in float64."""
+def sample(solver, rng, count, dtype, num_threads, progress):
+    """(count, P) samples of `Factorization.sample`, drawn with the generator ``rng``."""
+    tolerance = _TOLERANCE[solver.matrix.dtype]
     matrix, P = solver.matrix, solver.matrix.size
     require_cpu(matrix.system.on, "samples")
     solver = solver.whole()
@@ -94,7 +99,7 @@ def sample(solver, rng, count, tolerance, num_threads, progress):
             columns.run(transform, (P, count), workers)
         else:
             columns.run(transform, (P, count), 1, max(count, 1))
-    return samples
+    return _as_dtype(matrix, samples, "samples", dtype)
 
 
 def _judge(solver):
@@ -114,7 +119,7 @@ def _judge(solver):
 
 
 def _worst_of_block(solver, first, found, root):
-    """Largest error of a block relative to ``root_i root_j``, by its products with random vectors and refined solves."""
+    """Largest error of a block relative to ``root_i root_j``, by its products with random vectors, and solves."""
     probes = np.zeros((_PROBES, solver.matrix.size))
     of_block = probes[:, first : first + root.size]
     for row, seed in zip(of_block, range(6 + _PROBES, 6 + 2 * _PROBES)):
@@ -129,13 +134,13 @@ def _worst(uncertainty, scale):
     return float(ratio.max(initial=0.0)) if np.isfinite(ratio).all() else np.inf
 
 
-def _unscaled(matrix, found):
+def _unscaled(matrix, found, name, dtype):
     """What is found for the scaled matrix, in the Hessian's own units."""
     with np.errstate(over="ignore", under="ignore"):
-        return np.ldexp(found, -matrix.scale.matrix)
+        return _as_dtype(matrix, np.ldexp(found, -matrix.scale.matrix), name, dtype)
 
 
-def as_dtype(matrix, found, name, dtype):
+def _as_dtype(matrix, found, name, dtype):
     """``found`` in this dtype; ``LinAlgError`` where it is not finite there."""
     largest = max(found.max(initial=0.0), -found.min(initial=0.0))
     if not largest <= np.finfo(dtype).max:

@@ -6,9 +6,11 @@ analytic in h up to the smallest singular value of A, so that it is interpolated
 that pivot is not tiny.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg import LinAlgWarning
 
 from ..runtime.probes import random_entries
 from ..system.scaling import lengths
@@ -24,6 +26,8 @@ _PROBES = 6
 _MISSED = 3.0
 # Where less than this of the tolerance may be missing, nothing better is looked for.
 _GOOD = 0.1
+# Relative error of log-determinants above which there is a warning.
+_TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-4}
 
 
 class Determinant(NamedTuple):
@@ -37,18 +41,31 @@ def is_within(tolerance, logabsdet, uncertainty):
     return uncertainty <= tolerance * max(abs(logabsdet), 1.0)
 
 
-def determinant(solver, tolerance):
+def determinant(solver):
     """`Determinant` of a solver's matrix, from others close to it where its own pivots miss the relative tolerance."""
+    tolerance = _TOLERANCE[solver.matrix.dtype]
     own = _from_pivots(solver, tolerance)
     if is_within(_GOOD * tolerance, own.logabsdet, own.uncertainty):
         return own
     try:
         if solver.factors.has_fallback:
-            return determinant(solver.whole(), tolerance)
+            return determinant(solver.whole())
         found = _from_nearby(solver, tolerance)
     except (np.linalg.LinAlgError, MemoryError):
         return own
     return min(own, found, key=lambda one: one.uncertainty)
+
+
+def warn(solver, found, stacklevel):
+    """``LinAlgWarning`` where a `Determinant` may miss the tolerance."""
+    tolerance = _TOLERANCE[solver.matrix.dtype]
+    if not is_within(tolerance, found.logabsdet, found.uncertainty):
+        warnings.warn(
+            f"the log-determinant {found.logabsdet:.6g} may be off by about {found.uncertainty:.1e}; expected at most "
+            f"{tolerance:.0e}, relative: H + damping I is too ill-conditioned with damping={solver.matrix.damping:g}",
+            LinAlgWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def _from_pivots(solver, tolerance):

@@ -1,4 +1,4 @@
-"""Refinement of solutions on the true residual (design, section 3, "Accuracy").
+"""Refinement of solutions on the true residual (docs/theory.md, section 9).
 
 Plain iterative refinement first; right-preconditioned flexible GMRES for the right-hand sides where that stalls.
 Right-hand sides and solutions are rows, (k, P) in float64.

@@ -5,10 +5,11 @@ import numpy as np
 from ..runtime.probes import random_entries
 from ..system.scaling import lengths
 
-# H + damping I itself counts as singular where its smallest singular value is below this many units of roundoff of ||H||.
+# H + damping I itself counts as singular where its smallest singular value is below this many units of roundoff of
+# ||H||.
 _SINGULAR_MATRIX = 16.0
-# A solve that enlarges a random vector by this over ||H|| makes singularity worth a closer look: of a vector of P entries,
-# 1 / sqrt(P) lies in the null space, where the factors of a singular matrix give 1e14 or more over ||H||.
+# A solve that enlarges a random vector by this over ||H|| makes singularity worth a closer look: of a vector of P
+# entries, 1 / sqrt(P) lies in the null space, where the factors of a singular matrix give 1e14 or more over ||H||.
 _EXPLODED = 1e8
 
 
@@ -41,12 +42,12 @@ def check_solution(solver, refined):
 
 def error(solver, smallest):
     """The ``LinAlgError`` of a singular matrix with this smallest singular value."""
-    matrix = solver.matrix
+    matrix, layer = solver.matrix, solver.factors.layer_of_smallest_pivot()
     return np.linalg.LinAlgError(
         f"damping: H + damping I is singular to working precision with damping={matrix.damping:g}: its smallest "
         f"singular value is about {np.ldexp(smallest, matrix.scale.matrix):.1e} where ||H|| is "
-        f"{matrix.system.norm():.1e}, by the pivot of layer {solver.factors.layer_of_smallest_pivot()}; expected a damping "
-        "further from minus an eigenvalue of H"
+        f"{matrix.system.norm():.1e}, by the pivot of layer {layer}; expected a damping further from minus an "
+        "eigenvalue of H"
     )
 
 

@@ -1,4 +1,4 @@
-"""Solutions of a block of right-hand sides, and what is known of them."""
+"""Solutions of right-hand sides, in columns or in rows of a block, and what is known of them."""
 
 import warnings
 from typing import NamedTuple
@@ -6,7 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
-from ..system.scaling import lengths, row_exponents
+from ..runtime import columns
+from ..runtime.progress import bar
+from ..runtime.validation import check_finite
+from ..system.scaling import lengths, lengths_of, row_exponents
 from . import singularity
 from .refinement import backward_error
 from .solver import BACKWARD_ERROR
@@ -32,14 +35,54 @@ class SolveInfo(NamedTuple):
     krylov_steps: int  # likewise
 
 
-def solve(solver, rows, b_lengths, dtype, refine, full_output, check, out=None, scratch=None):
+def solve(solver, given, dtype, refine, full_output, num_threads, progress):
+    """(solutions of right-hand sides in columns, `SolveInfo`), block after block on threads, in columns of ``dtype``.
+
+    ``given`` (P, k) is what the processor's ``as_columns`` has made of b.
+    """
+    system = solver.matrix.system
+    on, count = system.on, given.shape[1]
+    x = on.empty_columns(given, given.shape, dtype)
+    # What all blocks use is made before there are threads.
+    solver.matrix.blocks()
+    if full_output:
+        solver.norm_of_inverse()
+    buffers = columns.Buffers()
+    with bar(progress, count, "solve", "column") as shown:
+
+        def solve_block(start, stop, check):
+            squares = np.zeros(stop - start)
+            rows = columns.gather(given, start, stop, buffers, check, squares)
+            out, scratch = on.place(x, start, stop), None
+            if out is not None and refine:
+                scratch = buffers.rows("residual", out.shape)
+            b_lengths = lengths_of(rows, squares)
+            if not np.isfinite(b_lengths).all():
+                check_finite("b", given)
+            rows, known = solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out, scratch)
+            columns.scatter(rows, x, start)
+            shown.update(stop - start)
+            return known
+
+        if solver.factors.solves_at_once:
+            workers = on.num_workers(num_threads, max(count, 1), system.solves_reach_blas())
+            found = columns.run(solve_block, given.shape, workers, on.column_block)
+        else:
+            found = columns.run(solve_block, given.shape, 1, max(count, 1))
+    errors = np.concatenate([known.backward_error for known in found] or [np.empty(0)])
+    bounds = np.concatenate([known.error_bound for known in found] or [np.empty(0)])
+    steps = max((known.refinement_steps for known in found), default=0)
+    return x, SolveInfo(errors, bounds, steps, max((known.krylov_steps for known in found), default=0))
+
+
+def solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out=None, scratch=None):
     """(solutions of a block of right-hand sides, `SolveInfo`), both by rows, unscaled.
 
     The entries are finite, their norms ``b_lengths`` may have overflowed. ``out`` and ``scratch``, of the shape of
     rows, may be written to; the solutions are in ``out`` as a rule.
     """
     matrix = solver.matrix
-    rows = matrix.system.on.rows(rows)
+    rows = matrix.system.on.vectors(rows)
     exponents = np.zeros(rows.shape[0], np.int32)
     if not (np.abs(np.frexp(b_lengths)[1]) <= _LARGEST_EXPONENT).all() or not np.isfinite(b_lengths).all():
         exponents = row_exponents(rows)

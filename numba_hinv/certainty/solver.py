@@ -1,7 +1,7 @@
 """A matrix and its factors, joined: refined solves, other factors that come to their help, and what is certain.
 
-`Solver` knows of the matrix its products, norm and damping, and of the factors their interface; neither nets nor ways of
-factoring.
+`Solver` knows of the matrix its products, norm and damping, and of the factors their interface; neither nets nor ways
+of factoring.
 """
 
 import numpy as np
@@ -12,8 +12,9 @@ from . import inertia, singularity
 from .refinement import contraction, refine
 
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
-# Where the damping is below this times ||H|| and solves fail, a factorization with this damping comes to their help: of
-# 65 solves at 1e-10 to 1e-12 ||H|| that Krylov steps could not mend, it mended 29, in 2 to 29 steps; 1e-9 took more steps.
+# Where the damping is below this times ||H|| and solves fail, a factorization with this damping comes to their help.
+# Of 65 solves at 1e-10 to 1e-12 ||H|| that Krylov steps could not mend, it mended 29, in 2 to 29 steps; with 1e-9 they
+# took more steps.
 _RESCUE = {_DOUBLE: 1e-8, _SINGLE: 1e-4}
 # What refinement is to reach, by the precision of the solution.
 BACKWARD_ERROR = {_DOUBLE: 1e-14, _SINGLE: 1e-7}
@@ -111,8 +112,8 @@ class Solver:
     def _rescue(self):
         """The sweeps of other factors, for what these cannot solve; None where there is no memory for them.
 
-        With a tiny damping, those of a larger one: they are wrong by much in the eigenvalues near zero, but by nearly the
-        same for all of them, so that a few Krylov steps remove it, where the rounding errors of a tiny damping are
+        With a tiny damping, those of a larger one: they are wrong by much in the eigenvalues near zero, but by nearly
+        the same for all of them, so that a few Krylov steps remove it, where the rounding errors of a tiny damping are
         ||H|| / damping times as large as usual, and all different. Else factors without the limit on growth, which may
         have misjudged states of which some samples explode and others do not. The fallback, where there is one.
         """

@@ -15,6 +15,7 @@ class Checkpoints(Layers):
     ----------
     elimination : Elimination
     pivots : Pivots
+    stretches : list of Stretch
     held : (int, kernels.sweeps.eliminate.Factors)
         The stretch whose factors are in memory, and these.
     fronts : list
@@ -23,8 +24,8 @@ class Checkpoints(Layers):
 
     solves_at_once = False
 
-    def __init__(self, elimination, pivots, held, fronts):
-        super().__init__(elimination, pivots, None)
+    def __init__(self, elimination, pivots, stretches, held, fronts):
+        super().__init__(elimination, pivots, stretches, None)
         self.fronts = fronts
         # Taken by one solve at a time.
         self.held = collections.deque([held], maxlen=1)
@@ -47,11 +48,12 @@ class Checkpoints(Layers):
             pivots.fill(stretch, system.table, arrays, on.take)
             if index:
                 fronts[index] = on.pack(stretch.front, work, stretch.start % 2)
-        return cls(elimination, pivots, (0, arrays), fronts)
+        return cls(elimination, pivots, parts, (0, arrays), fronts)
 
     def __getstate__(self):
         take = self.matrix.system.on.take
         fronts = [front if front is None else take(front) for front in self.fronts]
+        # Factors are made again where they are needed.
         return {**self.__dict__, "held": collections.deque(maxlen=1), "fronts": fronts}
 
     def __setstate__(self, state):
@@ -60,7 +62,9 @@ class Checkpoints(Layers):
         self.fronts = [front if front is None else put(front) for front in self.fronts]
 
     def to_arrays(self):
-        raise ValueError("checkpoint: expected a factorization with all its factors to save, got one with checkpoint=True")
+        raise ValueError(
+            "checkpoint: expected a factorization with all its factors to save, got one with checkpoint=True"
+        )
 
     def _borrow(self):
         """(index of a stretch or None, arrays): for one solve alone, to be given back through ``held``."""

@@ -88,7 +88,7 @@ def _run(elimination, way, tick, may_cut):
     return found
 
 
-def factorize_together(matrices, tick=no_tick):
+def factorize_batch(matrices, tick=no_tick):
     """`Factors`, or a ``LinAlgError``, for each of many matrices of one system, on a processor that ``batches``.
 
     Those that are scaled alike are eliminated in one launch.
@@ -112,6 +112,7 @@ def factorize_together(matrices, tick=no_tick):
 
 
 def from_arrays(matrix, header, arrays):
-    """`Factors` of a matrix from what `Factors.to_arrays` gave."""
+    """`Factors` of a matrix from what `Factors.to_arrays` gave, and perhaps more."""
     matrix.system.on.load(matrix.dtype)
-    return Layers.of_arrays(Elimination.of(matrix, float(header["shift"])), Arrays(**arrays))
+    arrays = Arrays(*(arrays[f"factors_{name}"] for name in Arrays._fields))
+    return Layers.of_arrays(Elimination.of(matrix, float(header["shift"])), arrays)

@@ -62,13 +62,14 @@ class Elimination(NamedTuple):
         )
 
     def eliminate(self, stretch, factors, work, tick=no_tick):
-        """Eliminate a stretch's layers, with the front that comes into it in ``work``; ``LinAlgError`` if that fails."""
+        """Eliminate a stretch's layers, the front that comes into it being in ``work``; may raise ``LinAlgError``."""
         system = self.matrix.system
         params, lin, space = self.matrix.blocks()
         start, table = stretch.start, stretch.table(system.table)
         for first, last, level in self.runs(start, stretch.stop):
             code, layer = system.on.eliminate(
-                table, first - start, last - start, params, lin, space, self.shift, self.pivoting_at(level), factors, work
+                table, first - start, last - start, params, lin, space, self.shift, self.pivoting_at(level), factors,
+                work,
             )
             if code != status.OK:
                 raise self.not_finite(start + layer)

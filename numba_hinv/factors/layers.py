@@ -82,13 +82,14 @@ class Layers(ChainFactors):
     ----------
     elimination : Elimination
     pivots : Pivots
+    stretches : list of Stretch
+        What `cut` gives.
     arrays : kernels.sweeps.eliminate.Factors
     """
 
-    def __init__(self, elimination, pivots, arrays):
+    def __init__(self, elimination, pivots, stretches, arrays):
         super().__init__(elimination, pivots)
-        self.arrays = arrays
-        self.stretches = self.cut(self.matrix.system, self.matrix.dtype)
+        self.stretches, self.arrays = stretches, arrays
 
     @staticmethod
     def cut(system, dtype):
@@ -116,9 +117,9 @@ class Layers(ChainFactors):
         """Those whose arrays are there already."""
         system = elimination.matrix.system
         pivots = Pivots.allocate(system.num_layers)
-        (whole,) = stretches.whole(system.table, system.sizes)
-        pivots.fill(whole, system.table, arrays, system.on.take)
-        return cls(elimination, pivots, arrays)
+        whole = stretches.whole(system.table, system.sizes)
+        pivots.fill(whole[0], system.table, arrays, system.on.take)
+        return cls(elimination, pivots, whole, arrays)
 
     def __getstate__(self):
         return {**self.__dict__, "arrays": eliminate.Factors(*map(self.matrix.system.on.take, self.arrays))}
@@ -128,7 +129,7 @@ class Layers(ChainFactors):
         self.arrays = eliminate.Factors(*map(self.matrix.system.on.put, self.arrays))
 
     def to_arrays(self):
-        arrays = {name: self.matrix.system.on.take(array) for name, array in self.arrays._asdict().items()}
+        arrays = {f"factors_{name}": self.matrix.system.on.take(array) for name, array in self.arrays._asdict().items()}
         return {"shift": self.elimination.shift}, arrays
 
     @property

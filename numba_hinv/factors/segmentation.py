@@ -1,8 +1,8 @@
-"""The chain in segments that are eliminated at the same time (docs/theory.md, section 10): the cut, and the seams between them.
+"""The chain in segments that are eliminated at the same time: the cut, and the seams between them.
 
-A segment ends in states y of c numbers. It is eliminated from a guess Pi of the curvature there, and carries multipliers
-mu of y, so that afterwards the parameters of all segments are gone and y and mu of every seam are left.
-They are the parameters of a short chain, a layer a seam, in the blocks of its section 7:
+The mathematics is in docs/theory.md, section 10. A segment ends in states y of c numbers. It is eliminated from a guess
+Pi of the curvature there, and carries multipliers mu of y, so that afterwards the parameters of all segments are gone
+and y and mu of every seam are left. They are the parameters of a short chain, a layer a seam, given as blocks:
 
     Dx = [I 0],   Dxx = [-Pi  -I; -I  -Psi],   Dzx = [0; Phi],   Dz = 0,   Dzz = P
 

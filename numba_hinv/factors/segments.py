@@ -120,7 +120,7 @@ class Segments(ChainFactors):
         for back in (True, False):
             on.substitute_runs(
                 back, plan.seams, runs, params, short, RowSpace(nothing, nothing), kept.seams, None, 0.0,
-                on.as_rows(right), on.as_rows(found), None, seam_work,
+                on.as_vectors(right), on.as_vectors(found), None, seam_work,
             )
         for runs in self._runs(k, False):
             check()

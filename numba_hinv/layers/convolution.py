@@ -38,7 +38,7 @@ class Conv1d:
     Notes
     -----
     Eliminated as a dense layer of d = in_channels kernel_size + 1 columns on the B out_length rows of its patches
-    (design, section 3): its pivot has out_channels min(B out_length, d) rows, its coupling B in_channels length columns.
+    (docs/theory.md, section 3): its pivot has out_channels min(B out_length, d) rows, its coupling B in_channels length columns.
 
     Examples
     --------

@@ -48,7 +48,7 @@ class External:
 
     Notes
     -----
-    In the sweeps it is a layer of blocks (design, section 4): its pivot has all num_params rows at any B. A pickle
+    In the sweeps it is a layer of blocks (docs/theory.md, section 7): its pivot has all num_params rows at any B. A pickle
     holds the functions as pickle does, which for plain ones is by name.
 
     Examples

@@ -187,7 +187,8 @@ def check_layers(layers):
     for index, layer in enumerate(layers):
         if not isinstance(layer, (*STRUCTURED, Custom, External)):
             raise TypeError(
-                f"layers: expected Dense, Conv1d, Custom or External layers, got {type(layer).__name__} at index {index}"
+                "layers: expected Dense, Conv1d, Custom or External layers, "
+                f"got {type(layer).__name__} at index {index}"
             )
         if index and layer.in_features != layers[index - 1].out_features:
             raise ValueError(

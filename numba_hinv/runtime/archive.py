@@ -1,4 +1,4 @@
-"""Files of plain arrays that are not to be trusted: written completely or not at all, and checked before they are believed.
+"""Files of plain arrays that are not to be trusted: written completely or not at all, checked before they are believed.
 
 A file is an npz archive: ``header`` (JSON, as bytes), the arrays that it describes, and ``digest``, the SHA-256 of all
 that. Nothing in it is code. Whoever reads one says which arrays the header implies; shapes, types and sizes are compared

@@ -134,7 +134,7 @@ def run(jobs, workers):
 
 
 def run_each(jobs, workers, name, single):
-    """`threads.run` of one job an entry of ``name``: a ``LinAlgError`` about a ``single`` one says which entry it was."""
+    """`run` of one job an entry of ``name``: a ``LinAlgError`` about a ``single`` one says which entry it was."""
     try:
         return run(jobs, workers)
     except JobFailed as failure:

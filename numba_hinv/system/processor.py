@@ -25,7 +25,7 @@ class Cpu:
     name = "cpu"
     require = staticmethod(memory_budget.require)
     ldexp = staticmethod(np.ldexp)
-    empty_rows = staticmethod(np.empty)
+    empty_vectors = staticmethod(np.empty)
     multiply_workspace = staticmethod(multiply.workspace)
     allocate_factors = staticmethod(eliminate.allocate)
     substitution_workspace = staticmethod(substitute.workspace)
@@ -48,7 +48,7 @@ class Cpu:
         return array
 
     # The array for NumPy, and vectors for the sweeps.
-    take = rows = put
+    take = vectors = put
 
     def empty_columns(self, like, shape, dtype):
         """An uninitialised (P, k) array on the side of the given one."""

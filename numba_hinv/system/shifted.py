@@ -45,6 +45,10 @@ class Shifted:
     def __getstate__(self):
         return {**self.__dict__, "_blocks": None}
 
+    def to_arrays(self):
+        """(plain data, named NumPy arrays) of which a file is made, beside those of the system."""
+        return {"factor_dtype": str(self.dtype), "damping": self.damping, **self.scale.to_header()}, {}
+
     @property
     def size(self):
         """P."""

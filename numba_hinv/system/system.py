@@ -139,7 +139,7 @@ class System:
 
         Then the squared norms of what is returned and of rows are added to ``squares`` (k, 2) where that is cheap.
         """
-        rows = self.on.rows(rows)
+        rows = self.on.vectors(rows)
         product = np.empty_like(rows) if out is None else out
         scratch = self.on.multiply_workspace(self.sizes, rows.shape[0], self.num_samples, rows.dtype)
         params, lin = (self.params, self.lin) if scale is None else self.scaled(scale)
@@ -161,7 +161,7 @@ class System:
         scratch = on.multiply_workspace(self.sizes, k, self.num_samples, rows.dtype)
         for start, stop in self._runs(k):
             check()
-            on.tangents(self.table, start, stop, self.params, self.lin, on.rows(rows), scratch)
+            on.tangents(self.table, start, stop, self.params, self.lin, on.vectors(rows), scratch)
         return on.output_tangents(scratch, (k, *self.lin.output.shape))
 
     def _runs(self, num_vectors):
@@ -186,7 +186,7 @@ class System:
                     # Twice, so that the two cannot cancel.
                     v += slope / (0.5 * steepness)
             v /= lengths(v)
-            v = self.on.rows(v)
+            v = self.on.vectors(v)
             product = np.empty_like(v)
             scratch = self.on.multiply_workspace(self.sizes, 1, self.num_samples, v.dtype)
             for _ in range(_POWER_STEPS):
@@ -206,7 +206,7 @@ class System:
     def state_logarithms(self):
         """How far the parameters move the states (`scaling.state_logarithms`), (L + 1,); computed once."""
         if self._logarithms is None:
-            on, v = self.on, self.on.rows(random_signs(3, self.num_params))
+            on, v = self.on, self.on.vectors(random_signs(3, self.num_params))
             scratch = on.multiply_workspace(self.sizes, 1, self.num_samples, v.dtype)
             for start, stop in self._runs(1):
                 on.tangents(self.table, start, stop, self.params, self.lin, v, scratch)

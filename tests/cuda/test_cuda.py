@@ -173,7 +173,8 @@ def test_where_a_front_lies_changes_nothing(dtype, monkeypatch):
     """From all of a front in shared memory to none of it: the same bits, also in more than one launch."""
     from numba_hinv.factors import elimination
     from numba_hinv.cuda.sweeps import eliminate
-    from numba_hinv.cuda.device import RESERVED_SHARED, Device
+    from numba_hinv.cuda.elimination import RESERVED_SHARED
+    from numba_hinv.cuda.device import Device
 
     problem = chain(3, 4, batch=2)
     H = moved(problem).hessian
@@ -676,7 +677,8 @@ def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
     """From all of a front in shared memory to none of it, in one launch or one a layer: the same bits."""
     from numba_hinv.factors import elimination
     from numba_hinv.cuda.sweeps import eliminate
-    from numba_hinv.cuda.device import RESERVED_SHARED, Device
+    from numba_hinv.cuda.elimination import RESERVED_SHARED
+    from numba_hinv.cuda.device import Device
 
     problem = make(RAGGED, batch=2)
     H, damping, found = moved(problem).hessian, 0.3 * problem.norm, []
@@ -828,7 +830,7 @@ def test_many_dampings_of_wide_layers(monkeypatch):
     blocks = H.system.blocks(np.dtype(np.float64), H.system.scaling(0.5, np.float64))
     scale = H.system.scaling(0.5, np.float64)
     some = [Shifted(H.system, damping, np.dtype(np.float64), scale, blocks) for damping in (0.5, 1e-320, -0.1)]
-    found = choice.factorize_together(some)
+    found = choice.factorize_batch(some)
     assert isinstance(found[1], np.linalg.LinAlgError) and "not finite" in str(found[1])
     assert set(eliminated) == {1, 2}
     for factors in (found[0], found[2]):

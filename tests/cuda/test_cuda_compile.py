@@ -22,12 +22,13 @@ from numba import boolean, float32, float64, from_dtype, int32, int64, types
 
 import numba_hinv as nh
 from numba_hinv.cuda.dense import product, rank_update
-from numba_hinv.cuda.plumbing import arrays, rows
+from numba_hinv.cuda.plumbing import arrays, vectors
 from numba_hinv.cuda.steps import front, row_space
 from numba_hinv.cuda.sweeps import eliminate, linearise, multiply, panels, segments, substitute, wide, wide_substitute
-from numba_hinv.cuda.device import RESERVED_SHARED
+from numba_hinv.cuda.elimination import RESERVED_SHARED
 from numba_hinv.cuda.plumbing.target import BLOCK, PLAIN_SHARED
 from numba_hinv.kernels.sweeps.eliminate import Factors
+from numba_hinv.kernels.steps import segment_table
 from numba_hinv.kernels.steps.layer_table import PLAIN_LAYER
 from numba_hinv.kernels.sweeps.linearise import Linearisation
 from numba_hinv.kernels.steps.row_space import RowSpace
@@ -64,7 +65,7 @@ def kernels():
     yield "adjoints", multiply.adjoints, (*net, matrix, matrix, matrix, matrix, array(float64, 3))
     yield from wide_sweeps(sweep[0], vector, lin[float64])
     for scalar in (float64, float32):
-        runs = array(from_dtype(segments.SEGMENT))
+        runs = array(from_dtype(segment_table.SEGMENT))
         blocks = sweep[0], runs, array(scalar), lin[scalar], named(RowSpace, array(scalar), array(scalar))
 
         def factors(n, scalar=scalar):
@@ -92,22 +93,22 @@ def kernels():
             yield f"{kernel.__name__}, {scalar}", kernel, (
                 *blocks, factors(1), array(scalar), array(scalar), work, work, work, scratch
             )
-        yield f"gather, {scalar}", rows._gather, (matrix, array(int64), work)
-        yield f"ldexp, {scalar}", rows._ldexp, (matrix, array(int32), work)
+        yield f"gather, {scalar}", vectors._gather, (matrix, array(int64), work)
+        yield f"ldexp, {scalar}", vectors._ldexp, (matrix, array(int32), work)
     for scalar in (float64, float32, int64):
         for layout in "CA":
             given = types.Array(scalar, 1, layout), types.Array(scalar, 2, layout)
             yield f"copy, {given[0]}", arrays._copy, (given[0], vector)
             yield f"copy_matrix, {given[1]}", arrays._copy_matrix, (given[1], int64, boolean, matrix)
     yield "write_columns", arrays._write_columns, (matrix, int64, array(float32, 2))
-    yield "scatter", rows._scatter, (matrix, array(int64), matrix)
-    yield "fill", rows._fill, (float64, matrix)
-    yield "combine", rows._combine, (float64, matrix, float64, matrix, matrix)
-    yield "times", rows._times, (matrix, matrix, matrix)
-    yield "scale", rows._scale, (matrix, vector, boolean, matrix)
-    yield "combinations", rows._combinations, (matrix, matrix, matrix)
-    yield "partial_products", rows._partial_products, (matrix, matrix, array(int32), matrix)
-    yield "partial_largest", rows._partial_largest, (float64, matrix, matrix)
+    yield "scatter", vectors._scatter, (matrix, array(int64), matrix)
+    yield "fill", vectors._fill, (float64, matrix)
+    yield "combine", vectors._combine, (float64, matrix, float64, matrix, matrix)
+    yield "times", vectors._times, (matrix, matrix, matrix)
+    yield "scale", vectors._scale, (matrix, vector, boolean, matrix)
+    yield "combinations", vectors._combinations, (matrix, matrix, matrix)
+    yield "partial_products", vectors._partial_products, (matrix, matrix, array(int32), matrix)
+    yield "partial_largest", vectors._partial_largest, (float64, matrix, matrix)
 
 
 def wide_kernels(scalar, blocks, factors):

@@ -61,7 +61,7 @@ def test_the_cache_is_used_until_a_kernel_is_edited(tmp_path):
     assert written
     assert run(SOLVE, tmp_path, NUMBA_CACHE_DIR=str(cache)) == before
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.nb?")} == written
-    source = package / "kernels" / "memory.py"
+    source = package / "kernels" / "plumbing" / "memory.py"
     source.write_text(source.read_text().replace("out[i] += given[i]", "out[i] -= given[i]"))
     assert run(SOLVE, tmp_path, NUMBA_CACHE_DIR=str(cache)) != before
 

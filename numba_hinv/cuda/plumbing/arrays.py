@@ -5,8 +5,8 @@ import numpy as np
 
 from ...system.processor import is_on_device
 from .launch import launch
-from .rows import Rows, to_host
 from .target import BLOCK, SIMULATED, cuda, kernel
+from .vectors import Vectors, to_host
 
 _BLOCKS = 1 if SIMULATED else 256
 
@@ -69,7 +69,7 @@ def as_array(name, value, shape, dtype, stream, meaning=""):
 def check_finite(name, array, stream):
     """``ValueError`` where an entry of a device array is NaN or infinite."""
     if array.size:
-        rows = Rows(array.reshape(1, array.size), stream)
+        rows = Vectors(array.reshape(1, array.size), stream)
         for entry in (rows.max(), rows.min()):
             if not np.isfinite(entry):
                 raise ValueError(f"{name}: expected finite numbers, got {entry}")
@@ -86,10 +86,10 @@ class Columns:
         return cls(numba.cuda.device_array(shape, dtype, stream=stream), stream)
 
     def gather(self, start, stop):
-        """`Rows` in float64."""
+        """`Vectors` in float64."""
         if self.shape[1] == 1 and self.dtype == np.float64:
-            return Rows(self.array.reshape(1, self.shape[0]), self.stream)
-        rows = Rows.empty((stop - start, self.shape[0]), np.float64, self.stream)
+            return Vectors(self.array.reshape(1, self.shape[0]), self.stream)
+        rows = Vectors.empty((stop - start, self.shape[0]), np.float64, self.stream)
         _launch(_copy_matrix, rows.size, self.stream, self.array, start, True, rows)
         return rows
 

@@ -1,4 +1,4 @@
-"""The front of one layer (design, sections 3 and 4): twin of `kernels.front`, with its formulas.
+"""The front of one layer (docs/theory.md, sections 3 and 7): twin of `kernels.front`, with its formulas.
 
 Matrices are a buffer and where they start in it. P is the full B n x B n matrix, but of a last dense layer, whose
 curvature is read sample by sample where the loss has left it. Of M and P' only the upper triangles are computed.

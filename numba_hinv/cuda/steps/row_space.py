@@ -1,4 +1,4 @@
-"""The row space of every dense layer's input (design, section 3), a block a layer: twin of `kernels.row_space`."""
+"""The row space of every dense layer's input (docs/theory.md, section 3), a block a layer: twin of `kernels.row_space`."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The elimination (design, section 3), a thread block a damping and a segment of layers: twin of `kernels.eliminate`.
+"""The elimination (docs/theory.md, section 3), a thread block a damping and a segment of layers: twin of `kernels.eliminate`.
 
 The block holds the layer's front: M and K, the matrices that every pivot runs through, and all the rest as well where
 the shared memory of the device is large enough (`Places`). What does not fit lies in global memory. The chain is one

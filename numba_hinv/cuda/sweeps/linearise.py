@@ -1,4 +1,4 @@
-"""Linearising the net (design, section 2): twin of `kernels.linearise`.
+"""Linearising the net (docs/theory.md, section 2): twin of `kernels.linearise`.
 
 ``forward`` and ``backward`` are one thread block's work over several layers. Those named ``wide_`` do one wide layer by
 the whole device. Activations are compiled into the kernels, for each set of them; ``layer.function`` is the index in

@@ -1,4 +1,4 @@
-"""The Hessian-vector product (design, sections 2 and 4): twin of `kernels.multiply`.
+"""The Hessian-vector product (docs/theory.md, sections 2 and 7): twin of `kernels.multiply`.
 
 Tangents and adjoints of vector t lie in row t of (k, size) arrays. ``tangents`` and ``adjoints`` are a thread block's
 work for each vector, over several layers. Those named ``wide_`` do one wide layer by the whole device; ``blockIdx.y``

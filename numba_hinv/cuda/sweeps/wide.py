@@ -18,8 +18,8 @@ from ..dense.rank_update import mirror, rank_update_kernel
 from ..dense.signed_cholesky import negate, pack
 from ..dense.triangular import scale_rows
 from ..plumbing.launch import launch, spread
-from ..plumbing.rows import to_host
 from ..plumbing.target import BLOCK, kernel, start_grid_team
+from ..plumbing.vectors import to_host
 from ..steps import front
 from . import panels
 from .eliminate import keep_rows

@@ -1,4 +1,4 @@
-"""The solve (design, sections 3 and 4), one wide layer by the whole device: `substitute`, formula by formula.
+"""The solve (docs/theory.md, sections 5 and 7), one wide layer by the whole device: `substitute`, formula by formula.
 
 ``blockIdx.y`` is the right-hand side. Products run over the device, a block a row or some columns of a matrix; the
 triangular solves are a block's work.

@@ -1,7 +1,7 @@
 """Views into packed buffers, and the few loops over whole blocks that the sweeps share.
 
 The sweeps keep the blocks of all layers in a few long one-dimensional arrays. The views give a block its shape: no
-copy, no reference count, no bounds check, so the offsets of :mod:`numba_hinv.kernels.steps.layer_table` must be right. They and
+copy, no reference count, no bounds check, so the offsets of the layer table must be right. They and
 the loops are spelt out because NumPy's slices and whole-array assignments compile to far more code.
 """
 

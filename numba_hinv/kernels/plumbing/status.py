@@ -1,6 +1,6 @@
 """Status codes that kernels return.
 
-A kernel never raises: it returns one of these integers, and ``numba_hinv.factorization`` turns it into an error.
+A kernel never raises: it returns one of these integers, and `factors.elimination` turns it into an error.
 """
 
 OK = 0

@@ -1,6 +1,6 @@
-"""What every sweep does at a 1-d convolution: the dense layer of the design's sections 2 and 3 on the rows of patches.
+"""What every sweep does at a 1-d convolution: the dense layer of docs/theory.md, section 3, on the rows of patches.
 
-A sample's state is channels x length, its patches Zt_i fan_in x positions (:mod:`numba_hinv.kernels.steps.patches`), and
+A sample's state is channels x length, its patches Zt_i fan_in x positions (`patches`), and
 ``U_i = W Zt_i + c``, ``Z'_i = phi(U_i)`` (+ Z_i) units x positions: S, D and lam lie like the states that the layer
 leaves, and nothing is ever reordered. Rows (i, t) of the patch matrix take the place of samples in R, r x (B positions),
 which acts on states (i, a, t) as ``(R (x) I)[(k, a), (i, a, t)] = R[k, (i, t)]``. A is W on gathered patches; its

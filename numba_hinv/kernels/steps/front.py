@@ -1,4 +1,4 @@
-"""The front of one layer (design, sections 3 and 4): pivot M, coupling K and the structured part of the next P.
+"""The front of one layer (docs/theory.md, sections 3 and 7): pivot M, coupling K and the structured part of the next P.
 
 P is the curvature of the loss in the layer's outputs after all later parameters have been minimised out. The
 elimination takes K^T M^-1 K from what stands here. Dense layers, in the row space of their input:

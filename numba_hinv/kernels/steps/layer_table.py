@@ -1,7 +1,7 @@
 """The layer table: sizes of every layer and where its blocks lie in the packed buffers.
 
 One record a layer, read by all the sweeps. A new kind of block gets its offset here, in `layer_table`, and nowhere
-else. Sizes use the letters of the design: B samples, n_in inputs, n_out outputs, p parameters, m (the pivot),
+else. Sizes use the letters of docs/theory.md: B samples, n_in inputs, n_out outputs, p parameters, m (the pivot),
 N = B n_in (the front that the layer hands down). A convolution is a dense layer of ``units`` outputs on the rows of its
 patches, one a sample and position; a dense layer has one position, and n_out units. With d columns of ``Zt = [Z, 1]``,
 Z being those rows, r = min(rows, d) and m = units r. Layers given as blocks are eliminated with all their parameters,
@@ -16,7 +16,7 @@ from numba.extending import overload
 
 from ..dense.signed_cholesky import pack_size
 
-# Kinds of layers: the structured ones of the design's section 3, dense and convolution, and those of section 4, of
+# Kinds of layers: the structured ones of docs/theory.md, section 3, dense and convolution, and those of section 7, of
 # which the sweeps know nothing but their derivative blocks.
 DENSE, BLOCKS, CONVOLUTION = 0, 1, 2
 # The last five fields of `Chain` where a layer is no convolution.

@@ -1,4 +1,4 @@
-"""The row space of every structured layer's input (design, section 3): ``Zt^T = Q R``, ``Zt = [Z, 1]``.
+"""The row space of every structured layer's input (docs/theory.md, section 3): ``Zt^T = Q R``, ``Zt = [Z, 1]``.
 
 The rows of Z are the samples, or the patches that a convolution reads. Only the part of a weight perturbation in the
 row space of Zt reaches later layers. Where Zt has fewer rows than columns: thin QR by Householder reflections, which

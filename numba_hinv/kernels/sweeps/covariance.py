@@ -1,11 +1,11 @@
-"""The forward recursion (design, section 3): covariances under the inverse of H + eps I, layer by layer.
+"""The forward recursion (docs/theory.md, section 6): covariances under the inverse of H + eps I, layer by layer.
 
 With (H + eps I)^-1 for the covariance of all parameters, the states z that come into a layer have the covariance
 Sigma (N x N). Per layer, with M^-1 K = F^-T sigma Y and w = W1, the parameters in the row space:
 
     G = [C -H; -H^T Sigma],   C = F^-T (sigma + sigma Y Sigma Y^T sigma) F^-1,   H = F^-T sigma Y Sigma
     Sigma' = [Dx J] G [Dx J]^T
-    cov(x) = [T -C2^T/eps] G [T -C2^T/eps]^T + (Pj (x) I)/eps
+    cov(x) = [T -C2/eps] G [T -C2/eps]^T + (Pj (x) I)/eps
 
 G is the covariance of (w, z). Both maps of it are those of the solve, `step` and `expand_all`: applied to the rows of
 G, then to the rows of the result's transpose. Where H + eps I is indefinite, so are these; nothing else changes.

@@ -1,4 +1,4 @@
-"""The elimination (design, section 3): from the last layer to the first, the block LDL^T of H + eps I.
+"""The elimination (docs/theory.md, section 3): from the last layer to the first, the block LDL^T of H + eps I.
 
 Entering a layer, P is the curvature of the loss in the layer's outputs after all later parameters have been minimised
 out. The layer's own parameters give a pivot M, a coupling K to the layer's inputs, and what the inputs contribute

@@ -1,4 +1,4 @@
-"""Linearising the net (design, section 2): the forward and the backward sweep that leave the derivative blocks.
+"""Linearising the net (docs/theory.md, section 2): the forward and the backward sweep that leave the derivative blocks.
 
 Per layer, with ``U = Z W^T + c`` and ``Z' = phi(U)`` (plus Z with a skip): Z, ``S = phi'(U)``,
 ``lam = dLoss/dU`` and ``D = dLoss/dZ' * phi''(U)``; after the last layer, the loss's curvature per sample. Custom

@@ -1,4 +1,4 @@
-"""The Hessian-vector product (design, sections 2 and 4; Pearlmutter): tangents forward, adjoints backward.
+"""The Hessian-vector product (docs/theory.md, sections 2 and 7; Pearlmutter): tangents forward, adjoints backward.
 
 Vectors are stored one a row: k of them at once are a (k, P) array, and the k batches of tangents of a layer are a
 (k B) x n block.

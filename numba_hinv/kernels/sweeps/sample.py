@@ -1,7 +1,7 @@
 """What a sample is made of: standard normal numbers as the solve's sweep forth takes them.
 
 With Xi standard normal, a layer's slice of a flat vector as a matrix (n_out x d), ``Xi Q`` and ``Xi - Xi Q Q^T`` are
-independent: the first is xi of the design's section 3, the second moves the parameters that no sample sees. So
+independent: the first moves W1 (docs/theory.md, section 6), the second moves the parameters that no sample sees. So
 `substitute_forth` with ``y = Xi Q`` and ``b = sqrt(eps) Xi`` is a square root of (H + eps I)^-1 where all pivots are
 positive: one vector of P numbers makes one sample.
 """

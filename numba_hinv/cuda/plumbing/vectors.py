@@ -1,4 +1,4 @@
-"""Vectors on the device: `Rows`, a (k, P) array with as much of NumPy's interface as solves and estimates ask of it."""
+"""Vectors on the device: `Vectors`, a (k, P) array with as much of NumPy's interface as solves and estimates ask of it."""
 
 import math
 
@@ -117,7 +117,7 @@ def _partial_largest(sign, x, out):
         out[i, cuda.blockIdx.x] = value
 
 
-class Rows(NDArrayOperatorsMixin):
+class Vectors(NDArrayOperatorsMixin):
     """k vectors of P numbers on the device, a (k, P) array.
 
     The sums, products and scalings of NumPy that `refinement` and `factorization` use work on them; arrays of NumPy are
@@ -136,8 +136,8 @@ class Rows(NDArrayOperatorsMixin):
 
     @classmethod
     def of(cls, array, stream=0):
-        """Those of a NumPy array, or `Rows` as they are."""
-        if isinstance(array, Rows):
+        """Those of a NumPy array, or `Vectors` as they are."""
+        if isinstance(array, Vectors):
             return array
         return cls(numba.cuda.to_device(np.ascontiguousarray(array), stream=stream), stream)
 
@@ -155,7 +155,7 @@ class Rows(NDArrayOperatorsMixin):
         return self
 
     def _like(self, shape=None, dtype=None):
-        return Rows.empty(shape or self.shape, dtype or self.dtype, self.stream)
+        return Vectors.empty(shape or self.shape, dtype or self.dtype, self.stream)
 
     def _to_device(self, array):
         return numba.cuda.to_device(np.ascontiguousarray(array), stream=self.stream)
@@ -166,7 +166,7 @@ class Rows(NDArrayOperatorsMixin):
     def __getitem__(self, index):
         if isinstance(index, slice) and index.step in (None, 1):
             start, stop, _ = index.indices(self.shape[0])
-            return Rows(self.data_on_device[start : max(start, stop)], self.stream)
+            return Vectors(self.data_on_device[start : max(start, stop)], self.stream)
         places = self._places(index)
         return self._like((places.size, self.shape[1]))._gather(self, places)
 
@@ -177,7 +177,7 @@ class Rows(NDArrayOperatorsMixin):
         places = self._places(index)
         if isinstance(value, (int, float)):
             value = self._like((places.size, self.shape[1]))._launch_fill(value)
-        value = Rows.of(value, self.stream)
+        value = Vectors.of(value, self.stream)
         value._launch(_scatter, value, self._to_device(places), self)
 
     def _launch_fill(self, value):
@@ -229,7 +229,7 @@ class Rows(NDArrayOperatorsMixin):
             return self._like(**options)
         if function is np.inner:
             # Of k rows and one row.
-            basis, row = (Rows.of(argument, self.stream) for argument in arguments)
+            basis, row = (Vectors.of(argument, self.stream) for argument in arguments)
             return basis._products(row)[:, None]
         return NotImplemented
 
@@ -248,12 +248,12 @@ class Rows(NDArrayOperatorsMixin):
             exponents = np.broadcast_to(np.ravel(two).astype(np.int32), self.shape[:1])
             return out._launch(_ldexp, one, self._to_device(exponents), out)
         if ufunc in (np.add, np.subtract):
-            one, two = Rows.of(one, self.stream), Rows.of(two, self.stream)
+            one, two = Vectors.of(one, self.stream), Vectors.of(two, self.stream)
             return out._launch(_combine, 1.0, one, 1.0 if ufunc is np.add else -1.0, two, out)
         if ufunc is np.multiply and getattr(one, "shape", ()) == getattr(two, "shape", ()):
-            return out._launch(_times, Rows.of(one, self.stream), Rows.of(two, self.stream), out)
+            return out._launch(_times, Vectors.of(one, self.stream), Vectors.of(two, self.stream), out)
         if ufunc in (np.multiply, np.divide):
-            if ufunc is np.multiply and not isinstance(one, Rows):
+            if ufunc is np.multiply and not isinstance(one, Vectors):
                 one, two = two, one
             factors = np.broadcast_to(np.ravel(np.asarray(two, np.float64)), self.shape[:1])
             return out._launch(_scale, one, self._to_device(factors), ufunc is np.divide, out)

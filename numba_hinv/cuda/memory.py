@@ -1,0 +1,119 @@
+"""Arrays on a GPU: what `system.processor.Cpu` says of arrays and vectors, for device arrays.
+
+Arrays have the offsets and layouts of the CPU's, vectors are `Vectors`. All work goes to one stream, in order.
+"""
+
+import numba.cuda
+import numpy as np
+
+from ..runtime.validation import as_columns
+from ..system.processor import is_on_device
+from .plumbing import arrays
+from .plumbing.launch import launch
+from .plumbing.vectors import Vectors, to_host
+
+
+class DeviceMemory:
+    """Arrays and vectors on the device of a stream.
+
+    Parameters
+    ----------
+    stream : numba.cuda stream, or 0
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+        self._tables = []
+
+    def require(self, num_bytes, purpose):
+        """``MemoryError`` if ``num_bytes`` for ``purpose`` are not free on the device."""
+        free = numba.cuda.current_context().get_memory_info().free
+        if num_bytes > free:
+            raise MemoryError(
+                f"{purpose} would need {num_bytes:,} bytes ({num_bytes / 2**30:.2f} GiB) on the GPU, {free:,} are free"
+            )
+
+    def put(self, array):
+        """A device array with the numbers of a NumPy array; one that is on the device as it is."""
+        if is_on_device(array):
+            return array
+        return numba.cuda.to_device(np.ascontiguousarray(array), stream=self.stream)
+
+    def take(self, array):
+        """A NumPy array with the numbers of a device array."""
+        return to_host(array, self.stream)
+
+    def vectors(self, array):
+        return Vectors.of(array, self.stream)
+
+    def empty_vectors(self, shape, dtype):
+        return Vectors.empty(shape, dtype, self.stream)
+
+    def empty(self, shape, dtype):
+        """An uninitialised array on the device."""
+        return numba.cuda.device_array(shape, dtype, stream=self.stream)
+
+    def row(self, array, t):
+        """Row t of a matrix on the device, in its memory."""
+        return self.part(array.reshape(array.size), slice(t * array.shape[1], (t + 1) * array.shape[1]))
+
+    def part(self, array, where):
+        """A slice of an array on the device, in its memory."""
+        return array[where] if where.start < where.stop else self.empty(0, array.dtype)
+
+    def as_vectors(self, array):
+        """Vectors for the sweeps in the memory of a (k, P) array on the device."""
+        return Vectors(array, self.stream)
+
+    def _launch(self, kernel, grid, *arguments, shared=0):
+        launch(kernel, grid, self.stream, *arguments, shared=shared)
+
+    def as_columns(self, name, value, num_rows, default_dtype):
+        """`validation.as_columns`, and the same of arrays on the device."""
+        if not is_on_device(value):
+            return as_columns(name, value, num_rows, default_dtype)
+        if len(value.shape) not in (1, 2) or value.shape[0] != num_rows:
+            raise ValueError(f"{name}: expected shape ({num_rows},) or ({num_rows}, k), got {tuple(value.shape)}")
+        array = arrays.as_array(name, value, value.shape, None, self.stream)
+        dtype = np.result_type(array.dtype, default_dtype)
+        width = array.size // num_rows if array.size else value.shape[-1]
+        return arrays.Columns(array.reshape(num_rows, width), self.stream), dtype
+
+    def empty_columns(self, like, shape, dtype):
+        """An uninitialised (P, k) array on the side of the given one."""
+        if isinstance(like, arrays.Columns):
+            return arrays.Columns.empty(shape, dtype, self.stream)
+        return np.empty(shape, dtype)
+
+    def place(self, array, start, stop):
+        """None: rows are `Vectors`, never a part of an array of columns."""
+
+    def result(self, found, shape):
+        """A (P, k) array as the caller gets it."""
+        return (found.array if isinstance(found, arrays.Columns) else found).reshape(shape)
+
+    def zero(self, array):
+        """Fill an array with zeros."""
+        if array.size:
+            Vectors(array.reshape(1, array.size), self.stream)[0] = 0.0
+
+    def astype(self, array, dtype):
+        """A copy of an array in another dtype."""
+        if not array.size:
+            return self.empty(array.shape, dtype)
+        flat = Vectors(array.reshape(1, array.size), self.stream).astype(dtype)
+        return flat.data_on_device.reshape(array.shape)
+
+    def ldexp(self, array, exponents):
+        """A copy of an array times powers of two; exponents, an int or a NumPy array, are those of its entries."""
+        # Made on the host, once for a factorization of a net whose states are scaled.
+        return self.put(np.ldexp(self.take(array), exponents))
+
+    def _table(self, table):
+        """A layer table on the device; the last few are kept."""
+        for host, found in self._tables:
+            if host is table:
+                return found
+        found = self.put(table)
+        self._tables = [*self._tables[-3:], (table, found)]
+        return found
