@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 from .certainty import condition, covariance, determinant, solution
 from .certainty.inertia import Inertia
 from .certainty.solver import Solver
+from .factors import choice
 from .runtime import archive
 from .runtime.progress import bar
 from .runtime.validation import as_flag, as_float_dtype, as_generator, as_layer, as_real, as_size
@@ -28,6 +29,17 @@ def factor_dtype_of(hessian, factor_dtype):
     return as_float_dtype("factor_dtype", hessian.dtype if factor_dtype is None else factor_dtype)
 
 
+def method_of(hessian, method, checkpoint):
+    """The method, once it is sure that it is one which this Hessian can be factorized by."""
+    if not isinstance(method, str) or method not in choice.METHODS:
+        raise ValueError(f"method: expected one of {', '.join(map(repr, choice.METHODS))}; got {method!r}")
+    if method == "dense" and checkpoint:
+        raise ValueError("method: expected 'layers' or 'auto' with checkpoint=True, got 'dense'")
+    if method == "dense" and hessian.device != "cpu":
+        raise ValueError(f"method: expected 'layers' or 'auto' for a Hessian on {hessian.device!r}, got 'dense'")
+    return method
+
+
 class Factorization(LinearOperator):
     """Inverse of ``H + damping I``. Made by `Hessian.factorize`.
 
@@ -41,6 +53,8 @@ class Factorization(LinearOperator):
         Of ``H + damping I``, by Sylvester's law from the signs of the pivots.
     num_perturbed : int
         Pivots that were singular to working precision and were perturbed.
+    method : str
+        "layers" or "dense": how it was factored.
     checkpoint : bool
         Whether the factors of all but a few layers are made again in every solve.
     nbytes : int
@@ -56,12 +70,13 @@ class Factorization(LinearOperator):
         self._determinant = None
 
     @classmethod
-    def compute(cls, hessian, damping, factor_dtype=None, checkpoint=False, progress=False):
+    def compute(cls, hessian, damping, factor_dtype=None, checkpoint=False, progress=False, method="auto"):
         """`Hessian.factorize`."""
         damping, dtype = as_real("damping", damping), factor_dtype_of(hessian, factor_dtype)
         checkpoint = as_flag("checkpoint", checkpoint)
+        method = method_of(hessian, method, checkpoint)
         with bar(progress, hessian.num_layers, "factorize", "layer") as shown:
-            solver = Solver.factorize(Shifted(hessian.system, damping, dtype), checkpoint, shown.update)
+            solver = Solver.factorize(Shifted(hessian.system, damping, dtype), method, checkpoint, shown.update)
         return cls(hessian, solver, checkpoint)
 
     def __repr__(self):
@@ -70,6 +85,10 @@ class Factorization(LinearOperator):
     @property
     def damping(self):
         return self.solver.matrix.damping
+
+    @property
+    def method(self):
+        return self.solver.factors.method
 
     @property
     def factor_dtype(self):

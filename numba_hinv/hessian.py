@@ -6,7 +6,7 @@ from scipy.sparse.linalg import LinearOperator
 from .certainty import many
 from .certainty.inertia import certified_count
 from .certainty.solver import Solver
-from .factorization import Factorization, factor_dtype_of
+from .factorization import Factorization, factor_dtype_of, method_of
 from .factors import choice
 from .kernels.sweeps.linearise import Linearisation
 from .layers import blocks as layer_blocks
@@ -148,7 +148,7 @@ class Hessian(LinearOperator):
         """
         return layer_blocks.unpack(self.system.table, *self.system.on_host(), l, self.dtype, self.l2)
 
-    def factorize(self, damping, factor_dtype=None, checkpoint=False, progress=False):
+    def factorize(self, damping, factor_dtype=None, checkpoint=False, progress=False, method="auto"):
         """Factorize ``H + damping I`` (docs/theory.md, section 3).
 
         Parameters
@@ -164,6 +164,11 @@ class Hessian(LinearOperator):
             refinement, then costs two eliminations more, for all right-hand sides of a call together.
         progress : bool
             Show a progress bar, for which tqdm must be installed.
+        method : "auto", "layers" or "dense"
+            "layers" eliminates layer by layer, in time and memory linear in depth. "dense" forms H and factors it by
+            LAPACK, in P^3/3 flops and 8 P^2 bytes for H and as many for each factorization, whatever the number of
+            samples: for data sets rather than minibatches. "auto" takes the one with less work, and ``F.method`` says
+            which. Answers and promises are the same. On a GPU, and with ``checkpoint``, there are layers alone.
 
         Returns
         -------
@@ -176,7 +181,7 @@ class Hessian(LinearOperator):
         MemoryError
             The factors would not fit; nothing has been allocated.
         ValueError, TypeError
-            ``damping`` is not a finite real number.
+            ``damping`` is not a finite real number, or ``method`` is none of those, or not to be had here.
         ImportError
             A progress bar is asked for and tqdm is not there.
 
@@ -190,15 +195,17 @@ class Hessian(LinearOperator):
         GPU, long chains with fronts of at most 96 rows are eliminated in segments at the same time, which takes more flops in
         all, and keeps up to m max(N) numbers more a layer.
         """
-        return Factorization.compute(self, damping, factor_dtype, checkpoint, progress)
+        return Factorization.compute(self, damping, factor_dtype, checkpoint, progress, method)
 
-    def factorize_many(self, dampings, factor_dtype=None, checkpoint=False, num_threads=None, progress=False):
+    def factorize_many(
+        self, dampings, factor_dtype=None, checkpoint=False, num_threads=None, progress=False, method="auto"
+    ):
         """Factorize ``H + damping I`` for many dampings at once, on all cores, or in one launch on a GPU.
 
         Parameters
         ----------
         dampings : (k,) array
-        factor_dtype, checkpoint : as for `factorize`
+        factor_dtype, checkpoint, method : as for `factorize`
         num_threads : int, optional
             At most so many dampings at the same time; by default as many as this process has cores. Pivots of about 190
             rows or more go to BLAS, which has threads of its own: then as many at the same time as leave every one its
@@ -228,7 +235,8 @@ class Hessian(LinearOperator):
         """
         dampings = as_array("dampings", dampings, (None,), np.float64).tolist()
         dtype, checkpoint = factor_dtype_of(self, factor_dtype), as_flag("checkpoint", checkpoint)
-        found = many.solvers(self.system, dampings, dtype, checkpoint, num_threads, progress)
+        method = method_of(self, method, checkpoint)
+        found = many.solvers(self.system, dampings, dtype, method, checkpoint, num_threads, progress)
         return [Factorization(self, solver, checkpoint) for solver in found]
 
     @property
@@ -236,7 +244,7 @@ class Hessian(LinearOperator):
         """Bytes that ``factorize`` takes at its peak, as `nbytes_to_factorize` gives them for its defaults."""
         return self.nbytes_to_factorize()
 
-    def nbytes_to_factorize(self, factor_dtype=None, checkpoint=False):
+    def nbytes_to_factorize(self, factor_dtype=None, checkpoint=False, method="auto"):
         """Bytes that `factorize` takes at its peak, beyond what this Hessian has in memory already.
 
         Factors, two fronts and the workspace of one layer, and what factorizations of this Hessian share: row spaces, and
@@ -245,7 +253,7 @@ class Hessian(LinearOperator):
 
         Parameters
         ----------
-        factor_dtype, checkpoint : as for `factorize`
+        factor_dtype, checkpoint, method : as for `factorize`
 
         Returns
         -------
@@ -256,7 +264,8 @@ class Hessian(LinearOperator):
         Allocates none of it. Costs the five products with H of a first factorization, once.
         """
         dtype, checkpoint = factor_dtype_of(self, factor_dtype), as_flag("checkpoint", checkpoint)
-        return choice.num_bytes(self.system, dtype, checkpoint, [self.system.scaling(0.0, dtype)])
+        method = choice.chosen(self.system, dtype, method_of(self, method, checkpoint), checkpoint)
+        return choice.num_bytes(self.system, dtype, method, checkpoint, [self.system.scaling(0.0, dtype)])
 
     def count_below(self, t):
         """How many eigenvalues of H are less than ``t``, exactly.

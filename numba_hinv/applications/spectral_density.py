@@ -102,7 +102,8 @@ def _counts_below(H, edges, num_threads, progress):
     workers = threads.num_workers(num_threads, edges.size, H.system.reaches_blas())
     dtype = np.dtype(np.float64)
     scales = dict.fromkeys(H.system.scaling(-edge, dtype) for edge in edges.tolist())
-    choice.require(H.system, dtype, False, scales, workers, workers)
+    method = choice.chosen(H.system, dtype)
+    choice.require(H.system, dtype, method, False, scales, workers, workers)
     with bar(progress, edges.size, "spectral_density", "edge") as shown:
 
         def job_of(edge):

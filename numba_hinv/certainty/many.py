@@ -7,7 +7,7 @@ from ..system.shifted import Shifted
 from .solver import Solver
 
 
-def solvers(system, dampings, dtype, checkpoint=False, num_threads=None, progress=False):
+def solvers(system, dampings, dtype, method="auto", checkpoint=False, num_threads=None, progress=False):
     """A settled `Solver` for each damping, in their order, bitwise that of one alone.
 
     A ``LinAlgError`` names the first damping that failed, with its index.
@@ -15,26 +15,31 @@ def solvers(system, dampings, dtype, checkpoint=False, num_threads=None, progres
     on, workers = system.on, system.on.num_workers(num_threads, len(dampings), system.reaches_blas())
     # All that they share is made here, before there are threads.
     scales = [system.scaling(damping, dtype) for damping in dampings]
-    choice.require(system, dtype, checkpoint, dict.fromkeys(scales), len(dampings), workers)
+    method = choice.chosen(system, dtype, method, checkpoint)
+    choice.require(system, dtype, method, checkpoint, dict.fromkeys(scales), len(dampings), workers)
     on.load(dtype)
-    blocks = {scale: system.blocks(dtype, scale) for scale in dict.fromkeys(scales)}
+    if method == "dense":
+        system.dense()
+        blocks = dict.fromkeys(scales)
+    else:
+        blocks = {scale: system.blocks(dtype, scale) for scale in dict.fromkeys(scales)}
     matrices = [Shifted(system, damping, dtype, scale, blocks[scale]) for damping, scale in zip(dampings, scales)]
     with bar(progress, len(dampings) * system.num_layers, "factorize_many", "layer") as shown:
         if on.batches and not checkpoint:
             factors, workers = choice.factorize_batch(matrices, shown.update), 1
             jobs = [_settling(*pair) for pair in zip(matrices, factors)]
         else:
-            jobs = [_factorizing(matrix, checkpoint, shown.update) for matrix in matrices]
+            jobs = [_factorizing(matrix, method, checkpoint, shown.update) for matrix in matrices]
         return threads.run_each(jobs, workers, "dampings", "damping")
 
 
-def _factorizing(matrix, checkpoint, update):
+def _factorizing(matrix, method, checkpoint, update):
     def job(check):
         def tick(num_layers):
             check()
             update(num_layers)
 
-        return Solver.factorize(matrix, checkpoint, tick)
+        return Solver.factorize(matrix, method, checkpoint, tick)
 
     return job
 

@@ -42,9 +42,9 @@ class Solver:
         return {**self.__dict__, "_rescuer": None}
 
     @classmethod
-    def factorize(cls, matrix, checkpoint=False, tick=choice.no_tick):
+    def factorize(cls, matrix, method="auto", checkpoint=False, tick=choice.no_tick):
         """That of a matrix with the factors that `choice.factorize` makes, settled."""
-        return cls(matrix, choice.factorize(matrix, checkpoint, tick)).settled()
+        return cls(matrix, choice.factorize(matrix, method, checkpoint, tick)).settled()
 
     def settled(self):
         """This solver, or its fallback where the factors do not tell the inertia or show the matrix to be singular.

@@ -8,12 +8,33 @@ import numpy as np
 from ..kernels.sweeps.eliminate import Factors as Arrays
 from . import batched, segmentation
 from .checkpoints import Checkpoints
+from .dense import Dense
 from .elimination import Elimination, no_tick
 from .layers import Layers
 from .segments import Segments
 
 
-def num_bytes(system, dtype, checkpoint=False, scales=(), num_kept=1, num_working=1):
+METHODS = ("auto", "layers", "dense")
+# Rates of the two ways, in flops of the layers' elimination and of the dense Cholesky, as the ratio of their times.
+_LAYER_RATE = 2.0
+
+
+def chosen(system, dtype, method="auto", checkpoint=False):
+    """"layers" or "dense": what a method comes to for a system, before anything is allocated.
+
+    With "auto" the way with fewer flops at measured rates, P^3/3 and what forming H takes for the dense one; layers where
+    that does not fit into memory, on a GPU, and with checkpoints.
+    """
+    if method != "auto" or checkpoint or system.on.batches:
+        return "layers" if method == "auto" else method
+    m, N = system.table["m"].astype(float), system.table["N"].astype(float)
+    layers = _LAYER_RATE * float((m**3 / 3 + m * m * N + m * N * N).sum())
+    P = float(system.num_params)
+    dense = P**3 / 3 + (0.0 if system.has_dense else 2.0 * system.num_samples * P * P)
+    return "dense" if dense < layers else "layers"
+
+
+def num_bytes(system, dtype, method="layers", checkpoint=False, scales=(), num_kept=1, num_working=1):
     """Bytes of so many factorizations of a system, at most ``num_working`` of them at work, at their peak.
 
     Parameters
@@ -21,10 +42,15 @@ def num_bytes(system, dtype, checkpoint=False, scales=(), num_kept=1, num_workin
     system : System
     dtype : numpy.dtype
         Of the factors.
+    method : str
+        What `chosen` gives.
     checkpoint : bool
     scales : iterable of Scaling
         Those for which blocks have to be made.
     """
+    if method == "dense":
+        kept, work = Dense.num_bytes(system, dtype)
+        return num_kept * kept + num_working * work + (0 if system.has_dense else 8 * system.num_params**2)
     plan = segmentation.plan(system) if system.on.batches and not checkpoint else None
     if plan is not None:
         kept, work = Segments.num_bytes(system, dtype, plan)
@@ -35,22 +61,33 @@ def num_bytes(system, dtype, checkpoint=False, scales=(), num_kept=1, num_workin
     return num_kept * kept + num_working * work + sum(system.block_bytes(dtype, scale) for scale in scales)
 
 
-def require(system, dtype, checkpoint=False, scales=(), num_kept=1, num_working=1):
-    """``MemoryError`` where they would not fit."""
+def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kept=1, num_working=1):
+    """``MemoryError`` where they would not fit; the message says whether the other way would."""
     sizes, count = system.sizes, "a factorization" if num_kept == 1 else f"{num_kept} factorizations"
-    system.on.require(
-        num_bytes(system, dtype, checkpoint, scales, num_kept, num_working),
-        f"{count} for B = {system.num_samples} samples, {system.num_layers} layers of up to "
-        f"{sizes.width} units (pivots of up to {sizes.m} rows)",
+    purpose = (
+        f"{count} of the dense matrix of P = {system.num_params} parameters"
+        if method == "dense"
+        else f"{count} for B = {system.num_samples} samples, {system.num_layers} layers of up to "
+        f"{sizes.width} units (pivots of up to {sizes.m} rows)"
     )
+    needed = num_bytes(system, dtype, method, checkpoint, scales, num_kept, num_working)
+    try:
+        system.on.require(needed, purpose)
+    except MemoryError as error:
+        other = "layers" if method == "dense" else "dense"
+        least = num_bytes(system, dtype, other, False, scales, num_kept, num_working)
+        if system.on.batches or least >= needed:
+            raise
+        raise MemoryError(f"{error}; method={other!r} would need {least:,} bytes") from None
 
 
-def factorize(matrix, checkpoint=False, tick=no_tick):
+def factorize(matrix, method="auto", checkpoint=False, tick=no_tick):
     """`Factors` of a `Shifted` matrix.
 
     Parameters
     ----------
     matrix : Shifted
+    method : "auto", "layers" or "dense"
     checkpoint : bool
         Whether most factors are made again in every solve.
     tick : callable
@@ -63,14 +100,25 @@ def factorize(matrix, checkpoint=False, tick=no_tick):
     MemoryError
         They would not fit; nothing has been allocated.
     """
+    if chosen(matrix.system, matrix.dtype, method, checkpoint) == "dense":
+        return _dense(matrix, None, tick)
     return _run(Elimination.of(matrix), Checkpoints if checkpoint else Layers, tick, may_cut=True)
+
+
+def _dense(matrix, shift, tick):
+    require(matrix.system, matrix.dtype, "dense")
+    factors = Dense.factorize(matrix, shift)
+    tick(matrix.system.num_layers)
+    return factors
 
 
 def again(factors, matrix=None, shift=None, growth=None):
     """Factors of the same kind with another matrix, damping of the elimination, or limit on growth.
 
-    Those of a chain in segments are made of the chain as one: their fallback.
+    Those of a chain in segments are made of the chain as one: their fallback. Dense ones have no limit on growth.
     """
+    if isinstance(factors, Dense):
+        return _dense(matrix or factors.matrix, shift, no_tick)
     way = Checkpoints if isinstance(factors, Checkpoints) else Layers
     return _run(Elimination.of(matrix or factors.matrix, shift, growth), way, no_tick, may_cut=False)
 
@@ -78,7 +126,7 @@ def again(factors, matrix=None, shift=None, growth=None):
 def _run(elimination, way, tick, may_cut):
     matrix = elimination.matrix
     system, checkpoint = matrix.system, way is Checkpoints
-    require(system, matrix.dtype, checkpoint, () if matrix.has_blocks else (matrix.scale,))
+    require(system, matrix.dtype, "layers", checkpoint, () if matrix.has_blocks else (matrix.scale,))
     system.on.load(matrix.dtype)
     if checkpoint or not system.on.batches:
         return way.eliminate(elimination, tick)
@@ -114,5 +162,8 @@ def factorize_batch(matrices, tick=no_tick):
 def from_arrays(matrix, header, arrays):
     """`Factors` of a matrix from what `Factors.to_arrays` gave, and perhaps more."""
     matrix.system.on.load(matrix.dtype)
+    if header["method"] == "dense":
+        array = np.asfortranarray(arrays["factors_array"])
+        return Dense(matrix, float(header["shift"]), array, arrays["factors_pivots"])
     arrays = Arrays(*(arrays[f"factors_{name}"] for name in Arrays._fields))
     return Layers.of_arrays(Elimination.of(matrix, float(header["shift"])), arrays)

@@ -17,6 +17,8 @@ class Factors(abc.ABC):
     Attributes
     ----------
     matrix : Shifted
+    method : str
+        "layers" or "dense", as `choice.chosen` has it.
     is_altered : bool
         Whether another damping than the matrix's was eliminated with, so that these are the factors of another matrix.
     num_negative, num_perturbed : int
@@ -30,6 +32,7 @@ class Factors(abc.ABC):
         Whether solves with blocks of columns may run at the same time.
     """
 
+    method = "layers"
     has_fallback = False
     solves_at_once = True
 

@@ -130,7 +130,7 @@ class Layers(ChainFactors):
 
     def to_arrays(self):
         arrays = {f"factors_{name}": self.matrix.system.on.take(array) for name, array in self.arrays._asdict().items()}
-        return {"shift": self.elimination.shift}, arrays
+        return {"method": self.method, "shift": self.elimination.shift}, arrays
 
     @property
     def nbytes(self):
