@@ -14,7 +14,7 @@ from .external import External
 from .hessian import Hessian
 from .kernels import binding, linearise
 from .kernels.layers import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
-from .losses import get_loss, loss_address
+from .losses import check_loss, get_loss, loss_address
 from .validation import as_array, as_float_dtype, as_labels, as_real, check_finite
 
 # Samples per compiled call of a plain forward pass, which keeps its memory independent of the batch.
@@ -45,7 +45,7 @@ class Network:
     Raises
     ------
     TypeError, ValueError
-        The layers do not meet, or the loss is unknown.
+        The layers do not meet, or the loss is unknown or not for so many outputs.
 
     Examples
     --------
@@ -73,7 +73,7 @@ class Network:
                     f"layers: expected layer {index} to take the {layers[index - 1].out_features} outputs of layer "
                     f"{index - 1}, got in_features={layer.in_features}"
                 )
-        get_loss(loss)
+        check_loss(loss, layers[-1].out_features)
         self.layers = layers
         self.loss_name = loss
         self._chain = Chain(*np.array([_fields(layer) for layer in layers], np.int64).T.copy())
