@@ -153,7 +153,8 @@ def test_factors_are_those_of_the_cpu(tmp_path):
     here, there = problem.hessian.factorize(damping), moved(problem).hessian.factorize(damping)
     assert there.inertia == here.inertia and here.inertia.negative > 0
     b = problem.right_hand_side()
-    for name, ours, theirs in zip(here.solver.factors.arrays._fields, there.solver.factors.arrays, here.solver.factors.arrays):
+    ours_all, theirs_all = (F.solver.factors.arrays for F in (there, here))
+    for name, ours, theirs in zip(theirs_all._fields, ours_all, theirs_all):
         ours = np.array(there.hessian.system.on.take(ours))[: theirs.size]
         if name in ("pivots", "num_positive", "num_perturbed"):
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
