@@ -191,7 +191,8 @@ class _Search:
             F = self.H.factorize(mu, np.float64)
         except np.linalg.LinAlgError:
             return None, False
-        if F.inertia.negative:
+        # `inertia` would ask whether the number is certain, which takes a solve.
+        if F._num_negative():
             return F, False
         return F, F.inertia.exact or (F.num_perturbed > 0 and F._is_certified())
 
