@@ -520,10 +520,9 @@ class Factorization(LinearOperator):
 
         Notes
         -----
-        Free where no pivot is small. Else, and always with factors in float32, six solves; and where these show that
-        digits are missing, factors in float64 if these were in float32, for the time of this call and where there is
-        memory for them, and in float64 eight factorizations with dampings beside this one (`numba_hinv.determinant`).
-        Computed once.
+        Free in float64 where no pivot is small. Else one to six solves; and where these show that digits are missing,
+        factors in float64 if these are in float32, for the time of this call and where there is memory for them, and
+        in float64 eight factorizations with dampings beside this one (`numba_hinv.determinant`). Computed once.
         """
         tolerance = _LOG_DETERMINANT[self.factor_dtype]
         if self._determinant is None:
