@@ -188,7 +188,7 @@ def test_where_a_front_lies_changes_nothing(dtype, monkeypatch):
         assert H.system.on._parts(H.system.table, sizes, np.dtype(dtype))[0] == level
         F = H.factorize(-0.3, factor_dtype=dtype)
         found.append((*F.solver.factors.pivots.logabsdet, *F.solve(H.gradient, refine=False)))
-        monkeypatch.setattr(elimination, "chunks", lambda costs, cuts=(): [(l, l + 1) for l in range(len(costs))])
+        monkeypatch.setattr(elimination, "chunks", lambda costs, starts=(): [(l, l + 1) for l in range(len(costs))])
         F = H.factorize(-0.3, factor_dtype=dtype)
         found.append((*F.solver.factors.pivots.logabsdet, *F.solve(H.gradient, refine=False)))
         monkeypatch.undo()
@@ -694,7 +694,7 @@ def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
         F = H.factorize(damping, factor_dtype=dtype)
         found.append((*F.solver.factors.pivots.logabsdet, *F.solve(H.gradient, refine=False)))
         with monkeypatch.context() as patch:
-            patch.setattr(elimination, "chunks", lambda costs, cuts=(): [(l, l + 1) for l in range(len(costs))])
+            patch.setattr(elimination, "chunks", lambda costs, starts=(): [(l, l + 1) for l in range(len(costs))])
             F = H.factorize(damping, factor_dtype=dtype)
             found.append((*F.solver.factors.pivots.logabsdet, *F.solve(H.gradient, refine=False)))
     assert F.solver.factors.has_fallback
