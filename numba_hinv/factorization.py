@@ -116,7 +116,8 @@ class Factorization(LinearOperator):
         sign : float
             1.0 or -1.0.
         logabsdet : float
-            Its sign is that of ``inertia``: not to be trusted where ``inertia.exact`` is False.
+            The sign of the determinant is that of ``inertia`` where ``inertia.exact`` is True, and not to be trusted
+            elsewhere.
 
         Warns
         -----
@@ -126,8 +127,9 @@ class Factorization(LinearOperator):
 
         Notes
         -----
-        Free where no pivot is small. Else six solves; and where these show that digits are missing which H + damping
-        I does determine, eight factorizations with dampings beside this one (`numba_hinv.certainty.determinant`). Computed once.
+        Free in float64 where no pivot is small. Else one to six solves; and where these show that digits are missing,
+        factors in float64 if these are in float32, for the time of this call and where there is memory for them, and
+        in float64 eight factorizations with dampings beside this one (`numba_hinv.certainty.determinant`). Computed once.
         """
         if self._determinant is None:
             self._determinant = determinant.determinant(self.solver)

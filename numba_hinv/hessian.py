@@ -270,9 +270,9 @@ class Hessian(LinearOperator):
     def count_below(self, t):
         """How many eigenvalues of H are less than ``t``, exactly.
 
-        By Sylvester's law from the signs of the pivots of ``H - t I``. Where a pivot is too small to be sure of its
-        sign, refinement with the factors must contract; where it does not, the counts at two shifts closely around
-        ``t`` must agree.
+        By Sylvester's law from the signs of the pivots of ``H - t I``. Refinement with the factors must contract, which
+        shows that rounding has changed no sign; where it does not, the counts at two shifts closely around ``t`` must
+        agree.
 
         Parameters
         ----------
@@ -295,8 +295,8 @@ class Hessian(LinearOperator):
 
         Notes
         -----
-        Costs one factorization and, in doubt, a few solves; at worst, fourteen factorizations. "Exactly" rests on two
-        estimates, of a norm and of a spectral radius, which random vectors make: thousands of random cases with
+        Costs one factorization and one solve, in doubt a dozen; at worst, fourteen factorizations. "Exactly" rests on
+        two estimates, of a norm and of a spectral radius, which random vectors make: thousands of random cases with
         shifts on and near eigenvalues of H and of its trailing blocks have found no wrong count.
         """
         t = as_real("t", t)

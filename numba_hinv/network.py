@@ -36,7 +36,7 @@ class Network:
     Raises
     ------
     TypeError, ValueError
-        The layers do not meet, or the loss is unknown.
+        The layers do not meet, or the loss is unknown or not for so many outputs.
 
     Examples
     --------

@@ -124,7 +124,7 @@ class _SaddleFree(_Damped):
         from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
         p = -F.solve(H.gradient)
-        self.negative = count = F.inertia.negative
+        self.negative = count = F.solver.factors.num_negative
         if count == 0:
             return p
         size = H.shape[0]

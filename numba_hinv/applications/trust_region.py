@@ -192,7 +192,8 @@ class _Search:
             F = self.H.factorize(mu, np.float64)
         except np.linalg.LinAlgError:
             return None, False
-        if F.inertia.negative:
+        # `inertia` would ask whether the number is certain, which takes a solve.
+        if F.solver.factors.num_negative:
             return F, False
         return F, F.inertia.exact or (F.num_perturbed > 0 and inertia.is_certified(F.solver))
 

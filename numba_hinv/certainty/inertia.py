@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Pivots above the root of roundoff times the largest front have their sign for certain; otherwise the contraction of
-# refinement decides. (The triangular factors are not bounded: an eigenvalue can be far below the smallest pivot.)
+# The pivots have the signs of the eigenvalues where refinement with the factors contracts by this. That they are large
+# does not show it: the triangular factors are not bounded, and an eigenvalue can be far below the smallest pivot. Of
+# 122,000 shifts at distances of 1e-13 to 1e-2 ||H|| from an eigenvalue, in both precisions, 12,109 had a wrong inertia,
+# with an estimate of the contraction of 0.88 or more; bounds by the smallest pivot had called 175 of them exact.
 CONTRACTION = 0.5
 
 
@@ -22,17 +24,16 @@ class Inertia(NamedTuple):
 
 
 def is_exact(solver):
-    """Whether the pivots have the signs of the eigenvalues: none perturbed, and rounding too small to turn one."""
-    factors = solver.factors
-    if factors.num_perturbed or factors.is_altered:
-        return False
-    roundoff = np.finfo(solver.matrix.dtype).eps
-    return bool(factors.rounding_of_pivots() < np.sqrt(roundoff)) or is_certified(solver)
+    """Whether the pivots have the signs of the eigenvalues for certain, none of them having been perturbed."""
+    return not (solver.factors.num_perturbed or solver.factors.is_altered) and is_certified(solver)
 
 
 def is_certified(solver):
-    """Whether refinement contracts, so that the inertia is that of ``H + damping I`` even if pivots were perturbed."""
-    return bool(solver.contraction() < CONTRACTION)
+    """Whether refinement contracts, so that the inertia is that of ``H + damping I`` even if pivots were perturbed.
+
+    One solve as a rule shows it; only where it does not, the contraction itself is estimated.
+    """
+    return solver.surely_contracts(CONTRACTION) or bool(solver.contraction() < CONTRACTION)
 
 
 def certified_count(solver):

@@ -8,8 +8,9 @@ import numpy as np
 
 from ..factors import choice
 from ..runtime import threads
+from ..system.shifted import Shifted
 from . import inertia, singularity
-from .refinement import contraction, refine
+from .refinement import contraction, is_surely_below, refine
 
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
 # Where the damping is below this times ||H|| and solves fail, a factorization with this damping comes to their help.
@@ -79,6 +80,11 @@ class Solver:
         matrix = self.matrix.nearby(distance)
         return Solver(matrix, choice.again(self.factors, matrix, shift=matrix.eps))
 
+    def widened(self):
+        """The settled solver of the same matrix with factors in float64."""
+        matrix = Shifted(self.matrix.system, self.matrix.damping, _DOUBLE)
+        return Solver(matrix, choice.again(self.factors, matrix)).settled()
+
     # ---- solves -----------------------------------------------------------------------------------------------------
 
     def refine(self, rows, dtype, check=threads.no_check, offset=0.0, b_lengths=None, out=None, scratch=None):
@@ -131,6 +137,11 @@ class Solver:
         return self._rescuer.factors.substitute
 
     # ---- what is certain, each computed once ------------------------------------------------------------------------
+
+    def surely_contracts(self, limit):
+        """Whether one solve or a few show that `contraction` is below the limit, where that is not known yet."""
+        matrix, factors = self.matrix, self.factors
+        return self._contraction is None and is_surely_below(limit, matrix.multiply, factors.substitute, matrix.size)
 
     def contraction(self):
         """How far the factors' matrix is from the true one, relatively: `refinement.contraction`."""

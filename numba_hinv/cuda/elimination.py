@@ -64,15 +64,15 @@ class DeviceElimination(DeviceMemory):
             if shared * dtype.itemsize <= room or level == 0:
                 return level, found, shared * dtype.itemsize, rest
 
-    def _parts(self, table, sizes, dtype, cut=None, by_blocks=False):
+    def _parts(self, table, sizes, dtype, plan=None, by_blocks=False):
         """(level, `Places`, bytes of shared) of narrow fronts, `wide.Places`, scalars of global memory for both.
 
         ``by_blocks``, and where the chain is cut, all layers count as narrow.
         """
-        if cut is not None or by_blocks:
+        if plan is not None or by_blocks:
             coupling, phi, psi = int((table["m"] * table["N"]).max()), 0, 0
-            if cut is not None:
-                phi, psi, sizes = cut.phi, cut.psi, sizes._replace(mixed_whole=max(sizes.mixed_whole, cut.mixed))
+            if plan is not None:
+                phi, psi, sizes = plan.phi, plan.psi, sizes._replace(mixed_whole=max(sizes.mixed_whole, plan.mixed))
             level, found, shared, rest = self._level(
                 lambda level: eliminate.places(sizes, coupling, level, phi, psi), dtype
             )
@@ -95,19 +95,19 @@ class DeviceElimination(DeviceMemory):
         at, scratch = wide.places(broad["m"], broad["coupling"], broad["mixed_whole"]) if is_wide.any() else (None, 0)
         return level, found, shared, at, max(rest, scratch)
 
-    def elimination_workspace(self, table, sizes, dtype, num_rows=1, cut=None, by_blocks=False):
+    def elimination_workspace(self, table, sizes, dtype, num_rows=1, plan=None, by_blocks=False):
         """Scratch of `eliminate`, a row a damping and segment of a chain that may be cut (`factors.segmentation`)."""
-        *parts, scratch = self._parts(table, sizes, dtype, cut, by_blocks)
-        carried = 1 if cut is None else 2 * cut.phi + cut.psi
+        *parts, scratch = self._parts(table, sizes, dtype, plan, by_blocks)
+        carried = 1 if plan is None else 2 * plan.phi + plan.psi
         return eliminate.Workspace(
             self.empty((num_rows, 2 * sizes.front), dtype), self.empty((num_rows, carried), dtype),
             self.empty((num_rows, scratch + 1), dtype), *parts,
         )
 
-    def elimination_bytes(self, table, sizes, dtype, cut=None, by_blocks=False):
+    def elimination_bytes(self, table, sizes, dtype, plan=None, by_blocks=False):
         """Bytes of global memory that `elimination_workspace` takes for one damping."""
-        carried, rows = (1, 1) if cut is None else (2 * cut.phi + cut.psi, cut.count)
-        scratch = self._parts(table, sizes, dtype, cut, by_blocks)[-1] + 1
+        carried, rows = (1, 1) if plan is None else (2 * plan.phi + plan.psi, plan.count)
+        scratch = self._parts(table, sizes, dtype, plan, by_blocks)[-1] + 1
         return rows * dtype.itemsize * (2 * sizes.front + carried + scratch)
 
     def eliminate(self, table, start, stop, params, lin, space, damping, pivoting, factors, work):

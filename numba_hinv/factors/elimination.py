@@ -50,8 +50,8 @@ class Elimination(NamedTuple):
         a = np.where(table["kind"] == BLOCKS, system.num_samples * n_out, 0.0)
         flops = m**3 / 3 + m * m * N + m * N * N + a * (m + N) * (2 * a + m + N)
         levels = dict(self.matrix.scale.levels)
-        cuts = [first - start for first in levels if start < first < stop]
-        for first, last in reversed(chunks(flops, cuts)):
+        starts = [first - start for first in levels if start < first < stop]
+        for first, last in reversed(chunks(flops, starts)):
             yield start + first, start + last, levels[max(at for at in levels if at <= start + first)]
 
     def not_finite(self, layer):

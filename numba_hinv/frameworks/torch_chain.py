@@ -55,7 +55,9 @@ class _Tracer(fx.Tracer):
 def chain(module):
     """The steps that the ``forward`` of a module consists of, or None where it is no chain of such steps."""
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        return [Call(name, child) for name, child in module._modules.items()]
+        steps = [Call(name, child) for name, child in _children(module)]
+        # A child that is None is left out there, and cannot be called.
+        return steps if len(steps) == len(module) else None
     try:
         nodes = list(_Tracer().trace(module).nodes)
     except Exception:
@@ -80,6 +82,11 @@ def chain(module):
         tip = node
         starts[tip] = len(steps)
     return steps if nodes[-1].op == "output" and nodes[-1].args == (tip,) else None
+
+
+def _children(module):
+    """(name, child) of each child, in order: one that is there twice comes twice, unlike in ``named_children``."""
+    return [(name, part) for name, part in module.named_modules(remove_duplicate=False) if name and "." not in name]
 
 
 def _skip_source(node, tip, starts):

@@ -1,18 +1,23 @@
 """Activations: the registry, and the built-in ones.
 
 To add one, write a scalar function ``u -> (phi(u), phi'(u), phi''(u))`` in Python that Numba can compile and decorate
-it with :func:`register_activation`. Nothing else needs to know: the sweeps call it through a pointer.
-Derivatives are written so that they keep their relative accuracy where the activation saturates.
+it with :func:`register_activation`, which tries it out. Nothing else needs to know: the sweeps call it through a
+pointer. Derivatives are written so that they keep their relative accuracy where the activation saturates.
 """
 
 import math
 
+import numpy as np
 from numba import cfunc, types
 from numba.extending import register_jitable
 
 from .registry import Registry
+from .trial import Evidence, compare, compiled, is_real
 
-_registry = Registry("activation")
+_registry = Registry("activation", "u")
+# Where a registered activation is tried, at either sign: dense where most of them bend, away from the round numbers at
+# which they have kinks.
+_TRIED = 0.003, *(0.117 + 0.236 * k for k in range(28)), 7.31, 9.43, 13.7, 29.3, 87.1
 
 
 def register_activation(name):
@@ -22,7 +27,7 @@ def register_activation(name):
     ----------
     name : str
         What ``Dense(..., activation=name)`` will refer to. A name can be registered again: the new function is used
-        by networks made from then on.
+        by networks made from then on; where it is refused, the old one stays.
 
     Returns
     -------
@@ -33,7 +38,17 @@ def register_activation(name):
     Raises
     ------
     TypeError
-        ``name`` is not a string, or ``function`` is not callable.
+        ``name`` is not a string; ``function`` is not a function of one argument, cannot be compiled, or does not
+        return three real numbers.
+    ValueError
+        A trial shows that ``function`` raises, is finite nowhere, or returns derivatives that are not those of the
+        value.
+
+    Notes
+    -----
+    The trial compiles the function once, and compares derivatives with differences at arguments from -87 to 87,
+    wherever they are finite, but not beside kinks, where a slope is that of one side. An exception cannot leave the
+    function once it is in use: NaN says that there is no value.
 
     Examples
     --------
@@ -42,7 +57,7 @@ def register_activation(name):
     ... def cube(u):
     ...     return u * u * u, 3 * u * u, 6 * u
     """
-    return _registry.decorator(name)
+    return _registry.decorator(name, try_activation)
 
 
 def activation_names():
@@ -67,6 +82,50 @@ def activation_address(name, dtype):
     It takes ``(u, phi, dphi, d2phi, n)``: pointers to n scalars each, and n.
     """
     return _registry.address(name, dtype, _compile)
+
+
+def try_activation(function):
+    """Raise what is wrong with a function that is to be registered: see `register_activation`."""
+    name = function.__name__
+    evaluate, returned = compiled("function", function, 0.5)
+
+    def at(u):
+        try:
+            return evaluate(u)
+        except Exception as error:
+            raise ValueError(
+                f"function: expected {name}(u) to return a value for any u, or NaN; got {type(error).__name__} at "
+                f"u = {u:.6g}: {error}"
+            ) from error
+
+    points = [(u, at(u)) for magnitude in _TRIED for u in (magnitude, -magnitude)]
+    if not (isinstance(returned, types.BaseTuple) and len(returned) == 3 and all(map(is_real, returned))):
+        raise TypeError(
+            f"function: expected {name}(u) to return three real numbers, the value and its first and second "
+            f"derivative; got {returned}"
+        )
+    if not any(np.isfinite(found).all() for _, found in points):
+        raise ValueError(
+            f"function: expected {name}(u) to be finite for some u from {-_TRIED[-1]} to {_TRIED[-1]}; got "
+            f"{points[0][1]} at u = {points[0][0]:.6g}"
+        )
+    orders = "value", "first derivative", "second derivative"
+    evidence = Evidence(), Evidence()
+    for u, found in points:
+        judged, wrong, slopes = compare(lambda t: np.array(at(u + t)[:2], np.float64), np.array(found[1:], np.float64))
+        for k in range(2):
+            evidence[k].add(
+                judged[k],
+                wrong[k],
+                lambda: f"{found[k + 1]:.6g} for the {orders[k + 1]} at u = {u:.6g}, where differences of the "
+                f"{orders[k]} give {slopes[k]:.6g}",
+            )
+    for k in range(2):
+        if evidence[k].refutes:
+            raise ValueError(
+                f"function: expected {name}(u) to return its value, first derivative and second derivative; got "
+                f"{evidence[k].first}"
+            )
 
 
 def _compile(function, scalar, cache):

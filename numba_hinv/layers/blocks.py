@@ -181,27 +181,27 @@ def unpack(table, params, lin, l, dtype, l2=0.0):
     return LayerBlocks(*(block.astype(dtype) for block in (Dx, Dz, Dxx, Dzx, Dzz)))
 
 
-def _cut(buffer, start, *shape):
+def _view(buffer, start, *shape):
     return buffer[start : start + int(np.prod(shape))].reshape(shape)
 
 
 def _expand_blocks(layer, B, params, lin):
     n, n_in, p = (int(layer[name]) for name in ("n_out", "n_in", "p"))
     return (
-        _cut(lin.Dx, layer["Dx"], B * n, p),
-        block_diagonal(_cut(lin.Dz, layer["Dz"], B, n, n_in)),
-        _cut(lin.Dxx, layer["Dxx"], p, p),
-        _cut(lin.Dzx, layer["Dzx"], p, B * n_in),
-        block_diagonal(_cut(lin.Dzz, layer["Dzz"], B, n_in, n_in)),
+        _view(lin.Dx, layer["Dx"], B * n, p),
+        block_diagonal(_view(lin.Dz, layer["Dz"], B, n, n_in)),
+        _view(lin.Dxx, layer["Dxx"], p, p),
+        _view(lin.Dzx, layer["Dzx"], p, B * n_in),
+        block_diagonal(_view(lin.Dzz, layer["Dzz"], B, n_in, n_in)),
     )
 
 
 def _expand_dense(layer, B, params, lin):
     """Of ``Z' = phi(Z W^T + c) (+ Z)``, parameters in their flat order: W row by row, then c."""
     n, n_in, d = (int(layer[name]) for name in ("n_out", "n_in", "d"))
-    W = _cut(params, layer["parameters"], n, n_in)
-    Z = _cut(lin.Z, layer["z"], B, n_in)
-    S, D, lam = (_cut(block, layer["u"], B, n) for block in (lin.S, lin.D, lin.lam))
+    W = _view(params, layer["parameters"], n, n_in)
+    Z = _view(lin.Z, layer["z"], B, n_in)
+    S, D, lam = (_view(block, layer["u"], B, n) for block in (lin.S, lin.D, lin.lam))
     Zt = np.hstack([Z, np.ones((B, d - n_in))])
     eye, eye_in = np.eye(n), np.eye(d, n_in)
     by_row = np.arange(n * d).reshape(n, d)
@@ -234,9 +234,9 @@ def _expand_convolution(layer, B, params, lin):
     G = np.zeros((w, T, n_in))
     j, t = np.nonzero(read >= 0)
     G[j, t, channel[j] * length + read[j, t]] = 1.0
-    W = _cut(params, layer["parameters"], n, w)
-    Z = _cut(lin.Z, layer["z"], B, n_in)
-    S, D, lam = (_cut(block, layer["u"], B, n, T) for block in (lin.S, lin.D, lin.lam))
+    W = _view(params, layer["parameters"], n, w)
+    Z = _view(lin.Z, layer["z"], B, n_in)
+    S, D, lam = (_view(block, layer["u"], B, n, T) for block in (lin.S, lin.D, lin.lam))
     Zt = np.einsum("jts,is->ijt", G, Z)
     A = np.einsum("aj,jts->ats", W, G)
     eye = np.eye(n)

@@ -1,8 +1,6 @@
 """Custom layers: a function of one sample and its derivatives; the sweeps call the compiled forms by address."""
 
 import functools
-import inspect
-import types as python_types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +10,7 @@ from numba import carray, cfunc, types
 
 from ..runtime.validation import as_array, as_real, as_size
 from . import autodiff
+from .trial import attempt, check_function, check_symmetric, gist, plain_function, unwritten
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,13 +81,13 @@ class Custom:
 
     def __post_init__(self):
         set_field = object.__setattr__
-        _check_function("function", self.function, "z, x, out")
+        check_function("function", self.function, "z, x, out")
         for name, least in (("in_features", 1), ("out_features", 1), ("num_params", 0)):
             set_field(self, name, as_size(name, getattr(self, name), least))
         set_field(self, "init", as_init(self.init, self.num_params))
         for name, arguments in (("jacobian", "z, x, Dz, Dx"), ("curvature", "z, x, g, Dxx, Dzx, Dzz")):
             if getattr(self, name) is not None:
-                _check_function(name, getattr(self, name), arguments)
+                check_function(name, getattr(self, name), arguments)
         self._try()
 
     def __repr__(self):
@@ -119,28 +118,27 @@ class Custom:
         x = self.initial_params(rng)
         # Entries that are written are the same whatever they held before.
         first, second = np.full(n_out, 0.75), np.full(n_out, -0.5)
-        _attempt("function", self.function, z, x, first)
-        _attempt("function", self.function, z, x, second)
-        unwritten = np.flatnonzero(~((first == second) | (np.isnan(first) & np.isnan(second))))
-        if unwritten.size:
+        attempt("function", self.function, {"z": z, "x": x}, [first])
+        attempt("function", self.function, {"z": z, "x": x}, [second])
+        left = unwritten(first, second)
+        if left.size:
             raise ValueError(
                 f"function: expected {self.function.__name__}(z, x, out) to write all of out, whatever it held before; "
-                f"got entry {unwritten[0]} of {n_out} unwritten or different in a second call"
+                f"got entry {left[0, 0]} of {n_out} unwritten or different in a second call"
             )
         if self.jacobian is not None:
-            _attempt("jacobian", self.jacobian, z, x, np.zeros((n_out, n_in)), np.zeros((n_out, p)))
+            attempt("jacobian", self.jacobian, {"z": z, "x": x}, [np.zeros((n_out, n_in)), np.zeros((n_out, p))])
         if self.curvature is not None:
             Dxx, Dzx, Dzz = np.zeros((p, p)), np.zeros((p, n_in)), np.zeros((n_in, n_in))
-            _attempt("curvature", self.curvature, z, x, g, Dxx, Dzx, Dzz)
+            attempt("curvature", self.curvature, {"z": z, "x": x, "g": g}, [Dxx, Dzx, Dzz])
             for name, block in (("Dxx", Dxx), ("Dzz", Dzz)):
-                if np.abs(block - block.T).max(initial=0.0) > 1e-12 * np.abs(block).max(initial=0.0):
-                    raise ValueError(f"curvature: expected a symmetric {name}, got an asymmetric one")
+                check_symmetric("curvature", name, block)
         try:
             self.addresses(np.dtype(np.float64))
         except numba.core.errors.NumbaError as error:
             raise TypeError(
-                "function: expected scalar arithmetic that can be differentiated (numba_hinv.layers.autodiff), or jacobian "
-                f"and curvature beside it; got {self.function.__name__}, of which Numba says: {_gist(error)}"
+                "function: expected scalar arithmetic that can be differentiated (numba_hinv.layers.autodiff), or "
+                f"jacobian and curvature as well; got {self.function.__name__}, of which Numba says: {gist(error)}"
             ) from error
 
 
@@ -159,54 +157,6 @@ def initial_params(init, num_params, rng):
     if np.ndim(start) == 0:
         return np.full(num_params, as_real("init", start))
     return as_array("init", start, (num_params,), np.float64, " (num_params)")
-
-
-def _check_function(name, function, arguments):
-    plain = getattr(function, "py_func", function)
-    if not isinstance(plain, python_types.FunctionType):
-        raise TypeError(f"{name}: expected a function {name}({arguments}), plain or @njit, got {function!r}")
-    given = list(inspect.signature(plain).parameters)
-    if len(given) != len(arguments.split(", ")):
-        raise TypeError(
-            f"{name}: expected a function {name}({arguments}), got {plain.__name__}({', '.join(given)})"
-        )
-
-
-def _attempt(name, function, *arrays):
-    """Call ``function`` on the arrays with bounds checks; what goes wrong is an error that names it."""
-    plain = getattr(function, "py_func", function)
-    inputs = [(argument, array, array.copy()) for argument, array in zip(("z", "x", "g"), arrays) if array.ndim == 1]
-    inputs = inputs[: -1 if name == "function" else None]
-    try:
-        _checked(plain)(*arrays)
-    except numba.core.errors.NumbaError as error:
-        raise TypeError(
-            f"{name}: expected a function that Numba compiles in nopython mode, got {plain.__name__}, of which Numba "
-            f"says: {_gist(error)}"
-        ) from error
-    except Exception as error:
-        shapes = ", ".join(str(array.shape) for array in arrays)
-        raise ValueError(
-            f"{name}: expected {plain.__name__} to work on arrays of shapes {shapes}; got {type(error).__name__}: "
-            f"{error}"
-        ) from error
-    for argument, array, before in inputs:
-        if not np.array_equal(array, before):
-            raise ValueError(f"{name}: expected {plain.__name__} to leave {argument} as it is; got it changed")
-
-
-def _gist(error):
-    """The innermost complaint of a Numba error, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for k in reversed(range(len(lines))):
-        if lines[k].startswith("No implementation of function") and k + 1 < len(lines):
-            return f"no implementation of {lines[k + 1].removeprefix('>>> ')}"
-    return lines[-1] if len(lines) == 1 else " ".join(lines[1:3])
-
-
-@functools.lru_cache(maxsize=64)
-def _checked(plain):
-    return numba.njit(boundscheck=True, error_model="numpy")(plain)
 
 
 @functools.lru_cache(maxsize=None)
@@ -239,7 +189,7 @@ class _Forms:
         """What compiled code can call: a closure over a dispatcher could not be cached on disk."""
         if function is None or self.cache:
             return function
-        return numba.njit(error_model="numpy")(getattr(function, "py_func", function))
+        return numba.njit(error_model="numpy")(plain_function(function))
 
     def address(self, kind, scalar):
         key = kind, scalar

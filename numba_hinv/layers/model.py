@@ -17,7 +17,7 @@ from .convolution import Conv1d
 from .custom import Custom
 from .dense import Dense
 from .external import External
-from .losses import get_loss, loss_address
+from .losses import check_loss, get_loss, loss_address
 
 # Samples per compiled call of a plain forward pass, which keeps its memory independent of the batch.
 _FORWARD_CHUNK = 1024
@@ -43,12 +43,12 @@ class Model:
     Raises
     ------
     TypeError, ValueError
-        The layers do not meet, or the loss is unknown.
+        The layers do not meet, or the loss is unknown or not for so many outputs.
     """
 
     def __init__(self, layers, loss_name):
         self.layers = check_layers(layers)
-        get_loss(loss_name)
+        check_loss(loss_name, self.layers[-1].out_features)
         self.loss_name = loss_name
         self.chain = Chain(*np.array([_fields(layer) for layer in self.layers], np.int64).T.copy())
         self.num_params = int(self.chain.p.sum())

@@ -7,26 +7,34 @@ every combination of registered functions and its compiled form can be cached on
 import numba
 from numba.extending import register_jitable
 
+from .trial import check_function, gist, plain_function
+
 
 class Registry:
-    """Functions by name; ``noun`` is what error messages call them."""
+    """Functions by name; ``noun`` is what error messages call them, ``arguments`` what they are called with."""
 
-    def __init__(self, noun):
+    def __init__(self, noun, arguments):
         self.noun = noun
+        self.arguments = arguments
         self._entries = {}
         self._compiled = {}
 
-    def decorator(self, name, **attributes):
-        """A decorator that registers a function, with its attributes, under ``name``."""
+    def decorator(self, name, check, **attributes):
+        """A decorator that registers a function, with its attributes, under ``name``.
+
+        ``check(function)`` raises where it must not be. This package's own functions are left to the tests: importing
+        it compiles nothing.
+        """
         if not isinstance(name, str):
             raise TypeError(f"name: expected a string, got {type(name).__name__}")
 
         def register(function):
-            if not callable(function):
-                raise TypeError(f"function: expected a function for the {self.noun} {name!r}, got {function!r}")
+            check_function("function", function, self.arguments)
             # Not a dispatcher: closures over plain functions can be cached on disk, over dispatchers they cannot.
-            scalar_function = register_jitable(getattr(function, "py_func", function))
-            self._entries[name] = {"function": scalar_function, **attributes}
+            plain = plain_function(function)
+            if not is_own(plain):
+                check(plain)
+            self._entries[name] = {"function": register_jitable(plain), **attributes}
             self._compiled = {key: form for key, form in self._compiled.items() if key[0] != name}
             return function
 
@@ -47,7 +55,14 @@ class Registry:
         key = name, str(dtype)
         if key not in self._compiled:
             function = self.get(name)["function"]
-            self._compiled[key] = build(function, numba.from_dtype(dtype), is_own(function))
+            try:
+                self._compiled[key] = build(function, numba.from_dtype(dtype), is_own(function))
+            except numba.core.errors.NumbaError as error:
+                # It was tried with float64 when it was registered.
+                raise TypeError(
+                    f"{self.noun}: expected a function that Numba compiles for {dtype}, too; got {name!r}, of which "
+                    f"Numba says: {gist(error)}. Without that it works for float64 alone"
+                ) from error
         return self._compiled[key].address
 
 
@@ -67,4 +82,4 @@ def is_own(function):
 
     Numba would not notice that a user's function has changed.
     """
-    return function.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return (function.__module__ or "").partition(".")[0] == __name__.partition(".")[0]

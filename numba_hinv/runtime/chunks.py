@@ -9,20 +9,20 @@ _CALL = 2e8
 _LAYER = 2e4
 
 
-def chunks(costs, cuts=()):
+def chunks(costs, starts=()):
     """Ends ``(start, stop)`` of runs of layers, from the first on.
 
     Parameters
     ----------
     costs : (L,) array
         Flops of each layer.
-    cuts : sequence of int
+    starts : sequence of int
         Where a new run must start in any case.
     """
     num_layers = len(costs)
-    if not len(cuts) and np.sum(costs) + num_layers * _LAYER <= _CALL:
+    if not len(starts) and np.sum(costs) + num_layers * _LAYER <= _CALL:
         return [(0, num_layers)]
     done = np.cumsum(np.asarray(costs, float) + _LAYER)
-    starts = np.searchsorted(done, np.arange(_CALL, done[-1], _CALL)) + 1 if done[-1] > _CALL else []
-    bounds = sorted({0, num_layers, *(int(s) for s in starts if s < num_layers), *cuts})
+    firsts = np.searchsorted(done, np.arange(_CALL, done[-1], _CALL)) + 1 if done[-1] > _CALL else []
+    bounds = sorted({0, num_layers, *(int(s) for s in firsts if s < num_layers), *starts})
     return list(zip(bounds[:-1], bounds[1:]))

@@ -21,3 +21,11 @@ def random_entries(seed, size):
     constant: where one direction must not be missed, they will not do.
     """
     return random_signs(seed, size) * (0.5 + np.arange(size) * _GOLDEN % 1.0)
+
+
+def uniform_entries(seed, size):
+    """Independent entries, uniform with mean 0 and variance 1, (1, size): for bounds that hold with a known chance."""
+    entries = np.random.default_rng(seed).random((1, size))
+    entries -= 0.5
+    entries *= 12.0**0.5
+    return entries

@@ -9,6 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from problems import chain, layer, make, problems
 
+from numba_hinv.certainty.refinement import is_surely_below
+
 # Dense eigenvalues of a matrix of a few hundred rows are right to this much of its norm.
 ROUNDING = 1e-14
 eps = np.finfo(float).eps
@@ -138,6 +140,25 @@ def test_beyond_the_spectrum():
     # float32 parameters: counted in float64 all the same.
     single = p.net.hessian(p.params.astype(np.float32), p.X, p.y)
     assert single.count_below(1e-3 * p.norm) == p.hessian.count_below(1e-3 * p.norm)
+
+
+def test_what_random_vectors_say_of_a_norm():
+    """A solve that misses by a matrix of norm 1 and rank 1, of whatever direction, is never taken for a good one."""
+    rng, n = np.random.default_rng(0), 400
+    directions = [np.eye(n)[k] for k in range(n)]
+    directions += [np.eye(n)[j] + sign * np.eye(n)[k] for j, k in rng.integers(0, n, (400, 2)) for sign in (-1, 1)]
+    directions += [*rng.standard_normal((400, n)), *rng.choice([-1.0, 1.0], (400, n)), np.ones(n)]
+
+    def is_below(v, size):
+        miss = size / max(np.linalg.norm(v), 1e-300) ** 2
+        return is_surely_below(0.5, lambda x, b: b - x, lambda x: x - miss * (x @ v)[:, None] * v, n)
+
+    directions = [v for v in directions if v.any()]
+    assert not any(is_below(v, 1.0) for v in directions)
+    assert all(is_below(v, 1e-8) for v in directions)
+    # Three vectors together may show a norm that one alone does not.
+    assert np.mean([is_below(v, 1e-4) for v in directions]) > 0.9
+    assert not is_below(np.full(n, np.nan), 1.0)
 
 
 @pytest.mark.parametrize("t", [np.nan, np.inf, None, "1", [1.0, 2.0], 1j])

@@ -28,10 +28,10 @@ from numba_hinv.cuda.sweeps import eliminate, linearise, multiply, panels, segme
 from numba_hinv.cuda.elimination import RESERVED_SHARED
 from numba_hinv.cuda.plumbing.target import BLOCK, PLAIN_SHARED
 from numba_hinv.kernels.sweeps.eliminate import Factors
-from numba_hinv.kernels.steps import segment_table
 from numba_hinv.kernels.steps.layer_table import PLAIN_LAYER
 from numba_hinv.kernels.sweeps.linearise import Linearisation
 from numba_hinv.kernels.steps.row_space import RowSpace
+from numba_hinv.kernels.steps.segment_table import SEGMENT
 
 # Of a multiprocessor, with both compute capabilities (CUDA C programming guide, "Technical specifications").
 REGISTERS, REGISTERS_PER_THREAD = 65536, 255
@@ -65,7 +65,7 @@ def kernels():
     yield "adjoints", multiply.adjoints, (*net, matrix, matrix, matrix, matrix, array(float64, 3))
     yield from wide_sweeps(sweep[0], vector, lin[float64])
     for scalar in (float64, float32):
-        runs = array(from_dtype(segment_table.SEGMENT))
+        runs = array(from_dtype(SEGMENT))
         blocks = sweep[0], runs, array(scalar), lin[scalar], named(RowSpace, array(scalar), array(scalar))
 
         def factors(n, scalar=scalar):

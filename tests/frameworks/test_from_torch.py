@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import numba_hinv as nh
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402 - after the skip
 from torch.nn import functional  # noqa: E402
+
+from numba_hinv.frameworks.torch_chain import chain  # noqa: E402 - imports torch
 
 # PyTorch says so where it lacks a batching rule and loops, and where it copies what it pads unevenly.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:Using padding='same'")
@@ -310,6 +313,23 @@ def test_the_order_of_the_parameters_is_that_of_the_children():
     torch.manual_seed(0)
     net = check(Backwards().double(), nn.MSELoss())
     assert repr(net.layers) == "(External(Backwards, in_features=3, out_features=2, num_params=26),)"
+
+
+def test_the_children_of_a_sequential():
+    """They keep their names and their order, and one that is there twice is applied twice."""
+    tanh, inside = nn.Tanh(), nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    named = OrderedDict(first=nn.Linear(4, 4), act=tanh, inside=inside, again=tanh)
+    for module, names in (
+        (nn.Sequential(named), list(named)),
+        (nn.Sequential(*named.values()), ["0", "1", "2", "3"]),
+        (nn.Sequential(), []),
+    ):
+        steps = chain(module)
+        assert [step.name for step in steps] == names
+        assert [step.module for step in steps] == list(module)
+    module = nn.Sequential(nn.Linear(4, 4))
+    module.add_module("nothing", None)
+    assert chain(module) is None
 
 
 def test_narrow_modules_stay_narrow():

@@ -7,15 +7,13 @@ of a large matrix (`panels`).
 
 import math
 
-import numpy as np
-
 from ...kernels.dense import signed_cholesky as twin
+from ...kernels.dense.pivot_arithmetic import EXCHANGE, MAX_FLOAT, PAIR, STAY
 from ...kernels.plumbing.status import NOT_FINITE, OK, SINGULAR_PIVOT
 from ..plumbing.target import LANES, cuda, device, largest, total
+from .pivot_arithmetic import choice, is_weak, order, replacement, split_block, stays_nonnegative, times
 
-ALPHA, MAX_FLOAT = twin.ALPHA, float(np.finfo(np.float64).max)
 panel_rows, panel_offset = device(twin.panel_rows), device(twin.panel_offset)
-_eigen, _times, _order = device(twin._eigen), device(twin._times), device(twin._order)
 
 
 @device
@@ -59,8 +57,7 @@ def _is_bounded(team, m, W, row, s, s_at, s_step, k, d):
     bad = 0
     inverse = 1 / d
     for j in range(k + 1 + team.rank, m, team.size):
-        w = W[row + j]
-        if not s[s_at + j * s_step] >= w * (w * inverse):
+        if not stays_nonnegative(s[s_at + j * s_step], W[row + j], inverse):
             bad = 1
     return cuda.syncthreads_or(bad) == 0
 
@@ -102,47 +99,6 @@ def _bring_up(team, m, M, at, start, k, i, W, W_at):
     """Row i of what is left of M, from k on, to its place in W."""
     for j in range(k + team.rank, m, team.size):
         W[W_at + (i - start) * m + j] = _rest(m, M, at, start, k, i, j, W, W_at)
-
-
-@device
-def _split_block(a, b, c, tiny, perturbation):
-    """The block [[a, b], [b, c]] = G diag(sigma) G^T, taken apart as `kernels.signed_cholesky` does.
-
-    Returns (number of replaced eigenvalues, -1 where one is singular and may not be replaced; whether the first and
-    whether the second sigma is negative; two factors of |det|; (p, q, r) with [[p, q], [q, r]] the inverse of the
-    block; G^{-1} row by row).
-    """
-    ratio = max(abs(c / b), 1.0) if abs(c) >= abs(a) else min(abs(b / a), 1.0)
-    x, y = a / b * ratio, c / b / ratio
-    det = x * y - 1
-    count = 0
-    big, small, cosine, sine = 1.0, 1.0, 1.0, 0.0
-    if not abs(det) * abs(b) * (abs(b) / (abs(a) + abs(b) + abs(c))) > tiny:
-        big, small, cosine, sine = _eigen(a, b, c)
-        count = int(not abs(small) > tiny) + int(not abs(big) > tiny)
-    if count > 0:
-        if perturbation == 0:
-            return -1, 0, 0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        small = -perturbation if small < 0 else perturbation
-        if count == 2:
-            big = -perturbation if big < 0 else perturbation
-        p = cosine / big * cosine + sine / small * sine
-        q = cosine / big * sine - sine / small * cosine
-        r = sine / big * sine + cosine / small * cosine
-        left, right = 1.0, 1.0
-        one, two = abs(big), abs(small)
-    else:
-        p, q, r = y / det * (ratio / b), -1 / det / b, x / det / ratio / b
-        sign = math.copysign(1.0, b)
-        big, small, cosine, sine = _eigen(sign * x, sign, sign * y)
-        root, scale = math.sqrt(ratio), math.sqrt(abs(b))
-        left, right = root / scale, 1 / root / scale
-        one, two = abs(b), abs(b) * abs(det)
-    first, second = 1 / math.sqrt(abs(big)), 1 / math.sqrt(abs(small))
-    return (
-        count, int(big < 0), int(small < 0), one, two, p, q, r,
-        first * cosine * left, first * sine * right, -second * sine * left, second * cosine * right,
-    )
 
 
 @device
@@ -229,17 +185,18 @@ def factor_rows(
             colmax, q = _row_largest(team, m, W, row, k)
             if not (abs(d) <= MAX_FLOAT and colmax <= MAX_FLOAT):
                 return NOT_FINITE, k, 0, 0, 0.0
-            if abs(d) < ALPHA * colmax:
+            if is_weak(d, colmax):
                 rowmax = _column_largest(team, m, M, at, first, k, q, W, W_at)
                 e = float(s[s_at + q * s_step])
                 if not (abs(e) <= MAX_FLOAT and rowmax <= MAX_FLOAT):
                     return NOT_FINITE, k, 0, 0, 0.0
-                if abs(d) < ALPHA * colmax * (colmax / rowmax):
+                chosen = choice(d, colmax, e, rowmax)
+                if chosen != STAY:
                     other = q
-                    if abs(e) < ALPHA * rowmax:
-                        size = 2
-                    else:
-                        d = e
+                if chosen == PAIR:
+                    size = 2
+                elif chosen == EXCHANGE:
+                    d = e
             # No thread may change what another still compares.
             cuda.syncthreads()
         elif not d <= MAX_FLOAT:
@@ -261,21 +218,21 @@ def factor_rows(
             if not abs(d) > tiny:
                 if perturbation == 0:
                     return SINGULAR_PIVOT, k, 0, 0, 0.0
-                d = -perturbation if d < 0 else perturbation
+                d = replacement(d, perturbation)
                 num_perturbed += 1
             if late:
                 _divide_one(team, m, M, at, k, 1 / d, d, W, row, s, s_at)
             else:
                 _eliminate_one(team, m, M, at, k, 1 / d, d)
             num_negative += int(d < 0)
-            product, exponent = _times(product, exponent, abs(d))
+            product, exponent = times(product, exponent, abs(d))
             if team.rank == 0:
                 scales[scales_at + 2 * k] = 1 / math.sqrt(abs(d))
                 scales[scales_at + 2 * k + 1] = 0.0
                 pivots[pivots_at + m + k] = int(d < 0)
         else:
             b, c = float(W[row + last]), float(W[row + m + last])
-            count, one, two, left, right, p, q_, r, g0, g1, g2, g3 = _split_block(d, b, c, tiny, perturbation)
+            count, one, two, left, right, p, q_, r, g0, g1, g2, g3 = split_block(d, b, c, tiny, perturbation)
             if count < 0:
                 return SINGULAR_PIVOT, k, 0, 0, 0.0
             # All have read the block before one of them writes to it.
@@ -286,8 +243,8 @@ def factor_rows(
                 _eliminate_two(team, m, M, at, k, p, q_, r)
             num_negative += one + two
             num_perturbed += count
-            product, exponent = _times(product, exponent, left)
-            product, exponent = _times(product, exponent, right)
+            product, exponent = times(product, exponent, left)
+            product, exponent = times(product, exponent, right)
             if team.rank == 0:
                 scales[scales_at + 2 * k], scales[scales_at + 2 * k + 1] = g0, g1
                 scales[scales_at + 2 * last + 1], scales[scales_at + 2 * last] = g2, g3
@@ -316,13 +273,13 @@ def negate(team, m, M, at):
 
 
 @device
-def order(team, m, flip, pivots, pivots_at):
+def order_pivots(team, m, flip, pivots, pivots_at):
     """Turn the signs behind the permutation in pivots, of -M where ``flip``, into the places of the pivots."""
     if team.rank == 0:
         if flip:
             for k in range(m):
                 pivots[pivots_at + m + k] ^= 1
-        _order(pivots[pivots_at : pivots_at + 2 * m], m)
+        order(pivots[pivots_at : pivots_at + 2 * m], m)
     cuda.syncthreads()
 
 
@@ -345,7 +302,7 @@ def signed_cholesky(team, m, M, at, tiny, perturbation, K, K_at, n, pivots, pivo
     )
     if status != OK:
         return status, 0, 0, 0.0
-    order(team, m, flip, pivots, pivots_at)
+    order_pivots(team, m, flip, pivots, pivots_at)
     return OK, m - num_negative if flip else num_negative, num_perturbed, logabsdet
 
 

@@ -3,11 +3,9 @@
 ``forward_rows`` works on U where it was made, ``forward_vector`` and ``backward_vector`` on U as it is packed.
 """
 
-from ...kernels.dense import triangular as twin
 from ..plumbing.target import LANES, cuda, device, group_total
+from .pivot_arithmetic import place
 from .signed_cholesky import panel_rows, row_start
-
-_place = device(twin._place)
 
 
 @device
@@ -51,7 +49,7 @@ def forward_rows(team, m, n, U, at, pivots, pivots_at, scales, scales_at, K, K_a
 def forward_vector(team, m, L, L_at, pivots, pivots_at, scales, scales_at, y, y_at, work, work_at):
     """y <- F^{-1} y in place, entries with sigma = +1 first. work : m numbers of scratch."""
     for k in range(team.rank, m, team.size):
-        work[work_at + k] = y[y_at + _place(pivots[pivots_at + k])]
+        work[work_at + k] = y[y_at + place(pivots[pivots_at + k])]
     cuda.syncthreads()
     rows = panel_rows(m)
     for begin in range(0, m, rows):
@@ -112,5 +110,5 @@ def backward_vector(team, m, L, L_at, pivots, pivots_at, scales, scales_at, y, y
                 work[work_at + i] -= L[first + (i - begin) * (m - begin) + k] * known
             cuda.syncthreads()
     for k in range(team.rank, m, team.size):
-        y[y_at + _place(pivots[pivots_at + k])] = work[work_at + k]
+        y[y_at + place(pivots[pivots_at + k])] = work[work_at + k]
     cuda.syncthreads()

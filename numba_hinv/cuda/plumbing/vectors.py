@@ -1,24 +1,17 @@
 """Vectors on the device: `Vectors`, a (k, P) array with as much of NumPy's interface as solves and estimates ask of it."""
 
-import math
-
 import numba.cuda
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from ...kernels.dense import norm
 from ...kernels.dense.norm import LARGEST, LEAST
 from .launch import launch
 from .target import BLOCK, SIMULATED, cuda, device, kernel, largest, start_team, total
 
 # Blocks to a row, of elementwise kernels and of reductions.
 _BLOCKS = 1 if SIMULATED else 256
-
-
-@device
-def _times_power(x, exponent):
-    """x 2^exponent, in two steps, of which each is a power of two that exists."""
-    half = int(exponent) // 2
-    return math.ldexp(math.ldexp(x, half), int(exponent) - half)
+times_power = device(norm.times_power)
 
 
 @kernel
@@ -50,7 +43,7 @@ def _ldexp(x, exponents, out):
     """out <- each row of x times 2^exponent"""
     i = cuda.blockIdx.y
     for j in range(cuda.grid(1), out.shape[1], cuda.gridsize(1)):
-        out[i, j] = _times_power(float(x[i, j]), exponents[i])
+        out[i, j] = times_power(float(x[i, j]), exponents[i])
 
 
 @kernel
@@ -96,7 +89,7 @@ def _partial_products(x, y, exponents, out):
     for j in range(cuda.grid(1), x.shape[1], cuda.gridsize(1)):
         one, two = float(x[i, j]), float(y[row, j])
         if exponents[i] != 0:
-            one, two = _times_power(one, exponents[i]), _times_power(two, exponents[i])
+            one, two = times_power(one, exponents[i]), times_power(two, exponents[i])
         value += one * two
     value = total(team, value)
     if team.rank == 0:

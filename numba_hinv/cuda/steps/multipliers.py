@@ -6,12 +6,10 @@ do on its own incoming states: with Phi = d y / d z and the coupling K_mu = Dx^T
     Phi' = Phi J - K_mu^T M^-1 K,    Psi' = Psi + K_mu^T M^-1 K_mu
 """
 
-from ...kernels.dense import triangular
 from ...kernels.steps.layer_table import BLOCKS
+from ..dense.pivot_arithmetic import place
 from ..dense.triangular import forward_rows
 from ..plumbing.target import LANES, cuda, device, largest
-
-_place = device(triangular._place)
 
 
 @device
@@ -19,7 +17,7 @@ def _couple(team, layer, B, c, lin, space, Phi, Phi_at, pivots, K_mu, K_at):
     """K_mu (m x c) <- Dx^T Phi^T, rows in the order of elimination. No barrier at the end."""
     n, m, p, u, a_all = layer.n_out, layer.m, layer.p, layer.u, B * layer.n_out
     for k in range(team.group, m, team.groups):
-        row = _place(pivots[layer.pivots + k])
+        row = place(pivots[layer.pivots + k])
         for j in range(team.lane, c, LANES):
             phi = Phi_at + j * a_all
             value = Phi[phi] * 0

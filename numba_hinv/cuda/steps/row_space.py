@@ -1,9 +1,10 @@
 """The row space of every dense layer's input (docs/theory.md, section 3), a block a layer: twin of `kernels.row_space`."""
 
-import math
-
+from ...kernels.steps import row_space as twin
 from ...kernels.steps.layer_table import BLOCKS
 from ..plumbing.target import LANES, cuda, device, kernel, largest, start_team, total
+
+reflection = device(twin.reflection)
 
 
 @device
@@ -26,13 +27,13 @@ def _reflector(team, A, at, size):
     for j in range(team.rank, size, team.size):
         scaled = A[at + j] / top
         squares += scaled * scaled
-    beta = -math.copysign(top * math.sqrt(total(team, squares)), alpha)
+    tau, beta = reflection(alpha, top, total(team, squares))
     for j in range(1 + team.rank, size, team.size):
         A[at + j] /= alpha - beta
     if team.rank == 0:
         A[at] = 1.0
     cuda.syncthreads()
-    return (beta - alpha) / beta, beta
+    return tau, beta
 
 
 @device

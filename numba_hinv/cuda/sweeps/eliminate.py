@@ -13,6 +13,7 @@ import numpy as np
 from numba import from_dtype
 
 from ...kernels.plumbing.status import NOT_FINITE, OK
+from ..dense.pivot_arithmetic import enlarge
 from ..dense.rank_update import signed_rank_update
 from ..dense.signed_cholesky import pack, signed_cholesky
 from ..dense.triangular import forward_rows
@@ -104,18 +105,17 @@ def limit_growth(team, m, n, Y, at, norms, norms_at, scales, scales_at, pivoting
             growth = size
     if any_large:
         for k in range(team.rank, m, team.size):
-            size = float(norms[norms_at + k])
             row = scales_at + 2 * k
-            pivot = 1.0 / (float(scales[row]) ** 2 + float(scales[row + 1]) ** 2)
-            if size > limit and pivot < largest:
-                shrink = math.sqrt(max(limit / size, pivot / largest))
+            shrink, counts, more = enlarge(
+                float(norms[norms_at + k]), float(scales[row]), float(scales[row + 1]), perturbation, limit, largest
+            )
+            if shrink != 1.0:
                 for j in range(n):
                     Y[at + k * n + j] *= shrink
                 scales[row] *= shrink
                 scales[row + 1] *= shrink
-                if abs(pivot - perturbation) > 1e-5 * pivot:
-                    num_enlarged += 1.0
-                added -= 2.0 * math.log(shrink)
+            num_enlarged += counts
+            added += more
         num_enlarged = total(team, num_enlarged)
         added = total(team, added)
     cuda.syncthreads()
@@ -143,9 +143,9 @@ def eliminate_kernel(dtype, level):
     ):
         """Eliminate the layers of run ``blockIdx.y``, last ones first, for damping ``blockIdx.x``.
 
-        segments : the runs, one of each segment (`segments.SEGMENT`). factors, Y_mu : a row a damping; the rest, from
-        ``pivotings`` on, a row a damping and segment. front, carried : between two calls the P, Phi and Psi of the next
-        layer lie here. work : scratch. results : (rows, 2): the status and the layer at which the sweep ended.
+        segments : the runs, one of each segment (`segment_table.SEGMENT`). factors, Y_mu : a row a damping; the rest,
+        from ``pivotings`` on, a row a damping and segment. front, carried : between two calls the P, Phi and Psi of the
+        next layer lie here. work : scratch. results : (rows, 2): the status and the layer at which the sweep ended.
         """
         team = start_team()
         shared = cuda.shared.array(0, scalar)

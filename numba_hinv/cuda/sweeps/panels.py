@@ -11,9 +11,11 @@ import math
 
 from numba import from_dtype
 
+from ...kernels.dense.pivot_arithmetic import MAX_FLOAT
 from ...kernels.plumbing.status import NOT_FINITE, OK
+from ..dense.pivot_arithmetic import stays_nonnegative, times
 from ..dense.product import TILE_I, TILE_J, tile_product
-from ..dense.signed_cholesky import MAX_FLOAT, _times, factor_rows, is_negative, order
+from ..dense.signed_cholesky import factor_rows, is_negative, order_pivots
 from ..plumbing.target import BLOCK, SIMULATED, cuda, device, kernel, start_team, total
 from .eliminate import limit_growth
 
@@ -74,7 +76,7 @@ def try_kernel(dtype):
                 break
             inverse = 1 / d
             for j in range(k + 1 + team.rank, size, team.size):
-                if not a[j * PANEL + j] >= a[k * PANEL + j] * (a[k * PANEL + j] * inverse):
+                if not stays_nonnegative(a[j * PANEL + j], a[k * PANEL + j], inverse):
                     refused = 1
             refused = cuda.syncthreads_or(refused)
             if refused:
@@ -123,7 +125,7 @@ def _accept(team, m, begin, stop, M, M_at, W, W_at, pivots, pivots_at, scales, s
             M[M_at + (begin + i) * m + begin + j] = W[W_at + i * m + begin + j] / d
     product, exponent = 1.0, 0.0
     for k in range(size):
-        product, exponent = _times(product, exponent, float(W[W_at + k * m + begin + k]))
+        product, exponent = times(product, exponent, float(W[W_at + k * m + begin + k]))
     for k in range(team.rank, size, team.size):
         row = scales_at + 2 * (begin + k)
         scales[row] = 1 / math.sqrt(W[W_at + k * m + begin + k])
@@ -231,7 +233,7 @@ def finish_layer(l, m, n, pivoting, Y, Y_at, norms_at, pivots, pivots_at, scales
             status = NOT_FINITE
     if status == OK:
         flip = notes[FLIP] != 0
-        order(team, m, flip, pivots, pivots_at)
+        order_pivots(team, m, flip, pivots, pivots_at)
         if team.rank == 0:
             negative = int(notes[NEGATIVE])
             factors.num_positive[l] = negative if flip else m - negative

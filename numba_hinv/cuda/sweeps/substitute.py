@@ -71,7 +71,7 @@ def _dense_back(team, layer, B, params, lin, space, damping, g, v, v_next, y, gQ
 
 
 @device
-def _blocks_back(team, layer, B, lin, g, v, v_next, y):
+def blocks_back(team, layer, B, lin, g, v, v_next, y):
     """y = g + Dx^T v and v_next = Dz^T v."""
     n, n_in, p = layer.n_out, layer.n_in, layer.p
     for row in range(team.rank, p, team.size):
@@ -111,7 +111,7 @@ def substitute_back(table, segments, params, lin, space, factors, Y_mu, damping,
         m, N, w = layer.m, layer.N, layer.parameters
         v, v_next = state[(l + 1) % 2], state[l % 2]
         if layer.kind == BLOCKS:
-            _blocks_back(team, layer, B, lin, g, v, v_next, y)
+            blocks_back(team, layer, B, lin, g, v, v_next, y)
         else:
             _dense_back(
                 team, layer, B, params, lin, space, damping[0], g, v, v_next, y, scratch, work.u[row], work.small[row]

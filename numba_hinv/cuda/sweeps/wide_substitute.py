@@ -10,7 +10,7 @@ from ..plumbing.launch import launch, spread
 from ..plumbing.target import LANES, cuda, kernel, lane_total, start_grid_team, start_team, total
 from ..steps.row_space import mix, place
 from .multiply import blocks_tangent
-from .substitute import _blocks_back
+from .substitute import blocks_back
 
 
 @kernel
@@ -88,7 +88,7 @@ def _start_v(table, l, params, lin, space, damping, g, state, small):
 def _start_blocks(table, l, lin, g, state, y):
     """y and v of a layer given as blocks."""
     t = cuda.blockIdx.y
-    _blocks_back(
+    blocks_back(
         start_grid_team(), table[l], lin.output.shape[0], lin, g[t], state[t, (l + 1) % 2], state[t, l % 2], y[t, 0]
     )
 

@@ -4,17 +4,16 @@
 ``tile_nn``, ``tile_tn``, ``tile_nt``: C <- alpha op(A) op(B) + beta C, at most ``tile_rows`` x ``tile_columns``
 (one row of ``tile_nn``: ``row_columns``; ``tile_nt``: ``DOT_ROWS`` x ``dot_columns``). ``transpose``: B^T to a panel.
 Accumulators are vector phis of the loop over k, so LLVM keeps them in registers; edges are masked vectors, so there is
-no scalar code; one function per dtype and kind holds all tile sizes. The tables at the top fit the CPU that Numba
-compiles for and may be changed after a measurement. Numba's disk cache does not see changes here: clear it then.
+no scalar code; one function per dtype and kind holds all tile sizes. The numbers at the top may be changed after a
+measurement, as the tile sizes of `emitter`.
 """
-
-import platform
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
-from numba.core.codegen import get_host_cpu_features
+from numba.core import cgutils
 from numba.extending import intrinsic
+
+from .emitter import I64, MASKS_ARE_CHEAP, TILE_ROWS, TILE_VECTORS, VECTOR_BYTES, Emitter, scalar_type, vector_width
 
 DOT_ROWS = 3
 # Vectors in a tile of one row: enough independent sums to hide the latency of additions.
@@ -24,35 +23,11 @@ PANEL_ROWS = 128
 # Columns of the scratch block, which stays in a second-level cache, and the distance of its rows: one cache line more,
 # so that they do not share sets of the first-level cache.
 BLOCK_COLUMNS, BLOCK_STRIDE = 128, 136
-# Reassociation and contraction to FMA, but not "no NaNs" or "no infinities": those must reach the status codes.
-_FLAGS = ("nsz", "contract", "reassoc")
-
-
-def _target():
-    """Bytes per vector, rows and vectors per tile, and whether masked loads are single instructions."""
-    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
-    enabled = {name[1:] for name in features.split(",") if name.startswith("+")}
-    if {"avx512f", "avx512vl", "avx512dq"} <= enabled:
-        return 64, 8, 3, True
-    if "avx2" in enabled and "fma" in enabled:
-        return 32, 4, 3, True
-    if platform.machine().lower() in ("aarch64", "arm64"):
-        return 16, 8, 2, False
-    return 16, 4, 2, False
-
-
-VECTOR_BYTES, TILE_ROWS, TILE_VECTORS, MASKS_ARE_CHEAP = _target()
-
-_I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
-
-
-def _width(dtype):
-    return VECTOR_BYTES // (dtype.bitwidth // 8)
 
 
 def _group(dtype):
     """Rows of B per dot tile: as many as a vector has lanes, so that the sums are one vector, but no more than 8."""
-    return min(_width(dtype), 8)
+    return min(vector_width(dtype), 8)
 
 
 @intrinsic
@@ -99,7 +74,7 @@ def _constant(value):
         sig = types.int64(pointer)
 
         def codegen(context, builder, sig, args):
-            return ir.Constant(_I64, value(sig.args[0].dtype))
+            return ir.Constant(I64, value(sig.args[0].dtype))
 
         return sig, codegen
 
@@ -107,9 +82,9 @@ def _constant(value):
 
 
 tile_rows = _constant(lambda dtype: TILE_ROWS)
-tile_columns = _constant(lambda dtype: TILE_VECTORS * _width(dtype))
-vector_columns = _constant(_width)
-row_columns = _constant(lambda dtype: ROW_VECTORS * _width(dtype))
+tile_columns = _constant(lambda dtype: TILE_VECTORS * vector_width(dtype))
+vector_columns = _constant(vector_width)
+row_columns = _constant(lambda dtype: ROW_VECTORS * vector_width(dtype))
 dot_columns = _constant(_group)
 
 
@@ -120,7 +95,7 @@ def _scratch(columns):
 
         def codegen(context, builder, sig, args):
             dtype = sig.args[0].dtype
-            size = ir.Constant(_I64, PANEL_ROWS * columns(dtype))
+            size = ir.Constant(I64, PANEL_ROWS * columns(dtype))
             memory = cgutils.alloca_once(builder, context.get_value_type(dtype), size)
             memory.align = VECTOR_BYTES
             return memory
@@ -131,127 +106,8 @@ def _scratch(columns):
 
 
 # Scratch memory on the stack: PANEL_ROWS x tile_columns and PANEL_ROWS x BLOCK_STRIDE elements.
-panel = _scratch(lambda dtype: TILE_VECTORS * _width(dtype))
+panel = _scratch(lambda dtype: TILE_VECTORS * vector_width(dtype))
 block = _scratch(lambda dtype: BLOCK_STRIDE)
-
-
-class _Emitter:
-    """An IRBuilder for one tile function, with the few vector idioms that the tiles are made of."""
-
-    def __init__(self, builder, dtype, width):
-        self.builder = builder
-        self.scalar = ir.DoubleType() if dtype.bitwidth == 64 else ir.FloatType()
-        self.letter = "f" + str(dtype.bitwidth)
-        self.align = dtype.bitwidth // 8
-        self.width = width
-        self.lane = ir.IntType(dtype.bitwidth)
-
-    def vector(self, width=None):
-        return ir.VectorType(self.scalar, width or self.width)
-
-    def zero(self, width=None):
-        return ir.Constant(self.vector(width), None)
-
-    def splat(self, value, width=None):
-        width = width or self.width
-        one = self.builder.insert_element(ir.Constant(ir.VectorType(value.type, width), ir.Undefined), value,
-                                          ir.Constant(_I32, 0))
-        return self.shuffle(one, one, [0] * width)
-
-    def shuffle(self, x, y, lanes):
-        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
-
-    def at(self, base, *offsets):
-        for offset in offsets:
-            offset = ir.Constant(_I64, offset) if isinstance(offset, int) else offset
-            base = self.builder.gep(base, [offset], inbounds=True)
-        return base
-
-    def mask(self, count, width=None):
-        """Lanes below count."""
-        width = width or self.width
-        iota = ir.Constant(ir.VectorType(self.lane, width), list(range(width)))
-        count = self.builder.trunc(count, self.lane) if self.lane.width < 64 else count
-        return self.builder.icmp_unsigned("<", iota, self.splat(count, width))
-
-    def load_scalar(self, address):
-        value = self.builder.load(address)
-        value.align = self.align
-        return value
-
-    def load(self, address, mask=None, width=None):
-        vector = self.vector(width)
-        if mask is None:
-            value = self.builder.load(self.builder.bitcast(address, vector.as_pointer()))
-            value.align = self.align
-            return value
-        name = f"llvm.masked.load.v{vector.count}{self.letter}.p0"
-        kind = ir.FunctionType(vector, [self.scalar.as_pointer(), _I32, mask.type, vector])
-        function = self._declare(name, kind)
-        return self.builder.call(function, [address, ir.Constant(_I32, self.align), mask, ir.Constant(vector, None)])
-
-    def store(self, value, address, mask=None):
-        if mask is None:
-            self.builder.store(value, self.builder.bitcast(address, value.type.as_pointer())).align = self.align
-            return
-        name = f"llvm.masked.store.v{value.type.count}{self.letter}.p0"
-        kind = ir.FunctionType(ir.VoidType(), [value.type, self.scalar.as_pointer(), _I32, mask.type])
-        function = self._declare(name, kind)
-        self.builder.call(function, [value, address, ir.Constant(_I32, self.align), mask])
-
-    def _declare(self, name, kind):
-        module = self.builder.module
-        return module.globals[name] if name in module.globals else ir.Function(module, kind, name)
-
-    def multiply_add(self, x, y, z):
-        return self.builder.fadd(self.builder.fmul(x, y, flags=_FLAGS), z, flags=_FLAGS)
-
-    def add(self, x, y):
-        return self.builder.fadd(x, y, flags=_FLAGS)
-
-    def times(self, x, y):
-        return self.builder.fmul(x, y, flags=_FLAGS)
-
-    def block(self, name):
-        return self.builder.function.append_basic_block(name)
-
-    def loop(self, start, step, bound, sums, body):
-        """do-while over k = start, start + step, ... < bound, sums being its vector phis; returns the final ones."""
-        builder, entry = self.builder, self.builder.block
-        top, after = self.block("k"), self.block("k.after")
-        builder.branch(top)
-        builder.position_at_end(top)
-        k = builder.phi(_I64)
-        k.add_incoming(start, entry)
-        phis = []
-        for value in sums:
-            phi = builder.phi(value.type)
-            phi.add_incoming(value, entry)
-            phis.append(phi)
-        new = body(k, phis)
-        k_next = builder.add(k, ir.Constant(_I64, step))
-        k.add_incoming(k_next, builder.block)
-        for phi, value in zip(phis, new):
-            phi.add_incoming(value, builder.block)
-        builder.cbranch(builder.icmp_signed("<", k_next, bound), top, after)
-        builder.position_at_end(after)
-        return new
-
-    def write(self, alpha, beta, outputs):
-        """C <- alpha sum + beta C for outputs (sum, address, mask); C is not read where beta is zero. Returns."""
-        builder = self.builder
-        set_, update = self.block("set"), self.block("update")
-        builder.cbranch(builder.fcmp_ordered("==", beta, ir.Constant(self.scalar, 0.0)), set_, update)
-        width = outputs[0][0].type.count
-        for block in (set_, update):
-            builder.position_at_end(block)
-            factor = self.splat(alpha, width)
-            kept = self.splat(beta, width)
-            old = [self.load(address, mask, width) if block is update else None for _, address, mask in outputs]
-            for (total, address, mask), before in zip(outputs, old):
-                value = self.times(total, factor)
-                self.store(value if before is None else self.multiply_add(before, kept, value), address, mask)
-            builder.ret_void()
 
 
 def _emit_outer_tile(emitter, transposed, rows, vectors, masked, arguments):
@@ -259,10 +115,10 @@ def _emit_outer_tile(emitter, transposed, rows, vectors, masked, arguments):
     builder = emitter.builder
     _, columns, k, alpha, a, lda, b, ldb, beta, c, ldc = arguments
     width = emitter.width
-    count = builder.sub(columns, ir.Constant(_I64, (vectors - 1) * width))
+    count = builder.sub(columns, ir.Constant(I64, (vectors - 1) * width))
     masks = [None] * (vectors - 1) + [emitter.mask(count) if masked else None]
 
-    a_rows = [] if transposed else [emitter.at(a, builder.mul(ir.Constant(_I64, r), lda)) for r in range(rows)]
+    a_rows = [] if transposed else [emitter.at(a, builder.mul(ir.Constant(I64, r), lda)) for r in range(rows)]
 
     def body(step, sums):
         b_row = emitter.at(b, builder.mul(step, ldb))
@@ -274,8 +130,8 @@ def _emit_outer_tile(emitter, transposed, rows, vectors, masked, arguments):
             new += [emitter.multiply_add(x, b_vectors[v], sums[r * vectors + v]) for v in range(vectors)]
         return new
 
-    sums = emitter.loop(ir.Constant(_I64, 0), 1, k, [emitter.zero()] * (rows * vectors), body)
-    c_rows = [emitter.at(c, builder.mul(ir.Constant(_I64, r), ldc)) for r in range(rows)]
+    sums = emitter.loop(ir.Constant(I64, 0), 1, k, [emitter.zero()] * (rows * vectors), body)
+    c_rows = [emitter.at(c, builder.mul(ir.Constant(I64, r), ldc)) for r in range(rows)]
     emitter.write(alpha, beta, [(sums[r * vectors + v], emitter.at(c_rows[r], v * width), masks[v])
                                 for r in range(rows) for v in range(vectors)])
 
@@ -285,13 +141,13 @@ def _emit_dot_tile(emitter, group, rows, arguments):
     builder = emitter.builder
     _, columns, k, alpha, a, lda, b, ldb, beta, c, ldc = arguments
     width = emitter.width
-    last = builder.sub(columns, ir.Constant(_I64, 1))
+    last = builder.sub(columns, ir.Constant(I64, 1))
     b_rows = [b]
     for g in range(1, group):
         # Rows beyond the last one repeat it: their sums are not stored.
-        row = builder.select(builder.icmp_signed("<", ir.Constant(_I64, g), columns), ir.Constant(_I64, g), last)
+        row = builder.select(builder.icmp_signed("<", ir.Constant(I64, g), columns), ir.Constant(I64, g), last)
         b_rows.append(emitter.at(b, builder.mul(row, ldb)))
-    a_rows = [emitter.at(a, builder.mul(ir.Constant(_I64, r), lda)) for r in range(rows)]
+    a_rows = [emitter.at(a, builder.mul(ir.Constant(I64, r), lda)) for r in range(rows)]
 
     def accumulate(step, sums, mask):
         a_vectors = [emitter.load(emitter.at(row, step), mask) for row in a_rows]
@@ -302,14 +158,14 @@ def _emit_dot_tile(emitter, group, rows, arguments):
                 new[r * group + g] = emitter.multiply_add(a_vectors[r], b_vector, sums[r * group + g])
         return new
 
-    rest = builder.and_(k, ir.Constant(_I64, width - 1))
+    rest = builder.and_(k, ir.Constant(I64, width - 1))
     whole = builder.sub(k, rest)
     start = builder.block
     any_whole, edge, tail, finish = (emitter.block(name) for name in ("whole", "edge", "tail", "finish"))
-    builder.cbranch(builder.icmp_signed(">", whole, ir.Constant(_I64, 0)), any_whole, edge)
+    builder.cbranch(builder.icmp_signed(">", whole, ir.Constant(I64, 0)), any_whole, edge)
     builder.position_at_end(any_whole)
     zeros = [emitter.zero()] * (rows * group)
-    whole_sums = emitter.loop(ir.Constant(_I64, 0), width, whole, zeros,
+    whole_sums = emitter.loop(ir.Constant(I64, 0), width, whole, zeros,
                               lambda step, sums: accumulate(step, sums, None))
     whole_end = builder.block
     builder.branch(edge)
@@ -325,7 +181,7 @@ def _emit_dot_tile(emitter, group, rows, arguments):
 
     builder.position_at_end(edge)
     sums = merge(zeros, start, whole_sums, whole_end)
-    builder.cbranch(builder.icmp_signed(">", rest, ir.Constant(_I64, 0)), tail, finish)
+    builder.cbranch(builder.icmp_signed(">", rest, ir.Constant(I64, 0)), tail, finish)
     builder.position_at_end(tail)
     tail_sums = accumulate(whole, sums, emitter.mask(rest))
     tail_end = builder.block
@@ -334,7 +190,7 @@ def _emit_dot_tile(emitter, group, rows, arguments):
     sums = merge(sums, edge, tail_sums, tail_end)
     mask = emitter.mask(columns, group)
     emitter.write(alpha, beta, [(_sum_lanes(emitter, sums[r * group:(r + 1) * group]),
-                                 emitter.at(c, builder.mul(ir.Constant(_I64, r), ldc)), mask) for r in range(rows)])
+                                 emitter.at(c, builder.mul(ir.Constant(I64, r), ldc)), mask) for r in range(rows)])
 
 
 def _pair_lanes(width, span):
@@ -366,13 +222,13 @@ def _emit_transpose(emitter, arguments):
     builder = emitter.builder
     columns, k, b, ldb, out, ldo = arguments
     width = emitter.width
-    last = builder.sub(columns, ir.Constant(_I64, 1))
-    zero = ir.Constant(_I64, 0)
+    last = builder.sub(columns, ir.Constant(I64, 1))
+    zero = ir.Constant(I64, 0)
 
     def over_columns(first, _):
         b_rows = []
         for g in range(width):
-            row = builder.add(first, ir.Constant(_I64, g))
+            row = builder.add(first, ir.Constant(I64, g))
             # Rows beyond the last one repeat it, and fill columns of the panel that no tile reads.
             row = builder.select(builder.icmp_signed("<", row, columns), row, last)
             b_rows.append(emitter.at(b, builder.mul(row, ldb)))
@@ -396,7 +252,7 @@ def _emit_transpose(emitter, arguments):
 
         return emitter.loop(zero, width, k, [], over_rows)
 
-    width_ = ir.Constant(_I64, width)
+    width_ = ir.Constant(I64, width)
     emitter.loop(zero, width, columns, [], over_columns)
     builder.ret_void()
 
@@ -410,21 +266,17 @@ def _define(module, name, argument_types):
     return function, ir.IRBuilder(function.append_basic_block("entry"))
 
 
-def _scalar(dtype):
-    return ir.DoubleType() if dtype.bitwidth == 64 else ir.FloatType()
-
-
 def _tile_function(module, dtype, kind):
     """Get or emit the function of this kind ("nn", "tn" or "nt") that dispatches on the tile's size."""
     name = f"numba_hinv_tile_{kind}_f{dtype.bitwidth}"
     if name in module.globals:
         return module.globals[name]
-    scalar = _scalar(dtype)
+    scalar = scalar_type(dtype)
     address = scalar.as_pointer()
-    function, builder = _define(module, name, [_I64, _I64, _I64, scalar, address, _I64, address, _I64, scalar,
-                                               address, _I64])
-    width = _width(dtype)
-    emitter = _Emitter(builder, dtype, width)
+    function, builder = _define(module, name, [I64, I64, I64, scalar, address, I64, address, I64, scalar,
+                                               address, I64])
+    width = vector_width(dtype)
+    emitter = Emitter(builder, dtype, width)
     rows, columns = function.args[:2]
     unreachable = function.append_basic_block("unreachable")
     ir.IRBuilder(unreachable).unreachable()
@@ -432,24 +284,24 @@ def _tile_function(module, dtype, kind):
         switch = builder.switch(rows, unreachable)
         for r in range(1, DOT_ROWS + 1):
             block = function.append_basic_block(f"rows{r}")
-            switch.add_case(ir.Constant(_I64, r), block)
+            switch.add_case(ir.Constant(I64, r), block)
             builder.position_at_end(block)
             _emit_dot_tile(emitter, _group(dtype), r, function.args)
         return function
     # Case number: ((vectors - 1) * 2 + whole) * TILE_ROWS + rows - 1, where whole says that no mask is needed.
-    whole = ir.Constant(_I64, 0)
+    whole = ir.Constant(I64, 0)
     if not MASKS_ARE_CHEAP:
-        rest = builder.urem(columns, ir.Constant(_I64, width))
-        whole = builder.zext(builder.icmp_unsigned("==", rest, ir.Constant(_I64, 0)), _I64)
-    vectors = builder.udiv(builder.sub(columns, ir.Constant(_I64, 1)), ir.Constant(_I64, width))
-    case = builder.add(builder.mul(vectors, ir.Constant(_I64, 2)), whole)
-    case = builder.add(builder.mul(case, ir.Constant(_I64, TILE_ROWS)), builder.sub(rows, ir.Constant(_I64, 1)))
+        rest = builder.urem(columns, ir.Constant(I64, width))
+        whole = builder.zext(builder.icmp_unsigned("==", rest, ir.Constant(I64, 0)), I64)
+    vectors = builder.udiv(builder.sub(columns, ir.Constant(I64, 1)), ir.Constant(I64, width))
+    case = builder.add(builder.mul(vectors, ir.Constant(I64, 2)), whole)
+    case = builder.add(builder.mul(case, ir.Constant(I64, TILE_ROWS)), builder.sub(rows, ir.Constant(I64, 1)))
     switch = builder.switch(case, unreachable)
     for r in range(1, TILE_ROWS + 1):
         for v in range(1, (ROW_VECTORS if r == 1 and kind == "nn" else TILE_VECTORS) + 1):
             for w in (0,) if MASKS_ARE_CHEAP else (0, 1):
                 block = function.append_basic_block(f"rows{r}.vectors{v}.whole{w}")
-                switch.add_case(ir.Constant(_I64, ((v - 1) * 2 + w) * TILE_ROWS + r - 1), block)
+                switch.add_case(ir.Constant(I64, ((v - 1) * 2 + w) * TILE_ROWS + r - 1), block)
                 builder.position_at_end(block)
                 _emit_outer_tile(emitter, kind == "tn", r, v, w == 0, function.args)
     return function
@@ -483,9 +335,9 @@ def transpose(typingctx, columns, k, b, ldb, out, ldo):
         name = f"numba_hinv_transpose_f{dtype.bitwidth}"
         function = builder.module.globals.get(name)
         if function is None:
-            address = _scalar(dtype).as_pointer()
-            function, inner = _define(builder.module, name, [_I64, _I64, address, _I64, address, _I64])
-            _emit_transpose(_Emitter(inner, dtype, _width(dtype)), function.args)
+            address = scalar_type(dtype).as_pointer()
+            function, inner = _define(builder.module, name, [I64, I64, address, I64, address, I64])
+            _emit_transpose(Emitter(inner, dtype, vector_width(dtype)), function.args)
         builder.call(function, args)
         return context.get_dummy_value()
 

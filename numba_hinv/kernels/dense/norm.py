@@ -4,10 +4,17 @@ import math
 
 from numba import njit
 
-from ..plumbing.compiled import OPTIONS, kernel
+from ..plumbing.compiled import OPTIONS, kernel, shared
 
 # Norms within these bounds have squares, and sums of squares, that are exact to rounding.
 LEAST, LARGEST = 1e-140, 1e150
+
+
+@shared
+def times_power(x, exponent):
+    """x 2^exponent, in two steps, of which each is a power of two that exists."""
+    half = int(exponent) // 2
+    return math.ldexp(math.ldexp(x, half), int(exponent) - half)
 
 
 @njit(**OPTIONS, fastmath={"reassoc", "contract", "nsz"})
@@ -30,12 +37,11 @@ def row_norms(rows, out):
             for j in range(x.size):
                 top = max(top, abs(x[j]))
             if 0.0 < top < math.inf:
-                # By a power of two, so that the scaling is exact; in two steps where its inverse would overflow.
+                # By a power of two, so that the scaling is exact.
                 exponent = math.frexp(top)[1]
-                half = exponent // 2
                 total = 0.0
                 for j in range(x.size):
-                    scaled = math.ldexp(math.ldexp(x[j], -half), half - exponent)
+                    scaled = times_power(x[j], -exponent)
                     total += scaled * scaled
                 norm = math.ldexp(math.sqrt(total), exponent)
         out[i] = norm

@@ -7,24 +7,22 @@
 ``solve_vector``, ``solve_vector_back``   T^{-T} x and T^{-1} x for one vector of BLOCK entries
 ``retyped``, ``as_int32``   pointers seen as pointers to another type
 T is unit upper triangular; matrices are pointers with row strides in elements. The rows of a block stay in registers
-from the products with the rows above to the triangular solve. Numba's disk cache does not see changes of this file.
+from the products with the rows above to the triangular solve.
 """
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .microkernel import VECTOR_BYTES, _Emitter, _width
+from .emitter import FLAGS, I32, I64, VECTOR_BYTES, Emitter, scalar_type, vector_width
 
 BLOCK = 8
 # Accumulators are BLOCK x _VECTORS vectors: 16 of AVX-512's 32 registers, 8 of the 16 that others have.
 _VECTORS = 2 if VECTOR_BYTES == 64 else 1
-_FLAGS = ("nsz", "contract", "reassoc")
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
 def _int(value):
-    return ir.Constant(_I64, value)
+    return ir.Constant(I64, value)
 
 
 def _function(module, name, result, kinds, emit, dtype):
@@ -32,19 +30,19 @@ def _function(module, name, result, kinds, emit, dtype):
     name = f"numba_hinv_{name}_f{dtype.bitwidth}"
     if name in module.globals:
         return module.globals[name]
-    scalar = ir.DoubleType() if dtype.bitwidth == 64 else ir.FloatType()
-    kind = {"i": _I64, "s": scalar, "p": scalar.as_pointer()}
+    scalar = scalar_type(dtype)
+    kind = {"i": I64, "s": scalar, "p": scalar.as_pointer()}
     function = ir.Function(module, ir.FunctionType(result, [kind[letter] for letter in kinds]), name)
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
     function.attributes.add("nounwind")
-    emit(_Emitter(ir.IRBuilder(function.append_basic_block("entry")), dtype, _width(dtype)), function.args)
+    emit(Emitter(ir.IRBuilder(function.append_basic_block("entry")), dtype, vector_width(dtype)), function.args)
     return function
 
 
 def _minus_product(builder, x, y, z):
     """z - x y, in one instruction where the machine has it."""
-    return builder.fsub(z, builder.fmul(x, y, flags=_FLAGS), flags=_FLAGS)
+    return builder.fsub(z, builder.fmul(x, y, flags=FLAGS), flags=FLAGS)
 
 
 def _columns(emitter, columns, sweep, done, strips=(_VECTORS, 1)):
@@ -53,7 +51,7 @@ def _columns(emitter, columns, sweep, done, strips=(_VECTORS, 1)):
     sweep ends with a branch to next; done() is emitted at the end.
     """
     builder, width = emitter.builder, emitter.width
-    place = builder.alloca(_I64)
+    place = builder.alloca(I64)
     builder.store(_int(0), place)
     heads = [emitter.block("strips") for _ in (*strips, None)]
     builder.branch(heads[0])
@@ -189,7 +187,7 @@ def _emit_eliminate(emitter, arguments):
         builder.branch(head)
 
     def done():
-        builder.ret(builder.zext(builder.icmp_unsigned("==", builder.load(flags), ir.Constant(bits, 0)), _I64))
+        builder.ret(builder.zext(builder.icmp_unsigned("==", builder.load(flags), ir.Constant(bits, 0)), I64))
 
     _columns(emitter, columns, sweep, done)
 
@@ -247,7 +245,7 @@ def _emit_largest(emitter, arguments):
     places = ir.VectorType(lane, width)
     iota = ir.Constant(places, list(range(width)))
     kind = ir.FunctionType(emitter.vector(), [emitter.vector()])
-    modulus = emitter._declare(f"llvm.fabs.v{width}{emitter.letter}", kind)
+    modulus = emitter.declare(f"llvm.fabs.v{width}{emitter.letter}", kind)
     best, at, total = (builder.alloca(kind) for kind in (emitter.vector(), places, emitter.vector()))
     for slot, value in ((best, emitter.zero()), (at, ir.Constant(places, None)), (total, emitter.zero())):
         builder.store(value, slot)
@@ -275,12 +273,12 @@ def _emit_largest(emitter, arguments):
             others = emitter.shuffle(value, value, lanes), emitter.shuffle(place, place, lanes)
             value, place = keep_larger(value, place, *others)
             whole = builder.fadd(whole, emitter.shuffle(whole, whole, lanes))
-        first = ir.Constant(_I32, 0)
+        first = ir.Constant(I32, 0)
         value, place, whole = (builder.extract_element(vector, first) for vector in (value, place, whole))
         # A total that is not finite times zero is NaN; any other adds nothing.
         spoiled = builder.fmul(whole, ir.Constant(emitter.scalar, 0.0))
         builder.store(builder.fadd(value, spoiled), result)
-        builder.ret(builder.sext(place, _I64) if lane.width < 64 else place)
+        builder.ret(builder.sext(place, I64) if lane.width < 64 else place)
 
     _columns(emitter, columns, sweep, done, (1, 1))
 
@@ -340,7 +338,7 @@ def _caller(name, result, kinds, emit, sig, position):
     """codegen of an intrinsic that calls one of the functions above, of the dtype of the pointer at this position."""
 
     def codegen(context, builder, sig, args):
-        llvm_result = _I64 if result == types.int64 else ir.VoidType()
+        llvm_result = I64 if result == types.int64 else ir.VoidType()
         value = builder.call(_function(builder.module, name, llvm_result, kinds, emit, sig.args[position].dtype), args)
         return value if result == types.int64 else context.get_dummy_value()
 

@@ -16,6 +16,19 @@ from ..plumbing.binding import POINTER, SCALAR, SIZE, compiled_once
 from ..plumbing.compiled import inner, kernel
 from ..plumbing.status import NOT_FINITE, OK, SINGULAR_PIVOT
 from .microkernel import pointer, row_stride, shift
+from .pivot_arithmetic import (
+    EXCHANGE,
+    MAX_FLOAT,
+    PAIR,
+    STAY,
+    choice,
+    is_weak,
+    order,
+    replacement,
+    split_block,
+    stays_nonnegative,
+    times,
+)
 from .pivot_block import (
     BLOCK,
     as_int32,
@@ -30,12 +43,9 @@ from .pivot_block import (
 )
 from .product import gemm_tn_upper
 
-# Bunch and Kaufman's constant, which balances the growth of a 1x1 against that of a 2x2 step.
-ALPHA = (1.0 + math.sqrt(17.0)) / 8.0
-# Scalars that kernels leave for each other: pivots and inverses of a block, or the parts of a 2x2 block; results.
+# Scalars that kernels leave for each other: pivots and inverses of a block; results.
 NOTES = 3 * BLOCK
 RESULTS = 2 * BLOCK
-MAX_FLOAT = np.finfo(np.float64).max
 
 
 @kernel
@@ -88,84 +98,11 @@ def _interchange(m, M, lda, L, base, k0, start, k, p, q, pivots, s):
 
 
 @inner
-def _eigen(a, b, c):
-    """Eigenvalues of [[a, b], [b, c]], larger modulus first, and the unit eigenvector (cosine, sine) of the first.
-
-    LAPACK's dlaev2.
-    """
-    total, difference, twice = a + c, a - c, b + b
-    large, little = (a, c) if abs(a) > abs(c) else (c, a)
-    root = math.hypot(difference, twice)
-    if total != 0:
-        sign = math.copysign(1.0, total)
-        first = 0.5 * (total + sign * root)
-        second = (large / first) * little - (b / first) * b
-    else:
-        sign, first, second = 1.0, 0.5 * root, -0.5 * root
-    side = 1.0 if difference >= 0 else -1.0
-    along = difference + side * root
-    if abs(along) > abs(twice):
-        t = -twice / along
-        sine = 1 / math.sqrt(1 + t * t)
-        cosine = t * sine
-    elif twice == 0:
-        cosine, sine = 1.0, 0.0
-    else:
-        t = -along / twice
-        cosine = 1 / math.sqrt(1 + t * t)
-        sine = t * cosine
-    if sign == side:
-        cosine, sine = -sine, cosine
-    return first, second, cosine, sine
-
-
-@inner
-def _split_block(a, b, c, tiny, perturbation, block):
-    """Take the block [[a, b], [b, c]] = G diag(sigma) G^T apart.
-
-    Out: block[:3] = (p, q, r) with [[p, q], [q, r]] its inverse; block[3:7] = G^{-1}, row by row.
-    Returns the number of replaced eigenvalues (-1: one is singular and may not be replaced), whether the first and
-    whether the second sigma is negative, and two factors of |det|. A block of which nothing is replaced is
-    equilibrated before it is diagonalised, so that G is accurate entry by entry however differently a and c are scaled.
-    """
-    ratio = max(abs(c / b), 1.0) if abs(c) >= abs(a) else min(abs(b / a), 1.0)
-    x, y = a / b * ratio, c / b / ratio
-    det = x * y - 1
-    count = 0
-    # The smaller eigenvalue is at least |det| over the norm of the block.
-    if not abs(det) * abs(b) * (abs(b) / (abs(a) + abs(b) + abs(c))) > tiny:
-        big, small, cosine, sine = _eigen(a, b, c)
-        count = int(not abs(small) > tiny) + int(not abs(big) > tiny)
-    if count > 0:
-        if perturbation == 0:
-            return -1, 0, 0, 1.0, 1.0
-        small = -perturbation if small < 0 else perturbation
-        if count == 2:
-            big = -perturbation if big < 0 else perturbation
-        block[0] = cosine / big * cosine + sine / small * sine
-        block[1] = cosine / big * sine - sine / small * cosine
-        block[2] = sine / big * sine + cosine / small * cosine
-        left, right = 1.0, 1.0
-        one, two = abs(big), abs(small)
-    else:
-        block[0], block[1], block[2] = y / det * (ratio / b), -1 / det / b, x / det / ratio / b
-        sign = math.copysign(1.0, b)
-        big, small, cosine, sine = _eigen(sign * x, sign, sign * y)
-        root, scale = math.sqrt(ratio), math.sqrt(abs(b))
-        left, right = root / scale, 1 / root / scale
-        one, two = abs(b), abs(b) * abs(det)
-    first, second = 1 / math.sqrt(abs(big)), 1 / math.sqrt(abs(small))
-    block[3], block[4] = first * cosine * left, first * sine * right
-    block[5], block[6] = -second * sine * left, second * cosine * right
-    return count, int(big < 0), int(small < 0), one, two
-
-
-@inner
 def _bounded(m, w, s, d, k):
     """Whether the 1x1 pivot d > 0 leaves no later diagonal entry negative: then elements do not grow."""
     inverse, bad = 1 / d, 0
     for j in range(k + 1, m):
-        bad |= not s[j] >= w[j] * (w[j] * inverse)
+        bad |= not stays_nonnegative(s[j], w[j], inverse)
     return bad == 0
 
 
@@ -189,7 +126,7 @@ def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start
     size, other = 1, k
     if not (abs(d) <= MAX_FLOAT and colmax <= MAX_FLOAT):
         return
-    if abs(d) < ALPHA * colmax and not (d > 0 and _bounded(m, w, s, d, k)):
+    if is_weak(d, colmax) and not (d > 0 and _bounded(m, w, s, d, k)):
         for j in range(k, q):
             v[j] = M[j * lda + q]
         for j in range(q, m):
@@ -202,13 +139,14 @@ def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start
         v[q] = e
         if not (abs(e) <= MAX_FLOAT and rowmax <= MAX_FLOAT):
             return
-        if abs(d) < ALPHA * colmax * (colmax / rowmax):
+        chosen = choice(d, colmax, float(e), rowmax)
+        if chosen != STAY:
             other = q
-            if abs(e) < ALPHA * rowmax:
-                size = 2
-            else:
-                w, v = v, w
-                d = float(e)
+        if chosen == PAIR:
+            size = 2
+        elif chosen == EXCHANGE:
+            w, v = v, w
+            d = float(e)
     last = k + size - 1
     if other != last:
         _interchange(m, M, lda, L, base, k0, start, k, last, other, pivots, s)
@@ -223,7 +161,7 @@ def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start
             if perturbation == 0:
                 results[0] = -1
                 return
-            d = -perturbation if d < 0 else perturbation
+            d = replacement(d, perturbation)
             count = 1
         inverse = 1 / d
         block[0] = inverse
@@ -241,7 +179,8 @@ def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start
         pivots[m + k] = 4 * other + int(d < 0)
         results[0], results[1], results[2], results[3], results[4] = 1, int(d < 0), count, abs(d), 1
         return
-    count, first, second, one, two = _split_block(d, float(w[last]), float(v[last]), tiny, perturbation, block)
+    b, c = float(w[last]), float(v[last])
+    count, first, second, one, two, p, q_, r, g0, g1, g2, g3 = split_block(d, b, c, tiny, perturbation)
     if count < 0:
         results[0] = -1
         return
@@ -255,24 +194,13 @@ def _careful_pivot(m, M, lda, L, pivots, scales, s, w, v, block, base, k0, start
     L[row + last] = 0
     M[k * lda + last] = 0
     after = last + 1
-    scale_pair(m - after, block[0], block[1], block[2], shift(w, after), shift(v, after), shift(L, row + after),
+    scale_pair(m - after, p, q_, r, shift(w, after), shift(v, after), shift(L, row + after),
                shift(L, below + after), shift(M, k * lda + after), shift(M, last * lda + after), shift(s, after))
-    scales[2 * k], scales[2 * k + 1], scales[2 * last + 1], scales[2 * last] = block[3], block[4], block[5], block[6]
+    scales[2 * k], scales[2 * k + 1], scales[2 * last + 1], scales[2 * last] = g0, g1, g2, g3
     pivots[m + k] = 4 * other + 2 + first
     pivots[m + last] = 4 * last + second
     pivots[k], pivots[last] = ~pivots[k], ~pivots[last]
     results[0], results[1], results[2], results[3], results[4] = 2, first + second, count, one, two
-
-
-@inner
-def _times(product, exponent, factor):
-    """Multiply product e^exponent by a positive factor: a logarithm only where the product would leave the range."""
-    if not 1e-150 < factor < 1e150:
-        return product, exponent + math.log(factor)
-    product *= factor
-    if not 1e-150 < product < 1e150:
-        return 1.0, exponent + math.log(product)
-    return product, exponent
 
 
 @inner
@@ -290,22 +218,6 @@ def _late_interchanges(L, pivots, m):
                 p = k + ((pivots[m + k] >> 1) & 1)
                 if p != q:
                     L[row + p], L[row + q] = L[row + q], L[row + p]
-
-
-@inner
-def _order(pivots, m):
-    """pivots[m:] <- the places of the pivots once the positive ones come first, in the order of elimination."""
-    negative = 0
-    for k in range(m):
-        negative += pivots[m + k] & 1
-    positive, next_negative = 0, m - negative
-    for k in range(m):
-        if pivots[m + k] & 1:
-            pivots[m + k] = next_negative
-            next_negative += 1
-        else:
-            pivots[m + k] = positive
-            positive += 1
 
 
 @inner
@@ -381,7 +293,7 @@ def _factor(m, M, lda, tiny, perturbation, threshold, L, pivots, scales, work):
                         if not d <= MAX_FLOAT:
                             results[0] = NOT_FINITE
                             return
-                        product, exponent = _times(product, exponent, d)
+                        product, exponent = times(product, exponent, d)
                         scales[2 * (k + i)] = 1 / math.sqrt(d)
                         scales[2 * (k + i) + 1] = 0
                         pivots[m + k + i] = 4 * (k + i)
@@ -395,8 +307,8 @@ def _factor(m, M, lda, tiny, perturbation, threshold, L, pivots, scales, work):
             interchanged = interchanged or pivots[m + k] >> 2 != k
             num_negative += int(results[1])
             num_perturbed += int(results[2])
-            product, exponent = _times(product, exponent, float(results[3]))
-            product, exponent = _times(product, exponent, float(results[4]))
+            product, exponent = times(product, exponent, float(results[3]))
+            product, exponent = times(product, exponent, float(results[4]))
             k += int(results[0])
         if k < m:
             _update(m, M, lda, L, base, k0, start, end, k)
@@ -410,7 +322,7 @@ def _factor(m, M, lda, tiny, perturbation, threshold, L, pivots, scales, work):
         num_negative = m - num_negative
         for k in range(m):
             pivots[m + k] ^= 1
-    _order(pivots, m)
+    order(pivots, m)
     logarithm = exponent + math.log(product)
     results[0], results[1], results[2], results[3] = OK, num_negative, num_perturbed, logarithm
     results[4] = logarithm - float(results[3])

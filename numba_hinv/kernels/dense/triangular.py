@@ -10,6 +10,7 @@ from ..plumbing.binding import POINTER, SIZE, compiled_once
 from ..plumbing.compiled import inner, kernel
 from ..plumbing.memory import move
 from .microkernel import dot_columns, pointer, shift, tile_nt
+from .pivot_arithmetic import place
 from .pivot_block import BLOCK, solve_block, solve_vector, solve_vector_back, subtract_rows
 from .product import gemm_nn, gemm_nt, gemm_tn
 from .signed_cholesky import panel_rows
@@ -22,12 +23,6 @@ def _in_order(pivots, m):
     for k in range(m):
         difference |= (pivots[k] ^ k) | (pivots[m + k] ^ k)
     return difference == 0
-
-
-@inner
-def _place(pivot):
-    """The row of M that a pivot was taken from."""
-    return ~pivot if pivot < 0 else pivot
 
 
 @inner
@@ -67,7 +62,7 @@ def forward_rows(L, pivots, scales, K, work):
             _scale(n, scales[k, 0], row, row)
         return
     for k in range(m):
-        move(n, pointer(K, _place(pivots[k]) * n), pointer(work, k * n))
+        move(n, pointer(K, place(pivots[k]) * n), pointer(work, k * n))
     _solve_rows(m, n, pointer(L, 0), pointer(work, 0))
     k = 0
     while k < m:
@@ -178,7 +173,7 @@ def forward_vectors(L, pivots, scales, X, work):
     if not in_order:
         for c in range(count):
             for k in range(m):
-                work[c, k] = X[c, _place(pivots[k])]
+                work[c, k] = X[c, place(pivots[k])]
     _solve_vectors(count, m, pointer(L, 0), pointer(Y, 0))
     for c in range(count):
         if in_order:
@@ -236,4 +231,4 @@ def backward_vectors(L, pivots, scales, X, work):
     if not in_order:
         for c in range(count):
             for k in range(m):
-                X[c, _place(pivots[k])] = work[c, k]
+                X[c, place(pivots[k])] = work[c, k]

@@ -2,8 +2,8 @@
 
 The rows of Z are the samples, or the patches that a convolution reads. Only the part of a weight perturbation in the
 row space of Zt reaches later layers. Where Zt has fewer rows than columns: thin QR by Householder reflections, which
-leaves Q orthonormal even if rows repeat or vanish. Otherwise Q is the identity, not stored, and R is Zt^T. Independent of
-the damping, so factorizations share it.
+leaves Q orthonormal even if rows repeat or vanish. Otherwise Q is the identity, not stored, and R is Zt^T. This does
+not depend on the damping, so factorizations share it.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..dense.microkernel import pointer
 from ..dense.product import gemm_nt, gemm_tn
-from ..plumbing.compiled import inner, kernel
+from ..plumbing.compiled import inner, kernel, shared
 from ..plumbing.memory import copy, fill, matrix, vector
 from .layer_table import BLOCKS, CONVOLUTION
 from .patches import gather
@@ -31,6 +31,13 @@ def workspace(sizes, dtype):
     return np.empty((2, sizes.reflectors), dtype)
 
 
+@shared
+def reflection(alpha, largest, squares):
+    """(tau, beta) of the reflection of x to ``beta e_1``: x[0] is alpha, ``squares`` the square of x / largest."""
+    beta = -math.copysign(largest * math.sqrt(squares), alpha)
+    return (beta - alpha) / beta, beta
+
+
 @inner
 def _reflector(x):
     """Overwrite x by v, v[0] = 1, of the reflection ``I - tau v v^T`` that maps x to ``beta e_1``: (tau, beta)."""
@@ -46,11 +53,11 @@ def _reflector(x):
     total = 0.0
     for j in range(x.size):
         total += (x[j] / largest) ** 2
-    beta = -math.copysign(largest * math.sqrt(total), alpha)
+    tau, beta = reflection(alpha, largest, total)
     for j in range(1, x.size):
         x[j] /= alpha - beta
     x[0] = 1.0
-    return (beta - alpha) / beta, beta
+    return tau, beta
 
 
 @inner

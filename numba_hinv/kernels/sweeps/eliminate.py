@@ -11,13 +11,13 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba.extending import register_jitable
 
 from ..dense.norm import squared_norm
+from ..dense.pivot_arithmetic import enlarge
 from ..dense.rank_update import signed_rank_update
 from ..dense.signed_cholesky import pack_size, signed_cholesky, work_size
 from ..dense.triangular import forward_rows
-from ..plumbing.compiled import inner, kernel
+from ..plumbing.compiled import inner, kernel, shared
 from ..plumbing.memory import matrix, vector
 from ..plumbing.status import NOT_FINITE, OK
 from ..steps.front import form_front
@@ -59,7 +59,7 @@ class Pivoting(NamedTuple):
     largest: float  # are enlarged, up to this
 
 
-@register_jitable
+@shared
 def scale_pivoting(relative, norm, damping):
     """The `Pivoting` of ``H + damping I`` from one in units of its norm, ``norm`` being that of H."""
     scale = norm + abs(damping)
@@ -108,16 +108,16 @@ def _limit_growth(Y, pivots, scales, pivoting):
         size = squared_norm(y)
         if not size <= growth:
             growth = size
-        if size > pivoting.limit:
-            pivot = 1.0 / (float(scales[k, 0]) ** 2 + float(scales[k, 1]) ** 2)
-            if pivot < pivoting.largest:
-                shrink = math.sqrt(max(pivoting.limit / size, pivot / pivoting.largest))
-                for j in range(y.size):
-                    y[j] *= shrink
-                scales[k, 0] *= shrink
-                scales[k, 1] *= shrink
-                num_enlarged += abs(pivot - pivoting.perturbation) > 1e-5 * pivot
-                added -= 2.0 * math.log(shrink)
+        shrink, counts, more = enlarge(
+            size, float(scales[k, 0]), float(scales[k, 1]), pivoting.perturbation, pivoting.limit, pivoting.largest
+        )
+        if shrink != 1.0:
+            for j in range(y.size):
+                y[j] *= shrink
+            scales[k, 0] *= shrink
+            scales[k, 1] *= shrink
+        num_enlarged += counts
+        added += more
     return growth, num_enlarged, added
 
 
