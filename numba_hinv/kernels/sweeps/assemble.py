@@ -179,18 +179,25 @@ def assemble(table, places, cuts, pieces, begin, count, params, lin, kept, H, fr
 
 
 @kernel
-def add_constant(table, places, lin, l2, H):
-    """Add Dxx of layers given as blocks and l2 to the diagonal; complete the blocks of which a part was left out."""
-    P = H.shape[1]
+def add_constant(table, lin, H):
+    """Add Dxx of layers given as blocks, which is no sum over samples any more."""
     for l in range(table.size):
         layer = table[l]
-        at = layer.parameters
         if layer.kind == BLOCKS:
+            at = layer.parameters
             for x in range(layer.p):
                 for y in range(layer.p):
                     H[at + x, at + y] += lin.Dxx[layer.Dxx + x * layer.p + y]
-        elif places[l].wide:
-            n_in = layer.n_in
+
+
+@kernel
+def complete_diagonal(table, places, l2, H):
+    """Add l2 to the diagonal, and complete the blocks right of it of which half was left out."""
+    P = H.shape[1]
+    for l in range(table.size):
+        layer = table[l]
+        at, n_in = layer.parameters, layer.n_in
+        if places[l].wide:
             for a in range(layer.units):
                 for b in range(a + 1, layer.units):
                     corner = pointer(H, (at + a * n_in) * P + at + b * n_in)
