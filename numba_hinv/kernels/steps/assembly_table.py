@@ -172,7 +172,7 @@ def assembly(table, num_samples, budget, largest_chunk, slice_rows):
     pieces, flops = _pieces(table, places)
     cuts = []
     for layer, place in zip(table, places):
-        place["wide"] = wide = layer["kind"] == DENSE and layer["n_in"] >= TRIANGLE
+        place["wide"] = wide = layer["kind"] == DENSE and layer["n_in"] >= min(TRIANGLE, CUT + 1)
         for name, own in (("cut", False), ("own_cut", wide)):
             place[f"first_{name}"] = len(cuts)
             cuts += _cuts(layer, own, TRIANGLE_CUT if own else CUT) if layer["p"] else []
