@@ -10,7 +10,7 @@ from .factorization import Factorization, factor_dtype_of, method_of
 from .factors import choice
 from .kernels.sweeps.linearise import Linearisation
 from .layers import blocks as layer_blocks
-from .runtime import columns, memory_budget, threads
+from .runtime import columns, threads
 from .runtime.validation import as_array, as_flag, as_real, check_finite
 from .system import processor
 from .system.scaling import lengths
@@ -19,8 +19,6 @@ from .system.system import System
 
 # Where a count of eigenvalues is uncertain, the shifts around it that are tried, in units of ||H||.
 _NEARBY = (1e-10, 1e-8, 1e-6)
-# Where a product overflows between the layers, the vectors are divided by 2 to this power first.
-_SMALLER = 600
 
 
 class Hessian(LinearOperator):
@@ -319,17 +317,38 @@ class Hessian(LinearOperator):
         except np.linalg.LinAlgError as error:
             return None, str(error).removeprefix("damping: ")
 
-    def todense(self):
-        """H as a (P, P) array, by P products."""
-        P = self.shape[0]
-        memory_budget.require(8 * P * P, f"the dense Hessian of P = {P} parameters")
-        dense = np.empty((P, P), np.float64)
-        for start in range(0, P, columns.SHORT_BLOCK):
-            rows = np.zeros((min(columns.SHORT_BLOCK, P - start), P))
-            rows[np.arange(rows.shape[0]), start + np.arange(rows.shape[0])] = 1.0
-            dense[start : start + columns.SHORT_BLOCK] = self._product(rows, self.dtype)
-        dense += dense.T.copy()
-        dense *= 0.5
+    def todense(self, num_threads=None, progress=False):
+        """H as a (P, P) array, exactly symmetric.
+
+        Parameters
+        ----------
+        num_threads : int, optional
+            By default one a core. The result is the same, bit for bit.
+        progress : bool
+            Show a progress bar, for which tqdm must be installed.
+
+        Returns
+        -------
+        array
+            In the dtype of the parameters; computed in float64 in any case.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            H, or a product with it, overflows.
+        MemoryError
+            H would not fit; nothing has been allocated.
+        ImportError
+            A progress bar is asked for and tqdm is not there.
+
+        Notes
+        -----
+        The mathematics is in docs/theory.md, section 13. Costs about B P^2 flops at the rate of matrix products, and
+        8 P^2 bytes; where P products with H cost less, H is made of those.
+        """
+        dense = self.system.dense(num_threads=num_threads, progress=progress)
+        if self.dtype != np.float64:
+            self._require_fit(dense, self.dtype)
         return dense.astype(self.dtype, copy=False)
 
     def norm(self):
@@ -381,13 +400,17 @@ class Hessian(LinearOperator):
             if not is_finite:
                 if given is not None and not np.isfinite(lengths(rows)).all():
                     check_finite("v", given)
-                # Adjoints may overflow on the way to layers that do not feel them.
-                product = np.ldexp(apply(np.ldexp(rows, -_SMALLER), check), _SMALLER)
+                product = self.system.apply_smaller(rows, check)
                 is_finite = np.isfinite(product.sum())
-            fits = dtype == np.float64 and is_finite
-            if not fits:
-                largest = np.finfo(dtype).max
-                fits = product.max(initial=0.0) <= largest and product.min(initial=0.0) >= -largest
+        if dtype != np.float64 or not is_finite:
+            self._require_fit(product, dtype)
+        return product
+
+    @staticmethod
+    def _require_fit(product, dtype):
+        """``LinAlgError`` where some of these numbers are beyond ``dtype``."""
+        largest = np.finfo(dtype).max
+        with np.errstate(over="ignore", invalid="ignore"):
+            fits = product.max(initial=0.0) <= largest and product.min(initial=0.0) >= -largest
         if not fits:
             raise np.linalg.LinAlgError(f"v: the product with the Hessian overflows {dtype}")
-        return product

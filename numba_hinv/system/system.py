@@ -13,7 +13,7 @@ from ..kernels.sweeps.linearise import Linearisation
 from ..runtime import columns, threads
 from ..runtime.chunks import chunks
 from ..runtime.probes import random_signs
-from . import scaling
+from . import dense, scaling
 from .processor import CPU
 from .scaling import lengths
 
@@ -21,6 +21,8 @@ from .scaling import lengths
 _POWER_STEPS = 4
 # Blocks with fewer rows and columns than this never reach BLAS (`kernels.dense.product`).
 _BLAS_SIZE = 192
+# Where a product overflows between the layers, the vectors are divided by 2 to this power first.
+_SMALLER = 600
 
 
 class System:
@@ -133,6 +135,32 @@ class System:
     def apply(self, rows, check=threads.no_check, out=None):
         """rows H in float64, rows (k, P)."""
         return self.multiply(rows, shift=self.l2, check=check, out=out)
+
+    def apply_smaller(self, rows, check=threads.no_check):
+        """The same by way of shorter vectors: adjoints may overflow on the way to layers that do not feel them."""
+        return np.ldexp(self.apply(np.ldexp(rows, -_SMALLER), check), _SMALLER)
+
+    def dense(self, out=None, num_threads=None, check=threads.no_check, progress=False):
+        """H as a (P, P) array of float64, exactly symmetric, the same bits on any number of threads.
+
+        Parameters
+        ----------
+        out : (P, P) C-contiguous array of float64, optional
+            Where H is written.
+        num_threads : int, optional
+            By default one a core.
+        check : callable
+            Called now and then, between compiled calls of some milliseconds; what it raises ends the work.
+        progress : bool
+
+        Raises
+        ------
+        MemoryError
+            H would not fit; nothing has been allocated.
+        numpy.linalg.LinAlgError
+            H overflows.
+        """
+        return dense.dense(self, out, num_threads, check, progress)
 
     def multiply(self, rows, scale=None, shift=0.0, b=None, check=threads.no_check, out=None, squares=None):
         """rows (H + (shift - l2) I) in float64, rows (k, P), H scaled as ``scale`` says; b minus that if b is given.
