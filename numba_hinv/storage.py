@@ -81,6 +81,10 @@ def _describe(header):
     if header["curvature"] not in ("hessian", "ggn"):
         raise ValueError(f"curvature is {header['curvature']!r}")
     chain = _as_chain(header["chain"])
+    if header.get("method", "layers") not in ("layers", "dense"):
+        raise ValueError(f"method is {header['method']!r}")
+    if header.get("method") == "dense" and header["num_pivots"] not in (0, int(chain.p.sum())):
+        raise ValueError(f"num_pivots is {header['num_pivots']!r}")
     network = header["network"]
     if network is not None:
         layers = [_LAYERS[name](*fields) for name, *fields in network["layers"]]
@@ -142,18 +146,21 @@ def _expected(header, table, sizes):
     blocks = {"Z": (sizes.z,), "output": (B, n), "curvature": (B, n, n)}
     blocks |= dict.fromkeys(("S", "D", "lam"), (sizes.u,))
     blocks |= {name: (getattr(sizes, name),) for name in ("Dx", "Dz", "Dxx", "Dzx", "Dzz")}
-    factors = {name: (narrow, (getattr(sizes, name),)) for name in ("L", "scales", "Y")}
-    factors["pivots"] = (np.dtype(np.int32), (sizes.pivots,))
-    factors |= {name: (counts, (L,)) for name in ("num_positive", "num_perturbed")}
-    factors |= {name: (wide, (L,)) for name in ("logabsdet", "growth")}
     gradient = {} if header["loss"] is None else {"gradient": (np.dtype(header["dtype"]), (P,))}
-    return {
+    common = {
         "params": (wide, (P,)),
         **gradient,
         "logarithms": (wide, (L + 1,)),
         **{f"blocks_{name}": (wide, blocks[name]) for name in Linearisation._fields},
-        **{f"factors_{name}": factors[name] for name in Factors._fields},
     }
+    if header.get("method") == "dense":
+        pivots = np.dtype(np.int32), (header["num_pivots"],)
+        return {**common, "factors_array": (narrow, (P, P)), "factors_pivots": pivots}
+    factors = {name: (narrow, (getattr(sizes, name),)) for name in ("L", "scales", "Y")}
+    factors["pivots"] = (np.dtype(np.int32), (sizes.pivots,))
+    factors |= {name: (counts, (L,)) for name in ("num_positive", "num_perturbed")}
+    factors |= {name: (wide, (L,)) for name in ("logabsdet", "growth")}
+    return {**common, **{f"factors_{name}": factors[name] for name in Factors._fields}}
 
 
 def _check_values(arrays, table):
@@ -161,6 +168,9 @@ def _check_values(arrays, table):
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise archive.refusal(f"has numbers in {name!r} that are not finite")
+    if "factors_array" in arrays:
+        _check_interchanges(arrays["factors_pivots"], len(arrays["factors_array"]))
+        return
     m = table["m"]
     for name in ("num_positive", "num_perturbed"):
         if ((arrays[f"factors_{name}"] < 0) | (arrays[f"factors_{name}"] > m)).any():
@@ -179,6 +189,16 @@ def _check_values(arrays, table):
     starts = np.flatnonzero(np.diff(pairs, prepend=-2) != 1)
     starts = np.union1d(starts, np.flatnonzero(np.diff(layer[pairs], prepend=-1) != 0))
     if (np.diff(np.append(starts, pairs.size)) % 2).any():
+        raise archive.refusal("has half a 2 x 2 pivot")
+
+
+def _check_interchanges(pivots, size):
+    """LAPACK's interchanges are rows from 1 on, negative in pairs that name one row."""
+    if ((np.abs(pivots.astype(np.int64)) < 1) | (np.abs(pivots.astype(np.int64)) > size)).any():
+        raise archive.refusal("has pivots out of range")
+    pairs = np.flatnonzero(pivots < 0)
+    one, two = pairs[::2], pairs[1::2]
+    if one.size != two.size or (two != one + 1).any() or (pivots[one] != pivots[two]).any():
         raise archive.refusal("has half a 2 x 2 pivot")
 
 

@@ -19,7 +19,7 @@ def solvers(system, dampings, dtype, method="auto", checkpoint=False, num_thread
     choice.require(system, dtype, method, checkpoint, dict.fromkeys(scales), len(dampings), workers)
     on.load(dtype)
     if method == "dense":
-        system.dense()
+        system.kept_dense()
         blocks = dict.fromkeys(scales)
     else:
         blocks = {scale: system.blocks(dtype, scale) for scale in dict.fromkeys(scales)}

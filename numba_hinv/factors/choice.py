@@ -13,10 +13,10 @@ from .elimination import Elimination, no_tick
 from .layers import Layers
 from .segments import Segments
 
-
 METHODS = ("auto", "layers", "dense")
-# Rates of the two ways, in flops of the layers' elimination and of the dense Cholesky, as the ratio of their times.
-_LAYER_RATE = 2.0
+# What a flop of the layers' elimination costs, in flops of the dense way; and how many flops by layers are so few, a
+# fraction of a millisecond, that there is nothing to gain.
+_LAYER_FLOP, _FEW = 2.0, 1e6
 
 
 def chosen(system, dtype, method="auto", checkpoint=False):
@@ -28,10 +28,9 @@ def chosen(system, dtype, method="auto", checkpoint=False):
     if method != "auto" or checkpoint or system.on.batches:
         return "layers" if method == "auto" else method
     m, N = system.table["m"].astype(float), system.table["N"].astype(float)
-    layers = _LAYER_RATE * float((m**3 / 3 + m * m * N + m * N * N).sum())
-    P = float(system.num_params)
+    layers, P = float((m**3 / 3 + m * m * N + m * N * N).sum()), float(system.num_params)
     dense = P**3 / 3 + (0.0 if system.has_dense else 2.0 * system.num_samples * P * P)
-    return "dense" if dense < layers else "layers"
+    return "dense" if layers > _FEW and dense < _LAYER_FLOP * layers else "layers"
 
 
 def num_bytes(system, dtype, method="layers", checkpoint=False, scales=(), num_kept=1, num_working=1):
@@ -162,8 +161,7 @@ def factorize_batch(matrices, tick=no_tick):
 def from_arrays(matrix, header, arrays):
     """`Factors` of a matrix from what `Factors.to_arrays` gave, and perhaps more."""
     matrix.system.on.load(matrix.dtype)
-    if header["method"] == "dense":
-        array = np.asfortranarray(arrays["factors_array"])
-        return Dense(matrix, float(header["shift"]), array, arrays["factors_pivots"])
+    if header.get("method") == "dense":
+        return Dense(matrix, float(header["shift"]), arrays["factors_array"].T, arrays["factors_pivots"])
     arrays = Arrays(*(arrays[f"factors_{name}"] for name in Arrays._fields))
     return Layers.of_arrays(Elimination.of(matrix, float(header["shift"])), arrays)

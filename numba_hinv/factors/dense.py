@@ -146,12 +146,14 @@ class Dense(Factors):
         return 0.5 * (block + block.T)
 
     def to_arrays(self):
-        return {"method": "dense", "shift": self.shift}, {"factors_array": self.array, "factors_pivots": self.pivots}
+        header = {"method": self.method, "shift": self.shift, "num_pivots": self.pivots.size}
+        # Arrays of files are in C order.
+        return header, {"factors_array": self.array.T, "factors_pivots": self.pivots}
 
 
 def _shifted(matrix, shift):
     """``2^-k H + (shift - l2) I`` in the precision of the factors, in Fortran order."""
     system, k = matrix.system, matrix.scale.matrix
-    array = np.ldexp(system.dense(), -k)
+    array = np.ldexp(system.kept_dense(), -k)
     array[np.diag_indices(len(array))] += shift - np.ldexp(system.l2, -k)
     return np.asfortranarray(array, matrix.dtype)

@@ -4,6 +4,8 @@
 neither nets nor factors, and reaches memory and compiled sweeps through its processor alone.
 """
 
+import threading
+
 import numpy as np
 
 from ..kernels.dense import product
@@ -66,12 +68,13 @@ class System:
         self.table, self.sizes = layers or layer_table(self.chain, self.num_samples)
         self.on.load(np.dtype(np.float64))
         self._spaces, self._known_runs = {}, {}
+        self._dense, self._making = None, threading.Lock()
         self._last_scaled = self._last_narrow = (None,)
 
     def __getstate__(self):
         # The norm and the logarithms stay: factors belong to the scaling that they were made with.
         state = self.__dict__.copy()
-        for name in ("table", "sizes", "_spaces", "_known_runs", "_last_scaled", "_last_narrow"):
+        for name in ("table", "sizes", "_spaces", "_known_runs", "_last_scaled", "_last_narrow", "_dense", "_making"):
             del state[name]
         state["params"], state["lin"] = self.on_host()
         return state
@@ -161,6 +164,19 @@ class System:
             H overflows.
         """
         return dense.dense(self, out, num_threads, check, progress)
+
+    @property
+    def has_dense(self):
+        """Whether `kept_dense` is made already."""
+        return self._dense is not None
+
+    def kept_dense(self):
+        """H as `dense` gives it, made once for all factorizations that need it; not to be written to."""
+        if self._dense is None:
+            with self._making:
+                if self._dense is None:
+                    self._dense = self.dense()
+        return self._dense
 
     def multiply(self, rows, scale=None, shift=0.0, b=None, check=threads.no_check, out=None, squares=None):
         """rows (H + (shift - l2) I) in float64, rows (k, P), H scaled as ``scale`` says; b minus that if b is given.
