@@ -566,14 +566,25 @@ def test_a_loss_for_other_numbers_of_outputs():
     nh.register_loss("test_three", targets="labels")(three_classes)
     nh.Network([nh.Dense(2, 4)], "test_even")
     nh.Network([nh.Dense(2, 3)], "test_three")
-    with pytest.raises(ValueError, match="^loss 'test_even': expected a loss of 3 outputs, .*ValueError from gaussian"):
+    with pytest.raises(ValueError, match="^loss: expected a loss of 3 outputs, .*ValueError from gaussian"):
         nh.Network([nh.Dense(2, 3)], "test_even")
-    with pytest.raises(ValueError, match="^loss 'test_three': expected a loss of 2 outputs, .*IndexError from"):
+    with pytest.raises(ValueError, match="^loss: expected a loss of 2 outputs, .*IndexError from"):
         nh.Network([nh.Dense(2, 2)], "test_three")
 
     nh.register_loss("test_ten")(ten_outputs)
-    with pytest.raises(ValueError, match="^loss 'test_ten': expected a loss of 4 outputs, .* writes out of"):
+    with pytest.raises(ValueError, match="^loss: expected a loss of 4 outputs, .* writes out of"):
         nh.Network([nh.Dense(2, 4)], "test_ten")
+
+    @nh.register_loss("test_five_labels", targets="labels")
+    def five_labels(z, y, gradient, curvature):
+        gradient[:] = 0.0
+        curvature[:] = 0.0
+        gradient[int(y[0])] = FIVE[int(y[0])]
+        return FIVE[int(y[0])] * z[int(y[0])]
+
+    nh.Network([nh.Dense(2, 5)], "test_five_labels")
+    with pytest.raises(ValueError, match="^loss: .* label from 0 to 5; got IndexError for 5: "):
+        nh.Network([nh.Dense(2, 6)], "test_five_labels")
 
     @nh.register_loss("test_up_to_five")
     def up_to_five(z, y, gradient, curvature):
@@ -586,8 +597,11 @@ def test_a_loss_for_other_numbers_of_outputs():
                 gradient[a] = z[a] - y[a]
         return value
 
-    with pytest.raises(ValueError, match=r"^loss 'test_up_to_five': .* gradient\[5\] unwritten .* for 6 outputs"):
+    with pytest.raises(ValueError, match=r"^loss: .* gradient\[5\] unwritten .* for 6 outputs"):
         nh.Network([nh.Dense(2, 6)], "test_up_to_five")
+
+
+FIVE = np.ones(5)
 
 
 # Activations.
