@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 
 import numba_hinv as nh
-<<<<<<< HEAD:tests/layers/test_registration.py
-from numba_hinv.layers import activations, loss_trial, losses
-=======
 from numba_hinv.layers import activations, loss_trial, losses
 from numba_hinv.layers.trial import compare
->>>>>>> 7d57b8ddeecc52b8cfc68a862217b4dc5c2c586c:tests/test_registration.py
 
 # Losses that are right.
 
