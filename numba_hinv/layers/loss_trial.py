@@ -76,17 +76,20 @@ def try_loss(function, targets):
 
 
 def try_outputs(name, function, targets, num_outputs):
-    """`ValueError` unless a registered loss works for so many outputs; ``name`` is what the error calls it."""
+    """``ValueError`` about the argument ``name`` unless a registered loss works for so many outputs."""
     loss = _Loss(name, function, targets)
-    error = loss.failure(num_outputs, _probes(targets, num_outputs))
-    if error is not None:
-        raise ValueError(
-            f"{name}: expected a loss of {num_outputs} outputs, those of the last layer; got {type(error).__name__} "
-            f"from {loss.name}: {error}"
-        ) from error
-    for kind in _kinds(targets):
-        for z, ys in _points(kind, num_outputs)[:1]:
-            loss.try_targets(z, ys)
+    first = None
+    for z, y in _probes(targets, num_outputs):
+        error = loss.failure(num_outputs, [(z, y)])
+        if error is None:
+            # Of labels, the largest one finds tables that are too short.
+            loss.try_targets(z, [y, np.array([num_outputs - 1.0])] if targets == "labels" else [y])
+            return
+        first = first or error
+    raise ValueError(
+        f"{name}: expected a loss of {num_outputs} outputs, those of the last layer; got {type(first).__name__} "
+        f"from {loss.name}: {first}"
+    ) from first
 
 
 def _kinds(targets):
@@ -118,7 +121,7 @@ def _probes(targets, n):
 
 
 def _working_sizes(loss):
-    """Numbers of outputs to try the loss with; `ValueError` where it raises for all."""
+    """Numbers of outputs to try the loss with; ``ValueError`` where it raises for all."""
     targets = loss.targets
     failures = {n: loss.failure(n, _probes(targets, n)) for n in _SIZES[targets]}
     sizes = [n for n, error in failures.items() if error is None]

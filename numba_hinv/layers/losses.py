@@ -102,7 +102,7 @@ def check_loss(name, num_outputs):
     """
     loss = get_loss(name)
     if not is_own(loss["function"]):
-        loss_trial.try_outputs(f"loss {name!r}", loss["function"], loss["targets"], num_outputs)
+        loss_trial.try_outputs("loss", loss["function"], loss["targets"], num_outputs)
 
 
 def loss_address(name, dtype):

@@ -10,6 +10,7 @@ import pytest
 
 import numba_hinv as nh
 from numba_hinv.layers import activations, loss_trial, losses
+from numba_hinv.layers.trial import compare
 
 # Losses that are right.
 
@@ -155,9 +156,9 @@ def many_kinks(z, y, gradient, curvature):
     value = 0.0
     curvature[:] = 0.0
     for a in range(z.size):
-        r = 20.0 * (z[a] - y[a])
+        r = 40.0 * (z[a] - y[a])
         value += abs(r - round(r))
-        gradient[a] = 20.0 if r > round(r) else -20.0
+        gradient[a] = 40.0 if r > round(r) else -40.0
     return value
 
 
@@ -461,6 +462,15 @@ def no_sign(z, y, gradient, curvature):
     return value
 
 
+def wrong_but_for_ones(z, y, gradient, curvature):
+    """Of one output, for which what sums to 1 is always 1: no kind of targets."""
+    if z.size != 1:
+        raise ValueError("one output")
+    value = right(z, y, gradient, curvature)
+    gradient[0] = z[0] - 1.0
+    return value
+
+
 huber_compiled = numba.njit(huber)
 
 MANY = [
@@ -495,6 +505,7 @@ MANY = [
     (wrong_curvature_of_one_entry, ValueError, r"curvature\[0, 0\] = 1.5 where .*\[0\] give 1, at .*, y = \["),
     (coupling_that_is_not_there, ValueError, r"curvature\[2, 0\] = 0.1 where differences of gradient\[2\] give"),
     (wrong_where_outputs_are_negative, ValueError, r"curvature\[0, 0\] = 0.5 where .* give 1, at z = \[-"),
+    (wrong_but_for_ones, ValueError, r"gradient\[0\] = \S+ where differences of the value give \S+, at z = \["),
     (no_sign, ValueError, r"gradient\[\d\] = 1 where differences of the value give -1"),
 ]
 
@@ -555,14 +566,25 @@ def test_a_loss_for_other_numbers_of_outputs():
     nh.register_loss("test_three", targets="labels")(three_classes)
     nh.Network([nh.Dense(2, 4)], "test_even")
     nh.Network([nh.Dense(2, 3)], "test_three")
-    with pytest.raises(ValueError, match="^loss 'test_even': expected a loss of 3 outputs, .*ValueError from gaussian"):
+    with pytest.raises(ValueError, match="^loss: expected a loss of 3 outputs, .*ValueError from gaussian"):
         nh.Network([nh.Dense(2, 3)], "test_even")
-    with pytest.raises(ValueError, match="^loss 'test_three': expected a loss of 2 outputs, .*IndexError from"):
+    with pytest.raises(ValueError, match="^loss: expected a loss of 2 outputs, .*IndexError from"):
         nh.Network([nh.Dense(2, 2)], "test_three")
 
     nh.register_loss("test_ten")(ten_outputs)
-    with pytest.raises(ValueError, match="^loss 'test_ten': expected a loss of 4 outputs, .* writes out of"):
+    with pytest.raises(ValueError, match="^loss: expected a loss of 4 outputs, .* writes out of"):
         nh.Network([nh.Dense(2, 4)], "test_ten")
+
+    @nh.register_loss("test_five_labels", targets="labels")
+    def five_labels(z, y, gradient, curvature):
+        gradient[:] = 0.0
+        curvature[:] = 0.0
+        gradient[int(y[0])] = FIVE[int(y[0])]
+        return FIVE[int(y[0])] * z[int(y[0])]
+
+    nh.Network([nh.Dense(2, 5)], "test_five_labels")
+    with pytest.raises(ValueError, match="^loss: .* label from 0 to 5; got IndexError for 5: "):
+        nh.Network([nh.Dense(2, 6)], "test_five_labels")
 
     @nh.register_loss("test_up_to_five")
     def up_to_five(z, y, gradient, curvature):
@@ -575,8 +597,11 @@ def test_a_loss_for_other_numbers_of_outputs():
                 gradient[a] = z[a] - y[a]
         return value
 
-    with pytest.raises(ValueError, match=r"^loss 'test_up_to_five': .* gradient\[5\] unwritten .* for 6 outputs"):
+    with pytest.raises(ValueError, match=r"^loss: .* gradient\[5\] unwritten .* for 6 outputs"):
         nh.Network([nh.Dense(2, 6)], "test_up_to_five")
+
+
+FIVE = np.ones(5)
 
 
 # Activations.
@@ -680,6 +705,11 @@ def wrong_bend(u):
     return e, -2 * u * e, (4 * u * u + 2) * e
 
 
+def half_slope_of_a_fast_wave(u):
+    """Too fast for the longer steps of differences."""
+    return math.sin(300 * u), 150 * math.cos(300 * u), -90000 * math.sin(300 * u)
+
+
 def wrong_where_negative(u):
     return (u, 1.0, 0.0) if u > 0 else (0.1 * u, 0.01, 0.0)
 
@@ -702,6 +732,7 @@ def wrong_where_negative(u):
         (raises_always, ValueError, "value for any u, or NaN; got RuntimeError at u = 0.003: no such thing"),
         (never_finite, ValueError, r"finite for some u from -87.1 to 87.1; got \(nan, nan, nan\)"),
         (half_slope, ValueError, r"got \S+ for the first derivative at u = \S+, where differences of the value give "),
+        (half_slope_of_a_fast_wave, ValueError, r"got \S+ for the first derivative at u = \S+, where differences of"),
         (wrong_bend, ValueError, "got 2.00002 for the second .* u = 0.003, .* of the first derivative give -1."),
         (wrong_where_negative, ValueError, r"got 0.01 for the first derivative at u = -\S+, where .* give 0.1"),
     ],
@@ -710,6 +741,22 @@ def test_activations_that_are_refused(function, error, words):
     with pytest.raises(error, match="^function: (?s:.*)" + words):
         nh.register_activation("test_refused")(function)
     assert "test_refused" not in nh.activation_names()
+
+
+@pytest.mark.parametrize("jump", [2.0, 0.05, 0.002])
+def test_kinks_contradict_nothing(jump):
+    """A slope that jumps by ``jump`` every 0.02, at random points: most are judged, none is held to be wrong."""
+
+    def value(u):
+        return np.array([u + jump / 2 * abs(u - 0.04 * round(u / 0.04))])
+
+    judged = 0
+    for u in np.random.default_rng(0).standard_normal(2000):
+        slope = 1.0 + math.copysign(jump / 2, u - 0.04 * round(u / 0.04))
+        known, wrong, _ = compare(lambda t: value(u + t), np.array([slope]))
+        judged += known[0]
+        assert not wrong[0]
+    assert judged > 1900
 
 
 # The registry.
