@@ -14,9 +14,10 @@ from .layers import Layers
 from .segments import Segments
 
 METHODS = ("auto", "layers", "dense")
-# What a flop of the layers' elimination costs, in flops of the dense way; and how many flops by layers are so few, a
-# fraction of a millisecond, that there is nothing to gain.
-_LAYER_FLOP, _FEW = 2.0, 1e6
+# What a flop of the layers' elimination costs, in flops of the dense way, whose indefinite factorization runs at half of
+# its rate or less: measured from 0.4 (P = 6,378) to 1.8 (P = 1,258). And how many flops by layers are so few, a fraction
+# of a millisecond, that there is nothing to gain.
+_LAYER_FLOP, _FEW = 0.5, 1e6
 
 
 def chosen(system, dtype, method="auto", checkpoint=False):
