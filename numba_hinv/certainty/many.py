@@ -18,11 +18,7 @@ def solvers(system, dampings, dtype, method="auto", checkpoint=False, num_thread
     method = choice.chosen(system, dtype, method, checkpoint)
     choice.require(system, dtype, method, checkpoint, dict.fromkeys(scales), len(dampings), workers)
     on.load(dtype)
-    if method == "dense":
-        system.kept_dense()
-        blocks = dict.fromkeys(scales)
-    else:
-        blocks = {scale: system.blocks(dtype, scale) for scale in dict.fromkeys(scales)}
+    blocks = choice.shared_blocks(system, dtype, method, scales)
     matrices = [Shifted(system, damping, dtype, scale, blocks[scale]) for damping, scale in zip(dampings, scales)]
     with bar(progress, len(dampings) * system.num_layers, "factorize_many", "layer") as shown:
         if on.batches and not checkpoint:

@@ -81,6 +81,14 @@ def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kep
         raise MemoryError(f"{error}; method={other!r} would need {least:,} bytes") from None
 
 
+def shared_blocks(system, dtype, method, scales):
+    """What `Shifted` matrices of one system share, made before there are threads: blocks by scale, or None for each."""
+    if method == "dense":
+        system.kept_dense()
+        return dict.fromkeys(scales)
+    return {scale: system.blocks(dtype, scale) for scale in dict.fromkeys(scales)}
+
+
 def factorize(matrix, method="auto", checkpoint=False, tick=no_tick):
     """`Factors` of a `Shifted` matrix.
 

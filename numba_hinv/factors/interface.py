@@ -1,6 +1,6 @@
 """The interface of all ways of factoring: what the rest of the library may ask of factors, and nothing else.
 
-A new way is a class with the methods that are abstract here, in a file of its own, and a line in `choice`.
+A new way is a class with the methods that are abstract here, in a file of its own; `choice` says when it is taken.
 """
 
 import abc
@@ -32,9 +32,26 @@ class Factors(abc.ABC):
         Whether solves with blocks of columns may run at the same time.
     """
 
-    method = "layers"
     has_fallback = False
     solves_at_once = True
+
+    is_altered = False
+    num_perturbed = 0
+
+    @property
+    @abc.abstractmethod
+    def method(self):
+        """Its name among `choice.METHODS`."""
+
+    @property
+    @abc.abstractmethod
+    def num_negative(self):
+        """How many pivots are negative."""
+
+    @property
+    @abc.abstractmethod
+    def nbytes(self):
+        """Bytes that are kept."""
 
     @abc.abstractmethod
     def sweep(self, b, x, check):
@@ -46,7 +63,7 @@ class Factors(abc.ABC):
 
     @abc.abstractmethod
     def rounding_of_pivots(self):
-        """Bound of the pivots' relative rounding errors; infinity where the pivots are not those of the matrix."""
+        """Bound of the pivots' relative rounding errors; infinity where none is known, or they are not the matrix's."""
 
     @abc.abstractmethod
     def has_tiny_pivots(self, threshold):
@@ -75,20 +92,24 @@ class Factors(abc.ABC):
 
     def square_root(self, rows, check=threads.no_check):
         """rows (k, P) times S^T, where S S^T is the inverse of the matrix, all pivots being positive."""
-        raise NotImplementedError(f"{type(self).__name__} has no square root; its fallback has")
+        raise NotImplementedError(f"{type(self).__name__} has no square root")
 
     def covariance_workspace(self, layer, num_kept, purpose):
         """Scratch of `diagonal` (layer None) or `block`; ``MemoryError`` where it and so many numbers would not fit."""
-        raise NotImplementedError(f"{type(self).__name__} has no covariances; its fallback has")
+        raise NotImplementedError(f"{type(self).__name__} has no covariances")
 
     def diagonal(self, noise, work, tick):
-        """The diagonal of the inverse, (P,); rounding is imitated by changes of ``noise``, relative."""
-        raise NotImplementedError(f"{type(self).__name__} has no covariances; its fallback has")
+        """The diagonal of the inverse, (P,).
+
+        Rounding is imitated by relative changes of ``noise``, where the way has steps that it could enter; ``work`` is
+        what `covariance_workspace` gave, and ``tick(n)`` is to be called once n layers are done.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no covariances")
 
     def block(self, layer, work, tick):
         """The block of the inverse for one layer's parameters, (p, p)."""
-        raise NotImplementedError(f"{type(self).__name__} has no covariances; its fallback has")
+        raise NotImplementedError(f"{type(self).__name__} has no covariances")
 
     def to_arrays(self):
         """(plain data, named NumPy arrays), from which `choice.from_arrays` makes the factors again."""
-        raise NotImplementedError(f"{type(self).__name__} is not saved; its fallback is")
+        raise NotImplementedError(f"{type(self).__name__} is not saved")

@@ -21,6 +21,8 @@ class ChainFactors(Factors):
     pivots : Pivots
     """
 
+    method = "layers"
+
     def __init__(self, elimination, pivots):
         self.elimination, self.matrix, self.pivots = elimination, elimination.matrix, pivots
 
