@@ -18,6 +18,7 @@ from .layers.activations import activation_address
 from .layers.losses import loss_address
 from .runtime import threads
 from .runtime.compilation_cache import cache_directories
+from .system.dense import Assembler, finish
 
 
 def info():
@@ -64,7 +65,7 @@ def _steps():
             yield f"{type(layer).__name__}, {dtype}", lambda layer=layer, dtype=dtype: layer.addresses(dtype)
         # Sweeps over chains without convolutions are compiled without them.
         for layer in (nh.Dense(3, 3, skip=True), nh.Conv1d(1, 3, 3, 3)):
-            for job in (_gradient, _solve, _covariances):
+            for job in (_gradient, _solve, _covariances, _dense):
                 name = f"{job.__name__[1:]}, {type(layer).__name__}, {dtype}"
                 yield name, lambda layer=layer, job=job, dtype=dtype: _small_problem(layer, dtype, job)
 
@@ -83,6 +84,15 @@ def _solve(net, params, X, y):
     H @ params
     F = H.factorize(damping=1.0)
     return F.solve(params), F.solve(np.stack([params, params], axis=1)), F.inertia
+
+
+def _dense(net, params, X, y):
+    system = net.hessian(params, X, y).system
+    # Problems as small as this one are left to products with H.
+    assembler, H = Assembler(system.table, *system.on_host()), np.empty((params.size, params.size))
+    assembler.add(H, True)
+    finish(system.table, assembler.plan.places, H, system.l2, assembler.workers)
+    return H
 
 
 def _covariances(net, params, X, y):

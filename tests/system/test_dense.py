@@ -76,7 +76,8 @@ CHAINS = {
     ],
     "mixed": [
         nh.Dense(6, 12), nh.Conv1d(3, 3, 3, 4, padding=1, skip=True), nh.LayerNorm(12), nh.Dense(12, 12, skip=True),
-        nh.Gated(6), nh.Dense(6, 8), nh.RMSNorm(8), nh.Conv1d(2, 2, 2, 4, "softplus", stride=2), nh.Dense(4, 2, bias=False),
+        nh.Gated(6), nh.Dense(6, 8), nh.RMSNorm(8), nh.Conv1d(2, 2, 2, 4, "softplus", stride=2),
+        nh.Dense(4, 2, bias=False),
     ],
     "norm first": [nh.LayerNorm(5), nh.Dense(5, 3), nh.RMSNorm(3)],
     "alone": [nh.Conv1d(3, 2, 2, 4, "softplus", stride=2)],
@@ -157,7 +158,7 @@ def test_float32_is_rounded_once():
     assert H.todense().dtype == np.float32 and np.array_equal(H.todense(), wide.todense().astype(np.float32))
 
 
-# ---- sizes at which the work is divided otherwise ---------------------------------------------------------------------
+# ---- sizes at which the work is divided otherwise -------------------------------------------------------------------
 
 
 WIDE = [layer(110, 3), layer(3, 100, bias=False), layer(100, 4, "softplus"), layer(4, 4, skip=True)]
@@ -218,14 +219,14 @@ def test_batches_add_up():
     for fresh, part in ((True, slice(0, 11)), (False, slice(11, 30))):
         system = p.net.hessian(p.params, p.X[part], p.y[part]).system
         weight = system.num_samples / 30
-        lin = system.lin._replace(lam=weight * system.lin.lam, D=weight * system.lin.D, curvature=weight * system.lin.curvature)
-        made = dense.Assembler(system.table, system.params, lin)
+        weighted = {name: weight * getattr(system.lin, name) for name in ("lam", "D", "curvature")}
+        made = dense.Assembler(system.table, system.params, system.lin._replace(**weighted))
         made.add(H, fresh)
     dense.finish(made.table, made.plan.places, H, 0.0, 1)
     agree(H, whole)
 
 
-# ---- threads, memory, interruption ------------------------------------------------------------------------------------
+# ---- threads, memory, interruption ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["dense", "mixed"])
@@ -291,7 +292,7 @@ def test_into_a_given_array():
     assert H.system.dense(out=out) is out and np.array_equal(out, H.todense())
 
 
-# ---- where products are taken -----------------------------------------------------------------------------------------
+# ---- where products are taken ---------------------------------------------------------------------------------------
 
 
 def count_products(monkeypatch):

@@ -14,12 +14,15 @@ from .layer_table import BLOCKS, CONVOLUTION, DENSE
 
 # Numbers of a vector, at most, by which rows of inputs are longer than they need be: whole vectors are read.
 PAD = 16
-# Columns of H that are formed together. GF/s, counted as 2 B P^2, of 64-16x20-10 with 64 / 128 / 192 / 288: MEASURE
+# Columns of H that are formed together. Microseconds of one core a sample, 64-16x20-10 with 64 / 96 / 192 / 288: 1240,
+# 1260, 1190, 1180.
 CUT = 192
 # Inputs from which a layer's blocks with itself are computed in cuts of TRIANGLE_CUT inputs, without what is below the
-# diagonal: (784-10-10 with B = 10,000, seconds with cuts of 48 / 96 / 192 / whole: MEASURE)
+# diagonal. The same of 784-10-10 with cuts of 48 / 72 / 96 / 192 / whole: 674, 655, 645, 725, 730; with 64 inputs, no
+# difference.
 TRIANGLE, TRIANGLE_CUT = 96, 96
 # Sources that are taken through the layers together, if their groups have one each, and flops a sample that are enough.
+# With 4 / 8 / 16 sources, 64-16x20-10: within 5 percent.
 SOURCES, ENOUGH = 8, 4e6
 
 PLACE = np.dtype(

@@ -62,7 +62,7 @@ def weights(layer, place, params, kept):
 
 @inner
 def structured_curve(layer, place, params, lin, i, j, P, P_next, SP, Q, kept):
-    """V = S P S + D; Q = J^T P; E^T = Q S + A^T D; P' = E^T A + delta Q, of sample i, which is the j-th of its chunk."""
+    """V = S P S + D; Q = J^T P; E^T = Q S + A^T D; P' = E^T A + delta Q, of sample i, the j-th of its chunk."""
     n, n_in = layer.n_out, layer.n_in
     S, D = vector(lin.S, layer.u + i * n, n), vector(lin.D, layer.u + i * n, n)
     V = matrix(kept, place.V + j * n * n, n, n)
@@ -142,7 +142,5 @@ def blocks_tangents(layer, lin, begin, count, sources, T, T_next):
     """T_next = Dz T, likewise."""
     n, n_in = layer.n_out, layer.n_in
     for j in range(count):
-        Dz = pointer(lin.Dz, layer.Dz + (begin + j) * n * n_in)
-        gemm_nt(
-            sources, n, n_in, 1.0, pointer(T, j * sources * n_in), n_in, Dz, n_in, 0.0, pointer(T_next, j * sources * n), n
-        )
+        Dz, to = pointer(lin.Dz, layer.Dz + (begin + j) * n * n_in), pointer(T_next, j * sources * n)
+        gemm_nt(sources, n, n_in, 1.0, pointer(T, j * sources * n_in), n_in, Dz, n_in, 0.0, to, n)

@@ -15,21 +15,21 @@ from .patches import gather
 
 @inner
 def dense_row(cut, start, curved, g, z, lam, dz, out):
-    """The numbers of a cut, units ``start`` to ``cut.last``; whole vectors are written, the last of them beyond the cut."""
+    """The numbers of a cut, units ``start`` to ``cut.last``. Whole vectors are written: up to one beyond the cut."""
     units, columns, unit = cut.last - start, cut.end - cut.begin, vector_columns(out)
     if units > 0:
         # What is written beyond a unit's inputs is overwritten by the next unit's, or by the vectors before.
         k = (columns - 1) // unit * unit
         while k >= 0:
-            at = cut.begin + k
+            here, at, to = shift(g, start), cut.begin + k, shift(out, k)
             if curved:
-                outer_pair(units, shift(g, start), shift(z, at), shift(lam, start), shift(dz, at), shift(out, k), columns)
+                outer_pair(units, here, shift(z, at), shift(lam, start), shift(dz, at), to, columns)
             else:
-                outer(units, shift(g, start), shift(z, at), shift(out, k), columns)
+                outer(units, here, shift(z, at), to, columns)
             k -= unit
-    to = shift(out, max(units, 0) * columns)
+    biases = shift(out, max(units, 0) * columns)
     for b in range(cut.bias_end - cut.bias):
-        to[b] = g[cut.bias + b]
+        biases[b] = g[cut.bias + b]
 
 
 @for_convolutions

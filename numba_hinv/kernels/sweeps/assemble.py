@@ -139,6 +139,32 @@ def _block(source, source_place, layer, place, cut, own, group, at, sources, lin
     _add(C, height, width, source, source_place, group, column, H, fresh)
 
 
+@inner
+def _all_blocks(table, places, cuts, piece, later, own, begin, count, lin, kept, g, g_sample, T, patches, M, C, H,
+                fresh):
+    """`_block` of all groups of a piece and all cuts of layer ``later``; ``own`` where that is the piece's layer."""
+    source, source_place, layer, place = table[piece.layer], places[piece.layer], table[later], places[later]
+    of_group = source_place.sources
+    sources = (piece.last - piece.first) * of_group
+    first, last = place.first_cut, place.last_cut
+    if own:
+        first, last = place.first_own_cut, place.last_own_cut
+    for c in range(first, last):
+        for group in range(piece.first, piece.last):
+            at = (group - piece.first) * of_group
+            _block(source, source_place, layer, place, cuts[c], own, group, at, sources, lin, begin, count, kept, g,
+                   g_sample, T, patches, M, C, H, fresh)
+
+
+@inner
+def _couple(layer, place, count, sources, kept, T, G):
+    """G = T^T E^T of all samples: what the sources change of the gradient in a later layer."""
+    n_in, width = layer.n_in, place.width
+    for j in range(count):
+        E, from_, to = place.E + j * n_in * width, pointer(T, j * sources * n_in), pointer(G, j * sources * width)
+        gemm_nn(sources, width, n_in, 1.0, from_, n_in, pointer(kept, E), width, 0.0, to, width)
+
+
 @kernel
 def assemble(table, places, cuts, pieces, begin, count, params, lin, kept, H, fresh, T, T_next, G, M, C, patches):
     """Add to H what the chunk has in the rows of the pieces, right of the diagonal; set H where it is ``fresh``.
@@ -148,28 +174,19 @@ def assemble(table, places, cuts, pieces, begin, count, params, lin, kept, H, fr
     for index in range(pieces.size):
         piece = pieces[index]
         l = piece.layer
-        source, source_place = table[l], places[l]
-        of_group = source_place.sources
+        source, of_group, width = table[l], places[l].sources, places[l].width
         first, sources = piece.first * of_group, (piece.last - piece.first) * of_group
-        own = pointer(kept, source_place.V + first * source_place.width)
-        for c in range(source_place.first_own_cut, source_place.last_own_cut):
-            for group in range(piece.first, piece.last):
-                _block(source, source_place, source, source_place, cuts[c], True, group, (group - piece.first) * of_group,
-                       sources, lin, begin, count, kept, own, source.n_out * source_place.width, T, patches, M, C, H, fresh)
+        V = pointer(kept, places[l].V + first * width)
+        _all_blocks(table, places, cuts, piece, l, True, begin, count, lin, kept, V, source.n_out * width, T, patches,
+                    M, C, H, fresh)
         if l + 1 < table.size:
             start_tangents(source, source.kind != BLOCKS, lin, begin, count, first, sources, T)
         for later in range(l + 1, table.size):
             layer, place = table[later], places[later]
-            n_in, width = layer.n_in, place.width
             if layer.p > 0:
-                for j in range(count):
-                    E = pointer(kept, place.E + j * n_in * width)
-                    gemm_nn(sources, width, n_in, 1.0, pointer(T, j * sources * n_in), n_in, E, width, 0.0,
-                            pointer(G, j * sources * width), width)
-                for c in range(place.first_cut, place.last_cut):
-                    for group in range(piece.first, piece.last):
-                        _block(source, source_place, layer, place, cuts[c], False, group, (group - piece.first) * of_group,
-                               sources, lin, begin, count, kept, pointer(G, 0), sources * width, T, patches, M, C, H, fresh)
+                _couple(layer, place, count, sources, kept, T, G)
+                _all_blocks(table, places, cuts, piece, later, False, begin, count, lin, kept, pointer(G, 0),
+                            sources * place.width, T, patches, M, C, H, fresh)
             if later + 1 < table.size:
                 if layer.kind == BLOCKS:
                     blocks_tangents(layer, lin, begin, count, sources, T, T_next)
