@@ -287,13 +287,15 @@ def test_a_factorization_that_would_not_fit():
     rng = np.random.default_rng(0)
     H = net.hessian(net.init(seed=0), rng.standard_normal((batch, 2)), rng.standard_normal((batch, 1)))
     with pytest.raises(MemoryError) as caught:
-        H.factorize(damping=1.0)
+        H.factorize(damping=1.0, method="layers")
     message = str(caught.value)
     numbers = [float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?:\.\d+)?", message)]
     assert re.search(r"bytes|[KMGTP]i?B", message), message
     assert max(numbers) > 1e12 or re.search(r"[TP]i?B", message), message
     assert batch in numbers and width in numbers, message
     assert re.search(r"\bB\b|batch", message), message
+    # There is a way that would fit, and it is the one that is taken by itself.
+    assert f"method='dense' would need {H.nbytes_to_factorize():,} bytes" in message
     # The operator itself is still usable.
     assert np.isfinite(H @ np.ones(net.num_params)).all()
 
