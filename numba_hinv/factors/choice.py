@@ -3,6 +3,8 @@
 The one file that knows all ways. Of a new one it needs the bytes, and when it is taken.
 """
 
+import weakref
+
 import numpy as np
 
 from ..kernels.sweeps.eliminate import Factors as Arrays
@@ -18,6 +20,8 @@ METHODS = ("auto", "layers", "dense")
 # its rate or less: measured from 0.4 (P = 6,378) to 1.8 (P = 1,258). And how many flops by layers are so few, a fraction
 # of a millisecond, that there is nothing to gain.
 _LAYER_FLOP, _FEW = 0.5, 1e6
+# `_flops_of_layers` of the systems that were factorized.
+_flops = weakref.WeakKeyDictionary()
 
 
 def chosen(system, dtype, method="auto", checkpoint=False):
@@ -28,10 +32,17 @@ def chosen(system, dtype, method="auto", checkpoint=False):
     """
     if method != "auto" or checkpoint or system.on.batches:
         return "layers" if method == "auto" else method
-    m, N = system.table["m"].astype(float), system.table["N"].astype(float)
-    layers, P = float((m**3 / 3 + m * m * N + m * N * N).sum()), float(system.num_params)
+    layers, P = _flops_of_layers(system), float(system.num_params)
     dense = P**3 / 3 + (0.0 if system.has_dense else 2.0 * system.num_samples * P * P)
     return "dense" if layers > _FEW and dense < _LAYER_FLOP * layers else "layers"
+
+
+def _flops_of_layers(system):
+    """Of the elimination layer by layer; counted once."""
+    if system not in _flops:
+        m, N = system.table["m"].astype(float), system.table["N"].astype(float)
+        _flops[system] = float((m**3 / 3 + m * m * N + m * N * N).sum())
+    return _flops[system]
 
 
 def num_bytes(system, dtype, method="layers", checkpoint=False, scales=(), num_kept=1, num_working=1):
