@@ -318,7 +318,7 @@ class Hessian(LinearOperator):
             return None, str(error).removeprefix("damping: ")
 
     def todense(self, num_threads=None, progress=False):
-        """H as a (P, P) array, exactly symmetric.
+        """H as a (P, P) array, exactly symmetric, in the dtype of the parameters; computed in float64.
 
         Parameters
         ----------
@@ -327,19 +327,10 @@ class Hessian(LinearOperator):
         progress : bool
             Show a progress bar, for which tqdm must be installed.
 
-        Returns
-        -------
-        array
-            In the dtype of the parameters; computed in float64 in any case.
-
         Raises
         ------
-        numpy.linalg.LinAlgError
-            H, or a product with it, overflows.
-        MemoryError
-            H would not fit; nothing has been allocated.
-        ImportError
-            A progress bar is asked for and tqdm is not there.
+        numpy.linalg.LinAlgError, MemoryError
+            H overflows, or would not fit: then nothing has been allocated.
 
         Notes
         -----
