@@ -86,11 +86,14 @@ class Dense(Factors):
         P = system.num_params
         return dtype.itemsize * P * P, 8 * P * P + 64 * dtype.itemsize * P
 
+    def _call(self, routine, *arguments):
+        """The first result of LAPACK's ``sy`` or ``po`` routine of this name for the factors at hand."""
+        name, given = ("sy", (self.array, self.pivots)) if self.pivots.size else ("po", (self.array,))
+        (function,) = lapack.get_lapack_funcs((name + routine,), (self.array,))
+        return function(*given, *arguments, lower=1)[0]
+
     def _solve(self, columns):
-        names = ("sytrs",) if self.pivots.size else ("potrs",)
-        (solve,) = lapack.get_lapack_funcs(names, (self.array,))
-        given = (self.array, self.pivots) if self.pivots.size else (self.array,)
-        return solve(*given, columns, lower=1)[0]
+        return self._call("trs", columns)
 
     def sweep(self, b, x, check):
         check()
@@ -129,10 +132,7 @@ class Dense(Factors):
 
     def diagonal(self, noise, work, tick):
         """Rounding needs no imitation here: it is that of the solves which judge the diagonal."""
-        names = ("sytri",) if self.pivots.size else ("potri",)
-        (invert,) = lapack.get_lapack_funcs(names, (self.array,))
-        given = (self.array, self.pivots) if self.pivots.size else (self.array,)
-        inverse, _ = invert(*given, lower=1)
+        inverse = self._call("tri")
         tick(self.matrix.system.num_layers)
         return inverse.diagonal().astype(np.float64)
 

@@ -40,7 +40,7 @@ def whole(table, sizes):
 
 
 def cut(table, sizes, dtype):
-    """Segments, from the first layers on, that take the least memory: about sqrt(L) of them."""
+    """Stretches, from the first layers on, that take the least memory: about sqrt(L) of them."""
     ends = np.array([np.append(table[name], getattr(sizes, name)) for name in PACKED])
     done = _bytes_of(ends, dtype).astype(float)
     fronts = dtype.itemsize * packed_size(table["N"])
