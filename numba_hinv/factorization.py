@@ -33,6 +33,12 @@ def method_of(hessian, method, checkpoint):
     """The method, once it is sure that it is one which this Hessian can be factorized by."""
     if not isinstance(method, str) or method not in choice.METHODS:
         raise ValueError(f"method: expected one of {', '.join(map(repr, choice.METHODS))}; got {method!r}")
+    if not hessian.system.has_layers and (method == "layers" or checkpoint):
+        what = "method: expected 'dense' or 'auto'" if method == "layers" else "checkpoint: expected False"
+        raise ValueError(
+            f"{what} for a Hessian of samples in batches, which has no layers to eliminate, got "
+            f"{repr(method) if method == 'layers' else checkpoint}; samples in one array and one batch have them"
+        )
     if method == "dense" and checkpoint:
         raise ValueError("method: expected 'layers' or 'auto' with checkpoint=True, got 'dense'")
     if method == "dense" and hessian.device != "cpu":

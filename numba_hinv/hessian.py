@@ -16,6 +16,7 @@ from .system import processor
 from .system.scaling import lengths
 from .system.shifted import Shifted
 from .system.system import System
+from .system.total import Terms, Total
 
 # Where a count of eigenvalues is uncertain, the shifts around it that are tried, in units of ||H||.
 _NEARBY = (1e-10, 1e-8, 1e-6)
@@ -89,6 +90,87 @@ class Hessian(LinearOperator):
         on.require(sum(block.nbytes for block in (params, *lin)), f"the derivative blocks of {chain.p.size} layers")
         return cls(System(chain, on.put(params), Linearisation(*map(on.put, lin)), on=on), dtype)
 
+    @classmethod
+    def combine(cls, hessians, weights=None):
+        """The weighted sum of Hessians of one net at the same parameters, such as those of two batches.
+
+        Parameters
+        ----------
+        hessians : sequence of Hessian
+            On the CPU. Their derivative blocks are shared, not copied.
+        weights : (k,) array, optional
+            By default the shares of the samples, so that the sum is the Hessian of the mean loss over all samples.
+            ``H1 + H2`` is the plain sum, with weights of 1.
+
+        Returns
+        -------
+        Hessian
+            Its loss, gradient and l2 are weighted, too. It is factored by ``method="dense"``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The Hessians are not of one net, at the same parameters and with one curvature, or the weights are not finite.
+
+        Examples
+        --------
+        >>> import numba_hinv as nh, numpy as np
+        >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+        >>> X, y = np.eye(2), np.ones(2)
+        >>> parts = [net.hessian(np.zeros(3), X[i : i + 1], y[i : i + 1]) for i in range(2)]
+        >>> nh.Hessian.combine(parts).todense()
+        array([[1., 0., 1.],
+               [0., 1., 1.],
+               [1., 1., 2.]])
+        """
+        hessians = list(hessians)
+        if not hessians:
+            raise ValueError("hessians: expected at least one Hessian, got none")
+        first = hessians[0]
+        for index, hessian in enumerate(hessians):
+            if not isinstance(hessian, Hessian):
+                raise TypeError(f"hessians: expected Hessians, got {type(hessian).__name__} at index {index}")
+            hessian._check_like(first, index)
+        if weights is None:
+            counts = np.array([hessian.num_samples for hessian in hessians], float)
+            weights = counts / counts.sum()
+        else:
+            weights = as_array("weights", weights, (len(hessians),), np.float64)
+        pairs = list(zip(weights.tolist(), hessians))
+        loss, gradient = None, None
+        if all(hessian.loss is not None for hessian in hessians):
+            loss = sum(weight * hessian.loss for weight, hessian in pairs)
+        if all(hessian.gradient is not None for hessian in hessians):
+            gradient = sum(weight * hessian.gradient.astype(np.float64) for weight, hessian in pairs).astype(first.dtype)
+        total = Total(
+            first.system.chain,
+            first.system.params,
+            Terms([(weight, hessian.system) for weight, hessian in pairs]),
+            sum(hessian.num_samples for hessian in hessians),
+            sum(weight * hessian.l2 for weight, hessian in pairs),
+            gradient,
+        )
+        return cls(total, first.dtype, loss, first.network, first.curvature)
+
+    def _check_like(self, first, index):
+        """``ValueError`` unless this Hessian can be added to the first one."""
+        processor.require_cpu(self.system.on, "a sum of Hessians")
+        one, other = self.system, first.system
+        chains = zip(one.chain, other.chain)
+        alike = {
+            "layers": len(one.chain.p) == len(other.chain.p) and all(np.array_equal(*pair) for pair in chains),
+            "parameters": np.array_equal(one.params, other.params),
+            "dtype": self.dtype == first.dtype,
+            "curvature": self.curvature == first.curvature,
+        }
+        for name, is_alike in alike.items():
+            if not is_alike:
+                raise ValueError(f"hessians: expected the same {name} in all, got others at index {index}")
+
+    def __add__(self, other):
+        """The plain sum, which factorizes; of a Hessian and another linear operator, a linear operator."""
+        return Hessian.combine([self, other], (1.0, 1.0)) if isinstance(other, Hessian) else super().__add__(other)
+
     def __repr__(self):
         where = "" if self.device == "cpu" else f", on {self.device}"
         if self.network is None:
@@ -121,6 +203,7 @@ class Hessian(LinearOperator):
     @property
     def terminal(self):
         """Curvature of the loss in the last state, (B n_L, B n_L), block diagonal over the samples."""
+        self._require_layers("the terminal's curvature")
         curvature = self.system.on.take(self.system.lin.curvature)
         return layer_blocks.block_diagonal(curvature).astype(self.dtype, copy=False)
 
@@ -144,7 +227,12 @@ class Hessian(LinearOperator):
         -----
         Takes 8 (a + a_in + p) (a_in + p) bytes, a = B n_out and a_in = B n_in.
         """
+        self._require_layers("derivative blocks")
         return layer_blocks.unpack(self.system.table, *self.system.on_host(), l, self.dtype, self.l2)
+
+    def _require_layers(self, what):
+        if not self.system.has_layers:
+            raise ValueError(f"H: expected a Hessian of samples in one batch for {what}, got a sum over batches")
 
     def factorize(self, damping, factor_dtype=None, checkpoint=False, progress=False, method="auto"):
         """Factorize ``H + damping I`` (docs/theory.md, section 3).

@@ -6,12 +6,16 @@ import math
 import numpy as np
 
 from .hessian import Hessian
-from .kernels.steps.layer_table import BLOCKS
 from .layers.dense import Dense
-from .layers.model import STRUCTURED, Model
-from .runtime.validation import as_float_dtype, as_real
+from .layers.model import STRUCTURED, Model, only_curvature_of_loss
+from .layers.samples import Samples, is_in_memory
+from .runtime import memory_budget
+from .runtime.progress import bar
+from .runtime.validation import as_float_dtype, as_real, as_size
 from .system import processor
+from .system.batches import Batches, batch_size_for, default_keep_bytes
 from .system.system import System
+from .system.total import Total
 
 
 class Network:
@@ -153,23 +157,25 @@ class Network:
         params = self.model.check_params(params)
         return self.model.forward(params, self.model.check_X(X, params.dtype))
 
-    def loss(self, params, X, y, l2=0.0):
+    def loss(self, params, X, y=None, l2=0.0):
         """The loss, averaged as `Network` says, as a float. Arguments as for `gradient`."""
-        l2 = _as_l2(l2)
-        params = self.model.check_params(params)
-        X = self.model.check_X(X, params.dtype)
-        targets = self.model.check_y(y, X.shape[0], params.dtype)
-        output = self.model.forward(params, X)
-        value, _, _ = self.model.terminal(output, targets)
+        l2, params = _as_l2(l2), self.model.check_params(params)
+
+        value = 0.0
+        for X, targets, share in self._shares(X, y, params.dtype):
+            value += share * self.model.terminal(self.model.forward(params, X), targets)[0]
         return _add_l2(l2, params, value, None)[0]
 
-    def gradient(self, params, X, y, l2=0.0):
+    def gradient(self, params, X, y=None, l2=0.0):
         """Gradient of the loss in the parameters.
 
         Parameters
         ----------
         params : (P,) array
-        X : (B, in_features of the first layer) array
+        X : (B, in_features of the first layer) array, or batches
+            Anything that slices like an array and is not in memory (`numpy.memmap`, data sets of h5py and zarr) is read a
+            batch at a time. So are batches, where y is None: pairs ``(X, y)`` from a list, a DataLoader of PyTorch, or a
+            function that returns a generator, of any sizes.
         y : (B,) integer labels or (B, out_features of the last layer) array
             As the loss asks for; (B,) numbers are taken where there is one output.
         l2 : float
@@ -180,14 +186,35 @@ class Network:
         gradient : (P,) array
             In the dtype of ``params``.
         """
-        l2 = _as_l2(l2)
-        params = self.model.check_params(params)
-        X = self.model.check_X(X, params.dtype)
-        targets = self.model.check_y(y, X.shape[0], params.dtype)
-        _, value, gradient = self.model.linearise(params, X, targets, 1)
-        return _add_l2(l2, params, value, gradient)[1]
+        l2, params = _as_l2(l2), self.model.check_params(params)
+        value, total = 0.0, None
+        for X, targets, share in self._shares(X, y, params.dtype):
+            _, one, gradient = self.model.linearise(params, X, targets, 1)
+            value += share * one
+            if share < 1.0:
+                gradient = share * gradient.astype(np.float64, copy=False)
+            total = gradient if total is None else total + gradient
+        return _add_l2(l2, params, value, total.astype(params.dtype, copy=False))[1]
 
-    def hessian(self, params, X, y, curvature="hessian", l2=0.0, device="cpu"):
+    def _shares(self, X, y, dtype):
+        """Triples of samples, targets in ``dtype`` and share of all samples: one of arrays in memory, or of each batch."""
+        if y is not None and is_in_memory(X):
+            X = self.model.check_X(X, dtype)
+            yield X, self.model.check_y(y, X.shape[0], dtype), 1.0
+            return
+        samples = self._samples(X, y)
+        count = samples.count()
+        for X, y in samples:
+            yield X.astype(dtype, copy=False), y.astype(dtype, copy=False), X.shape[0] / count
+
+    def _samples(self, X, y, batch_size=None):
+        size = batch_size_for(self.model) if batch_size is None else as_size("batch_size", batch_size)
+        return Samples(self.model, X, y, size)
+
+    def hessian(
+        self, params, X, y=None, curvature="hessian", l2=0.0, device="cpu", batch_size=None, keep_bytes=None,
+        progress=False,
+    ):  # fmt: skip
         """Hessian of the loss in the parameters, or its Gauss-Newton matrix, as a `Hessian` operator.
 
         Linearised in float64 whatever the dtype of ``params``, which decides the dtype of the answers.
@@ -207,39 +234,81 @@ class Network:
             GPU, for nets of dense layers (extra `cuda`). Then params, X, y, right-hand sides and vectors may be arrays
             there (anything with ``__cuda_array_interface__``), which are not copied to the host; solutions and products
             are where b and v are. All work goes to the stream that the interface of ``params`` names, if it does.
+        batch_size : int, optional
+            Read so many samples at a time. By default, all samples of arrays are one batch if their derivative blocks fit in
+            ``keep_bytes``; where they do not, and for samples that come in batches already, it follows from the net, and is
+            at least 512. Sums depend on it in rounding; and H of several batches is factored by ``method="dense"`` alone.
+        keep_bytes : int, optional
+            Keep so many bytes of derivative blocks, and make those of further batches again whenever H is multiplied with
+            or assembled. By default what memory allows, or half of that for samples in batches.
+        progress : bool
+            Show a progress bar of the batches, for which tqdm must be installed.
 
         Raises
         ------
         ImportError, RuntimeError
             ``device`` is "cuda" and numba-cuda is not installed, or finds no GPU.
+        TypeError, ValueError
+            An argument is not what is expected; of samples in batches, the message says which batch. Or the batches are not
+            the same samples in a later pass, in whatever order.
+        MemoryError
+            On a GPU: the derivative blocks would not fit.
+
+        Notes
+        -----
+        Costs about three times the flops of the loss. Beside the blocks that are kept, samples in batches take memory for
+        one batch at a time.
         """
         on = processor.get(device, params)
         if not isinstance(curvature, str) or curvature not in ("hessian", "ggn"):
             raise ValueError(f"curvature: expected 'hessian' or 'ggn', got {curvature!r}")
         l2 = _as_l2(l2)
+        keep_bytes = None if keep_bytes is None else as_size("keep_bytes", keep_bytes, 0)
         work, dtype = on.as_params(self.model, params)
+        if on is not processor.CPU:
+            self._check_device(device, batch_size)
+        elif batch_size is not None or not self._is_one_batch(X, y, keep_bytes):
+            samples = self._samples(X, y, batch_size)
+            return self._hessian_of_batches(work, dtype, samples, curvature, l2, keep_bytes, progress)
         X = on.as_samples(self.model, X)
         targets = on.as_targets(self.model, y, X.shape[0])
-        B, (kind, n_in, n_out, p, *_) = X.shape[0], self.model.chain
-        blocks = (p * p + B * ((n_in + n_out) * (n_in + p)))[kind == BLOCKS].sum()
-        if on is not processor.CPU:
-            for l, layer in enumerate(self.layers):
-                if not isinstance(layer, Dense):
-                    raise ValueError(f"device: expected Dense layers alone with 'cuda', got layer {l}, {layer!r}")
         on.require(
-            8 * (int(blocks) + B * int(n_in.sum() + 3 * n_out.sum() + n_out[-1] ** 2)),
-            f"the derivative blocks of {len(self.layers)} layers for B = {B} samples",
+            self.model.block_bytes(X.shape[0]),
+            f"the derivative blocks of {len(self.layers)} layers for B = {X.shape[0]} samples",
         )
         lin, loss, gradient, layers = on.linearise(self.model, work, X, targets)
         if curvature == "ggn":
-            # Without second derivatives of the layers, only the loss bends.
-            for block in (lin.D, lin.lam, lin.Dxx, lin.Dzx, lin.Dzz):
-                on.zero(block)
+            only_curvature_of_loss(lin, on.zero)
         if l2:
             loss, gradient = _add_l2(l2, on.take(work), loss, gradient)
         gradient = gradient.astype(dtype, copy=False)
         system = System(self.model.chain, work, lin, l2, gradient, layers, on)
         return Hessian(system, dtype, loss, self, curvature)
+
+    def _is_one_batch(self, X, y, keep_bytes):
+        """Whether samples are arrays whose derivative blocks are to be kept at the same time."""
+        if y is None:
+            return False
+        shape = getattr(X, "shape", ())
+        # What is no array of samples is refused by the checks of one batch.
+        needed = self.model.block_bytes(int(shape[0])) if len(shape) == 2 else 0
+        return memory_budget.fits(needed) if keep_bytes is None else needed <= keep_bytes
+
+    def _check_device(self, device, batch_size):
+        for l, layer in enumerate(self.layers):
+            if not isinstance(layer, Dense):
+                raise ValueError(f"device: expected Dense layers alone with {device!r}, got layer {l}, {layer!r}")
+        if batch_size is not None:
+            raise ValueError(f"batch_size: expected None with device={device!r}, got {batch_size!r}")
+
+    def _hessian_of_batches(self, params, dtype, samples, curvature, l2, keep_bytes, progress):
+        keep_bytes = default_keep_bytes() if keep_bytes is None else keep_bytes
+        with bar(progress, samples.num_samples, "linearise", " samples") as shown:
+            batches = Batches(self.model, params, samples, curvature, keep_bytes, shown.update)
+        loss, gradient = _add_l2(l2, params, batches.loss, batches.gradient)
+        gradient = gradient.astype(dtype, copy=False)
+        total = Total(self.model.chain, params, batches, batches.num_samples, l2, gradient)
+        return Hessian(total, dtype, loss, self, curvature)
 
 
 def _as_l2(l2):

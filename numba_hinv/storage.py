@@ -20,6 +20,7 @@ from .runtime import archive
 from .system.scaling import Scaling
 from .system.shifted import Shifted
 from .system.system import System
+from .system.total import Total
 
 # Layers that are plain data. Others are code, which a file does not hold.
 _LAYERS = {layer.__name__: layer for layer in STRUCTURED}
@@ -83,6 +84,8 @@ def _describe(header):
     chain = _as_chain(header["chain"])
     if header.get("method", "layers") not in ("layers", "dense"):
         raise ValueError(f"method is {header['method']!r}")
+    if type(header.get("is_total", False)) is not bool or (header.get("is_total") and header.get("method") != "dense"):
+        raise ValueError(f"is_total is {header['is_total']!r}")
     if header.get("method") == "dense" and header["num_pivots"] not in (0, int(chain.p.sum())):
         raise ValueError(f"num_pivots is {header['num_pivots']!r}")
     network = header["network"]
@@ -143,16 +146,17 @@ def _expected(header, table, sizes):
     B, L, P, n = header["num_samples"], table.size, sizes.parameters, sizes.outputs
     wide, narrow = np.dtype(np.float64), np.dtype(header["factor_dtype"])
     counts = np.dtype(np.int64)
-    blocks = {"Z": (sizes.z,), "output": (B, n), "curvature": (B, n, n)}
-    blocks |= dict.fromkeys(("S", "D", "lam"), (sizes.u,))
-    blocks |= {name: (getattr(sizes, name),) for name in ("Dx", "Dz", "Dxx", "Dzx", "Dzz")}
-    gradient = {} if header["loss"] is None else {"gradient": (np.dtype(header["dtype"]), (P,))}
-    common = {
-        "params": (wide, (P,)),
-        **gradient,
-        "logarithms": (wide, (L + 1,)),
-        **{f"blocks_{name}": (wide, blocks[name]) for name in Linearisation._fields},
-    }
+    common = {"params": (wide, (P,))}
+    if header["loss"] is not None:
+        common["gradient"] = np.dtype(header["dtype"]), (P,)
+    if header.get("is_total"):
+        common["dense"] = wide, (P, P)
+    else:
+        blocks = {"Z": (sizes.z,), "output": (B, n), "curvature": (B, n, n)}
+        blocks |= dict.fromkeys(("S", "D", "lam"), (sizes.u,))
+        blocks |= {name: (getattr(sizes, name),) for name in ("Dx", "Dz", "Dxx", "Dzx", "Dzz")}
+        common["logarithms"] = wide, (L + 1,)
+        common |= {f"blocks_{name}": (wide, blocks[name]) for name in Linearisation._fields}
     if header.get("method") == "dense":
         pivots = np.dtype(np.int32), (header["num_pivots"],)
         return {**common, "factors_array": (narrow, (P, P)), "factors_pivots": pivots}
@@ -203,11 +207,15 @@ def _check_interchanges(pivots, size):
 
 
 def _assemble(header, chain, network, scale, arrays):
-    lin = Linearisation(*(arrays[f"blocks_{name}"] for name in Linearisation._fields))
-    system = System(
-        chain, arrays["params"], lin, float(header["l2"]), arrays.get("gradient"), norm=float(header["norm"]),
-        logarithms=arrays["logarithms"],
-    )
+    common = float(header["l2"]), arrays.get("gradient")
+    norm, params = float(header["norm"]), arrays["params"]
+    if header.get("is_total"):
+        system = Total(chain, params, None, header["num_samples"], *common, norm=norm, dense=arrays["dense"])
+    else:
+        lin = Linearisation(*(arrays[f"blocks_{name}"] for name in Linearisation._fields))
+        system = System(chain, params, lin, *common, norm=norm, logarithms=arrays["logarithms"])
     hessian = Hessian(system, header["dtype"], header["loss"], network, header["curvature"])
-    matrix = Shifted(system, float(header["damping"]), np.dtype(header["factor_dtype"]), scale)
-    return Factorization(hessian, Solver(matrix, choice.from_arrays(matrix, header, arrays)))
+    factors = choice.from_arrays(
+        Shifted(system, float(header["damping"]), np.dtype(header["factor_dtype"]), scale), header, arrays
+    )
+    return Factorization(hessian, Solver(factors.matrix, factors))

@@ -84,8 +84,7 @@ def sample(solver, rng, count, dtype, num_threads, progress):
     if not error <= tolerance:
         _warn(solver, "the variance of samples in some direction", error, tolerance)
     samples = rng.standard_normal((count, P))
-    # What all blocks use is made before there are threads.
-    matrix.blocks()
+    solver.factors.prepare()
     scale = 2.0 ** (-0.5 * matrix.scale.matrix)
     with bar(progress, count, "sample", "sample") as shown:
 

@@ -43,8 +43,7 @@ def solve(solver, given, dtype, refine, full_output, num_threads, progress):
     system = solver.matrix.system
     on, count = system.on, given.shape[1]
     x = on.empty_columns(given, given.shape, dtype)
-    # What all blocks use is made before there are threads.
-    solver.matrix.blocks()
+    solver.factors.prepare()
     if full_output:
         solver.norm_of_inverse()
     buffers = columns.Buffers()

@@ -45,7 +45,8 @@ class Solver:
     @classmethod
     def factorize(cls, matrix, method="auto", checkpoint=False, tick=choice.no_tick):
         """That of a matrix with the factors that `choice.factorize` makes, settled."""
-        return cls(matrix, choice.factorize(matrix, method, checkpoint, tick)).settled()
+        factors = choice.factorize(matrix, method, checkpoint, tick)
+        return cls(factors.matrix, factors).settled()
 
     def settled(self):
         """This solver, or its fallback where the factors do not tell the inertia or show the matrix to be singular.

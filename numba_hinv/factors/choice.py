@@ -30,6 +30,8 @@ def chosen(system, dtype, method="auto", checkpoint=False):
     With "auto" the way with fewer flops at measured rates, P^3/3 and what forming H takes for the dense one; layers where
     that does not fit into memory, on a GPU, and with checkpoints.
     """
+    if not system.has_layers:
+        return "dense"
     if method != "auto" or checkpoint or system.on.batches:
         return "layers" if method == "auto" else method
     layers, P = _flops_of_layers(system), float(system.num_params)
@@ -85,6 +87,8 @@ def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kep
     try:
         system.on.require(needed, purpose)
     except MemoryError as error:
+        if not system.has_layers:
+            raise
         other = "layers" if method == "dense" else "dense"
         least = num_bytes(system, dtype, other, False, scales, num_kept, num_working)
         if system.on.batches or least >= needed:
@@ -126,7 +130,7 @@ def factorize(matrix, method="auto", checkpoint=False, tick=no_tick):
 
 def _dense(matrix, shift, tick):
     require(matrix.system, matrix.dtype, "dense")
-    factors = Dense.factorize(matrix, shift)
+    factors = Dense.factorize(matrix.as_dense(), shift)
     tick(matrix.system.num_layers)
     return factors
 
@@ -182,6 +186,6 @@ def from_arrays(matrix, header, arrays):
     """`Factors` of a matrix from what `Factors.to_arrays` gave, and perhaps more."""
     matrix.system.on.load(matrix.dtype)
     if header.get("method") == "dense":
-        return Dense(matrix, float(header["shift"]), arrays["factors_array"].T, arrays["factors_pivots"])
+        return Dense(matrix.as_dense(), float(header["shift"]), arrays["factors_array"].T, arrays["factors_pivots"])
     arrays = Arrays(*(arrays[f"factors_{name}"] for name in Arrays._fields))
     return Layers.of_arrays(Elimination.of(matrix, float(header["shift"])), arrays)

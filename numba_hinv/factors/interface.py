@@ -73,6 +73,9 @@ class Factors(abc.ABC):
     def layer_of_smallest_pivot(self):
         """The index of the layer."""
 
+    def prepare(self):
+        """Make what solves on several threads share, before there are threads."""
+
     def substitute(self, rows, check=threads.no_check, out=None):
         """rows (k, P) of float64 times the factors' inverse, in float64; in ``out`` where that can be."""
         on, dtype = self.matrix.system.on, self.matrix.dtype

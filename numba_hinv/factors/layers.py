@@ -26,6 +26,9 @@ class ChainFactors(Factors):
     def __init__(self, elimination, pivots):
         self.elimination, self.matrix, self.pivots = elimination, elimination.matrix, pivots
 
+    def prepare(self):
+        self.matrix.blocks()
+
     @property
     def is_altered(self):
         return self.elimination.shift != self.matrix.eps

@@ -81,6 +81,13 @@ class Model:
             self._tables = dict([*self._tables.items(), (key, found)][-2:])
         return found
 
+    def block_bytes(self, num_samples):
+        """Bytes of a `Linearisation` of so many samples."""
+        kind, n_in, n_out, p, *_ = self.chain
+        B, blocks = num_samples, kind == BLOCKS
+        of_blocks = int((p * p + B * ((n_in + n_out) * (n_in + p)))[blocks].sum())
+        return 8 * (of_blocks + B * int(n_in.sum() + 3 * n_out.sum() + n_out[-1] ** 2))
+
     def check_params(self, params):
         return as_array("params", params, (self.num_params,), meaning=" (the parameters of all layers)")
 
@@ -174,6 +181,12 @@ class Model:
         unit = np.eye(sizes.outputs, dtype=params.dtype)
         rows = [self.backpropagate(table, sizes, params, lin, one[None], 1) for one in unit]
         return lin.output[0], np.array(rows)
+
+
+def only_curvature_of_loss(lin, zero=lambda block: block.fill(0.0)):
+    """Make the derivative blocks of H those of the Gauss-Newton matrix, in which no layer bends but the loss alone."""
+    for block in (lin.D, lin.lam, lin.Dxx, lin.Dzx, lin.Dzz):
+        zero(block)
 
 
 def check_layers(layers):

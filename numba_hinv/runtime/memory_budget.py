@@ -30,6 +30,14 @@ def available_bytes():
     return min(limits, default=None)
 
 
+def fits(num_bytes):
+    """Whether so many bytes are available, as far as is known."""
+    if num_bytes < _NEGLIGIBLE:
+        return True
+    available = available_bytes()
+    return available is None or num_bytes <= available
+
+
 def require(num_bytes, purpose):
     """``MemoryError`` if ``num_bytes`` for ``purpose`` are not available."""
     if num_bytes < _NEGLIGIBLE:

@@ -55,6 +55,10 @@ class Assembler:
         """Bytes beside H."""
         return 8 * (self.plan.kept + self.workers * self.plan.scratch)
 
+    def is_affordable(self):
+        """Whether it keeps to the budget, or at least has more than one sample in a chunk."""
+        return max(self.plan.kept, self.plan.scratch) <= 2 * BUDGET or self.plan.chunk > 1
+
     def seconds(self):
         """Of one core, estimated."""
         B, L = self.lin.output.shape[0], self.table.size
@@ -142,9 +146,7 @@ def _assembler(system, num_threads):
     if _seconds(_ASSEMBLY, layer=table.size, number=P * P) >= limit:
         return None
     found = Assembler(table, system.params, system.lin, num_threads)
-    # More than the budget is what one sample takes.
-    affordable = max(found.plan.kept, found.plan.scratch) <= 2 * BUDGET or found.plan.chunk > 1
-    return found if affordable and found.seconds() < limit else None
+    return found if found.is_affordable() and found.seconds() < limit else None
 
 
 def dense(system, out=None, num_threads=None, check=threads.no_check, progress=False):
@@ -163,6 +165,31 @@ def dense(system, out=None, num_threads=None, check=threads.no_check, progress=F
                 return H
         # Numbers may overflow on the way to where they do not matter.
     return by_products(system, H, check, progress)
+
+
+def total(matrix, out=None, num_threads=None, check=threads.no_check, progress=False):
+    """H of a `total.Total`, whose terms are added one after the other, as `Matrix.dense` says."""
+    P, found = matrix.num_params, None
+    memory_budget.require(8 * P * P * (out is None) + 16 * BUDGET, f"the dense Hessian of P = {P} parameters")
+    H = np.empty((P, P)) if out is None else out
+    with bar(progress, matrix.num_samples, "assemble", " samples") as shown:
+        for weight, system in matrix.parts():
+            fresh = found is None
+            found = Assembler(system.table, system.params, weighted(system.lin, weight), num_threads)
+            if not found.is_affordable():
+                return by_products(matrix, H, check, progress)
+            found.add(H, fresh, check, shown.update)
+    finish(found.table, found.plan.places, H, matrix.l2, found.workers, check)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(H.sum()):
+            return H
+    return by_products(matrix, H, check, progress)
+
+
+def weighted(lin, weight):
+    """The `Linearisation` of ``weight`` times the loss."""
+    names = "D", "lam", "Dxx", "Dzx", "Dzz", "curvature"
+    return lin if weight == 1.0 else lin._replace(**{name: weight * getattr(lin, name) for name in names})
 
 
 def by_products(system, H, check=threads.no_check, progress=False):

@@ -22,6 +22,8 @@ class Shifted:
         Those of `System.blocks`, where they are at hand.
     eps : float, optional
         In place of what damping and L2 term say, for a matrix close to that one.
+    is_dense : bool
+        Whether it is multiplied with as one dense matrix, which the system keeps.
 
     Attributes
     ----------
@@ -31,7 +33,7 @@ class Shifted:
         Estimates of ``2^-k ||H||`` and of an upper bound of ``2^-k ||H + damping I||``.
     """
 
-    def __init__(self, system, damping, dtype, scale=None, blocks=None, eps=None):
+    def __init__(self, system, damping, dtype, scale=None, blocks=None, eps=None, is_dense=False):
         self.system = system
         self.damping = damping
         self.dtype = dtype
@@ -41,6 +43,7 @@ class Shifted:
         self.hessian_norm = float(np.ldexp(system.norm(), -k))
         self.norm = self.hessian_norm + float(np.ldexp(abs(damping), -k))
         self._blocks = blocks
+        self._is_dense = is_dense
 
     def __getstate__(self):
         return {**self.__dict__, "_blocks": None}
@@ -56,7 +59,15 @@ class Shifted:
 
     def nearby(self, distance):
         """This plus ``distance`` times the identity, scaled alike."""
-        return Shifted(self.system, self.damping, self.dtype, self.scale, self._blocks, self.eps + distance)
+        return Shifted(
+            self.system, self.damping, self.dtype, self.scale, self._blocks, self.eps + distance, self._is_dense
+        )
+
+    def as_dense(self):
+        """The same matrix, multiplied with in the way that costs less where H is kept as one dense matrix."""
+        # About 2 P^2 flops for a vector, 6 P B by layers.
+        is_dense = self.size <= 3 * self.system.num_samples
+        return Shifted(self.system, self.damping, self.dtype, self.scale, self._blocks, self.eps, is_dense)
 
     @property
     def has_blocks(self):
@@ -71,4 +82,6 @@ class Shifted:
 
     def multiply(self, rows, check=threads.no_check, b=None, offset=0.0, out=None, squares=None):
         """rows times ``2^-k (H + damping I) + offset I``; b minus that where b is given."""
+        if self._is_dense:
+            return self.system.multiply_dense(rows, self.scale.matrix, self.eps + offset, check, b, out)
         return self.system.multiply(rows, self.scale, self.eps + offset, b, check, out, squares)

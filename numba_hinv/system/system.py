@@ -1,10 +1,8 @@
 """A chain of layers as a linear system: its table, derivative blocks and row spaces, products with H, and ||H||.
 
-`System` is immutable; what it computes once, it keeps. A shift and a scaling of it is a `shifted.Shifted`. It knows
-neither nets nor factors, and reaches memory and compiled sweeps through its processor alone.
+A shift and a scaling of it is a `shifted.Shifted`. `System` knows neither nets nor factors, and reaches memory and
+compiled sweeps through its processor alone.
 """
-
-import threading
 
 import numpy as np
 
@@ -16,18 +14,14 @@ from ..runtime import columns, threads
 from ..runtime.chunks import chunks
 from ..runtime.probes import random_signs
 from . import dense, scaling
+from .matrix import Matrix
 from .processor import CPU
-from .scaling import lengths
 
-# On 60 small nets these reached 0.74 of the norm at least, 0.97 in the median.
-_POWER_STEPS = 4
 # Blocks with fewer rows and columns than this never reach BLAS (`kernels.dense.product`).
 _BLAS_SIZE = 192
-# Where a product overflows between the layers, the vectors are divided by 2 to this power first.
-_SMALLER = 600
 
 
-class System:
+class System(Matrix):
     """H, as the sweeps see it: the Hessian of a chain's loss, with ``l2`` times the identity.
 
     Parameters
@@ -51,16 +45,15 @@ class System:
         `state_logarithms`, likewise.
     """
 
+    has_layers = True
+
     def __init__(
         self, chain, params, lin, l2=0.0, gradient=None, layers=None, on=CPU, norm=None, logarithms=None
     ):
+        super().__init__(params, l2, gradient, on, norm)
         self.chain = chain
-        self.params = params
         self.lin = lin
-        self.l2 = l2
-        self.gradient = gradient
-        self.on = on
-        self._norm, self._logarithms = norm, logarithms
+        self._logarithms = logarithms
         self._prepare(layers)
 
     def _prepare(self, layers=None):
@@ -68,7 +61,6 @@ class System:
         self.table, self.sizes = layers or layer_table(self.chain, self.num_samples)
         self.on.load(np.dtype(np.float64))
         self._spaces, self._known_runs = {}, {}
-        self._dense, self._making = None, threading.Lock()
         self._last_scaled = self._last_narrow = (None,)
 
     def __getstate__(self):
@@ -82,6 +74,7 @@ class System:
     def __setstate__(self, state):
         self.__dict__.update(state)
         self.params, self.lin = self.on.put(self.params), Linearisation(*map(self.on.put, self.lin))
+        self._begin()
         self._prepare()
 
     def to_arrays(self):
@@ -103,11 +96,6 @@ class System:
         return self.on.take(self.params), Linearisation(*map(self.on.take, self.lin))
 
     @property
-    def num_params(self):
-        """P."""
-        return self.params.size
-
-    @property
     def num_samples(self):
         """B, the samples that the loss is the mean over."""
         return self.lin.output.shape[0]
@@ -116,6 +104,10 @@ class System:
     def num_layers(self):
         """L."""
         return self.table.size
+
+    def parts(self):
+        """Pairs (weight, `System`) of which this is the sum: itself."""
+        yield 1.0, self
 
     def reaches_blas(self):
         """Whether the elimination has products that are large enough for BLAS."""
@@ -135,54 +127,10 @@ class System:
 
     # ---- products ---------------------------------------------------------------------------------------------------
 
-    def apply(self, rows, check=threads.no_check, out=None):
-        """rows H in float64, rows (k, P)."""
-        return self.multiply(rows, shift=self.l2, check=check, out=out)
-
-    def apply_smaller(self, rows, check=threads.no_check):
-        """The same by way of shorter vectors: adjoints may overflow on the way to layers that do not feel them."""
-        return np.ldexp(self.apply(np.ldexp(rows, -_SMALLER), check), _SMALLER)
-
     def dense(self, out=None, num_threads=None, check=threads.no_check, progress=False):
-        """H as a (P, P) array of float64, exactly symmetric, the same bits on any number of threads.
-
-        Parameters
-        ----------
-        out : (P, P) C-contiguous array of float64, optional
-            Where H is written.
-        num_threads : int, optional
-            By default one a core.
-        check : callable
-            Called now and then, between compiled calls of some milliseconds; what it raises ends the work.
-        progress : bool
-
-        Raises
-        ------
-        MemoryError
-            H would not fit; nothing has been allocated.
-        numpy.linalg.LinAlgError
-            H overflows.
-        """
         return dense.dense(self, out, num_threads, check, progress)
 
-    @property
-    def has_dense(self):
-        """Whether `kept_dense` is made already."""
-        return self._dense is not None
-
-    def kept_dense(self):
-        """H as `dense` gives it, made once for all factorizations that need it; not to be written to."""
-        if self._dense is None:
-            with self._making:
-                if self._dense is None:
-                    self._dense = self.dense()
-        return self._dense
-
     def multiply(self, rows, scale=None, shift=0.0, b=None, check=threads.no_check, out=None, squares=None):
-        """rows (H + (shift - l2) I) in float64, rows (k, P), H scaled as ``scale`` says; b minus that if b is given.
-
-        Then the squared norms of what is returned and of rows are added to ``squares`` (k, 2) where that is cheap.
-        """
         rows = self.on.vectors(rows)
         product = np.empty_like(rows) if out is None else out
         scratch = self.on.multiply_workspace(self.sizes, rows.shape[0], self.num_samples, rows.dtype)
@@ -216,34 +164,9 @@ class System:
             found = self._known_runs[num_vectors] = chunks(flops + 16.0 * num_vectors * self.table["p"])
         return found
 
-    def norm(self):
-        """Estimate of the 2-norm of H from below, by power steps; computed once, always from the same start."""
-        if self._norm is None:
-            # The gradient is rich in the leading eigenvectors; the random part is there for where it vanishes.
-            v = random_signs(0, self.num_params)
-            v /= self.num_params**0.5
-            if self.gradient is not None:
-                # That of the L2 term is rich in nothing.
-                slope = (self.gradient - self.l2 * self.on.take(self.params))[None]
-                steepness = lengths(slope)[0]
-                if steepness > 0.0:
-                    # Twice, so that the two cannot cancel.
-                    v += slope / (0.5 * steepness)
-            v /= lengths(v)
-            v = self.on.vectors(v)
-            product = np.empty_like(v)
-            scratch = self.on.multiply_workspace(self.sizes, 1, self.num_samples, v.dtype)
-            for _ in range(_POWER_STEPS):
-                self._sweep(self.params, self.lin, v, product, scratch, self.l2)
-                v, product = product, v
-                length = lengths(v)[0]
-                if length == 0.0 or not np.isfinite(length):
-                    break
-                v /= length
-            if not np.isfinite(length):
-                raise np.linalg.LinAlgError("params, X, y: the Hessian overflows")
-            self._norm = float(length)
-        return self._norm
+    def _multiplier(self, like):
+        scratch = self.on.multiply_workspace(self.sizes, like.shape[0], self.num_samples, like.dtype)
+        return lambda v, out: self._sweep(self.params, self.lin, v, out, scratch, self.l2)
 
     # ---- what factorizations read -----------------------------------------------------------------------------------
 

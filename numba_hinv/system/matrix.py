@@ -1,0 +1,143 @@
+"""What all systems are: symmetric matrices H of P parameters with a product, a norm, and a dense form that is kept.
+
+`system.System` is the chain of one batch of samples, `total.Total` a weighted sum of such.
+"""
+
+import abc
+import threading
+
+import numpy as np
+
+from ..runtime import threads
+from ..runtime.probes import random_signs
+from .scaling import lengths
+
+# On 60 small nets these reached 0.74 of the norm at least, 0.97 in the median.
+_POWER_STEPS = 4
+# Where a product overflows between the layers, the vectors are divided by 2 to this power first.
+_SMALLER = 600
+
+
+class Matrix(abc.ABC):
+    """H, a symmetric matrix with ``l2`` times the identity in it. Immutable; what it computes once, it keeps.
+
+    Attributes
+    ----------
+    params : (P,) array
+        In float64, where the processor has them.
+    l2 : float
+    gradient : (P,) NumPy array or None
+    on : processor
+    has_layers : bool
+        Whether H can be eliminated layer by layer.
+    """
+
+    has_layers = False
+
+    def __init__(self, params, l2, gradient, on, norm=None):
+        self.params, self.l2, self.gradient, self.on = params, l2, gradient, on
+        self._norm = norm
+        self._begin()
+
+    def _begin(self):
+        self._dense, self._making = None, threading.Lock()
+
+    @property
+    def num_params(self):
+        """P."""
+        return self.params.size
+
+    @abc.abstractmethod
+    def multiply(self, rows, scale=None, shift=0.0, b=None, check=threads.no_check, out=None, squares=None):
+        """rows (H + (shift - l2) I) in float64, rows (k, P), H scaled as ``scale`` says; b minus that if b is given.
+
+        Then the squared norms of what is returned and of rows are added to ``squares`` (k, 2) where that is cheap.
+        """
+
+    @abc.abstractmethod
+    def dense(self, out=None, num_threads=None, check=threads.no_check, progress=False):
+        """H as a (P, P) array of float64, exactly symmetric, the same bits on any number of threads.
+
+        Parameters
+        ----------
+        out : (P, P) C-contiguous array of float64, optional
+            Where H is written.
+        num_threads : int, optional
+            By default one a core.
+        check : callable
+            Called now and then, between compiled calls of some milliseconds; what it raises ends the work.
+        progress : bool
+
+        Raises
+        ------
+        MemoryError
+            H would not fit; nothing has been allocated.
+        numpy.linalg.LinAlgError
+            H overflows.
+        """
+
+    @property
+    def has_dense(self):
+        """Whether `kept_dense` is made already."""
+        return self._dense is not None
+
+    def kept_dense(self):
+        """H as `dense` gives it, made once for all factorizations that need it; not to be written to."""
+        if self._dense is None:
+            with self._making:
+                if self._dense is None:
+                    self._dense = self.dense()
+        return self._dense
+
+    # ---- products ---------------------------------------------------------------------------------------------------
+
+    def multiply_dense(self, rows, k, shift, check, b=None, out=None):
+        """What `multiply` gives, by way of `kept_dense`, H being scaled by ``2^-k``."""
+        check()
+        found = np.matmul(rows, self.kept_dense(), out=out)
+        if k:
+            np.ldexp(found, -k, out=found)
+        shift -= float(np.ldexp(self.l2, -k))
+        if shift:
+            found += shift * rows
+        return found if b is None else np.subtract(b, found, out=found)
+
+    def apply(self, rows, check=threads.no_check, out=None):
+        """rows H in float64, rows (k, P)."""
+        return self.multiply(rows, shift=self.l2, check=check, out=out)
+
+    def apply_smaller(self, rows, check=threads.no_check):
+        """The same by way of shorter vectors: adjoints may overflow on the way to layers that do not feel them."""
+        return np.ldexp(self.apply(np.ldexp(rows, -_SMALLER), check), _SMALLER)
+
+    def norm(self):
+        """Estimate of the 2-norm of H from below, by power steps; computed once, always from the same start."""
+        if self._norm is None:
+            # The gradient is rich in the leading eigenvectors; the random part is there for where it vanishes.
+            v = random_signs(0, self.num_params)
+            v /= self.num_params**0.5
+            if self.gradient is not None:
+                # That of the L2 term is rich in nothing.
+                slope = (self.gradient - self.l2 * self.on.take(self.params))[None]
+                steepness = lengths(slope)[0]
+                if steepness > 0.0:
+                    # Twice, so that the two cannot cancel.
+                    v += slope / (0.5 * steepness)
+            v /= lengths(v)
+            v = self.on.vectors(v)
+            product, multiply = np.empty_like(v), self._multiplier(v)
+            for _ in range(_POWER_STEPS):
+                multiply(v, product)
+                v, product = product, v
+                length = lengths(v)[0]
+                if length == 0.0 or not np.isfinite(length):
+                    break
+                v /= length
+            if not np.isfinite(length):
+                raise np.linalg.LinAlgError("params, X, y: the Hessian overflows")
+            self._norm = float(length)
+        return self._norm
+
+    def _multiplier(self, like):
+        """``multiply(v, out)`` by H of vectors like this one, with scratch of its own."""
+        return lambda v, out: self.apply(v, out=out)

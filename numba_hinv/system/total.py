@@ -1,0 +1,139 @@
+"""A weighted sum of systems of one chain: H of a data set in batches, or of several Hessians.
+
+It has products, a norm and a dense form. The sum of chains is no chain, so that it is factored as one dense matrix.
+"""
+
+import numpy as np
+
+from ..kernels.plumbing import binding
+from ..kernels.steps.layer_table import layer_table
+from ..runtime import memory_budget, threads
+from . import dense, scaling
+from .matrix import Matrix
+from .processor import CPU
+
+
+class Terms:
+    """Pairs ``(weight, System)`` of a weighted sum of matrices, each time it is gone through.
+
+    Parameters
+    ----------
+    matrices : list of (float, Matrix)
+    """
+
+    def __init__(self, matrices):
+        self.matrices = matrices
+
+    @property
+    def are_kept(self):
+        """Whether all are in memory."""
+        return all(matrix.has_layers or matrix.terms.are_kept for _, matrix in self.matrices)
+
+    def __iter__(self):
+        for weight, matrix in self.matrices:
+            for share, system in matrix.parts():
+                yield weight * share, system
+
+
+class Total(Matrix):
+    """``sum of weight H`` over pairs ``(weight, System)``, plus ``l2 I``.
+
+    Parameters
+    ----------
+    chain : Chain
+    params : (P,) array of float64
+    terms : `batches.Batches` or Terms, or None
+        Of which L2 terms are no part. None where only the dense form is at hand.
+    num_samples : int
+        Of all terms.
+    l2 : float
+    gradient : (P,) array, optional
+    norm : float, optional
+    dense : (P, P) array, optional
+        H, where it is known.
+    """
+
+    def __init__(self, chain, params, terms, num_samples, l2=0.0, gradient=None, norm=None, dense=None):
+        super().__init__(params, l2, gradient, CPU, norm)
+        self.chain, self.terms, self.num_samples = chain, terms, num_samples
+        self._dense = dense
+        # Where the parameters of each layer are does not depend on the samples.
+        self.table, self.sizes = layer_table(chain, 1)
+
+    def __getstate__(self):
+        state = self.__dict__.copy()
+        del state["_making"], state["table"], state["sizes"]
+        if self.has_dense:
+            # Whatever gives the samples may not be fit for another process.
+            state["terms"] = None
+        return state
+
+    def __setstate__(self, state):
+        found = state["_dense"]
+        self._begin()
+        self.__dict__.update(state, _dense=found)
+        self.table, self.sizes = layer_table(self.chain, 1)
+
+    def to_arrays(self):
+        """(plain data, named NumPy arrays) of which a file is made: H itself stands for its terms."""
+        header = {
+            "chain": {name: values.tolist() for name, values in self.chain._asdict().items()},
+            "num_samples": self.num_samples,
+            "l2": self.l2,
+            "norm": self.norm(),
+            "is_total": True,
+        }
+        arrays = {"params": self.params, "dense": self.kept_dense()}
+        return header, arrays if self.gradient is None else {**arrays, "gradient": self.gradient}
+
+    @property
+    def num_layers(self):
+        """L."""
+        return self.table.size
+
+    def parts(self):
+        """Pairs (weight, `System`), one batch after the other; ``ValueError`` where only H is left."""
+        if self.terms is None:
+            raise ValueError("H: expected a Hessian with its samples, got one from a file or another process")
+        return iter(self.terms)
+
+    def reaches_blas(self):
+        """Whether factorizing has products that are large enough for BLAS."""
+        return True
+
+    solves_reach_blas = reaches_blas
+
+    def num_free(self):
+        """Parameters that no sample sees, as far as is known."""
+        return 0
+
+    def scaling(self, damping, dtype):
+        """The `Scaling` of ``H + damping I`` for factors in ``dtype``: of the matrix alone, there being no states."""
+        return scaling.choose(np.zeros(self.num_layers + 1), self.table["skip"], self.norm() + abs(damping), dtype)
+
+    def dense(self, out=None, num_threads=None, check=threads.no_check, progress=False):
+        return dense.total(self, out, num_threads, check, progress)
+
+    def multiply(self, rows, scale=None, shift=0.0, b=None, check=threads.no_check, out=None, squares=None):
+        k = 0 if scale is None else scale.matrix
+        if self.has_dense:
+            return self.multiply_dense(rows, k, shift, check, b, out)
+        found = np.empty_like(rows) if out is None else out
+        found.fill(0.0)
+        binding.load(np.dtype(np.float64))
+        for weight, system in self.parts():
+            product = system.multiply(rows, check=check)
+            product *= weight
+            found += product
+        if k:
+            np.ldexp(found, -k, out=found)
+        if shift:
+            found += shift * rows
+        return found if b is None else np.subtract(b, found, out=found)
+
+    def norm(self):
+        if self._norm is None and not self.has_dense and self.terms is not None and not self.terms.are_kept:
+            # Each power step would go through all samples; and what asks for the norm needs the matrix next.
+            if memory_budget.fits(16 * self.num_params**2):
+                self.kept_dense()
+        return super().norm()
