@@ -9,10 +9,13 @@ import numpy as np
 from scipy.linalg import LinAlgWarning
 
 from ..certainty import solution
+from ..factors import choice
+from ..layers.samples import Samples
 from ..network import Network
 from ..runtime import columns, memory_budget, threads
 from ..runtime.progress import bar
 from ..runtime.validation import as_real
+from ..system.batches import batch_size_for
 from ..system.scaling import lengths
 
 
@@ -64,8 +67,9 @@ class Influence:
 
 
 def influence(
-    net, params, X, y, X_test, y_test, damping, l2=0.0, curvature="hessian", num_threads=None, progress=False
-):
+    net, params, X, y, X_test, y_test, damping, l2=0.0, curvature="hessian", num_threads=None, progress=False,
+    batch_size=None, keep_bytes=None,
+):  # fmt: skip
     """Influence of every training sample on the loss of every test sample.
 
     With ``A = H + damping I``, H being the Hessian of the mean loss over the B training samples and its L2 term, and
@@ -83,6 +87,7 @@ def influence(
     net : Network
     params : (P,) array
     X, y : the training samples, as for `Network.gradient`
+        Arrays, perhaps on a disk: batches from a loader have no order that says which sample is which.
     X_test, y_test : T test samples, likewise
     damping : float
         Added to H, and no part of the loss: where H is singular or params are not quite at a minimum.
@@ -95,6 +100,8 @@ def influence(
         own threads. The answer is the same for every number.
     progress : bool
         Show a progress bar, for which tqdm must be installed.
+    batch_size, keep_bytes : int, optional
+        As for `Network.hessian`. Where H is factored as one dense matrix, many samples are read in batches by default.
 
     Returns
     -------
@@ -126,12 +133,20 @@ def influence(
     if not isinstance(net, Network):
         raise TypeError(f"net: expected a Network, got {type(net).__name__}")
     damping = as_real("damping", damping)
-    H = net.hessian(params, X, y, curvature, l2)
-    X, y = net.model.check_X(X, np.float64), net.model.check_y(y, H.num_samples, np.float64)
-    X_test = net.model.check_X(X_test, np.float64, "X_test")
-    y_test = net.model.check_y(y_test, X_test.shape[0], np.float64, "y_test")
-    # 1/B times the gradients of the samples' losses in their outputs.
-    _, output_gradient, _ = net.model.terminal(H.system.lin.output, y)
+    if y is None:
+        raise TypeError(
+            "y: expected targets of the samples of an array X, got None; batches from a loader have no order that says "
+            "which sample is which"
+        )
+    model, options = net.model, {"curvature": curvature, "l2": l2, "keep_bytes": keep_bytes}
+    H = net.hessian(params, X, y, batch_size=batch_size, **options)
+    size = batch_size_for(model)
+    if H.system.has_layers and H.num_samples > size and choice.chosen(H.system, H.system.params.dtype) == "dense":
+        # Then nothing needs the blocks of all samples at the same time, and their tangents would take much memory.
+        H = net.hessian(params, X, y, batch_size=size, **options)
+    train = Samples(model, X, y, size if batch_size is None else batch_size)
+    X_test = model.check_X(X_test, np.float64, "X_test")
+    y_test = model.check_y(y_test, X_test.shape[0], np.float64, "y_test")
     F = H.factorize(damping, np.float64)
     if F.inertia.negative:
         warnings.warn(
@@ -141,34 +156,53 @@ def influence(
             stacklevel=2,
         )
 
-    def gradients_of(samples, targets):
-        def gradient_of(i):
-            return net.model.linearise(H.system.params, samples[i : i + 1], targets[i : i + 1], 1)[2]
+    def gradient_at(x, target):
+        return model.linearise(H.system.params, x, target, 1)[2]
 
-        return gradient_of
-
-    found = Influence(F, gradients_of(X, y), num_threads)
+    found = Influence(F, lambda i: gradient_at(*train.one(i)), num_threads)
     B, T = H.num_samples, X_test.shape[0]
     memory_budget.require(8 * B * T, f"the influences of B = {B} training samples on {T} test samples")
     found.values = np.empty((B, T))
+    slopes = _output_gradients(H.system, model, train)
 
     def take(start, stop, gradients, solutions, check):
-        tangents = H.system.output_tangents(solutions, check)
-        found.values[:, start:stop] = np.einsum("kia,ia->ik", tangents, output_gradient)
+        first = 0
+        for weight, part in H.system.parts():
+            stop_at = first + part.num_samples
+            tangents = part.output_tangents(solutions, check)
+            np.einsum("kia,ia->ik", tangents, slopes[first:stop_at], out=found.values[first:stop_at, start:stop])
+            first = stop_at
 
-    _solve_in_blocks(F, gradients_of(X_test, y_test), T, take, num_threads, progress)
+    def test_gradient(i):
+        return gradient_at(X_test[i : i + 1], y_test[i : i + 1])
+
+    _solve_in_blocks(F, test_gradient, T, take, num_threads, progress)
+    return found
+
+
+def _output_gradients(system, model, samples):
+    """1/B times the gradients of the samples' losses in their outputs, (B, n_L)."""
+    found = np.empty((system.num_samples, model.layers[-1].out_features))
+    if system.has_layers:
+        ((X, y),) = Samples(model, *samples.arrays, system.num_samples)
+        return model.terminal(system.lin.output, y)[1]
+    first = 0
+    for (weight, part), (_, y) in zip(system.parts(), samples):
+        found[first : first + len(y)] = weight * model.terminal(part.lin.output, y)[1]
+        first += len(y)
     return found
 
 
 def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):
     """``take(start, stop, gradients, solutions, check)`` of every block of samples, whose gradients are rows."""
     system = F.hessian.system
-    P, sizes = system.num_params, system.sizes
+    P, chain = system.num_params, system.chain
+    tangents = int(chain.n_in.sum() + chain.n_out.sum() + 2 * max(chain.n_in.max(), chain.n_out.max()))
     dtype, block = np.dtype(np.float64), min(columns.block_of(P, count), count)
     workers = threads.num_workers(num_threads, -(-count // block), system.solves_reach_blas())
     # Gradients, solutions, residuals and products; tangents.
     memory_budget.require(
-        8 * workers * block * (6 * P + sizes.z + sizes.u + system.num_samples * (2 * sizes.width + sizes.outputs)),
+        8 * workers * block * (6 * P + system.largest_batch * (tangents + int(chain.n_out[-1]))),
         f"the solves for {workers} blocks of {block} samples at the same time",
     )
     with bar(progress, count, "influence", "sample") as shown:

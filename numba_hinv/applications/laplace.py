@@ -11,9 +11,11 @@ The library's losses are means, of `count` terms; the negative log-likelihood is
 """
 
 import numpy as np
+from scipy.linalg import eigvalsh
 
 from ..certainty import covariance
 from ..layers.losses import get_loss
+from ..layers.samples import Samples
 from ..network import Network
 from ..runtime import memory_budget
 from ..runtime.validation import as_flag, as_real
@@ -22,6 +24,8 @@ from ..runtime.validation import as_flag, as_real
 _BLOCK = 1 << 22
 # Relative accuracy of the variances that `fit_prior` sums.
 _TRACE = 1e-4
+# Relative error of covariances by solves without refinement, which cost a third, below which they are good enough.
+_ACCURATE = 1e-10
 # The search for a maximum takes steps of this factor in the prior precision, at most so many either way.
 _FACTOR, _STEPS = 4.0, 20
 _TOLERANCE = 1e-8
@@ -39,7 +43,7 @@ class Laplace:
     params : (P,) array
         Where the posterior is the largest: trained on this loss with ``l2 = prior_precision / s``, s being `scale`.
     X, y
-        The training data, as `Network.gradient` takes them.
+        The training data, as `Network.gradient` takes them: arrays, in memory or on a disk, or batches.
     prior_precision : float
         The prior of every parameter is normal with mean 0 and this precision; positive.
     curvature : "hessian" or "ggn"
@@ -48,6 +52,10 @@ class Laplace:
         Of the targets, for mean_squared_error alone; 1 by default.
     factor_dtype : float64 or float32, optional
         As for `Hessian.factorize`.
+    batch_size, keep_bytes : int, optional
+        As for `Network.hessian`.
+    progress : bool
+        Show a progress bar while the training data are gone through, for which tqdm must be installed.
 
     Attributes
     ----------
@@ -69,8 +77,8 @@ class Laplace:
 
     Notes
     -----
-    Costs one linearisation and one factorization (README, cost model): the batch is the whole training set, and the
-    cost of a factorization grows with it.
+    Costs one linearisation and one factorization, which for a training set of more samples than a minibatch has is that
+    of the dense matrix: P^3/3 flops and what it takes to form H, in memory for P^2 numbers.
 
     Examples
     --------
@@ -83,12 +91,15 @@ class Laplace:
     """
 
     def __init__(
-        self, net, params, X, y, prior_precision=1.0, curvature="hessian", noise_variance=None, factor_dtype=None
-    ):
+        self, net, params, X, y=None, prior_precision=1.0, curvature="hessian", noise_variance=None,
+        factor_dtype=None, batch_size=None, keep_bytes=None, progress=False,
+    ):  # fmt: skip
         if not isinstance(net, Network):
             raise TypeError(f"net: expected a Network, got {type(net).__name__}")
         self.network, self._factor_dtype = net, factor_dtype
-        self.hessian = net.hessian(params, X, y, curvature)
+        self.hessian = net.hessian(
+            params, X, y, curvature, batch_size=batch_size, keep_bytes=keep_bytes, progress=progress
+        )
         num_outputs = net.layers[-1].out_features
         mean_over = get_loss(net.loss_name)["mean_over"]
         self._count = self.hessian.num_samples * (num_outputs if mean_over == "elements" else 1)
@@ -99,10 +110,11 @@ class Laplace:
                 f"noise_variance: expected None with the loss {net.loss_name}, which has no noise, "
                 f"got {noise_variance!r}"
             )
-        if net.loss_name == "binary_cross_entropy" and not np.isin(y, (0, 1)).all():
+        if net.loss_name == "binary_cross_entropy" and not _are_binary(net.model, X, y):
             raise ValueError("y: expected 0 and 1, for the evidence to be a probability, got other numbers")
         self.noise_variance = noise_variance
         self.prior_precision = _as_positive("prior_precision", prior_precision)
+        self._eigenvalues = None
         self._set_factorization(self._factorize(self.prior_precision / self.scale))
 
     def __repr__(self):
@@ -190,7 +202,8 @@ class Laplace:
         -----
         Where the Hessian has negative eigenvalues, the evidence goes to infinity as the precision becomes singular;
         that is no maximum and is not returned. The mode moves with the prior: train again with the precision found, and
-        fit again, until it stays. Costs a factorization and a diagonal for each of about ten values.
+        fit again, until it stays. Costs a factorization and a diagonal for each of about ten values; or, where H is factored
+        as one dense matrix, its eigenvalues once, which say the number for every value.
         """
         if as_flag("noise", noise) and self.noise_variance is None:
             raise ValueError(f"noise: expected False with the loss {self.network.loss_name}, which has no noise")
@@ -243,6 +256,10 @@ class Laplace:
 
     def _gamma(self, damping):
         """The number of well-determined parameters; None where the precision is not positive definite."""
+        values = self._spectrum()
+        if values is not None:
+            shifted = values + damping
+            return float((values / shifted).sum()) if shifted[0] > 0.0 else None
         try:
             factorization = self._factorize(damping)
         except np.linalg.LinAlgError:
@@ -251,6 +268,14 @@ class Laplace:
             return None
         variances = covariance.diagonal(factorization.solver, factorization.dtype, _TRACE)
         return self.hessian.shape[0] - damping * float(variances.sum())
+
+    def _spectrum(self):
+        """All eigenvalues of H, in ascending order, where it is factored as one dense matrix; else None."""
+        if self._eigenvalues is None and self.factorization.method == "dense":
+            system = self.hessian.system
+            if memory_budget.fits(8 * system.num_params**2):
+                self._eigenvalues = eigvalsh(system.kept_dense(), check_finite=False)
+        return self._eigenvalues
 
     def _slope(self, damping, noise):
         """Twice the derivative of the log evidence in that of the damping; None where there is no evidence."""
@@ -321,24 +346,32 @@ class Laplace:
 
         Notes
         -----
-        One solve for every output of every sample, several at a time.
+        One solve for every output of every sample, several at a time; unrefined where that costs no more than ten digits.
         """
         net, params = self.network, self.hessian.system.params
         X = net.model.check_X(X, np.float64)
         size, outputs = params.size, net.layers[-1].out_features
         block = max(1, min(len(X), _BLOCK // (size * outputs)))
         memory_budget.require(32 * block * size * outputs, f"the Jacobians of {block} samples with {outputs} outputs")
+        refine = not self.factorization.solver.contraction() <= _ACCURATE
         mean, cov = np.empty((len(X), outputs)), np.empty((len(X), outputs, outputs))
         for start in range(0, len(X), block):
             part = range(start, min(start + block, len(X)))
             jacobians = np.empty((len(part), outputs, size))
             for i, jacobian in zip(part, jacobians):
                 mean[i], jacobian[:] = net.model.jacobian(params, X[i : i + 1])
-            solved = self.factorization.solve(jacobians.reshape(-1, size).T).T.reshape(jacobians.shape)
+            solved = self.factorization.solve(jacobians.reshape(-1, size).T, refine).T.reshape(jacobians.shape)
             found = jacobians @ solved.transpose(0, 2, 1) / self.scale
             cov[start : start + len(part)] = 0.5 * (found + found.transpose(0, 2, 1))
         dtype = self.hessian.dtype
         return mean.astype(dtype, copy=False), cov.astype(dtype, copy=False)
+
+
+def _are_binary(model, X, y):
+    """Whether all targets are 0 or 1."""
+    if y is not None:
+        return np.isin(y, (0, 1)).all()
+    return all(np.isin(targets, (0, 1)).all() for _, targets in Samples(model, X, None, 1 << 16))
 
 
 def _as_positive(name, value):

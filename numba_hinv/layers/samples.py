@@ -52,6 +52,16 @@ class Samples:
                     f"returns a generator), got {type(X).__name__}, which is used up after the first time"
                 )
 
+    @property
+    def arrays(self):
+        """X and y, as they were given."""
+        return self._X, self._y
+
+    def one(self, i):
+        """Sample i of arrays, as a batch."""
+        X = self.model.check_X(self._X[i : i + 1], np.float64, f"X[{i}:{i + 1}]")
+        return X, self.model.check_y(self._y[i : i + 1], 1, np.float64, f"y[{i}:{i + 1}]")
+
     def count(self):
         """How many samples there are; batches are gone through for it, the first time."""
         if self.num_samples is None:

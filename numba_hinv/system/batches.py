@@ -64,6 +64,11 @@ class Batches:
         self.loss, self.gradient = loss / self.num_samples, gradient / self.num_samples
         self.are_kept = is_room
 
+    @property
+    def largest_batch(self):
+        """Samples of the largest batch."""
+        return min(self.samples.batch_size, self.num_samples)
+
     def _made(self, num_kept=0):
         """`System`, loss and gradient of all batches but the first ones."""
         for index, (X, y) in enumerate(self.samples):

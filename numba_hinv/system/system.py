@@ -105,6 +105,11 @@ class System(Matrix):
         """L."""
         return self.table.size
 
+    @property
+    def largest_batch(self):
+        """Samples of the largest of `parts`."""
+        return self.num_samples
+
     def parts(self):
         """Pairs (weight, `System`) of which this is the sum: itself."""
         yield 1.0, self

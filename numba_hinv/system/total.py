@@ -29,6 +29,11 @@ class Terms:
         """Whether all are in memory."""
         return all(matrix.has_layers or matrix.terms.are_kept for _, matrix in self.matrices)
 
+    @property
+    def largest_batch(self):
+        """Samples of the largest term."""
+        return max(matrix.largest_batch for _, matrix in self.matrices)
+
     def __iter__(self):
         for weight, matrix in self.matrices:
             for share, system in matrix.parts():
@@ -90,6 +95,11 @@ class Total(Matrix):
     def num_layers(self):
         """L."""
         return self.table.size
+
+    @property
+    def largest_batch(self):
+        """Samples of the largest of `parts`."""
+        return self.terms.largest_batch
 
     def parts(self):
         """Pairs (weight, `System`), one batch after the other; ``ValueError`` where only H is left."""

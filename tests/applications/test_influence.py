@@ -205,3 +205,32 @@ def test_test_samples_that_overflow():
     problem = chain(4, 3, batch=3, activation="identity", loss="mean_squared_error")
     with np.errstate(all="ignore"), pytest.raises(ValueError, match="finite"):
         nh.influence(problem.net, problem.params, problem.X, problem.y, np.full((2, 4), 1e200), np.ones((2, 3)), 100.0)
+
+
+def test_samples_in_batches_have_the_same_influence():
+    problem = chain(4, 3, batch=60, seed=5)
+    net, params, X, y = problem.net, problem.params, problem.X, problem.y
+    test = X[:5] + 0.1, y[:5]
+    whole = nh.influence(net, params, X, y, *test, 1.0, l2=0.1)
+    for keep_bytes in (0, None):
+        parts = nh.influence(net, params, X, y, *test, 1.0, l2=0.1, batch_size=7, keep_bytes=keep_bytes)
+        np.testing.assert_allclose(parts.values, whole.values, rtol=0, atol=1e-12 * np.abs(whole.values).max())
+        np.testing.assert_allclose(parts.self_influence, whole.self_influence, rtol=1e-10)
+
+
+def test_many_samples_are_read_in_batches(monkeypatch):
+    from numba_hinv.applications import influence as module
+
+    problem = chain(4, 3, batch=60, seed=5)
+    args = problem.net, problem.params, problem.X, problem.y, problem.X[:2], problem.y[:2], 1.0
+    expected = nh.influence(*args)
+    monkeypatch.setattr(module, "batch_size_for", lambda model: 16)
+    found = nh.influence(*args)
+    assert not found.factorization.hessian.system.has_layers and expected.factorization.hessian.system.has_layers
+    np.testing.assert_allclose(found.values, expected.values, rtol=0, atol=1e-12 * np.abs(expected.values).max())
+
+
+def test_batches_of_a_loader_have_no_order():
+    problem = chain(4, 3, batch=6)
+    with pytest.raises(TypeError, match="no order that says which sample is which"):
+        nh.influence(problem.net, problem.params, [(problem.X, problem.y)], None, problem.X, problem.y, 1.0)

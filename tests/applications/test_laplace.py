@@ -231,3 +231,38 @@ def test_bad_input():
     with pytest.raises(ValueError, match="^y: expected 0 and 1"):
         nh.Laplace(binary.net, binary.params, binary.X, binary.y, 30.0)
     assert re.match("Laplace", repr(laplace))
+
+
+def test_batches_are_the_same_training_data():
+    problem = chain(4, 3, batch=60, seed=5)
+    X, y, options = problem.X, problem.y, {"prior_precision": 20.0, "curvature": "ggn"}
+    whole = nh.Laplace(problem.net, problem.params, X, y, **options)
+    pairs = [(X[:7], y[:7]), (X[7:], y[7:])]
+    parts = nh.Laplace(problem.net, problem.params, pairs, keep_bytes=0, **options)
+    assert parts.log_evidence() == pytest.approx(whole.log_evidence(), rel=1e-12)
+    assert parts.fit_prior().prior_precision == pytest.approx(whole.fit_prior().prior_precision, rel=1e-9)
+    np.testing.assert_allclose(parts.variances(), whole.variances(), rtol=1e-8)
+    for one, other in zip(parts.predict(X[:3]), whole.predict(X[:3])):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_one_spectrum_finds_the_prior_that_factorizations_find(noise, monkeypatch):
+    problem = chain(4, 3, batch=60, seed=5, loss="mean_squared_error")
+    found = []
+    for method in ("layers", "dense"):
+        factorize = nh.Hessian.factorize
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                nh.Hessian, "factorize", lambda H, damping, dtype=None: factorize(H, damping, dtype, method=method)
+            )
+            laplace = nh.Laplace(problem.net, problem.params, problem.X, problem.y, 20.0, "ggn").fit_prior(noise)
+        assert laplace.factorization.method == method and (laplace._eigenvalues is None) == (method == "layers")
+        found.append((laplace.prior_precision, laplace.noise_variance))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+
+
+def test_targets_of_batches_are_0_and_1():
+    net = nh.Network([nh.Dense(1, 1, "identity")], "binary_cross_entropy")
+    with pytest.raises(ValueError, match="y: expected 0 and 1"):
+        nh.Laplace(net, np.zeros(2), [(np.ones((2, 1)), np.array([0.0, 0.5]))])
