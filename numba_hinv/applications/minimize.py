@@ -7,6 +7,7 @@ import numpy as np
 from ..network import Network
 from ..runtime.progress import bar
 from ..runtime.validation import as_array, as_real, as_size
+from . import saddle
 from .trust_region import trust_region_step
 
 # A step is taken where the loss falls by at least this share of what the model promised.
@@ -29,6 +30,8 @@ _MESSAGES = {
     6: "the callback stopped it (StopIteration)",
     7: "it was interrupted (KeyboardInterrupt); x is the best that it had",
     8: "no step lowers the loss",
+    9: "the gradient is small, but H has {negative} negative eigenvalues, and no step along them lowers the loss",
+    10: "the gradient is small, but whether H has negative eigenvalues could not be found out",
 }
 _SUCCESS = (0, 1, 2, 3)
 
@@ -209,6 +212,12 @@ def minimize(
     -----
     A trial point where the loss or its gradient is not finite is a rejected step. Where the decrease is below the
     rounding of the loss, steps are taken as long as they lower the gradient's norm; then it ends with success.
+
+    Before it ends because the gradient is small or the loss cannot be lowered, the negative eigenvalues of H (of all
+    samples) are counted by the inertia of one factorization. Those count that make a slope above gtol within a step as
+    long as the parameters, or 1, and are below -1e-8 ||H||. Where there are some, a step of `trust_region_step` goes
+    down from the saddle and training goes on; where none lowers the loss, it ends without success (status 9; 10 where
+    they cannot be counted). Where ftol ends it, likewise, if a step down lowers the loss by more.
     """
     if not isinstance(net, Network):
         raise TypeError(f"net: expected a Network, got {type(net).__name__}")
@@ -273,6 +282,7 @@ class _Run:
         self.began = time.perf_counter()
         self.nfev = self.njev = self.nhev = self.nit = self.num_factorizations = 0
         self.rows = []
+        self.negative = None
         # Where these raise, the start is to blame.
         self.fun, self.jac = self.evaluate()
         self.batch = batches.next()
@@ -300,8 +310,9 @@ class _Run:
         """The status that it ended with."""
         try:
             while True:
-                if np.linalg.norm(self.jac) <= gtol:
-                    return 0
+                status = self.at_rest(0, gtol, max_iterations) if np.linalg.norm(self.jac) <= gtol else None
+                if status is not None:
+                    return status
                 if loss_target is not None and self.fun <= loss_target:
                     return 3
                 if self.nit >= max_iterations:
@@ -313,14 +324,56 @@ class _Run:
                 if callback is not None:
                     self.call(callback)
                 shown.update(1)
-                if status is not None:
+                if status == 8:
                     return status
                 if ftol and self.batches.size is None and 0.0 < before - self.fun <= ftol * abs(before):
-                    return 1
+                    status = 1
+                if status is not None:
+                    status = self.at_rest(status, gtol, max_iterations, ftol * abs(before))
+                if status is not None:
+                    return status
         except StopIteration:
             return 6
         except KeyboardInterrupt:
             return 7
+
+    def at_rest(self, status, gtol, max_iterations, least=0.0):
+        """The status to end with; None after a step down from a saddle, by more than ``least`` and rounding."""
+        data = self.batches.X, self.batches.y, "hessian", self.l2
+        is_at_hand = self.batches.size is None and self.rule.curvature == "hessian"
+        try:
+            H = self.H if is_at_hand else self.net.hessian(self.params, *data)
+            self.negative = saddle.negative_eigenvalues(H, self.params, max(gtol, np.linalg.norm(H.gradient)))
+            self.num_factorizations += 1
+            if not self.negative or self.nit >= max_iterations:
+                return 4 if self.negative else status if self.negative == 0 or status == 1 else 10
+            start = self.rule.scale if self.rule.scale_name == "radius" else 1.0
+            least = max(least, _LOSS_ROUNDING * _rounding(H.loss))
+            trial, radius, count = saddle.way_down(H, self.params, start, self.full_loss, least)
+            there = None if trial is None else self.linearise(trial)
+        except (MemoryError, ValueError):
+            return status if status == 1 else 10
+        self.num_factorizations += count
+        if there is None:
+            return status if status == 1 else 9
+        self.rows.append((H.loss, np.linalg.norm(H.gradient), self.rule.scale, True, time.perf_counter() - self.began,
+                          count + 1, self.negative))
+        self.nit, self.params, self.H, self.negative = self.nit + 1, trial, there, None
+        if self.batches.size is None:
+            self.fun, self.jac = there.loss, there.gradient
+        else:
+            self.fun, self.jac = self.evaluate()
+        if self.rule.scale_name == "radius":
+            self.rule.scale, self.rule.multiplier = radius, None
+        return None
+
+    def full_loss(self, params):
+        """Of all samples; infinite where it is not finite."""
+        self.nfev += 1
+        try:
+            return self.net.loss(params, self.batches.X, self.batches.y, self.l2)
+        except ValueError:
+            return np.inf
 
     def call(self, callback):
         from scipy.optimize import OptimizeResult
@@ -376,7 +429,7 @@ class _Run:
         history = {name: np.array(column, bool if name == "taken" else float) for name, column in zip(names, table)}
         return OptimizeResult(
             x=self.params.astype(dtype), fun=self.fun, jac=self.jac.astype(dtype), success=status in _SUCCESS,
-            status=status, message=_MESSAGES[status], nit=self.nit, nfev=self.nfev, njev=self.njev, nhev=self.nhev,
+            status=status, message=_MESSAGES[status].format(negative=self.negative), nit=self.nit, nfev=self.nfev, njev=self.njev, nhev=self.nhev,
             num_factorizations=self.num_factorizations, history=history,
         )  # fmt: skip
 

@@ -4,20 +4,29 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..certainty.inertia import certified_count
+from ..certainty.solver import Solver
 from ..factors import choice
 from ..runtime import threads
 from ..runtime.progress import bar
 from ..runtime.validation import as_array
+from ..system.shifted import Shifted
 from .eigenvalues import as_hessian
+
+# Where an eigenvalue is too close to an edge to say on which side it lies, the distances at either side that are tried,
+# in units of ||H|| and the edge. The nearer ones are the likelier to tell it from its neighbours.
+_DISTANCES = 10.0 ** np.arange(-12.0, -1.0)
 
 
 class SpectralDensity(NamedTuple):
     """Exact histogram of the eigenvalues of a Hessian. Made by `spectral_density`."""
 
     edges: np.ndarray  # (n + 1,), ascending
-    counts: np.ndarray  # (n,) integers: the eigenvalues in [edges[i], edges[i + 1])
+    counts: np.ndarray  # (n,) integers: the eigenvalues in [edges[i], edges[i + 1]); the last bin is closed
     below: int  # eigenvalues below edges[0]
-    above: int  # from edges[n] on
+    above: int  # above edges[n]
+    on_edges: np.ndarray  # (n + 1,) integers: eigenvalues that cannot be told from the edge, and count as on it
+    widths: np.ndarray  # (n + 1,): how far from the edge those may lie; 0 where there are none
 
     @property
     def density(self):
@@ -60,7 +69,8 @@ def spectral_density(H, grid, num_threads=None, progress=False):
     ----------
     H : Hessian
     grid : (n + 1,) array
-        Edges of the bins, strictly ascending. None may be an eigenvalue, for which 0 is a candidate.
+        Edges of the bins, strictly ascending. They may meet eigenvalues, as 0 does for most nets: bins are half-open,
+        but for the last, as those of `numpy.histogram`.
     num_threads : int, optional
         At most so many edges at the same time; by default one a core, as for `Hessian.factorize_many`.
     progress : bool
@@ -75,7 +85,7 @@ def spectral_density(H, grid, num_threads=None, progress=False):
     TypeError, ValueError
         H is not a `Hessian`, or the grid not an ascending array of finite real numbers.
     numpy.linalg.LinAlgError
-        An eigenvalue is too close to an edge, whose index is given, to say in which bin it lies.
+        Counts are uncertain at all distances from an edge, up to a hundredth of ||H||: its index is given.
     MemoryError
         The factorizations at work would not fit; nothing has been allocated.
     ImportError
@@ -83,8 +93,10 @@ def spectral_density(H, grid, num_threads=None, progress=False):
 
     Notes
     -----
-    One `Hessian.count_below` an edge; their differences are the counts, with multiplicities, whatever the number of
-    parameters.
+    The counts are differences of inertias, of one factorization an edge, with multiplicities and whatever the number of
+    parameters. Where that is not certain, because an eigenvalue is as close to the edge as rounding, up to twenty-two
+    more find the closest shifts at both sides that are. What lies between them is in ``on_edges``, and in the bin that
+    the edge belongs to; ``widths`` says how close that is, as a rule 1e-12 to 1e-10 ||H||.
     """
     H = as_hessian(H)
     edges = as_array("grid", grid, (None,), np.float64).copy()
@@ -93,26 +105,62 @@ def spectral_density(H, grid, num_threads=None, progress=False):
     if not (np.diff(edges) > 0.0).all():
         at = int(np.argmin(np.diff(edges) > 0.0))
         raise ValueError(f"grid: expected ascending edges, got {edges[at]:g} and {edges[at + 1]:g} at index {at}")
-    counts = _counts_below(H, edges, num_threads, progress)
-    return SpectralDensity(edges, np.diff(counts), counts[0], H.shape[0] - counts[-1])
+    found = _counts_at(H, edges, num_threads, progress)
+    lower, upper, widths = (np.array(column) for column in zip(*found))
+    # Edges may lie within each other's widths. The last edge belongs to the bin before it.
+    below = np.maximum.accumulate(np.append(lower[:-1], upper[-1]))
+    on_edges = upper - lower
+    widths[on_edges == 0] = 0.0
+    return SpectralDensity(edges, np.diff(below), int(below[0]), int(H.shape[0] - below[-1]), on_edges, widths)
 
 
-def _counts_below(H, edges, num_threads, progress):
-    """`Hessian.count_below` of every edge, in order."""
+def _counts_at(H, edges, num_threads, progress):
+    """(eigenvalues below the edge, eigenvalues up to it, width of the edge) of every edge, in order."""
     workers = threads.num_workers(num_threads, edges.size, H.system.reaches_blas())
     dtype = np.dtype(np.float64)
     scales = dict.fromkeys(H.system.scaling(-edge, dtype) for edge in edges.tolist())
     method = choice.chosen(H.system, dtype)
     choice.require(H.system, dtype, method, False, scales, workers, workers)
+    norm = H.norm()
     with bar(progress, edges.size, "spectral_density", "edge") as shown:
 
         def job_of(edge):
             def job(check):
                 check()
-                count = H.count_below(edge)
+                found = _counts_beside(H.system, edge, norm, check)
                 shown.update(1)
-                return count
+                return found
 
             return job
 
         return threads.run_each([job_of(edge) for edge in edges.tolist()], workers, "grid", "t")
+
+
+def _counts_beside(system, edge, norm, check):
+    """(eigenvalues below the edge, eigenvalues up to it, how far from it the shifts that tell this are)."""
+    count = _count_below(system, edge)
+    if count is not None:
+        return count, count, 0.0
+    counts, width = [], 0.0
+    for side in (-1, 1):
+        for distance in _DISTANCES * (norm + abs(edge) or 1.0):
+            check()
+            count = _count_below(system, edge + side * distance)
+            if count is not None:
+                break
+        else:
+            raise np.linalg.LinAlgError(
+                f"t: the eigenvalues below t={edge:g} cannot be counted for certain, nor those below numbers up to "
+                f"{distance:.1e} beside it; expected an edge further from eigenvalues of H (||H|| is {norm:.1e})"
+            )
+        counts.append(count)
+        width = max(width, distance)
+    return *counts, float(width)
+
+
+def _count_below(system, t):
+    """The eigenvalues below t; None where they cannot be counted for certain."""
+    try:
+        return certified_count(Solver.factorize(Shifted(system, -t, np.dtype(np.float64))))[0]
+    except np.linalg.LinAlgError:
+        return None

@@ -6,6 +6,7 @@ import scipy.optimize
 from problems import chain, layer, make
 
 import numba_hinv as nh
+from numba_hinv.applications import minimize
 
 METHODS = ("trust-region", "levenberg-marquardt", "saddle-free")
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -214,3 +215,47 @@ def test_a_loss_that_is_not_finite_at_the_start():
     net = nh.Network([nh.Dense(1, 1, "identity", bias=False)] * 4, "mean_squared_error")
     with pytest.raises(ValueError, match="params, X"):
         nh.minimize(net, np.full(4, 1e100), np.ones((2, 1)), np.ones((2, 1)))
+
+
+def saddle():
+    """A net without weights, whose gradient is 0 up to rounding while three eigenvalues of H are negative."""
+    net = nh.Network([nh.Dense(2, 3, "tanh"), nh.Dense(3, 1, "identity")], "mean_squared_error")
+    X = np.random.default_rng(0).standard_normal((20, 2))
+    y = X.sum(axis=1, keepdims=True)
+    return net, np.zeros(net.num_params), X, y - y.mean()
+
+
+@every_method
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_it_goes_down_from_a_strict_saddle(method, batch_size):
+    """It ends with success at minima alone: by dense eigenvalues."""
+    net, params, X, y = saddle()
+    at_start = np.linalg.eigvalsh(net.hessian(params, X, y, l2=0.01).todense())
+    assert (at_start < -1.0).sum() == 3 and np.linalg.norm(net.gradient(params, X, y, 0.01)) < 1e-15
+    result = nh.minimize(net, params, X, y, method, l2=0.01, batch_size=batch_size, gtol=1e-5)
+    # Steps for batches do not converge to a minimum for all samples.
+    assert result.success == (batch_size is None), result.message
+    assert result.fun < 0.5 * net.loss(params, X, y) and result.history["negative"][0] == 3
+    if batch_size is None:
+        values = np.linalg.eigvalsh(net.hessian(result.x, X, y, l2=0.01).todense())
+        assert values[0] > -1e-8 * values[-1]
+        assert result.nit == result.history["loss"].size and (np.diff(result.history["loss"]) < 1e-14).all()
+
+
+def test_a_saddle_is_no_success(monkeypatch):
+    """Where nothing leads down from it, where the iterations are used up, and where it cannot be told from a minimum."""
+    data = saddle()
+    assert nh.minimize(*data, max_iterations=0).status == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(minimize.saddle, "way_down", lambda *args: (None, 1.0, 1))
+        result = nh.minimize(*data)
+        assert not result.success and result.status == 9 and "H has 3 negative eigenvalues" in result.message
+        np.testing.assert_array_equal(result.x, data[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(minimize.saddle, "negative_eigenvalues", lambda *args: None)
+        result = nh.minimize(*data)
+        assert not result.success and result.status == 10 and result.nit == 0
+    # A loss that falls slowly because the Gauss-Newton matrix knows of no way down is no reason to end.
+    near = 1e-6 * np.random.default_rng(0).standard_normal(data[1].size)
+    result = nh.minimize(data[0], near, *data[2:], "levenberg-marquardt", ftol=1e-3, max_iterations=60)
+    assert result.fun < 0.1

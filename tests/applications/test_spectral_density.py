@@ -47,9 +47,43 @@ def test_plot():
     plt.close("all")
 
 
-def test_an_edge_on_an_eigenvalue():
-    with pytest.raises(np.linalg.LinAlgError, match="^grid: at index 1: .* cannot be counted"):
-        nh.spectral_density(chain(8, 6, batch=2).hessian, [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("num_edges", [3, 7, 21])
+def test_symmetric_grids_of_a_net_with_eigenvalues_of_0(num_edges):
+    """A softmax net has eigenvalues of 0, whatever its weights: half-open bins, as those of numpy.histogram."""
+    problem = chain(8, 6, batch=2)
+    H, edges = problem.hessian, np.linspace(-1.0, 1.0, num_edges)
+    values = np.linalg.eigvalsh(problem.truth.hessian.astype(float))
+    values[np.abs(values) < 1e-13] = 0.0
+    spectrum = nh.spectral_density(H, edges)
+    np.testing.assert_array_equal(spectrum.counts, np.histogram(values, edges)[0])
+    assert spectrum.below == (values < -1.0).sum() and spectrum.above == (values > 1.0).sum()
+    middle = num_edges // 2
+    assert spectrum.on_edges[middle] == (values == 0.0).sum() > 0 and 0.0 < spectrum.widths[middle] < 1e-9 * H.norm()
+    others = np.arange(num_edges) != middle
+    assert not spectrum.on_edges[others].any() and not spectrum.widths[others].any()
+
+
+def of_matrix(A):
+    """A as the Hessian of one layer."""
+    p = len(A)
+    return nh.Hessian.from_blocks([nh.LayerBlocks(np.ones((1, p)), np.ones((1, 0)), A, np.ones((p, 0)), np.eye(0))])
+
+
+def test_edges_on_eigenvalues():
+    """Known ones with multiplicities, on inner and outer edges, and edges that cannot be told from each other."""
+    values = np.array([-2.0, -1.0, -1.0, 0.0, 0.0, 0.0, 1.0, 2.0, 2.0, 3.0])
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((10, 10)))[0]
+    matrix = rotation * values @ rotation.T
+    H = of_matrix(0.5 * (matrix + matrix.T))
+    for edges in ([-2.0, -1.0, 0.0, 2.0], [-1.0, 0.0, 3.0], [-3.0, 1.0, 2.0]):
+        spectrum = nh.spectral_density(H, edges)
+        np.testing.assert_array_equal(spectrum.counts, np.histogram(values, edges)[0])
+        assert spectrum.below == (values < edges[0]).sum() and spectrum.above == (values > edges[-1]).sum()
+        np.testing.assert_array_equal(spectrum.on_edges, [(values == edge).sum() for edge in edges])
+    spectrum = nh.spectral_density(H, [-1.5, -1e-15, 0.0, 1e-15, 1.5])
+    assert spectrum.counts.min() == 0 and spectrum.counts.sum() == 6 and (spectrum.on_edges[1:4] == 3).all()
+    # H = 0.
+    np.testing.assert_array_equal(nh.spectral_density(of_matrix(np.zeros((3, 3))), [-1.0, 0.0, 1.0]).counts, [0, 3])
 
 
 @pytest.mark.parametrize(
