@@ -186,6 +186,19 @@ class Network:
         gradient : (P,) array
             In the dtype of ``params``.
         """
+        return self.loss_and_gradient(params, X, y, l2)[1]
+
+    def loss_and_gradient(self, params, X, y=None, l2=0.0):
+        """The loss and its gradient, in one pass over the samples; arguments as for `gradient`.
+
+        What optimisers of SciPy take with ``jac=True``.
+
+        Returns
+        -------
+        loss : float
+        gradient : (P,) array
+            In the dtype of ``params``.
+        """
         l2, params = _as_l2(l2), self.model.check_params(params)
         value, total = 0.0, None
         for X, targets, share in self._shares(X, y, params.dtype):
@@ -194,7 +207,7 @@ class Network:
             if share < 1.0:
                 gradient = share * gradient.astype(np.float64, copy=False)
             total = gradient if total is None else total + gradient
-        return _add_l2(l2, params, value, total.astype(params.dtype, copy=False))[1]
+        return _add_l2(l2, params, value, total.astype(params.dtype, copy=False))
 
     def _shares(self, X, y, dtype):
         """Triples of samples, targets in ``dtype`` and share of all samples: one of arrays in memory, or of each batch."""

@@ -4,10 +4,12 @@ import time
 
 import numpy as np
 
+from ..layers.samples import is_in_memory
 from ..network import Network
 from ..runtime.progress import bar
 from ..runtime.validation import as_array, as_real, as_size
 from . import saddle
+from . import warmup as lbfgs_warmup
 from .trust_region import trust_region_step
 
 # A step is taken where the loss falls by at least this share of what the model promised.
@@ -149,8 +151,8 @@ _METHODS = {"trust-region": _TrustRegion, "levenberg-marquardt": _LevenbergMarqu
 
 
 def minimize(
-    net, params, X, y, method="trust-region", l2=0.0, batch_size=None, seed=0, gtol=1e-8, ftol=0.0, loss_target=None,
-    max_iterations=200, time_limit=None, radius=None, damping=None, callback=None, progress=False,
+    net, params, X, y=None, method="trust-region", l2=0.0, batch_size=None, seed=0, gtol=1e-8, ftol=0.0, loss_target=None,
+    max_iterations=200, time_limit=None, radius=None, damping=None, callback=None, progress=False, warmup="auto",
 ):  # fmt: skip
     """Train a net with exact second-order steps.
 
@@ -160,7 +162,7 @@ def minimize(
     params : (P,) array
         The start; not modified. Training is in float64 whatever its dtype.
     X, y
-        As for `Network.gradient`.
+        As for `Network.gradient`; batches are all taken in every step.
     method : str
         "trust-region": the global minimiser of the quadratic model in a ball (`trust_region_step`).
         "levenberg-marquardt": the Gauss-Newton matrix with a damping.
@@ -190,6 +192,10 @@ def minimize(
         Called with a `scipy.optimize.OptimizeResult` of x, fun, jac and nit after every step; may raise StopIteration.
     progress : bool
         Show a progress bar, for which tqdm must be installed.
+    warmup : "auto", "l-bfgs" or None
+        How to come near a minimum before the first exact step: "l-bfgs" is SciPy's, until the loss falls by less than
+        1 per cent in 20 iterations, or 1,000 of them. "auto" is that where no radius or damping is given and all samples
+        are taken at a time, else None.
 
     Returns
     -------
@@ -198,7 +204,7 @@ def minimize(
         ``nhev``, ``num_factorizations``, and ``history``: a dict of arrays with an entry an iteration: ``loss`` and
         ``gradient_norm`` where the step started, ``radius`` or ``damping``, ``taken``, ``seconds`` since the start at
         its end, ``factorizations`` that it took, and ``negative``, the negative eigenvalues of the matrix that was
-        factorized, NaN where unknown.
+        factorized, NaN where unknown. ``warmup_iterations`` counts those of L-BFGS, which are not in nit or history.
         A KeyboardInterrupt returns what there is (status 7).
 
     Raises
@@ -240,14 +246,25 @@ def minimize(
         raise TypeError(f"callback: expected something to call, got {type(callback).__name__}")
     dtype = as_array("params", params, (net.num_params,)).dtype
     params = np.array(params, np.float64)
-    X = as_array("X", X, (None, net.layers[0].in_features), np.float64)
-    y = np.asarray(y)
     if batch_size is not None:
         batch_size = as_size("batch_size", batch_size)
+    if y is not None and is_in_memory(X):
+        X = as_array("X", X, (None, net.layers[0].in_features), np.float64)
+        y = np.asarray(y)
+    elif batch_size is not None:
+        raise ValueError(f"batch_size: expected None for samples that are read in batches already, got {batch_size}")
     batches = _Batches(X, y, batch_size, np.random.default_rng(seed))
+    if warmup == "auto":
+        warmup = "l-bfgs" if batches.size is None and start is None else None
+    if warmup is not None and (not isinstance(warmup, str) or warmup not in lbfgs_warmup.METHODS):
+        raise ValueError(f"warmup: expected 'auto', 'l-bfgs' or None, got {warmup!r}")
+    if warmup and batches.size is not None:
+        raise ValueError(f"warmup: expected None or 'auto' with batch_size, got {warmup!r}")
     run = _Run(net, params, batches, rule(start), l2)
     with bar(progress, max_iterations, "minimize", "step") as shown:
-        status = run.loop(gtol, ftol, loss_target, max_iterations, time_limit, callback, shown)
+        status = run.warm_up(gtol, loss_target, time_limit, callback) if warmup and max_iterations else None
+        if status is None:
+            status = run.loop(gtol, ftol, loss_target, max_iterations, time_limit, callback, shown)
     return run.result(status, dtype)
 
 
@@ -257,7 +274,8 @@ class _Batches:
     def __init__(self, X, y, size, rng):
         self.X, self.y, self.rng = X, y, rng
         self.size = None if size is None or size >= X.shape[0] else size
-        self.order, self.at = np.arange(X.shape[0]), X.shape[0]
+        count = 0 if self.size is None else X.shape[0]
+        self.order, self.at = np.arange(count), count
 
     def next(self):
         if self.size is None:
@@ -285,18 +303,50 @@ class _Run:
         self.negative = None
         # Where these raise, the start is to blame.
         self.fun, self.jac = self.evaluate()
-        self.batch = batches.next()
-        self.H = self.linearise(params)
+        self.batch, self.H = batches.next(), None
+        self.warmup_iterations = 0
+
+    def warm_up(self, gtol, loss_target, time_limit, callback):
+        """Come near a minimum by L-BFGS; the status if training ends there."""
+
+        def evaluate(params):
+            self.nfev, self.njev = self.nfev + 1, self.njev + 1
+            try:
+                return self.net.loss_and_gradient(params, *self.batch, self.l2)
+            except ValueError:
+                return np.inf, np.zeros_like(params)
+
+        def tick(params, loss, gradient):
+            self.params, self.fun, self.jac = params, loss, gradient
+            self.warmup_iterations += 1
+            if callback is not None:
+                self.call(callback)
+
+        def is_enough(params, loss, gradient):
+            is_late = time_limit is not None and time.perf_counter() - self.began >= time_limit
+            is_low = loss_target is not None and loss <= loss_target
+            return is_late or is_low or np.linalg.norm(gradient) <= gtol
+
+        if np.linalg.norm(self.jac) <= gtol:
+            # It may be a saddle, which L-BFGS does not leave.
+            return None
+        try:
+            lbfgs_warmup.lbfgs(evaluate, self.params, is_enough, tick)
+        except StopIteration:
+            return 6
+        except KeyboardInterrupt:
+            return 7
+        return None
 
     def evaluate(self):
         """Loss and gradient of all samples."""
         self.nfev, self.njev = self.nfev + 1, self.njev + 1
-        data = self.batches.X, self.batches.y, self.l2
-        return self.net.loss(self.params, *data), self.net.gradient(self.params, *data)
+        return self.net.loss_and_gradient(self.params, self.batches.X, self.batches.y, self.l2)
 
     def linearise(self, params):
         self.njev, self.nhev = self.njev + 1, self.nhev + 1
-        return self.net.hessian(params, *self.batch, self.rule.curvature, self.l2)
+        X, y = self.batch
+        return self.net.hessian(params, X, y, self.rule.curvature, self.l2)
 
     def loss(self, params):
         """Of the batch; infinite where it is not finite."""
@@ -309,6 +359,7 @@ class _Run:
     def loop(self, gtol, ftol, loss_target, max_iterations, time_limit, callback, shown):
         """The status that it ended with."""
         try:
+            self.H = self.linearise(self.params)
             while True:
                 status = self.at_rest(0, gtol, max_iterations) if np.linalg.norm(self.jac) <= gtol else None
                 if status is not None:
@@ -430,7 +481,7 @@ class _Run:
         return OptimizeResult(
             x=self.params.astype(dtype), fun=self.fun, jac=self.jac.astype(dtype), success=status in _SUCCESS,
             status=status, message=_MESSAGES[status].format(negative=self.negative), nit=self.nit, nfev=self.nfev, njev=self.njev, nhev=self.nhev,
-            num_factorizations=self.num_factorizations, history=history,
+            num_factorizations=self.num_factorizations, history=history, warmup_iterations=self.warmup_iterations,
         )  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def test_callback_and_interruption(method):
 
     for error, status, word in ((StopIteration, 6, "callback"), (KeyboardInterrupt, 7, "interrupted")):
         seen.clear()
-        result = nh.minimize(*start_of(problem), method, callback=stop(error, 4))
+        result = nh.minimize(*start_of(problem), method, callback=stop(error, 4), warmup=None)
         assert (result.status, result.success, result.nit, len(seen)) == (status, False, 4, 4)
         assert word in result.message
         np.testing.assert_array_equal(result.x, seen[-1].x)
@@ -155,7 +155,7 @@ def test_interrupted_in_a_factorization(monkeypatch):
         return factorize(*args, **kwargs)
 
     monkeypatch.setattr(nh.Hessian, "factorize", interrupted)
-    result = nh.minimize(*start_of(problem), "levenberg-marquardt")
+    result = nh.minimize(*start_of(problem), "levenberg-marquardt", warmup=None)
     assert result.status == 7 and result.nit == 5
     assert result.fun == problem.net.loss(result.x, problem.X, problem.y)
 
@@ -259,3 +259,59 @@ def test_a_saddle_is_no_success(monkeypatch):
     near = 1e-6 * np.random.default_rng(0).standard_normal(data[1].size)
     result = nh.minimize(data[0], near, *data[2:], "levenberg-marquardt", ftol=1e-3, max_iterations=60)
     assert result.fun < 0.1
+
+
+def test_a_warm_start_leaves_exact_steps_less_to_do():
+    problem = chain(4, 3, batch=40)
+    args, options = start_of(problem), {"l2": 1e-3, "gtol": 1e-10}
+    cold = nh.minimize(*args, warmup=None, **options)
+    warm = nh.minimize(*args, **options)
+    assert cold.warmup_iterations == 0 < warm.warmup_iterations
+    assert warm.success and np.linalg.norm(warm.jac) <= 1e-10
+    assert warm.num_factorizations < cold.num_factorizations and warm.nfev > warm.warmup_iterations
+    # What L-BFGS alone would have needed.
+    net, params, X, y = args
+    alone = scipy.optimize.minimize(
+        net.loss_and_gradient, params, (X, y, 1e-3), "L-BFGS-B", jac=True, options={"gtol": 0.0, "ftol": 0.0}
+    )
+    assert warm.warmup_iterations < alone.nit / 2
+    for given in ({"radius": 1.0}, {"batch_size": 10, "max_iterations": 2}):
+        assert nh.minimize(*args, **given).warmup_iterations == 0
+
+
+@pytest.mark.parametrize(("error", "status"), [(StopIteration, 6), (KeyboardInterrupt, 7)])
+def test_a_warm_start_is_stopped(error, status):
+    problem, seen = chain(4, 3, batch=40), []
+
+    def callback(state):
+        seen.append(state)
+        if len(seen) == 3:
+            raise error
+
+    result = nh.minimize(*start_of(problem), callback=callback)
+    assert (result.status, result.nit, result.warmup_iterations) == (status, 0, 3)
+    np.testing.assert_array_equal(result.x, seen[-1].x)
+    assert result.fun == problem.net.loss(result.x, problem.X, problem.y) < seen[0].fun
+
+
+def test_a_warm_start_minds_limits():
+    problem = chain(4, 3, batch=40)
+    assert nh.minimize(*start_of(problem), time_limit=0.0).warmup_iterations <= 1
+    loss = problem.net.loss(*start_of(problem)[1:])
+    stopped = nh.minimize(*start_of(problem), loss_target=0.8 * loss)
+    assert (stopped.status, stopped.nit) == (3, 0) and stopped.fun <= 0.8 * loss
+    for warmup in ("bfgs", 3, True):
+        with pytest.raises(ValueError, match="warmup: expected 'auto', 'l-bfgs' or None"):
+            nh.minimize(*start_of(problem), warmup=warmup)
+    with pytest.raises(ValueError, match="warmup: expected None or 'auto' with batch_size"):
+        nh.minimize(*start_of(problem), warmup="l-bfgs", batch_size=5)
+
+
+def test_samples_in_batches():
+    problem = chain(4, 3, batch=40)
+    net, params, X, y = start_of(problem)
+    pairs = [(X[:15], y[:15]), (X[15:], y[15:])]
+    result = nh.minimize(net, params, pairs, None, l2=1e-2, gtol=1e-9)
+    assert result.success and np.linalg.norm(net.gradient(result.x, X, y, 1e-2)) <= 2e-9
+    with pytest.raises(ValueError, match="batch_size: expected None for samples that are read in batches"):
+        nh.minimize(net, params, pairs, None, batch_size=5)
