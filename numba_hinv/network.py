@@ -229,6 +229,7 @@ class Network:
         on.require(
             8 * (int(blocks) + B * int(n_in.sum() + 3 * n_out.sum() + n_out[-1] ** 2)),
             f"the derivative blocks of {len(self.layers)} layers for B = {B} samples",
+            "take fewer samples at a time",
         )
         lin, loss, gradient, layers = on.linearise(self.model, work, X, targets)
         if curvature == "ggn":
