@@ -169,7 +169,7 @@ def _require(sizes, num_samples, num_vectors, dtype):
     factors = sizes.L + sizes.scales + sizes.Y + sizes.pivots
     scratch = 2 * sizes.front + sizes.mixed + sizes.m**2
     vectors = k * (2 * sizes.parameters + sizes.z + sizes.u + 5 * B * sizes.width + 2 * sizes.m)
-    memory_budget.require(dtype.itemsize * (blocks + factors + scratch + vectors), "the system")
+    memory_budget.require(dtype.itemsize * (blocks + factors + scratch + vectors), "the system", "give narrower layers")
 
 
 def _system(table, sizes, params, lin, space, k, dtype):

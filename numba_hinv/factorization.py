@@ -8,7 +8,6 @@ import functools
 import operator
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator
 
 from .certainty import condition, covariance, determinant, solution
 from .certainty.inertia import Inertia
@@ -18,6 +17,7 @@ from .runtime import archive
 from .runtime.progress import bar
 from .runtime.validation import as_flag, as_float_dtype, as_generator, as_layer, as_real, as_size
 from .system import processor
+from .system.operators import SymmetricOperator
 from .system.shifted import Shifted
 
 # What files are, and the version of their format, which `storage` reads.
@@ -46,7 +46,7 @@ def method_of(hessian, method, checkpoint):
     return method
 
 
-class Factorization(LinearOperator):
+class Factorization(SymmetricOperator):
     """Inverse of ``H + damping I``. Made by `Hessian.factorize`.
 
     A `scipy.sparse.linalg.LinearOperator`: ``F @ b`` is ``F.solve(b)``.
@@ -66,6 +66,8 @@ class Factorization(LinearOperator):
     nbytes : int
         Bytes that the factors take, with the checkpoints.
     """
+
+    _operand, _dense = "b", "solve(np.eye(P)) is its array"
 
     def __init__(self, hessian, solver, checkpoint=False):
         """Private: `Hessian.factorize`."""
@@ -367,20 +369,11 @@ class Factorization(LinearOperator):
         errors, bounds = info.backward_error.reshape(shape[1:]), info.error_bound.reshape(shape[1:])
         return x, info._replace(backward_error=errors, error_bound=bounds)
 
-    def dot(self, x):
-        """``solve(x)``; of an array on the device, one on the device."""
-        return self.solve(x) if processor.is_on_device(x) else super().dot(x)
-
-    def __matmul__(self, x):
-        return self.dot(x) if processor.is_on_device(x) else super().__matmul__(x)
+    def _of_device(self, x):
+        return self.solve(x)
 
     def _matvec(self, b):
         return self.solve(b.reshape(-1)).reshape(b.shape)
 
     def _matmat(self, B):
         return self.solve(B)
-
-    def _adjoint(self):
-        return self
-
-    _transpose = _adjoint

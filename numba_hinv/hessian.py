@@ -1,7 +1,6 @@
 """The Hessian of a chain of layers as a SciPy linear operator; `Hessian.factorize` gives its inverse."""
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator
 
 from .certainty import many
 from .certainty.inertia import certified_count
@@ -13,6 +12,7 @@ from .layers import blocks as layer_blocks
 from .runtime import columns, threads
 from .runtime.validation import as_array, as_flag, as_real, check_finite
 from .system import processor
+from .system.operators import SymmetricOperator
 from .system.scaling import lengths
 from .system.shifted import Shifted
 from .system.system import System
@@ -22,7 +22,7 @@ from .system.total import Terms, Total
 _NEARBY = (1e-10, 1e-8, 1e-6)
 
 
-class Hessian(LinearOperator):
+class Hessian(SymmetricOperator):
     """Hessian H of a net's loss in its parameters, (P, P) and symmetric.
 
     Made by `Network.hessian`, or by `Hessian.from_blocks` for any chain whose derivatives are at hand. A
@@ -46,6 +46,12 @@ class Hessian(LinearOperator):
     dtype : numpy.dtype
         That of the parameters. Products are computed in float64 in any case.
     """
+
+    _operand = "v"
+    _dense = (
+        "todense() is its array (for SciPy's trust-exact and dogleg: "
+        "hess=lambda params: net.hessian(params, X, y).todense())"
+    )
 
     def __init__(self, system, dtype, loss=None, network=None, curvature="hessian"):
         """Private: `Network.hessian` and `Hessian.from_blocks`."""
@@ -87,7 +93,8 @@ class Hessian(LinearOperator):
         on = processor.get(device)
         chain, lin, dtype = layer_blocks.pack(blocks, terminal)
         params = np.zeros(int(chain.p.sum()))
-        on.require(sum(block.nbytes for block in (params, *lin)), f"the derivative blocks of {chain.p.size} layers")
+        num_bytes, what = sum(block.nbytes for block in (params, *lin)), f"derivative blocks of {chain.p.size} layers"
+        on.require(num_bytes, f"the {what}", "give narrower layers, or fewer samples in them")
         return cls(System(chain, on.put(params), Linearisation(*map(on.put, lin)), on=on), dtype)
 
     @classmethod
@@ -434,14 +441,8 @@ class Hessian(LinearOperator):
         """Estimate of the 2-norm of H from below, by power steps; computed once, always from the same start."""
         return self.system.norm()
 
-    def dot(self, x):
-        """H @ x; of an array on the device, one on the device."""
-        if not processor.is_on_device(x):
-            return super().dot(x)
+    def _of_device(self, x):
         return self.system.on.result(self._matmat(x), x.shape)
-
-    def __matmul__(self, x):
-        return self.dot(x) if processor.is_on_device(x) else super().__matmul__(x)
 
     def _matvec(self, v):
         return self._matmat(v.reshape(-1, 1)).reshape(v.shape)
@@ -461,11 +462,6 @@ class Hessian(LinearOperator):
         workers = on.num_workers(None, V.shape[1], self.system.solves_reach_blas())
         columns.run(multiply_block, V.shape, workers, on.column_block)
         return product
-
-    def _adjoint(self):
-        return self
-
-    _transpose = _adjoint
 
     def _product(self, rows, dtype, check=threads.no_check, out=None, given=None):
         """`System.apply`; ``LinAlgError`` where ``dtype`` cannot hold it.

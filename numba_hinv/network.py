@@ -288,6 +288,7 @@ class Network:
         on.require(
             self.model.block_bytes(X.shape[0]),
             f"the derivative blocks of {len(self.layers)} layers for B = {X.shape[0]} samples",
+            "take fewer samples at a time",
         )
         lin, loss, gradient, layers = on.linearise(self.model, work, X, targets)
         if curvature == "ggn":

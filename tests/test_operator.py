@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.sparse.linalg as sla
 from problems import chain
 
@@ -193,3 +194,45 @@ def test_many_factorizations_of_one_operator(case):
 def test_public_names():
     for name in ("Dense", "Network", "solve", "register_activation", "register_loss", "__version__"):
         assert hasattr(nh, name)
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["H", "F"])
+def test_what_is_wrong_with_an_operand(case, inverse):
+    """Through @ and all its other names as through `solve`: masked entries, wrong shapes, and that it is no array."""
+    problem, H, F = case
+    operator, name, P = (F, "b", problem.size) if inverse else (H, "v", problem.size)
+    masked = np.ma.masked_array(np.ones(P), np.arange(P) == 2)
+    for apply in (operator.dot, operator.matvec, operator.__matmul__, operator.__mul__, operator.rmatvec,
+                  operator.__rmatmul__, operator.__rmul__, operator):
+        with pytest.raises(ValueError, match=f"^{name}: expected an array of numbers, got one with masked entries"):
+            apply(masked)
+        with pytest.raises(ValueError, match=rf"^{name}: expected shape \({P},\) or \(.*\), got \({P + 1},\)"):
+            apply(np.ones(P + 1))
+    for apply in (operator.dot, operator.matmat, operator.__matmul__, operator.rmatmat):
+        with pytest.raises(ValueError, match=rf"^{name}: expected shape \({P},\) or \({P}, k\), got \(2, {P}\)"):
+            apply(np.ones((2, P)))
+        with pytest.raises(ValueError, match=f"^{name}: expected an array of numbers, got one with masked entries"):
+            apply(np.ma.stack([masked, masked], axis=1))
+    with pytest.raises(ValueError, match=rf"^{name}: expected shape .* or \(k, {P}\), got"):
+        np.ones((P, 2)) @ operator
+    with pytest.raises(ValueError, match=rf"^{name}: expected shape \({P},\) or \({P}, 1\), got"):
+        operator.matvec(np.ones((P, 2)))
+    with pytest.raises(ValueError, match=rf"^{name}: expected shape \({P}, k\), got"):
+        operator.matmat(np.ones(P))
+    np.testing.assert_array_equal(operator @ np.ma.masked_array(np.ones(P), False), operator @ np.ones(P))
+    way = "solve" if inverse else "todense"
+    for function in (np.asarray, np.linalg.eigvalsh):
+        with pytest.raises(TypeError, match=f"^{type(operator).__name__}: .* {way}"):
+            function(operator)
+    assert not hasattr(operator, "flags")
+
+
+@pytest.mark.parametrize("method", ["trust-exact", "dogleg"])
+def test_scipy_methods_that_need_an_array_say_so(method):
+    problem = chain(3, 2, batch=4)
+    data = problem.X, problem.y
+    with pytest.raises((TypeError, AttributeError), match=r"todense\(\).* trust-exact and dogleg: hess=lambda"):
+        scipy.optimize.minimize(
+            lambda x: problem.net.loss(x, *data), problem.params, jac=lambda x: problem.net.gradient(x, *data),
+            hess=lambda x: problem.net.hessian(x, *data), method=method,
+        )  # fmt: skip

@@ -42,7 +42,8 @@ def eigenvalues(H, k, near=0.0, return_eigenvectors=False):
     k : int
         From 1 to P.
     near : float
-        May itself be an eigenvalue: the shift is then moved by 1e-8 ||H||.
+        May itself be an eigenvalue: the shift is then moved by 1e-8 ||H||. ``-2 * H.norm()`` is for the lowest ones,
+        ``2 * H.norm()`` for the highest.
     return_eigenvectors : bool
 
     Returns
@@ -80,7 +81,11 @@ def eigenvalues(H, k, near=0.0, return_eigenvectors=False):
     """
     H = as_hessian(H)
     size = H.shape[0]
-    k, near = as_size("k", k), as_real("near", near)
+    k = as_size("k", k)
+    if isinstance(near, (float, np.floating)) and np.isinf(near):
+        which, sign = ("lowest", "-") if near < 0.0 else ("highest", "")
+        raise ValueError(f"near: expected a finite number, got {near}; near={sign}2 * H.norm() is for the {which} ones")
+    near = as_real("near", near)
     if k > size:
         raise ValueError(f"k: expected at most the {size} parameters of H, got {k}")
     with_vectors = as_flag("return_eigenvectors", return_eigenvectors)

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.linalg import LinAlgWarning
 
 from ..certainty import solution
+from ..certainty.inertia import best_count
 from ..factors import choice
 from ..layers.samples import Samples
 from ..network import Network
@@ -122,7 +123,7 @@ def influence(
     Warns
     -----
     scipy.linalg.LinAlgWarning
-        H + damping I has negative eigenvalues, so that the parameters are no minimum; or a solution is inaccurate, as
+        H + damping I has negative eigenvalues, or may have some, so that the parameters are no minimum; or a solution is inaccurate, as
         for `Factorization.solve`.
 
     Notes
@@ -148,10 +149,13 @@ def influence(
     X_test = model.check_X(X_test, np.float64, "X_test")
     y_test = model.check_y(y_test, X_test.shape[0], np.float64, "y_test")
     F = H.factorize(damping, np.float64)
-    if F.inertia.negative:
+    negative, is_certain = best_count(F.solver)
+    if negative or not is_certain:
+        found = f"{negative} negative eigenvalues" if is_certain else "eigenvalues too close to 0 to know their signs"
+        cause = "params are no minimum of the loss" if is_certain else "params may be no minimum of the loss"
         warnings.warn(
-            f"H + damping I has {F.inertia.negative} negative eigenvalues with damping={damping:g}: params are no "
-            "minimum of the loss, and influences do not predict what leaving samples out does",
+            f"H + damping I has {found} with damping={damping:g}: {cause}, where influences do not predict what "
+            "leaving samples out does; expected a trained net, or a larger damping",
             LinAlgWarning,
             stacklevel=2,
         )
@@ -161,7 +165,8 @@ def influence(
 
     found = Influence(F, lambda i: gradient_at(*train.one(i)), num_threads)
     B, T = H.num_samples, X_test.shape[0]
-    memory_budget.require(8 * B * T, f"the influences of B = {B} training samples on {T} test samples")
+    matrix = f"the influences of B = {B} training samples on {T} test samples"
+    memory_budget.require(8 * B * T, matrix, "take fewer test samples at a time")
     found.values = np.empty((B, T))
     slopes = _output_gradients(H.system, model, train)
 
@@ -204,6 +209,7 @@ def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):
     memory_budget.require(
         8 * workers * block * (6 * P + system.largest_batch * (tangents + int(chain.n_out[-1]))),
         f"the solves for {workers} blocks of {block} samples at the same time",
+        "take num_threads=1",
     )
     with bar(progress, count, "influence", "sample") as shown:
 

@@ -10,10 +10,13 @@ The library's losses are means, of `count` terms; the negative log-likelihood is
 ``s H + prior_precision I = s (H + prior_precision/s I)``: what `Hessian.factorize` is for.
 """
 
+import warnings
+
 import numpy as np
-from scipy.linalg import eigvalsh
+from scipy.linalg import LinAlgWarning, eigvalsh
 
 from ..certainty import covariance
+from ..certainty.inertia import best_count
 from ..layers.losses import get_loss
 from ..layers.samples import Samples
 from ..network import Network
@@ -47,7 +50,8 @@ class Laplace:
     prior_precision : float
         The prior of every parameter is normal with mean 0 and this precision; positive.
     curvature : "hessian" or "ggn"
-        As for `Network.hessian`. The Gauss-Newton matrix is positive semidefinite, so that it always has a posterior.
+        As for `Network.hessian`. Where the loss is convex in the outputs, as are those of the library, the Gauss-Newton
+        matrix is positive semidefinite, so that there is a posterior everywhere.
     noise_variance : float, optional
         Of the targets, for mean_squared_error alone; 1 by default.
     factor_dtype : float64 or float32, optional
@@ -72,6 +76,7 @@ class Laplace:
     ------
     numpy.linalg.LinAlgError
         The precision of the posterior is not positive definite: the message gives its inertia and says what to do.
+        Where rounding leaves that open, and no pivot is negative, it is a `scipy.linalg.LinAlgWarning`.
     TypeError, ValueError
         An argument is not what is expected.
 
@@ -132,15 +137,32 @@ class Laplace:
         return self.hessian.factorize(damping, self._factor_dtype)
 
     def _set_factorization(self, factorization):
-        negative = factorization.inertia.negative
-        if negative:
-            raise np.linalg.LinAlgError(
-                f"prior_precision: expected a posterior precision that is positive definite, got {negative} negative "
-                f"and {factorization.inertia.positive} positive eigenvalues with prior_precision="
-                f"{self.prior_precision:g}: params are not at a mode. Train further, take curvature='ggn', or a larger "
-                "prior precision"
+        negative, is_certain = best_count(factorization.solver)
+        if negative or not is_certain:
+            found = f"{negative} negative and {factorization.shape[0] - negative} positive eigenvalues"
+            message = (
+                "prior_precision: expected a posterior precision that is positive definite, got "
+                f"{found if is_certain else 'eigenvalues too close to 0 to count the negative ones for certain'} with "
+                f"prior_precision={self.prior_precision:g}: {self._why_indefinite(is_certain)}"
             )
+            if negative:
+                raise np.linalg.LinAlgError(message)
+            warnings.warn(message, LinAlgWarning, stacklevel=3)
         self.factorization = factorization
+
+    def _why_indefinite(self, is_certain):
+        """What may have made negative eigenvalues, and the way out."""
+        if not is_certain:
+            return "take a larger prior precision, or factors in float64"
+        if self.hessian.curvature == "ggn":
+            return (
+                f"the loss {self.network.loss_name} is not convex in the outputs, so that the Gauss-Newton matrix has "
+                "negative eigenvalues. Take a larger prior precision, or a loss that is convex"
+            )
+        return (
+            "params are not at a mode. Train further, take curvature='ggn' if the loss is convex in the outputs, or a "
+            "larger prior precision"
+        )
 
     def log_evidence(self):
         """Logarithm of the evidence ``p(y | X)``, in the Laplace approximation.
@@ -251,7 +273,8 @@ class Laplace:
             at += step
         raise np.linalg.LinAlgError(
             "prior_precision: the evidence has no maximum in it: it grows until the posterior precision is no longer "
-            "positive definite, or for ever; expected params at a mode that are not all 0, or curvature='ggn'"
+            "positive definite, or for ever; expected params at a mode that are not all 0, or curvature='ggn' "
+            "and a loss that is convex in the outputs"
         )
 
     def _gamma(self, damping):
@@ -264,7 +287,7 @@ class Laplace:
             factorization = self._factorize(damping)
         except np.linalg.LinAlgError:
             return None
-        if factorization.inertia.negative:
+        if best_count(factorization.solver)[0]:
             return None
         variances = covariance.diagonal(factorization.solver, factorization.dtype, _TRACE)
         return self.hessian.shape[0] - damping * float(variances.sum())
@@ -352,7 +375,8 @@ class Laplace:
         X = net.model.check_X(X, np.float64)
         size, outputs = params.size, net.layers[-1].out_features
         block = max(1, min(len(X), _BLOCK // (size * outputs)))
-        memory_budget.require(32 * block * size * outputs, f"the Jacobians of {block} samples with {outputs} outputs")
+        memory_budget.require(32 * block * size * outputs, f"the Jacobians of {block} samples with {outputs} outputs",
+                              "free memory: it is for one sample at least")
         refine = not self.factorization.solver.contraction() <= _ACCURATE
         mean, cov = np.empty((len(X), outputs)), np.empty((len(X), outputs, outputs))
         for start in range(0, len(X), block):

@@ -77,9 +77,9 @@ def sample(solver, rng, count, dtype, num_threads, progress):
         raise np.linalg.LinAlgError(
             f"damping: expected H + damping I to be positive definite, as samples need it, got {negative} negative "
             f"eigenvalues and {P - negative} positive ones with damping={matrix.damping:g}; a larger damping, or the "
-            "Gauss-Newton matrix (curvature='ggn'), has none"
+            "Gauss-Newton matrix (curvature='ggn') of a loss that is convex in the outputs, has none"
         )
-    memory_budget.require(16 * count * P, f"n: {count} samples of P = {P} parameters")
+    memory_budget.require(16 * count * P, f"n: {count} samples of P = {P} parameters", "draw fewer at a time, with one generator")
     error = solver.contraction() if count else 0.0
     if not error <= tolerance:
         _warn(solver, "the variance of samples in some direction", error, tolerance)

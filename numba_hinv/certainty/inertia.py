@@ -46,3 +46,12 @@ def certified_count(solver):
         if is_certified(solver):
             return solver.factors.num_negative, ""
     return None, "a pivot has the size of rounding errors"
+
+
+def best_count(solver):
+    """(negative eigenvalues, whether their number is certain): that of the pivots where it is not."""
+    try:
+        count, _ = certified_count(solver)
+    except (np.linalg.LinAlgError, MemoryError):
+        count = None
+    return (solver.factors.num_negative, False) if count is None else (count, True)

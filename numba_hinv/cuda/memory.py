@@ -6,6 +6,7 @@ Arrays have the offsets and layouts of the CPU's, vectors are `Vectors`. All wor
 import numba.cuda
 import numpy as np
 
+from ..runtime.memory_budget import FEWER
 from ..runtime.validation import as_columns
 from ..system.processor import is_on_device
 from .plumbing import arrays
@@ -25,12 +26,13 @@ class DeviceMemory:
         self.stream = stream
         self._tables = []
 
-    def require(self, num_bytes, purpose):
+    def require(self, num_bytes, purpose, way_out=FEWER):
         """``MemoryError`` if ``num_bytes`` for ``purpose`` are not free on the device."""
         free = numba.cuda.current_context().get_memory_info().free
         if num_bytes > free:
             raise MemoryError(
-                f"{purpose} would need {num_bytes:,} bytes ({num_bytes / 2**30:.2f} GiB) on the GPU, {free:,} are free"
+                f"{purpose} would need {num_bytes:,} bytes ({num_bytes / 2**30:.2f} GiB) on the GPU, {free:,} are free; "
+                f"{way_out}"
             )
 
     def put(self, array):

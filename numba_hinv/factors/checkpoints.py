@@ -73,7 +73,7 @@ class Checkpoints(Layers):
         except IndexError:
             # Another thread has them.
             on, sizes, dtype = self.matrix.system.on, self.matrix.system.sizes, self.matrix.dtype
-            on.require(stretches.kept_bytes(self.stretches, dtype), "another solve with checkpoints")
+            on.require(stretches.kept_bytes(self.stretches, dtype), "another solve with checkpoints", "solve on one thread at a time")
             return None, stretches.allocate(self.stretches, sizes, dtype, on.allocate_factors)
 
     def visit(self, indices):

@@ -75,7 +75,7 @@ def num_bytes(system, dtype, method="layers", checkpoint=False, scales=(), num_k
 
 
 def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kept=1, num_working=1):
-    """``MemoryError`` where they would not fit; the message says whether the other way would."""
+    """``MemoryError`` where they would not fit; the message says what would need less."""
     sizes, count = system.sizes, "a factorization" if num_kept == 1 else f"{num_kept} factorizations"
     purpose = (
         f"{count} of the dense matrix of P = {system.num_params} parameters"
@@ -90,10 +90,16 @@ def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kep
         if not system.has_layers:
             raise
         other = "layers" if method == "dense" else "dense"
-        least = num_bytes(system, dtype, other, False, scales, num_kept, num_working)
-        if system.on.batches or least >= needed:
-            raise
-        raise MemoryError(f"{error}; method={other!r} would need {least:,} bytes") from None
+        ways = [("factor_dtype='float32'", np.dtype(np.float32), method, checkpoint)]
+        if not system.on.batches:
+            ways += [(f"method={other!r}", dtype, other, False), ("checkpoint=True", dtype, "layers", True)]
+        found = [(way, num_bytes(system, *how, scales, num_kept, num_working)) for way, *how in ways]
+        less = [f"{way} would need {count:,} bytes" for way, count in found if count < needed]
+        if num_kept > 1:
+            less.append("fewer dampings at a time need less")
+        if less:
+            raise MemoryError("; ".join([str(error), *less])) from None
+        raise
 
 
 def shared_blocks(system, dtype, method, scales):

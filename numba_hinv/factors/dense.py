@@ -8,7 +8,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from ..runtime import memory_budget, threads
-from .interface import Factors
+from .interface import LESS_OF_INVERSE, Factors
 from .pivots import PERTURBATION
 
 
@@ -128,7 +128,7 @@ class Dense(Factors):
     def covariance_workspace(self, layer, num_kept, purpose):
         P = self.matrix.size
         count = P * P if layer is None else P * int(self.matrix.system.table["p"][layer])
-        memory_budget.require(self.matrix.dtype.itemsize * count + 8 * num_kept, purpose)
+        memory_budget.require(self.matrix.dtype.itemsize * count + 8 * num_kept, purpose, LESS_OF_INVERSE)
 
     def diagonal(self, noise, work, tick):
         """Rounding needs no imitation here: it is that of the solves which judge the diagonal."""

@@ -10,6 +10,9 @@ import numpy as np
 from ..runtime import threads
 from ..system.scaling import row_exponents
 
+# What may be done where the inverse's diagonal, or a block of it, would not fit.
+LESS_OF_INVERSE = "take F.blocks of smaller layers, or F.solve with some unit vectors at a time"
+
 
 class Factors(abc.ABC):
     """The factors of a `Shifted` matrix, which they know as ``matrix``.

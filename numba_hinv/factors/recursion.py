@@ -9,14 +9,14 @@ from ..kernels.steps.layer_table import BLOCKS
 from ..kernels.sweeps import covariance
 from ..runtime import memory_budget
 from ..runtime.chunks import chunks
-
+from .interface import LESS_OF_INVERSE
 
 def workspace(matrix, layer, num_kept, purpose):
     """Scratch for the diagonal (layer None) or the block of a layer; ``MemoryError`` where it would not fit."""
     system = matrix.system
     table = system.table if layer is None else system.table[: layer + 1]
     lengths = covariance.work_sizes(table, system.sizes, system.num_samples, layer is not None)
-    memory_budget.require(matrix.dtype.itemsize * sum(lengths) + 8 * num_kept, purpose)
+    memory_budget.require(matrix.dtype.itemsize * sum(lengths) + 8 * num_kept, purpose, LESS_OF_INVERSE)
     return covariance.workspace(lengths, matrix.dtype)
 
 

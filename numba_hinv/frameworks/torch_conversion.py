@@ -16,6 +16,7 @@ from .torch_chain import Residual, Sin, chain
 from .torch_function import TorchFunction
 
 _ACTIVATIONS = {nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.ReLU: "relu", Sin: "sin"}
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # The losses, and the options beside the reduction that must have these values.
@@ -198,7 +199,10 @@ class Conversion:
 
     def _add_external(self, name, module):
         for part_name, part in module.named_modules():
-            self._refuse_hooks(f"{name}.{part_name}".strip("."), part)
+            whole_name = f"{name}.{part_name}".strip(".")
+            self._refuse_hooks(whole_name, part)
+            if isinstance(part, _BATCH_NORMS) and part.training:
+                self._refuse(whole_name, part, "it mixes the samples of a batch while training; call eval() first")
         self._refuse_parameters(name, module)
         try:
             function = TorchFunction(module, self.shape)

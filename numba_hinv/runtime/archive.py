@@ -118,7 +118,7 @@ def read_arrays(archive, raw_header, expected):
     stored = sum(info.file_size for info in archive.infolist())
     if num_bytes > stored:
         raise refusal(f"should hold {num_bytes:,} bytes of arrays and holds {stored:,}")
-    memory_budget.require(num_bytes, "the saved factorization")
+    memory_budget.require(num_bytes, "the saved factorization", "save one with factor_dtype='float32', or free memory")
     arrays = {"header": raw_header}
     arrays |= {name: _member(archive, name, dtype, shape) for name, (dtype, shape) in expected.items()}
     if not np.array_equal(digest(arrays), arrays["digest"]):

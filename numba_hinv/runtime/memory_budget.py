@@ -4,6 +4,8 @@ import os
 
 # Less than this is not worth asking about: the question takes longer than a small factorization.
 _NEGLIGIBLE = 1 << 20
+# What may be done, where the caller of `require` knows nothing better.
+FEWER = "take fewer samples, or free memory"
 
 
 def available_bytes():
@@ -38,12 +40,13 @@ def fits(num_bytes):
     return available is None or num_bytes <= available
 
 
-def require(num_bytes, purpose):
-    """``MemoryError`` if ``num_bytes`` for ``purpose`` are not available."""
+def require(num_bytes, purpose, way_out=FEWER):
+    """``MemoryError`` if ``num_bytes`` for ``purpose`` are not available; the message ends with the way out."""
     if num_bytes < _NEGLIGIBLE:
         return
     available = available_bytes()
     if available is not None and num_bytes > available:
         raise MemoryError(
-            f"{purpose} would need {num_bytes:,} bytes ({num_bytes / 2**30:.2f} GiB), {available:,} are available"
+            f"{purpose} would need {num_bytes:,} bytes ({num_bytes / 2**30:.2f} GiB), {available:,} are available; "
+            f"{way_out}"
         )

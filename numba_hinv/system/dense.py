@@ -154,7 +154,8 @@ def dense(system, out=None, num_threads=None, check=threads.no_check, progress=F
     P = system.num_params
     found = _assembler(system, num_threads)
     num_bytes = 8 * P * P * (out is None) + (found.num_bytes if found else 0)
-    memory_budget.require(num_bytes, f"the dense Hessian of P = {P} parameters")
+    what = f"the dense Hessian of P = {P} parameters"
+    memory_budget.require(num_bytes, what, "take H @ v, which needs no more than vectors")
     H = np.empty((P, P)) if out is None else out
     if found:
         with bar(progress, system.num_samples, "assemble", " samples") as shown:

@@ -282,3 +282,15 @@ def test_bad_arguments_of_eigenvalues_in(arguments, error, name):
     H, *others = arguments
     with pytest.raises(error, match=f"^{name}: expected"):
         nh.eigenvalues_in(chain(3, 2).hessian if H is ... else H, *others)
+
+
+def test_the_outermost_ones():
+    """How to ask for them is what the message says that infinity gets."""
+    problem = chain(4, 3, batch=5)
+    H, values = problem.hessian, np.linalg.eigvalsh(problem.truth.hessian.astype(float))
+    with pytest.raises(ValueError, match=r"^near: .* got -inf; near=-2 \* H.norm\(\) is for the low"):
+        nh.eigenvalues(H, 3, near=-np.inf)
+    with pytest.raises(ValueError, match=r"^near: .* near=2 \* H.norm\(\) is for the highest"):
+        nh.eigenvalues(H, 3, near=np.inf)
+    for near, expected in ((-2 * H.norm(), values[:3]), (2 * H.norm(), values[-3:])):
+        np.testing.assert_allclose(nh.eigenvalues(H, 3, near=near), expected, rtol=0, atol=1e-11 * H.norm())

@@ -154,7 +154,7 @@ def test_memory_does_not_grow_with_the_test_set(monkeypatch):
     """Beyond the matrix itself."""
     problem = make([layer(3, 3), layer(3, 2, "identity")], batch=2)
     asked = []
-    monkeypatch.setattr(memory_budget, "require", lambda num_bytes, purpose: asked.append((purpose, num_bytes)))
+    monkeypatch.setattr(memory_budget, "require", lambda num_bytes, purpose, way_out: asked.append((purpose, num_bytes)))
     for size in (300, 3000):
         nh.influence(problem.net, problem.params, problem.X, problem.y, *test_set_of(problem, size), 10.0)
     blocks = [num_bytes for purpose, num_bytes in asked if "solves" in purpose]
@@ -234,3 +234,15 @@ def test_batches_of_a_loader_have_no_order():
     problem = chain(4, 3, batch=6)
     with pytest.raises(TypeError, match="no order that says which sample is which"):
         nh.influence(problem.net, problem.params, [(problem.X, problem.y)], None, problem.X, problem.y, 1.0)
+
+
+def test_an_inertia_that_is_not_certain_is_told(monkeypatch):
+    """Of zero negative pivots nothing follows where they are not those of H + damping I for certain."""
+    problem = chain(3, 2, batch=6, loss="mean_squared_error")
+    data = problem.net, problem.params, problem.X, problem.y, problem.X[:1], problem.y[:1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nh.influence(*data, 100.0)
+        monkeypatch.setattr("numba_hinv.certainty.inertia.certified_count", lambda solver: (None, "rounding"))
+        with pytest.raises(scipy.linalg.LinAlgWarning, match="eigenvalues too close to 0 to know their signs"):
+            nh.influence(*data, 100.0)

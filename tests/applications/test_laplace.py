@@ -266,3 +266,33 @@ def test_targets_of_batches_are_0_and_1():
     net = nh.Network([nh.Dense(1, 1, "identity")], "binary_cross_entropy")
     with pytest.raises(ValueError, match="y: expected 0 and 1"):
         nh.Laplace(net, np.zeros(2), [(np.ones((2, 1)), np.array([0.0, 0.5]))])
+
+
+def test_what_a_message_says_of_the_gauss_newton_matrix():
+    """It is indefinite where the loss is not convex in the outputs; then it is no way out."""
+
+    @nh.register_loss("concave_half_squares")
+    def concave(z, y, gradient, curvature):
+        value = 0.0
+        curvature[:] = 0.0
+        for a in range(z.size):
+            gradient[a] = y[a] - z[a]
+            curvature[a, a] = -1.0
+            value -= 0.5 * (z[a] - y[a]) ** 2
+        return value
+
+    net = nh.Network([nh.Dense(3, 1, "identity")], "concave_half_squares")
+    data = net, np.ones(4), X, X[:, :1]
+    with pytest.raises(np.linalg.LinAlgError, match="concave_half_squares is not convex .* larger prior") as caught:
+        nh.Laplace(*data, 1e-3, "ggn")
+    assert "ggn" not in str(caught.value)
+    with pytest.raises(np.linalg.LinAlgError, match="Train further, take curvature='ggn' if the loss is convex"):
+        nh.Laplace(*data, 1e-3)
+
+
+def test_a_precision_that_may_be_indefinite(monkeypatch):
+    net = nh.Network([nh.Dense(3, 1, "identity")], "mean_squared_error")
+    data = net, np.ones(4), X, X[:, :1]
+    monkeypatch.setattr("numba_hinv.certainty.inertia.certified_count", lambda solver: (None, "rounding"))
+    with pytest.warns(scipy.linalg.LinAlgWarning, match="too close to 0 to count the negative ones"):
+        nh.Laplace(*data, 1.0)

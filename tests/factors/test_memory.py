@@ -203,3 +203,17 @@ def test_bad_arguments():
     with pytest.raises(TypeError, match="factor_dtype"):
         H.nbytes_to_factorize(np.int64)
     assert isinstance(nh.Hessian.factor_nbytes, property)
+
+
+def test_refused_memory_names_ways_out(monkeypatch):
+    """What would need less, with how much, by `nbytes_to_factorize`."""
+    H = deep(200, width=16, batch=16).hessian
+    least = H.nbytes_to_factorize(checkpoint=True)
+    monkeypatch.setattr(memory_budget, "available_bytes", lambda: 1 << 20)
+    with pytest.raises(MemoryError, match="take fewer samples, or free memory; factor_dtype='float32' would") as caught:
+        H.factorize(0.1)
+    assert f"checkpoint=True would need {least:,} bytes" in str(caught.value)
+    with pytest.raises(MemoryError, match="fewer dampings at a time need less"):
+        H.factorize_many([0.1, 0.2])
+    with pytest.raises(MemoryError, match="; take H @ v, which needs no more than vectors$"):
+        H.todense()

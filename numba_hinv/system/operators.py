@@ -1,0 +1,81 @@
+"""What H and its inverses have in common as SciPy linear operators: symmetric, of one name for what they act on."""
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from ..runtime.validation import as_numbers
+from . import processor
+
+
+class SymmetricOperator(LinearOperator):
+    """A symmetric operator that checks what it acts on before SciPy makes a plain array of it.
+
+    A subclass has ``_matvec`` and ``_matmat`` of arrays, ``_of_device`` of arrays on the device, and the names in
+    messages: ``_operand`` of the argument, ``_dense`` of the way to a dense array.
+    """
+
+    _operand, _dense = "x", ""
+
+    def _checked(self, x, is_left=False):
+        """x, once it is sure to have the right shape and no masked entries."""
+        if isinstance(x, LinearOperator) or np.isscalar(x):
+            return x
+        # SciPy's message for sparse matrices is that of the operator's own check.
+        shape, size = as_numbers(self._operand, x).shape, self.shape[0]
+        if len(shape) not in (1, 2) or shape[-1 if is_left else 0] != size:
+            other = f"(k, {size})" if is_left else f"({size}, k)"
+            raise ValueError(f"{self._operand}: expected shape ({size},) or {other}, got {shape}")
+        return x
+
+    def dot(self, x):
+        """The product with x; of an array on the device, one on the device."""
+        return self._of_device(x) if processor.is_on_device(x) else super().dot(self._checked(x))
+
+    def __mul__(self, x):
+        return self.dot(x)
+
+    def __matmul__(self, x):
+        return self._of_device(x) if processor.is_on_device(x) else super().__matmul__(x)
+
+    def __rmul__(self, x):
+        return super().__rmul__(self._checked(x, is_left=True))
+
+    def __rmatmul__(self, x):
+        return super().__rmatmul__(self._checked(x, is_left=True))
+
+    def matvec(self, x):
+        """The product with a vector (P,) or column (P, 1)."""
+        self._checked(x)
+        if np.ndim(x) == 2 and np.shape(x)[1] != 1:
+            size = self.shape[0]
+            raise ValueError(f"{self._operand}: expected shape ({size},) or ({size}, 1), got {np.shape(x)}")
+        return super().matvec(x)
+
+    def matmat(self, X):
+        """The product with a matrix (P, k)."""
+        self._checked(X)
+        if np.ndim(X) == 1:
+            raise ValueError(f"{self._operand}: expected shape ({self.shape[0]}, k), got {np.shape(X)}")
+        return super().matmat(X)
+
+    rmatvec, rmatmat = matvec, matmat
+
+    def _adjoint(self):
+        return self
+
+    _transpose = _adjoint
+
+    def __array__(self, dtype=None, copy=None):
+        """Refused: what takes arrays, and makes one of this, would work with something else than the matrix."""
+        raise TypeError(self._no_array())
+
+    @property
+    def flags(self):
+        """No attribute of an operator; functions that take arrays alone, and ask for it, are told the way out."""
+        raise AttributeError(self._no_array())
+
+    def _no_array(self):
+        return (
+            f"{type(self).__name__}: expected something that takes linear operators, since this is one and no array; "
+            f"{self._dense}"
+        )
