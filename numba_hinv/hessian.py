@@ -86,8 +86,9 @@ class Hessian(LinearOperator):
         on = processor.get(device)
         chain, lin, dtype = layer_blocks.pack(blocks, terminal)
         params = np.zeros(int(chain.p.sum()))
-        on.require(sum(block.nbytes for block in (params, *lin)), f"the derivative blocks of {chain.p.size} layers")
-        return cls(System(chain, on.put(params), Linearisation(*map(on.put, lin)), on=on), dtype)
+        nbytes = sum(block.nbytes for block in (params, *lin))
+        on.memory.require(nbytes, f"the derivative blocks of {chain.p.size} layers")
+        return cls(System(chain, on.memory.put(params), Linearisation(*map(on.memory.put, lin)), on=on), dtype)
 
     def __repr__(self):
         where = "" if self.device == "cpu" else f", on {self.device}"
@@ -121,7 +122,7 @@ class Hessian(LinearOperator):
     @property
     def terminal(self):
         """Curvature of the loss in the last state, (B n_L, B n_L), block diagonal over the samples."""
-        curvature = self.system.on.take(self.system.lin.curvature)
+        curvature = self.system.on.memory.take(self.system.lin.curvature)
         return layer_blocks.block_diagonal(curvature).astype(self.dtype, copy=False)
 
     def blocks(self, l):
@@ -350,7 +351,7 @@ class Hessian(LinearOperator):
         """H @ x; of an array on the device, one on the device."""
         if not processor.is_on_device(x):
             return super().dot(x)
-        return self.system.on.result(self._matmat(x), x.shape)
+        return self.system.on.columns.result(self._matmat(x), x.shape)
 
     def __matmul__(self, x):
         return self.dot(x) if processor.is_on_device(x) else super().__matmul__(x)
@@ -360,18 +361,18 @@ class Hessian(LinearOperator):
 
     def _matmat(self, V):
         on = self.system.on
-        V, dtype = on.as_columns("v", V, self.shape[0], self.dtype)
-        product = on.empty_columns(V, V.shape, dtype)
+        V, dtype = on.columns.as_columns("v", V, self.shape[0], self.dtype)
+        product = on.columns.empty(V, V.shape, dtype)
 
         buffers = columns.Buffers()
 
         def multiply_block(start, stop, check):
             rows = columns.gather(V, start, stop, buffers, check)
-            out = on.place(product, start, stop)
+            out = on.columns.place(product, start, stop)
             columns.scatter(self._product(rows, dtype, check, out, V), product, start)
 
         workers = on.num_workers(None, V.shape[1], self.system.solves_reach_blas())
-        columns.run(multiply_block, V.shape, workers, on.column_block)
+        columns.run(multiply_block, V.shape, workers, on.columns.block)
         return product
 
     def _adjoint(self):

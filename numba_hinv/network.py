@@ -11,6 +11,7 @@ from .layers.dense import Dense
 from .layers.model import STRUCTURED, Model
 from .runtime.validation import as_float_dtype, as_real
 from .system import processor
+from .system.cpu import CPU
 from .system.system import System
 
 
@@ -217,26 +218,26 @@ class Network:
         if not isinstance(curvature, str) or curvature not in ("hessian", "ggn"):
             raise ValueError(f"curvature: expected 'hessian' or 'ggn', got {curvature!r}")
         l2 = _as_l2(l2)
-        work, dtype = on.as_params(self.model, params)
-        X = on.as_samples(self.model, X)
-        targets = on.as_targets(self.model, y, X.shape[0])
+        work, dtype = on.models.as_params(self.model, params)
+        X = on.models.as_samples(self.model, X)
+        targets = on.models.as_targets(self.model, y, X.shape[0])
         B, (kind, n_in, n_out, p, *_) = X.shape[0], self.model.chain
         blocks = (p * p + B * ((n_in + n_out) * (n_in + p)))[kind == BLOCKS].sum()
-        if on is not processor.CPU:
+        if on is not CPU:
             for l, layer in enumerate(self.layers):
                 if not isinstance(layer, Dense):
                     raise ValueError(f"device: expected Dense layers alone with 'cuda', got layer {l}, {layer!r}")
-        on.require(
+        on.memory.require(
             8 * (int(blocks) + B * int(n_in.sum() + 3 * n_out.sum() + n_out[-1] ** 2)),
             f"the derivative blocks of {len(self.layers)} layers for B = {B} samples",
         )
-        lin, loss, gradient, layers = on.linearise(self.model, work, X, targets)
+        lin, loss, gradient, layers = on.models.linearise(self.model, work, X, targets)
         if curvature == "ggn":
             # Without second derivatives of the layers, only the loss bends.
             for block in (lin.D, lin.lam, lin.Dxx, lin.Dzx, lin.Dzz):
-                on.zero(block)
+                on.memory.zero(block)
         if l2:
-            loss, gradient = _add_l2(l2, on.take(work), loss, gradient)
+            loss, gradient = _add_l2(l2, on.memory.take(work), loss, gradient)
         gradient = gradient.astype(dtype, copy=False)
         system = System(self.model.chain, work, lin, l2, gradient, layers, on)
         return Hessian(system, dtype, loss, self, curvature)

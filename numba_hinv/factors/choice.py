@@ -30,7 +30,7 @@ def chosen(system, dtype, method="auto", checkpoint=False):
     With "auto" the way with fewer flops at measured rates, P^3/3 and what forming H takes for the dense one; layers where
     that does not fit into memory, on a GPU, and with checkpoints.
     """
-    if method != "auto" or checkpoint or system.on.batches:
+    if method != "auto" or checkpoint or system.on.elimination.batches:
         return "layers" if method == "auto" else method
     layers, P = _flops_of_layers(system), float(system.num_params)
     dense = P**3 / 3 + (0.0 if system.has_dense else 2.0 * system.num_samples * P * P)
@@ -62,12 +62,12 @@ def num_bytes(system, dtype, method="layers", checkpoint=False, scales=(), num_k
     if method == "dense":
         kept, work = Dense.num_bytes(system, dtype)
         return num_kept * kept + num_working * work + (0 if system.has_dense else 8 * system.num_params**2)
-    plan = segmentation.plan(system) if system.on.batches and not checkpoint else None
+    plan = segmentation.plan(system) if system.on.elimination.batches and not checkpoint else None
     if plan is not None:
         kept, work = Segments.num_bytes(system, dtype, plan)
     else:
         kept, work = (Checkpoints if checkpoint else Layers).num_bytes(system, dtype)
-    if system.on.batches and not checkpoint:
+    if system.on.elimination.batches and not checkpoint:
         num_working = num_kept
     return num_kept * kept + num_working * work + sum(system.block_bytes(dtype, scale) for scale in scales)
 
@@ -83,11 +83,11 @@ def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kep
     )
     needed = num_bytes(system, dtype, method, checkpoint, scales, num_kept, num_working)
     try:
-        system.on.require(needed, purpose)
+        system.on.memory.require(needed, purpose)
     except MemoryError as error:
         other = "layers" if method == "dense" else "dense"
         least = num_bytes(system, dtype, other, False, scales, num_kept, num_working)
-        if system.on.batches or least >= needed:
+        if system.on.elimination.batches or least >= needed:
             raise
         raise MemoryError(f"{error}; method={other!r} would need {least:,} bytes") from None
 
@@ -147,7 +147,7 @@ def _run(elimination, way, tick, may_cut):
     system, checkpoint = matrix.system, way is Checkpoints
     require(system, matrix.dtype, "layers", checkpoint, () if matrix.has_blocks else (matrix.scale,))
     system.on.load(matrix.dtype)
-    if checkpoint or not system.on.batches:
+    if checkpoint or not system.on.elimination.batches:
         return way.eliminate(elimination, tick)
     (found,) = batched.eliminate([elimination], may_cut, tick)
     if isinstance(found, Exception):

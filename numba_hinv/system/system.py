@@ -16,7 +16,7 @@ from ..runtime import columns, threads
 from ..runtime.chunks import chunks
 from ..runtime.probes import random_signs
 from . import dense, scaling
-from .processor import CPU
+from .cpu import CPU
 from .scaling import lengths
 
 # On 60 small nets these reached 0.74 of the norm at least, 0.97 in the median.
@@ -81,7 +81,7 @@ class System:
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self.params, self.lin = self.on.put(self.params), Linearisation(*map(self.on.put, self.lin))
+        self.params, self.lin = self.on.memory.put(self.params), Linearisation(*map(self.on.memory.put, self.lin))
         self._prepare()
 
     def to_arrays(self):
@@ -100,7 +100,7 @@ class System:
 
     def on_host(self):
         """(params, Linearisation) as NumPy arrays."""
-        return self.on.take(self.params), Linearisation(*map(self.on.take, self.lin))
+        return self.on.memory.take(self.params), Linearisation(*map(self.on.memory.take, self.lin))
 
     @property
     def num_params(self):
@@ -183,9 +183,9 @@ class System:
 
         Then the squared norms of what is returned and of rows are added to ``squares`` (k, 2) where that is cheap.
         """
-        rows = self.on.vectors(rows)
+        rows = self.on.memory.vectors(rows)
         product = np.empty_like(rows) if out is None else out
-        scratch = self.on.multiply_workspace(self.sizes, rows.shape[0], self.num_samples, rows.dtype)
+        scratch = self.on.products.workspace(self.sizes, rows.shape[0], self.num_samples, rows.dtype)
         params, lin = (self.params, self.lin) if scale is None else self.scaled(scale)
         self._sweep(params, lin, rows, product, scratch, shift, b, check, squares)
         return product
@@ -194,19 +194,19 @@ class System:
         runs = self._runs(rows.shape[0])
         for start, stop in runs:
             check()
-            self.on.tangents(self.table, start, stop, params, lin, rows, scratch)
+            self.on.products.tangents(self.table, start, stop, params, lin, rows, scratch)
         for start, stop in reversed(runs):
             check()
-            self.on.adjoints(self.table, start, stop, params, lin, rows, product, scratch, shift, b, squares)
+            self.on.products.adjoints(self.table, start, stop, params, lin, rows, product, scratch, shift, b, squares)
 
     def output_tangents(self, rows, check=threads.no_check):
         """How the outputs move with the parameters, (k, B, n_L): the Jacobian times rows (k, P) of float64."""
         on, k = self.on, rows.shape[0]
-        scratch = on.multiply_workspace(self.sizes, k, self.num_samples, rows.dtype)
+        scratch = on.products.workspace(self.sizes, k, self.num_samples, rows.dtype)
         for start, stop in self._runs(k):
             check()
-            on.tangents(self.table, start, stop, self.params, self.lin, on.vectors(rows), scratch)
-        return on.output_tangents(scratch, (k, *self.lin.output.shape))
+            on.products.tangents(self.table, start, stop, self.params, self.lin, on.memory.vectors(rows), scratch)
+        return on.products.output_tangents(scratch, (k, *self.lin.output.shape))
 
     def _runs(self, num_vectors):
         """Layers for one compiled call of a product with so many vectors."""
@@ -224,15 +224,15 @@ class System:
             v /= self.num_params**0.5
             if self.gradient is not None:
                 # That of the L2 term is rich in nothing.
-                slope = (self.gradient - self.l2 * self.on.take(self.params))[None]
+                slope = (self.gradient - self.l2 * self.on.memory.take(self.params))[None]
                 steepness = lengths(slope)[0]
                 if steepness > 0.0:
                     # Twice, so that the two cannot cancel.
                     v += slope / (0.5 * steepness)
             v /= lengths(v)
-            v = self.on.vectors(v)
+            v = self.on.memory.vectors(v)
             product = np.empty_like(v)
-            scratch = self.on.multiply_workspace(self.sizes, 1, self.num_samples, v.dtype)
+            scratch = self.on.products.workspace(self.sizes, 1, self.num_samples, v.dtype)
             for _ in range(_POWER_STEPS):
                 self._sweep(self.params, self.lin, v, product, scratch, self.l2)
                 v, product = product, v
@@ -250,11 +250,12 @@ class System:
     def state_logarithms(self):
         """How far the parameters move the states (`scaling.state_logarithms`), (L + 1,); computed once."""
         if self._logarithms is None:
-            on, v = self.on, self.on.vectors(random_signs(3, self.num_params))
-            scratch = on.multiply_workspace(self.sizes, 1, self.num_samples, v.dtype)
+            on, v = self.on, self.on.memory.vectors(random_signs(3, self.num_params))
+            scratch = on.products.workspace(self.sizes, 1, self.num_samples, v.dtype)
             for start, stop in self._runs(1):
-                on.tangents(self.table, start, stop, self.params, self.lin, v, scratch)
-            self._logarithms = scaling.state_logarithms(self.table, on.take(scratch[0]).ravel(), self.lin.output.size)
+                on.products.tangents(self.table, start, stop, self.params, self.lin, v, scratch)
+            moved = on.memory.take(scratch[0]).ravel()
+            self._logarithms = scaling.state_logarithms(self.table, moved, self.lin.output.size)
         return self._logarithms
 
     def scaling(self, damping, dtype):
@@ -267,7 +268,8 @@ class System:
             return self.params, self.lin
         key, *blocks = self._last_scaled
         if key != scale:
-            blocks = scaling.scale_blocks(scale, self.table, self.num_samples, self.params, self.lin, self.on.ldexp)
+            ldexp = self.on.memory.ldexp
+            blocks = scaling.scale_blocks(scale, self.table, self.num_samples, self.params, self.lin, ldexp)
             self._last_scaled = scale, *blocks
         return blocks
 
@@ -275,10 +277,10 @@ class System:
         """`RowSpace` of the layers' inputs in ``dtype``; made once."""
         if dtype not in self._spaces:
             if dtype == np.float64:
-                self._spaces[dtype] = self.on.span(self.table, self.sizes, self.lin)
+                self._spaces[dtype] = self.on.elimination.span(self.table, self.sizes, self.lin)
             else:
                 space = self.row_space(np.dtype(np.float64))
-                self._spaces[dtype] = RowSpace(*(self.on.astype(block, dtype) for block in space))
+                self._spaces[dtype] = RowSpace(*(self.on.memory.astype(block, dtype) for block in space))
         return self._spaces[dtype]
 
     def blocks(self, dtype, scale):
@@ -287,7 +289,7 @@ class System:
         if dtype != np.float64:
             key, *blocks = self._last_narrow
             if key != scale:
-                astype = self.on.astype
+                astype = self.on.memory.astype
                 blocks = astype(params, dtype), Linearisation(*(astype(block, dtype) for block in lin))
                 self._last_narrow = scale, *blocks
             params, lin = blocks
