@@ -32,7 +32,7 @@ from .kernels.steps.row_space import RowSpace
 from .kernels.sweeps import eliminate, linearise, multiply as product, substitute
 from .runtime import memory_budget
 from .runtime.validation import as_float_dtype, as_size
-from .system.processor import CPU
+from .system.cpu import CPU
 
 __all__ = [
     "NOT_FINITE",
@@ -147,7 +147,7 @@ def from_hessian(H, num_vectors=1, dtype=None):
     _require(system.sizes, H.num_samples, num_vectors, dtype)
     params, given = system.on_host()
     lin = linearise.Linearisation(*(block.astype(dtype) for block in given))
-    space = RowSpace(*(system.on.take(block).astype(dtype) for block in system.row_space(np.dtype(np.float64))))
+    space = RowSpace(*(system.on.memory.take(block).astype(dtype) for block in system.row_space(np.dtype(np.float64))))
     return _system(system.table.copy(), system.sizes, params.astype(dtype), lin, space, num_vectors, dtype)
 
 

@@ -357,13 +357,13 @@ class Factorization(SymmetricOperator):
         """
         refine, full_output = as_flag("refine", refine), as_flag("full_output", full_output)
         solver, on = self.solver, self.hessian.system.on
-        given, dtype = on.as_columns("b", b, self.shape[0], self.dtype)
+        given, dtype = on.columns.as_columns("b", b, self.shape[0], self.dtype)
         x, info = solution.solve(solver, given, dtype, refine, full_output, num_threads, progress)
         if refine:
             worst = info.backward_error.max(initial=0.0)
             solution.warn(solver, worst, info.refinement_steps, info.krylov_steps, dtype, stacklevel=3)
         shape = tuple(b.shape) if processor.is_on_device(b) else np.shape(b)
-        x = on.result(x, shape)
+        x = on.columns.result(x, shape)
         if not full_output:
             return x
         errors, bounds = info.backward_error.reshape(shape[1:]), info.error_bound.reshape(shape[1:])

@@ -94,8 +94,8 @@ class Hessian(SymmetricOperator):
         chain, lin, dtype = layer_blocks.pack(blocks, terminal)
         params = np.zeros(int(chain.p.sum()))
         num_bytes, what = sum(block.nbytes for block in (params, *lin)), f"derivative blocks of {chain.p.size} layers"
-        on.require(num_bytes, f"the {what}", "give narrower layers, or fewer samples in them")
-        return cls(System(chain, on.put(params), Linearisation(*map(on.put, lin)), on=on), dtype)
+        on.memory.require(num_bytes, f"the {what}", "give narrower layers, or fewer samples in them")
+        return cls(System(chain, on.memory.put(params), Linearisation(*map(on.memory.put, lin)), on=on), dtype)
 
     @classmethod
     def combine(cls, hessians, weights=None):
@@ -211,7 +211,7 @@ class Hessian(SymmetricOperator):
     def terminal(self):
         """Curvature of the loss in the last state, (B n_L, B n_L), block diagonal over the samples."""
         self._require_layers("the terminal's curvature")
-        curvature = self.system.on.take(self.system.lin.curvature)
+        curvature = self.system.on.memory.take(self.system.lin.curvature)
         return layer_blocks.block_diagonal(curvature).astype(self.dtype, copy=False)
 
     def blocks(self, l):
@@ -449,18 +449,18 @@ class Hessian(SymmetricOperator):
 
     def _matmat(self, V):
         on = self.system.on
-        V, dtype = on.as_columns("v", V, self.shape[0], self.dtype)
-        product = on.empty_columns(V, V.shape, dtype)
+        V, dtype = on.columns.as_columns("v", V, self.shape[0], self.dtype)
+        product = on.columns.empty(V, V.shape, dtype)
 
         buffers = columns.Buffers()
 
         def multiply_block(start, stop, check):
             rows = columns.gather(V, start, stop, buffers, check)
-            out = on.place(product, start, stop)
+            out = on.columns.place(product, start, stop)
             columns.scatter(self._product(rows, dtype, check, out, V), product, start)
 
         workers = on.num_workers(None, V.shape[1], self.system.solves_reach_blas())
-        columns.run(multiply_block, V.shape, workers, on.column_block)
+        columns.run(multiply_block, V.shape, workers, on.columns.block)
         return product
 
     def _product(self, rows, dtype, check=threads.no_check, out=None, given=None):

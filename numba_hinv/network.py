@@ -14,6 +14,7 @@ from .runtime.progress import bar
 from .runtime.validation import as_float_dtype, as_real, as_size
 from .system import processor
 from .system.batches import Batches, batch_size_for, default_keep_bytes
+from .system.cpu import CPU
 from .system.system import System
 from .system.total import Total
 
@@ -277,24 +278,24 @@ class Network:
             raise ValueError(f"curvature: expected 'hessian' or 'ggn', got {curvature!r}")
         l2 = _as_l2(l2)
         keep_bytes = None if keep_bytes is None else as_size("keep_bytes", keep_bytes, 0)
-        work, dtype = on.as_params(self.model, params)
-        if on is not processor.CPU:
+        work, dtype = on.models.as_params(self.model, params)
+        if on is not CPU:
             self._check_device(device, batch_size)
         elif batch_size is not None or not self._is_one_batch(X, y, keep_bytes):
             samples = self._samples(X, y, batch_size)
             return self._hessian_of_batches(work, dtype, samples, curvature, l2, keep_bytes, progress)
-        X = on.as_samples(self.model, X)
-        targets = on.as_targets(self.model, y, X.shape[0])
-        on.require(
+        X = on.models.as_samples(self.model, X)
+        targets = on.models.as_targets(self.model, y, X.shape[0])
+        on.memory.require(
             self.model.block_bytes(X.shape[0]),
             f"the derivative blocks of {len(self.layers)} layers for B = {X.shape[0]} samples",
             "take fewer samples at a time",
         )
-        lin, loss, gradient, layers = on.linearise(self.model, work, X, targets)
+        lin, loss, gradient, layers = on.models.linearise(self.model, work, X, targets)
         if curvature == "ggn":
-            only_curvature_of_loss(lin, on.zero)
+            only_curvature_of_loss(lin, on.memory.zero)
         if l2:
-            loss, gradient = _add_l2(l2, on.take(work), loss, gradient)
+            loss, gradient = _add_l2(l2, on.memory.take(work), loss, gradient)
         gradient = gradient.astype(dtype, copy=False)
         system = System(self.model.chain, work, lin, l2, gradient, layers, on)
         return Hessian(system, dtype, loss, self, curvature)

@@ -8,8 +8,7 @@ from ..layers.samples import is_in_memory
 from ..network import Network
 from ..runtime.progress import bar
 from ..runtime.validation import as_array, as_real, as_size
-from . import saddle
-from . import warmup as lbfgs_warmup
+from . import saddle, warmup as lbfgs_warmup
 from .trust_region import trust_region_step
 
 # A step is taken where the loss falls by at least this share of what the model promised.

@@ -21,7 +21,7 @@ def solvers(system, dampings, dtype, method="auto", checkpoint=False, num_thread
     blocks = choice.shared_blocks(system, dtype, method, scales)
     matrices = [Shifted(system, damping, dtype, scale, blocks[scale]) for damping, scale in zip(dampings, scales)]
     with bar(progress, len(dampings) * system.num_layers, "factorize_many", "layer") as shown:
-        if on.batches and not checkpoint:
+        if on.elimination.batches and not checkpoint:
             factors, workers = choice.factorize_batch(matrices, shown.update), 1
             jobs = [_settling(*pair) for pair in zip(matrices, factors)]
         else:

@@ -42,7 +42,7 @@ def solve(solver, given, dtype, refine, full_output, num_threads, progress):
     """
     system = solver.matrix.system
     on, count = system.on, given.shape[1]
-    x = on.empty_columns(given, given.shape, dtype)
+    x = on.columns.empty(given, given.shape, dtype)
     solver.factors.prepare()
     if full_output:
         solver.norm_of_inverse()
@@ -52,7 +52,7 @@ def solve(solver, given, dtype, refine, full_output, num_threads, progress):
         def solve_block(start, stop, check):
             squares = np.zeros(stop - start)
             rows = columns.gather(given, start, stop, buffers, check, squares)
-            out, scratch = on.place(x, start, stop), None
+            out, scratch = on.columns.place(x, start, stop), None
             if out is not None and refine:
                 scratch = buffers.rows("residual", out.shape)
             b_lengths = lengths_of(rows, squares)
@@ -65,7 +65,7 @@ def solve(solver, given, dtype, refine, full_output, num_threads, progress):
 
         if solver.factors.solves_at_once:
             workers = on.num_workers(num_threads, max(count, 1), system.solves_reach_blas())
-            found = columns.run(solve_block, given.shape, workers, on.column_block)
+            found = columns.run(solve_block, given.shape, workers, on.columns.block)
         else:
             found = columns.run(solve_block, given.shape, 1, max(count, 1))
     errors = np.concatenate([known.backward_error for known in found] or [np.empty(0)])
@@ -81,7 +81,7 @@ def solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out=N
     rows, may be written to; the solutions are in ``out`` as a rule.
     """
     matrix = solver.matrix
-    rows = matrix.system.on.vectors(rows)
+    rows = matrix.system.on.memory.vectors(rows)
     exponents = np.zeros(rows.shape[0], np.int32)
     if not (np.abs(np.frexp(b_lengths)[1]) <= _LARGEST_EXPONENT).all() or not np.isfinite(b_lengths).all():
         exponents = row_exponents(rows)

@@ -1,19 +1,27 @@
-"""The GPU as a `System` sees it: twin of `system.processor.Cpu`, with the same methods over the kernels of this package.
+"""The GPU as a `System` sees it: twin of `system.cpu.Cpu`, with the same parts over the kernels of this package.
 
-Its parts are in neighbouring files: `memory` has arrays and vectors, `products` linearising and multiplying,
-`elimination` and `substitution` the two halves of a factorization.
+Each part is in a neighbouring file of its name. One, `segments`, is of the GPU alone.
 """
 
 import numba.cuda
 
 from ..runtime import threads
+from .columns import DeviceColumns
 from .elimination import DeviceElimination
+from .memory import DeviceMemory
+from .models import DeviceModels
 from .products import DeviceProducts
+from .segments import DeviceSegments
 from .substitution import DeviceSubstitution
 
 
-class Device(DeviceProducts, DeviceElimination, DeviceSubstitution):
-    """One GPU and a stream on it."""
+class Device:
+    """One GPU and a stream on it, to which all work goes, in order.
+
+    Parameters
+    ----------
+    stream : numba.cuda stream, or 0
+    """
 
     name = "cuda"
 
@@ -23,7 +31,13 @@ class Device(DeviceProducts, DeviceElimination, DeviceSubstitution):
                 "device: 'cuda' needs an NVIDIA GPU and its driver, and numba-cuda finds none: "
                 f"{_why_not_available()}; expected device='cpu' on this machine"
             )
-        super().__init__(stream)
+        self.memory = memory = DeviceMemory(stream)
+        self.columns = DeviceColumns(stream)
+        self.models = DeviceModels(memory)
+        self.products = DeviceProducts(memory)
+        self.elimination = DeviceElimination(memory)
+        self.segments = DeviceSegments(memory)
+        self.substitution = DeviceSubstitution(memory)
 
     def __reduce__(self):
         # A stream belongs to its process.

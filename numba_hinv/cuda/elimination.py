@@ -1,4 +1,4 @@
-"""Eliminations on a GPU: factors, scratch, and launches of the sweeps that eliminate."""
+"""Eliminations on a GPU: factors, scratch, and launches of the sweeps; twin of `system.cpu.CpuElimination`."""
 
 import numba.cuda
 import numpy as np
@@ -6,49 +6,42 @@ import numpy as np
 from ..kernels.plumbing.status import OK
 from ..kernels.steps import segment_table
 from ..kernels.steps.layer_table import block_sizes
+from ..kernels.steps.row_space import RowSpace
 from ..kernels.sweeps.eliminate import Factors
-from .memory import DeviceMemory
+from .plumbing.launch import Launcher
 from .plumbing.target import BLOCK, PLAIN_SHARED, SIMULATED
-from .sweeps import eliminate, panels, segments, wide
+from .steps import row_space
+from .sweeps import eliminate, panels, wide
 
 # Bytes of shared memory that kernels have of their own: `Team.pad`, and what the driver keeps for itself.
 RESERVED_SHARED = 16 * BLOCK + 1024
 
 
-class DeviceElimination(DeviceMemory):
+class DeviceElimination:
     """What `factors` calls to factor."""
 
     # Eliminations of many dampings, and of all segments of a chain, are one launch.
     batches = True
-    # Fewer segments, or shorter ones, do not pay: in flops, for one sample and layers that are square, a layer costs a
-    # segment twice as much as a chain, and a seam four times as much. The simulator sees any.
-    fewest_segments, shortest_segment = (2, 2) if SIMULATED else (4, 16)
 
-    def allocate_factors(self, sizes, num_layers, dtype, count=None):
+    def __init__(self, memory):
+        self.memory = memory
+        self._launch = Launcher(memory.stream)
+
+    def span(self, table, sizes, lin):
+        """`RowSpace` of the inputs of all layers, in float64."""
+        space = RowSpace(self.memory.empty(sizes.Q, np.float64), self.memory.empty(sizes.R, np.float64))
+        work = self.memory.empty((table.size, 2 * sizes.reflectors + 1), np.float64)
+        self._launch(row_space.span, table.size, self.memory.table(table), lin, space, work)
+        return space
+
+    def allocate(self, sizes, num_layers, dtype, count=None):
         """Uninitialised `Factors`; with ``count``, a row for each of so many factorizations."""
         dtypes = {"pivots": np.int32, "num_positive": np.int64, "num_perturbed": np.int64}
         dtypes |= {"logabsdet": np.float64, "growth": np.float64}
         lengths = [getattr(sizes, name, num_layers) for name in Factors._fields]
         shapes = lengths if count is None else [(count, length) for length in lengths]
-        return Factors(*[self.empty(shape, dtypes.get(name, dtype)) for name, shape in zip(Factors._fields, shapes)])
-
-    def num_blocks(self):
-        """Thread blocks that run at the same time, one on each multiprocessor."""
-        return 3 if SIMULATED else numba.cuda.get_current_device().MULTIPROCESSOR_COUNT
-
-    def start_segments(self, records, count, alpha, guess, work):
-        """Let all segments, for so many dampings, start from the guess of the curvature at their ends."""
-        self._launch(
-            segments.start_segments, (count, records.size), self.put(records), self.put(alpha), guess, work.places,
-            work.front, work.carried,
-        )
-
-    def form_seams(self, table, records, count, seams, alpha, guess, work, lin, seam_work):
-        """The blocks of the seams, and the front that their chain starts with, of so many dampings."""
-        self._launch(
-            segments.form_seams, (count, records.size), self._table(table), self.put(records), self._table(seams),
-            self.put(alpha), guess, work.places, work.front, work.carried, lin, seam_work.front,
-        )
+        empty = self.memory.empty
+        return Factors(*[empty(shape, dtypes.get(name, dtype)) for name, shape in zip(Factors._fields, shapes)])
 
     def shared_limit(self):
         """Bytes of shared memory that a block may ask for."""
@@ -95,17 +88,17 @@ class DeviceElimination(DeviceMemory):
         at, scratch = wide.places(broad["m"], broad["coupling"], broad["mixed_whole"]) if is_wide.any() else (None, 0)
         return level, found, shared, at, max(rest, scratch)
 
-    def elimination_workspace(self, table, sizes, dtype, num_rows=1, plan=None, by_blocks=False):
+    def workspace(self, table, sizes, dtype, num_rows=1, plan=None, by_blocks=False):
         """Scratch of `eliminate`, a row a damping and segment of a chain that may be cut (`factors.segmentation`)."""
         *parts, scratch = self._parts(table, sizes, dtype, plan, by_blocks)
         carried = 1 if plan is None else 2 * plan.phi + plan.psi
         return eliminate.Workspace(
-            self.empty((num_rows, 2 * sizes.front), dtype), self.empty((num_rows, carried), dtype),
-            self.empty((num_rows, scratch + 1), dtype), *parts,
+            self.memory.empty((num_rows, 2 * sizes.front), dtype), self.memory.empty((num_rows, carried), dtype),
+            self.memory.empty((num_rows, scratch + 1), dtype), *parts,
         )
 
-    def elimination_bytes(self, table, sizes, dtype, plan=None, by_blocks=False):
-        """Bytes of global memory that `elimination_workspace` takes for one damping."""
+    def work_bytes(self, table, sizes, dtype, plan=None, by_blocks=False):
+        """Bytes of global memory that `workspace` takes for one damping."""
         carried, rows = (1, 1) if plan is None else (2 * plan.phi + plan.psi, plan.count)
         scratch = self._parts(table, sizes, dtype, plan, by_blocks)[-1] + 1
         return rows * dtype.itemsize * (2 * sizes.front + carried + scratch)
@@ -113,55 +106,57 @@ class DeviceElimination(DeviceMemory):
     def eliminate(self, table, start, stop, params, lin, space, damping, pivoting, factors, work):
         """``(status, layer)`` of `eliminate` for one damping and segment."""
         batch = Factors(*[array.reshape(1, array.size) for array in factors])
-        return self.eliminate_layers(table, start, stop, params, lin, space, [damping], [pivoting], batch, work)[0]
+        return self.layers(table, start, stop, params, lin, space, [damping], [pivoting], batch, work)[0]
 
-    def eliminate_layers(self, table, start, stop, params, lin, space, dampings, pivotings, factors, work):
+    def layers(self, table, start, stop, params, lin, space, dampings, pivotings, factors, work):
         """``(status, layer)`` of every damping: all at a time in the narrow layers, one by one in the wide ones.
 
         The first status of each that is not `OK`; once all have failed, none goes on to the next run of layers.
         """
-        count, records, found = len(dampings), self._table(table), [(OK, start)] * len(dampings)
-        results, notes = self.empty((count, 2), np.int64), self.empty(panels.NOTES, np.float64)
+        memory, count, found = self.memory, len(dampings), [(OK, start)] * len(dampings)
+        records = memory.table(table)
+        results, notes = memory.empty((count, 2), np.int64), memory.empty(panels.NOTES, np.float64)
         is_wide = wide.wide_fronts(table, lin.output.shape[0])
         there = np.array(dampings, params.dtype)
-        pivotings_there = self.put(np.array(pivotings, np.float64))
+        pivotings_there = memory.put(np.array(pivotings, np.float64))
         for first, last, alone in wide.runs(is_wide, start, stop):
             if alone:
                 for t in range(count):
                     wide.eliminate(
-                        self.stream, table, records, first, params, lin, space, there[t], pivotings_there[t],
-                        Factors(*[self.row(array, t) for array in factors]), work.front[t], work.scratch[t], work.wide,
-                        notes, results[t : t + 1],
+                        memory.stream, table, records, first, params, lin, space, there[t], pivotings_there[t],
+                        Factors(*[memory.row(array, t) for array in factors]), work.front[t], work.scratch[t],
+                        work.wide, notes, results[t : t + 1],
                     )
-                ended = self.take(results).tolist()
+                ended = memory.take(results).tolist()
             else:
                 runs = segment_table.whole(table, first, last)
-                ended = self.eliminate_runs(table, runs, params, lin, space, dampings, pivotings, factors, None, work)
+                ended = self.runs(table, runs, params, lin, space, dampings, pivotings, factors, None, work)
             found = [new if old[0] == OK else old for old, new in zip(found, ended)]
             if all(code != OK for code, _ in found):
                 break
         return found
 
-    def eliminate_runs(self, table, runs, params, lin, space, dampings, pivotings, factors, Y_mu, work):
+    def runs(self, table, runs, params, lin, space, dampings, pivotings, factors, Y_mu, work):
         """``(status, layer)`` of every damping and run by a block each: those of one damping follow one another."""
-        dtype, grid = np.dtype(params.dtype), (len(dampings), runs.size)
-        results = self.empty((grid[0] * grid[1], 2), np.int64)
+        memory, dtype, grid = self.memory, np.dtype(params.dtype), (len(dampings), runs.size)
+        results = memory.empty((grid[0] * grid[1], 2), np.int64)
         self._launch(
-            eliminate.eliminate_kernel(dtype, work.level), grid, self._table(table), self.put(runs), params, lin, space,
-            self.put(np.array(dampings, dtype)), self.put(np.array(pivotings, np.float64)), factors,
-            self.empty((grid[0], 1), dtype) if Y_mu is None else Y_mu, work.places, work.front, work.carried,
+            eliminate.eliminate_kernel(dtype, work.level), grid, memory.table(table), memory.put(runs), params, lin,
+            space, memory.put(np.array(dampings, dtype)), memory.put(np.array(pivotings, np.float64)), factors,
+            memory.empty((grid[0], 1), dtype) if Y_mu is None else Y_mu, work.places, work.front, work.carried,
             work.scratch, results, shared=work.shared,
         )
-        return self.take(results).tolist()
+        return memory.take(results).tolist()
 
     def pack(self, n, work, index):
         """The symmetric n x n front ``index`` of a workspace, kept."""
         size = work.front.shape[1] // 2
-        kept = self.empty(n * n, work.front.dtype)
-        kept.copy_to_device(work.front.reshape(2 * size)[index * size : index * size + n * n], stream=self.stream)
+        kept, front = self.memory.empty(n * n, work.front.dtype), work.front.reshape(2 * size)
+        kept.copy_to_device(front[index * size : index * size + n * n], stream=self.memory.stream)
         return kept
 
     def unpack(self, kept, n, work, index):
         """The inverse of `pack`."""
         size = work.front.shape[1] // 2
-        work.front.reshape(2 * size)[index * size : index * size + n * n].copy_to_device(kept, stream=self.stream)
+        front = work.front.reshape(2 * size)
+        front[index * size : index * size + n * n].copy_to_device(kept, stream=self.memory.stream)

@@ -1,4 +1,4 @@
-"""Arrays on a GPU: what `system.processor.Cpu` says of arrays and vectors, for device arrays.
+"""Arrays on a GPU: twin of `system.cpu.CpuMemory` for device arrays.
 
 Arrays have the offsets and layouts of the CPU's, vectors are `Vectors`. All work goes to one stream, in order.
 """
@@ -7,10 +7,7 @@ import numba.cuda
 import numpy as np
 
 from ..runtime.memory_budget import FEWER
-from ..runtime.validation import as_columns
 from ..system.processor import is_on_device
-from .plumbing import arrays
-from .plumbing.launch import launch
 from .plumbing.vectors import Vectors, to_host
 
 
@@ -67,33 +64,6 @@ class DeviceMemory:
         """Vectors for the sweeps in the memory of a (k, P) array on the device."""
         return Vectors(array, self.stream)
 
-    def _launch(self, kernel, grid, *arguments, shared=0):
-        launch(kernel, grid, self.stream, *arguments, shared=shared)
-
-    def as_columns(self, name, value, num_rows, default_dtype):
-        """`validation.as_columns`, and the same of arrays on the device."""
-        if not is_on_device(value):
-            return as_columns(name, value, num_rows, default_dtype)
-        if len(value.shape) not in (1, 2) or value.shape[0] != num_rows:
-            raise ValueError(f"{name}: expected shape ({num_rows},) or ({num_rows}, k), got {tuple(value.shape)}")
-        array = arrays.as_array(name, value, value.shape, None, self.stream)
-        dtype = np.result_type(array.dtype, default_dtype)
-        width = array.size // num_rows if array.size else value.shape[-1]
-        return arrays.Columns(array.reshape(num_rows, width), self.stream), dtype
-
-    def empty_columns(self, like, shape, dtype):
-        """An uninitialised (P, k) array on the side of the given one."""
-        if isinstance(like, arrays.Columns):
-            return arrays.Columns.empty(shape, dtype, self.stream)
-        return np.empty(shape, dtype)
-
-    def place(self, array, start, stop):
-        """None: rows are `Vectors`, never a part of an array of columns."""
-
-    def result(self, found, shape):
-        """A (P, k) array as the caller gets it."""
-        return (found.array if isinstance(found, arrays.Columns) else found).reshape(shape)
-
     def zero(self, array):
         """Fill an array with zeros."""
         if array.size:
@@ -111,7 +81,7 @@ class DeviceMemory:
         # Made on the host, once for a factorization of a net whose states are scaled.
         return self.put(np.ldexp(self.take(array), exponents))
 
-    def _table(self, table):
+    def table(self, table):
         """A layer table on the device; the last few are kept."""
         for host, found in self._tables:
             if host is table:

@@ -29,9 +29,9 @@ def eliminate(eliminations, may_cut, tick):
     plan = segmentation.plan(system) if may_cut else None
     if plan is not None and np.abs(levels).max() > segmentation.LARGEST_LEVEL:
         plan = None
-    arrays = on.allocate_factors(system.sizes, table.size, dtype, count)
+    arrays = on.elimination.allocate(system.sizes, table.size, dtype, count)
     if plan is None:
-        work = on.elimination_workspace(table, system.sizes, dtype, count)
+        work = on.elimination.workspace(table, system.sizes, dtype, count)
         found = _sweep(eliminations, None, arrays, None, work, tick)
         return [_whole(E, arrays, t, found[t]) for t, E in enumerate(eliminations)]
     kept, results = _eliminate_in_segments(eliminations, plan, arrays, levels, tick), []
@@ -39,14 +39,14 @@ def eliminate(eliminations, may_cut, tick):
         factors = None if kept[t] is None else _in_segments(E, plan, kept[t], levels)
         if factors is None or factors.num_perturbed:
             own = Arrays(*[array.reshape(1, array.size) for array in _row(on, arrays, t)])
-            work = on.elimination_workspace(table, system.sizes, dtype)
+            work = on.elimination.workspace(table, system.sizes, dtype)
             factors = _whole(E, own, 0, _sweep([E], None, own, None, work, no_tick)[0])
         results.append(factors)
     return results
 
 
 def _row(on, arrays, t):
-    return Arrays(*[on.row(array, t) for array in arrays])
+    return Arrays(*[on.memory.row(array, t) for array in arrays])
 
 
 def _whole(elimination, arrays, t, found):
@@ -63,7 +63,7 @@ def _in_segments(elimination, plan, kept, levels):
     system = matrix.system
     pivots = Pivots.allocate(system.num_layers)
     (whole,) = stretches.whole(system.table, system.sizes)
-    pivots.fill(whole, system.table, kept.layers, system.on.take)
+    pivots.fill(whole, system.table, kept.layers, system.on.memory.take)
     _add_seams(system.on, pivots, plan, kept.seams, segmentation.scales(plan, matrix.hessian_norm, levels), levels)
     return Segments(elimination, pivots, plan.bounds, kept)
 
@@ -72,7 +72,7 @@ def _seam_blocks(on, plan, copies, dtype):
     """An uninitialised `Linearisation` of the seams of so many dampings."""
     shapes = dict.fromkeys(("Z", "S", "D", "lam"), 1) | {"output": (1, 1), "curvature": (1, 1, 1)}
     shapes |= {name: copies * getattr(plan.sizes, name) for name in ("Dx", "Dz", "Dxx", "Dzx", "Dzz")}
-    return Linearisation(**{name: on.empty(shape, dtype) for name, shape in shapes.items()})
+    return Linearisation(**{name: on.memory.empty(shape, dtype) for name, shape in shapes.items()})
 
 
 def _eliminate_in_segments(eliminations, plan, arrays, levels, tick):
@@ -80,34 +80,34 @@ def _eliminate_in_segments(eliminations, plan, arrays, levels, tick):
     matrix, count = eliminations[0].matrix, len(eliminations)
     system, dtype = matrix.system, matrix.dtype
     on, table, (params, _, space) = system.on, system.table, matrix.blocks()
-    Y_mu = on.empty((count, plan.Y), dtype)
-    work = on.elimination_workspace(table, system.sizes, dtype, count * plan.count, plan)
+    Y_mu = on.memory.empty((count, plan.Y), dtype)
+    work = on.elimination.workspace(table, system.sizes, dtype, count * plan.count, plan)
     guess = dtype.type(np.ldexp(1.0, segmentation.GUESS))
     alpha = segmentation.scales(plan, matrix.hessian_norm, levels).astype(dtype)
-    on.start_segments(plan.records, count, alpha, guess, work)
+    on.segments.start(plan.records, count, alpha, guess, work)
     found = _sweep(eliminations, plan, arrays, Y_mu, work, tick)
     seams, runs = segmentation.seams_together(plan, count)
     lin = _seam_blocks(on, plan, count, dtype)
-    seam_work = on.elimination_workspace(seams, plan.sizes, dtype, count, by_blocks=True)
-    on.form_seams(table, plan.records, count, seams, alpha, guess, work, lin, seam_work)
+    seam_work = on.elimination.workspace(seams, plan.sizes, dtype, count, by_blocks=True)
+    on.segments.form_seams(table, plan.records, count, seams, alpha, guess, work, lin, seam_work)
     lengths = {name: getattr(plan.sizes, name) for name in stretches.PACKED}
     together = plan.sizes._replace(**{name: count * length for name, length in lengths.items()})
-    seam_arrays = on.allocate_factors(together, seams.size, dtype)
+    seam_arrays = on.elimination.allocate(together, seams.size, dtype)
     # Seams are on the scale of the Hessian in their states: the smallest of them.
     scale = np.ldexp(1.0, -2 * int(levels.max()))
     pivotings = [(scale * E.pivoting.singular, scale * E.pivoting.perturbation, np.inf, 0.0) for E in eliminations]
     batch = Arrays(*[array.reshape(1, array.size) for array in seam_arrays])
-    seam_found = on.eliminate_runs(seams, runs, params, lin, space, [0.0], pivotings, batch, None, seam_work)
+    seam_found = on.elimination.runs(seams, runs, params, lin, space, [0.0], pivotings, batch, None, seam_work)
     # Those of the seams are the same for all.
-    Dx, Dz = (on.part(array, slice(0, array.size // count)) for array in (lin.Dx, lin.Dz))
+    Dx, Dz = (on.memory.part(array, slice(0, array.size // count)) for array in (lin.Dx, lin.Dz))
 
     def part(name, array, t):
         length = lengths.get(name, plan.count - 1)
-        return on.part(array, slice(t * length, (t + 1) * length))
+        return on.memory.part(array, slice(t * length, (t + 1) * length))
 
     return [
         SegmentArrays(
-            _row(on, arrays, t), on.row(Y_mu, t),
+            _row(on, arrays, t), on.memory.row(Y_mu, t),
             Arrays(*[part(name, array, t) for name, array in seam_arrays._asdict().items()]), Dx, Dz,
         )
         if found[t][0] == OK and seam_found[t][0] == OK else None
@@ -128,10 +128,10 @@ def _sweep(eliminations, plan, arrays, Y_mu, work, tick):
         ends = [(start, stop) for start, stop, _ in pieces]
         pivotings = [E.pivoting_at(level) for E in eliminations for _, _, level in pieces]
         if plan is None:
-            results = on.eliminate_layers(table, *ends[0], params, lin, space, shifts, pivotings, arrays, work)
+            results = on.elimination.layers(table, *ends[0], params, lin, space, shifts, pivotings, arrays, work)
         else:
             runs = plan.runs(ends)
-            results = on.eliminate_runs(table, runs, params, lin, space, shifts, pivotings, arrays, Y_mu, work)
+            results = on.elimination.runs(table, runs, params, lin, space, shifts, pivotings, arrays, Y_mu, work)
         for t in range(count):
             for result in results[t * len(pieces) : (t + 1) * len(pieces)]:
                 if found[t][0] == OK and result[0] != OK:
@@ -148,7 +148,7 @@ def _add_seams(on, pivots, plan, seams, alpha, levels):
     Of the 2 c pivots of a seam c are negative, for its multipliers.
     """
     found = Pivots.allocate(plan.count - 1)
-    found.fill(stretches.whole(plan.seams[:-1], plan.sizes)[0], plan.seams, seams, on.take)
+    found.fill(stretches.whole(plan.seams[:-1], plan.sizes)[0], plan.seams, seams, on.memory.take)
     behind = np.array(plan.bounds[1:-1])
     layers, c, level = behind - 1, plan.records["c"][:-1], levels[behind]
     pivots.num_positive[layers] += found.num_positive - c

@@ -39,26 +39,26 @@ class Checkpoints(Layers):
         matrix, system = elimination.matrix, elimination.matrix.system
         on, parts = system.on, cls.cut(system, matrix.dtype)
         fronts = [None] * len(parts)
-        arrays = stretches.allocate(parts, system.sizes, matrix.dtype, on.allocate_factors)
-        work = on.elimination_workspace(system.table, system.sizes, matrix.dtype)
+        arrays = stretches.allocate(parts, system.sizes, matrix.dtype, on.elimination.allocate)
+        work = on.elimination.workspace(system.table, system.sizes, matrix.dtype)
         pivots = Pivots.allocate(system.num_layers)
         for index in reversed(range(len(parts))):
             stretch = parts[index]
             elimination.eliminate(stretch, arrays, work, tick)
-            pivots.fill(stretch, system.table, arrays, on.take)
+            pivots.fill(stretch, system.table, arrays, on.memory.take)
             if index:
-                fronts[index] = on.pack(stretch.front, work, stretch.start % 2)
+                fronts[index] = on.elimination.pack(stretch.front, work, stretch.start % 2)
         return cls(elimination, pivots, parts, (0, arrays), fronts)
 
     def __getstate__(self):
-        take = self.matrix.system.on.take
+        take = self.matrix.system.on.memory.take
         fronts = [front if front is None else take(front) for front in self.fronts]
         # Factors are made again where they are needed.
         return {**self.__dict__, "held": collections.deque(maxlen=1), "fronts": fronts}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        put = self.matrix.system.on.put
+        put = self.matrix.system.on.memory.put
         self.fronts = [front if front is None else put(front) for front in self.fronts]
 
     def to_arrays(self):
@@ -73,8 +73,8 @@ class Checkpoints(Layers):
         except IndexError:
             # Another thread has them.
             on, sizes, dtype = self.matrix.system.on, self.matrix.system.sizes, self.matrix.dtype
-            on.require(stretches.kept_bytes(self.stretches, dtype), "another solve with checkpoints", "solve on one thread at a time")
-            return None, stretches.allocate(self.stretches, sizes, dtype, on.allocate_factors)
+            on.memory.require(stretches.kept_bytes(self.stretches, dtype), "another solve with checkpoints", "solve on one thread at a time")
+            return None, stretches.allocate(self.stretches, sizes, dtype, on.elimination.allocate)
 
     def visit(self, indices):
         system = self.matrix.system
@@ -84,10 +84,10 @@ class Checkpoints(Layers):
             stretch = self.stretches[index]
             if index != held:
                 if work is None:
-                    work = system.on.elimination_workspace(system.table, system.sizes, self.matrix.dtype)
+                    work = system.on.elimination.workspace(system.table, system.sizes, self.matrix.dtype)
                 if index < len(self.stretches) - 1:
                     n = self.stretches[index + 1].front
-                    system.on.unpack(self.fronts[index + 1], n, work, stretch.stop % 2)
+                    system.on.elimination.unpack(self.fronts[index + 1], n, work, stretch.stop % 2)
                 self.elimination.eliminate(stretch, arrays, work)
                 held = index
             yield stretch, arrays

@@ -32,7 +32,7 @@ def chosen(system, dtype, method="auto", checkpoint=False):
     """
     if not system.has_layers:
         return "dense"
-    if method != "auto" or checkpoint or system.on.batches:
+    if method != "auto" or checkpoint or system.on.elimination.elimination.batches:
         return "layers" if method == "auto" else method
     layers, P = _flops_of_layers(system), float(system.num_params)
     dense = P**3 / 3 + (0.0 if system.has_dense else 2.0 * system.num_samples * P * P)
@@ -64,12 +64,12 @@ def num_bytes(system, dtype, method="layers", checkpoint=False, scales=(), num_k
     if method == "dense":
         kept, work = Dense.num_bytes(system, dtype)
         return num_kept * kept + num_working * work + (0 if system.has_dense else 8 * system.num_params**2)
-    plan = segmentation.plan(system) if system.on.batches and not checkpoint else None
+    plan = segmentation.plan(system) if system.on.elimination.elimination.batches and not checkpoint else None
     if plan is not None:
         kept, work = Segments.num_bytes(system, dtype, plan)
     else:
         kept, work = (Checkpoints if checkpoint else Layers).num_bytes(system, dtype)
-    if system.on.batches and not checkpoint:
+    if system.on.elimination.elimination.batches and not checkpoint:
         num_working = num_kept
     return num_kept * kept + num_working * work + sum(system.block_bytes(dtype, scale) for scale in scales)
 
@@ -85,13 +85,13 @@ def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kep
     )
     needed = num_bytes(system, dtype, method, checkpoint, scales, num_kept, num_working)
     try:
-        system.on.require(needed, purpose)
+        system.on.memory.require(needed, purpose)
     except MemoryError as error:
         if not system.has_layers:
             raise
         other = "layers" if method == "dense" else "dense"
         ways = [("factor_dtype='float32'", np.dtype(np.float32), method, checkpoint)]
-        if not system.on.batches:
+        if not system.on.elimination.batches:
             ways += [(f"method={other!r}", dtype, other, False), ("checkpoint=True", dtype, "layers", True)]
         found = [(way, num_bytes(system, *how, scales, num_kept, num_working)) for way, *how in ways]
         less = [f"{way} would need {count:,} bytes" for way, count in found if count < needed]
@@ -157,7 +157,7 @@ def _run(elimination, way, tick, may_cut):
     system, checkpoint = matrix.system, way is Checkpoints
     require(system, matrix.dtype, "layers", checkpoint, () if matrix.has_blocks else (matrix.scale,))
     system.on.load(matrix.dtype)
-    if checkpoint or not system.on.batches:
+    if checkpoint or not system.on.elimination.elimination.batches:
         return way.eliminate(elimination, tick)
     (found,) = batched.eliminate([elimination], may_cut, tick)
     if isinstance(found, Exception):

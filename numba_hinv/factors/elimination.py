@@ -67,7 +67,7 @@ class Elimination(NamedTuple):
         params, lin, space = self.matrix.blocks()
         start, table = stretch.start, stretch.table(system.table)
         for first, last, level in self.runs(start, stretch.stop):
-            code, layer = system.on.eliminate(
+            code, layer = system.on.elimination.eliminate(
                 table, first - start, last - start, params, lin, space, self.shift, self.pivoting_at(level), factors,
                 work,
             )

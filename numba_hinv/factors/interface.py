@@ -83,10 +83,10 @@ class Factors(abc.ABC):
         """rows (k, P) of float64 times the factors' inverse, in float64; in ``out`` where that can be."""
         on, dtype = self.matrix.system.on, self.matrix.dtype
         narrow = dtype != np.float64
-        b = rows = on.vectors(rows)
+        b = rows = on.memory.vectors(rows)
         if narrow:
             exponents = row_exponents(rows)[:, None]
-            b = np.ldexp(rows, -exponents, out=on.empty_vectors(rows.shape, dtype), casting="same_kind")
+            b = np.ldexp(rows, -exponents, out=on.memory.empty_vectors(rows.shape, dtype), casting="same_kind")
         x = np.empty_like(b) if narrow or out is None else out
         self.sweep(b, x, check)
         if narrow:

@@ -73,7 +73,7 @@ class ChainFactors(Factors):
             is_structured = system.table["kind"] != BLOCKS
             layers = system.table[is_structured]
             kernel = system.chain.kernel[is_structured]
-            lam = np.maximum.reduceat(np.abs(system.on.take(lin.lam)), layers["u"]) * np.sqrt(kernel)
+            lam = np.maximum.reduceat(np.abs(system.on.memory.take(lin.lam)), layers["u"]) * np.sqrt(kernel)
             largest = float(np.ldexp(lam, levels[is_structured]).max())
             growth += largest**2 * system.sizes.front**0.5 / abs(matrix.eps)
         smallest = 1.0 / float(self.pivots.largest.max()) ** 2
@@ -105,15 +105,15 @@ class Layers(ChainFactors):
     def num_bytes(cls, system, dtype):
         """(bytes that are kept, bytes of scratch of the elimination)."""
         kept = stretches.kept_bytes(cls.cut(system, dtype), dtype) + Pivots.nbytes(system.num_layers)
-        return kept, system.on.elimination_bytes(system.table, system.sizes, dtype)
+        return kept, system.on.elimination.work_bytes(system.table, system.sizes, dtype)
 
     @classmethod
     def eliminate(cls, elimination, tick=no_tick):
         """The factors of an `Elimination`; ``tick(n)`` is called after every n layers and may raise."""
         matrix, system = elimination.matrix, elimination.matrix.system
         on, (whole,) = system.on, stretches.whole(system.table, system.sizes)
-        arrays = stretches.allocate([whole], system.sizes, matrix.dtype, on.allocate_factors)
-        work = on.elimination_workspace(system.table, system.sizes, matrix.dtype)
+        arrays = stretches.allocate([whole], system.sizes, matrix.dtype, on.elimination.allocate)
+        work = on.elimination.workspace(system.table, system.sizes, matrix.dtype)
         elimination.eliminate(whole, arrays, work, tick)
         return cls.of_arrays(elimination, arrays)
 
@@ -123,18 +123,19 @@ class Layers(ChainFactors):
         system = elimination.matrix.system
         pivots = Pivots.allocate(system.num_layers)
         whole = stretches.whole(system.table, system.sizes)
-        pivots.fill(whole[0], system.table, arrays, system.on.take)
+        pivots.fill(whole[0], system.table, arrays, system.on.memory.take)
         return cls(elimination, pivots, whole, arrays)
 
     def __getstate__(self):
-        return {**self.__dict__, "arrays": eliminate.Factors(*map(self.matrix.system.on.take, self.arrays))}
+        return {**self.__dict__, "arrays": eliminate.Factors(*map(self.matrix.system.on.memory.take, self.arrays))}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self.arrays = eliminate.Factors(*map(self.matrix.system.on.put, self.arrays))
+        self.arrays = eliminate.Factors(*map(self.matrix.system.on.memory.put, self.arrays))
 
     def to_arrays(self):
-        arrays = {f"factors_{name}": self.matrix.system.on.take(array) for name, array in self.arrays._asdict().items()}
+        take = self.matrix.system.on.memory.take
+        arrays = {f"factors_{name}": take(array) for name, array in self.arrays._asdict().items()}
         return {"method": self.method, "shift": self.elimination.shift}, arrays
 
     @property
@@ -149,8 +150,8 @@ class Layers(ChainFactors):
     def sweep(self, b, x, check):
         system, matrix = self.matrix.system, self.matrix
         on, (params, lin, space) = system.on, matrix.blocks()
-        work = on.substitution_workspace(system.sizes, b.shape[0], system.num_samples, matrix.dtype)
-        run, back = on.substitute_back, True
+        work = on.substitution.workspace(system.sizes, b.shape[0], system.num_samples, matrix.dtype)
+        run, back = on.substitution.back, True
         order = list(range(len(self.stretches)))
         for stretch, factors in self.visit(order[::-1] + order):
             table = stretch.table(system.table)
@@ -158,7 +159,7 @@ class Layers(ChainFactors):
                 check()
                 run(table, start, stop, params, lin, space, factors, self.elimination.shift, b, x, work)
             if stretch.start == 0:
-                run, back = on.substitute_forth, False
+                run, back = on.substitution.forth, False
 
     def square_root(self, rows, check=threads.no_check):
         system, matrix, shift = self.matrix.system, self.matrix, self.elimination.shift

@@ -11,6 +11,7 @@ from ..runtime import memory_budget
 from ..runtime.chunks import chunks
 from .interface import LESS_OF_INVERSE
 
+
 def workspace(matrix, layer, num_kept, purpose):
     """Scratch for the diagonal (layer None) or the block of a layer; ``MemoryError`` where it would not fit."""
     system = matrix.system

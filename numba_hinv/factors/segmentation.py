@@ -36,14 +36,14 @@ _plans = weakref.WeakKeyDictionary()
 def plan(system):
     """The `Segmentation` of a system on its processor, None where its chain is not cut; made once."""
     if system not in _plans:
-        bounds = cut(system.table, system.num_samples, system.on)
+        bounds = cut(system.table, system.num_samples, system.on.segments)
         found = None if bounds is None else segmentation_of(system.table, system.num_samples, bounds)
         _plans[system] = bounds, found
     return _plans[system][1]
 
 
-def cut(table, num_samples, on):
-    """Bounds of the segments for a processor: (0, ..., L), or None where the chain is not cut.
+def cut(table, num_samples, segments):
+    """Bounds of the segments for a processor's `segments`: (0, ..., L), or None where the chain is not cut.
 
     Cut are long chains of small fronts, into at most as many segments as the device has multiprocessors; fewer where
     the short chain of the seams, which runs alone, would take longer than a segment does.
@@ -51,8 +51,8 @@ def cut(table, num_samples, on):
     states = num_samples * table["n_out"]
     if np.maximum.reduce([table["m"], table["N"], states]).max() > _LARGEST_FRONT:
         return None
-    count = min(on.num_blocks(), math.isqrt(table.size // 2), table.size // on.shortest_segment)
-    if count < on.fewest_segments:
+    count = min(segments.num_blocks(), math.isqrt(table.size // 2), table.size // segments.shortest)
+    if count < segments.fewest:
         return None
     m, N = table["m"].astype(float), table["N"]
     done = np.cumsum(m**3 / 3 + m * m * N + m * N * N + states * (m + N) * (states + m + N))

@@ -61,25 +61,25 @@ class Segments(ChainFactors):
         self.segmentation = segmentation.segmentation_of(system.table, system.num_samples, self.bounds)
 
     def __getstate__(self):
-        state = {**self.__dict__, "arrays": self.arrays.map(self.matrix.system.on.take)}
+        state = {**self.__dict__, "arrays": self.arrays.map(self.matrix.system.on.memory.take)}
         # The layer tables hold addresses, which are others in another process.
         del state["segmentation"]
         return state
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self.arrays = self.arrays.map(self.matrix.system.on.put)
+        self.arrays = self.arrays.map(self.matrix.system.on.memory.put)
         self._plan()
 
     @staticmethod
     def num_bytes(system, dtype, plan):
         """(bytes that are kept, bytes of scratch of the elimination) with this `Segmentation`."""
-        table, sizes, on = system.table, system.sizes, system.on
+        table, sizes, work_bytes = system.table, system.sizes, system.on.elimination.work_bytes
         kept = stretches.kept_bytes(stretches.whole(table, sizes), dtype) + Pivots.nbytes(system.num_layers)
         blocks = sum(getattr(plan.sizes, name) for name in ("Dxx", "Dzx", "Dzz"))
-        seams = dtype.itemsize * blocks + on.elimination_bytes(plan.seams, plan.sizes, dtype, by_blocks=True)
+        seams = dtype.itemsize * blocks + work_bytes(plan.seams, plan.sizes, dtype, by_blocks=True)
         # Where segments fail, the chain is eliminated again as one, when their workspace has been given back.
-        work = max(on.elimination_bytes(table, sizes, dtype), on.elimination_bytes(table, sizes, dtype, plan) + seams)
+        work = max(work_bytes(table, sizes, dtype), work_bytes(table, sizes, dtype, plan) + seams)
         return kept + _beyond_layers(plan, dtype), work
 
     @property
@@ -105,26 +105,27 @@ class Segments(ChainFactors):
         matrix, plan, kept = self.matrix, self.segmentation, self.arrays
         system, dtype, k, shift = matrix.system, matrix.dtype, b.shape[0], self.elimination.shift
         on, table, (params, lin, space) = system.on, system.table, matrix.blocks()
-        work = on.substitution_workspace(system.sizes, k * plan.count, system.num_samples, dtype)
+        work = on.substitution.workspace(system.sizes, k * plan.count, system.num_samples, dtype)
         size = plan.sizes.parameters
-        right, found = on.empty((k, size), dtype), on.empty((k, size), dtype)
+        right, found = on.memory.empty((k, size), dtype), on.memory.empty((k, size), dtype)
         for runs in self._runs(k, True):
             check()
-            on.substitute_runs(
+            on.substitution.runs(
                 True, table, runs, params, lin, space, kept.layers, kept.Y_mu, shift, b, x, right, work
             )
-        nothing = on.empty(1, dtype)
-        short = Linearisation(*[nothing] * 4, kept.Dx, kept.Dz, *[nothing] * 3, on.empty((1, 1), dtype), lin.curvature)
-        seam_work = on.substitution_workspace(plan.sizes, k, 1, dtype)
+        nothing = on.memory.empty(1, dtype)
+        output = on.memory.empty((1, 1), dtype)
+        short = Linearisation(*[nothing] * 4, kept.Dx, kept.Dz, *[nothing] * 3, output, lin.curvature)
+        seam_work = on.substitution.workspace(plan.sizes, k, 1, dtype)
         runs = whole(plan.seams[:-1], 0, plan.count - 1)
         for back in (True, False):
-            on.substitute_runs(
+            on.substitution.runs(
                 back, plan.seams, runs, params, short, RowSpace(nothing, nothing), kept.seams, None, 0.0,
-                on.as_vectors(right), on.as_vectors(found), None, seam_work,
+                on.memory.as_vectors(right), on.memory.as_vectors(found), None, seam_work,
             )
         for runs in self._runs(k, False):
             check()
-            on.substitute_runs(
+            on.substitution.runs(
                 False, table, runs, params, lin, space, kept.layers, kept.Y_mu, shift, b, x, found, work
             )
 

@@ -14,7 +14,7 @@ from ..kernels.steps.layer_table import BLOCKS
 from ..kernels.sweeps import assemble
 from ..runtime import columns, memory_budget, threads
 from ..runtime.progress import bar
-from .processor import CPU
+from .cpu import CPU
 
 # Numbers of what a chunk leaves for all threads, and of the scratch of each: 32 MB.
 BUDGET = 1 << 22

@@ -118,13 +118,13 @@ class Matrix(abc.ABC):
             v /= self.num_params**0.5
             if self.gradient is not None:
                 # That of the L2 term is rich in nothing.
-                slope = (self.gradient - self.l2 * self.on.take(self.params))[None]
+                slope = (self.gradient - self.l2 * self.on.memory.take(self.params))[None]
                 steepness = lengths(slope)[0]
                 if steepness > 0.0:
                     # Twice, so that the two cannot cancel.
                     v += slope / (0.5 * steepness)
             v /= lengths(v)
-            v = self.on.vectors(v)
+            v = self.on.memory.vectors(v)
             product, multiply = np.empty_like(v), self._multiplier(v)
             for _ in range(_POWER_STEPS):
                 multiply(v, product)

@@ -14,8 +14,8 @@ from ..runtime import columns, threads
 from ..runtime.chunks import chunks
 from ..runtime.probes import random_signs
 from . import dense, scaling
+from .cpu import CPU
 from .matrix import Matrix
-from .processor import CPU
 
 # Blocks with fewer rows and columns than this never reach BLAS (`kernels.dense.product`).
 _BLAS_SIZE = 192
@@ -73,7 +73,7 @@ class System(Matrix):
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self.params, self.lin = self.on.put(self.params), Linearisation(*map(self.on.put, self.lin))
+        self.params, self.lin = self.on.memory.put(self.params), Linearisation(*map(self.on.memory.put, self.lin))
         self._begin()
         self._prepare()
 
@@ -93,7 +93,7 @@ class System(Matrix):
 
     def on_host(self):
         """(params, Linearisation) as NumPy arrays."""
-        return self.on.take(self.params), Linearisation(*map(self.on.take, self.lin))
+        return self.on.memory.take(self.params), Linearisation(*map(self.on.memory.take, self.lin))
 
     @property
     def num_samples(self):
@@ -136,9 +136,9 @@ class System(Matrix):
         return dense.dense(self, out, num_threads, check, progress)
 
     def multiply(self, rows, scale=None, shift=0.0, b=None, check=threads.no_check, out=None, squares=None):
-        rows = self.on.vectors(rows)
+        rows = self.on.memory.vectors(rows)
         product = np.empty_like(rows) if out is None else out
-        scratch = self.on.multiply_workspace(self.sizes, rows.shape[0], self.num_samples, rows.dtype)
+        scratch = self.on.products.workspace(self.sizes, rows.shape[0], self.num_samples, rows.dtype)
         params, lin = (self.params, self.lin) if scale is None else self.scaled(scale)
         self._sweep(params, lin, rows, product, scratch, shift, b, check, squares)
         return product
@@ -147,19 +147,19 @@ class System(Matrix):
         runs = self._runs(rows.shape[0])
         for start, stop in runs:
             check()
-            self.on.tangents(self.table, start, stop, params, lin, rows, scratch)
+            self.on.products.tangents(self.table, start, stop, params, lin, rows, scratch)
         for start, stop in reversed(runs):
             check()
-            self.on.adjoints(self.table, start, stop, params, lin, rows, product, scratch, shift, b, squares)
+            self.on.products.adjoints(self.table, start, stop, params, lin, rows, product, scratch, shift, b, squares)
 
     def output_tangents(self, rows, check=threads.no_check):
         """How the outputs move with the parameters, (k, B, n_L): the Jacobian times rows (k, P) of float64."""
         on, k = self.on, rows.shape[0]
-        scratch = on.multiply_workspace(self.sizes, k, self.num_samples, rows.dtype)
+        scratch = on.products.workspace(self.sizes, k, self.num_samples, rows.dtype)
         for start, stop in self._runs(k):
             check()
-            on.tangents(self.table, start, stop, self.params, self.lin, on.vectors(rows), scratch)
-        return on.output_tangents(scratch, (k, *self.lin.output.shape))
+            on.products.tangents(self.table, start, stop, self.params, self.lin, on.memory.vectors(rows), scratch)
+        return on.products.output_tangents(scratch, (k, *self.lin.output.shape))
 
     def _runs(self, num_vectors):
         """Layers for one compiled call of a product with so many vectors."""
@@ -170,7 +170,7 @@ class System(Matrix):
         return found
 
     def _multiplier(self, like):
-        scratch = self.on.multiply_workspace(self.sizes, like.shape[0], self.num_samples, like.dtype)
+        scratch = self.on.products.workspace(self.sizes, like.shape[0], self.num_samples, like.dtype)
         return lambda v, out: self._sweep(self.params, self.lin, v, out, scratch, self.l2)
 
     # ---- what factorizations read -----------------------------------------------------------------------------------
@@ -178,11 +178,12 @@ class System(Matrix):
     def state_logarithms(self):
         """How far the parameters move the states (`scaling.state_logarithms`), (L + 1,); computed once."""
         if self._logarithms is None:
-            on, v = self.on, self.on.vectors(random_signs(3, self.num_params))
-            scratch = on.multiply_workspace(self.sizes, 1, self.num_samples, v.dtype)
+            on, v = self.on, self.on.memory.vectors(random_signs(3, self.num_params))
+            scratch = on.products.workspace(self.sizes, 1, self.num_samples, v.dtype)
             for start, stop in self._runs(1):
-                on.tangents(self.table, start, stop, self.params, self.lin, v, scratch)
-            self._logarithms = scaling.state_logarithms(self.table, on.take(scratch[0]).ravel(), self.lin.output.size)
+                on.products.tangents(self.table, start, stop, self.params, self.lin, v, scratch)
+            moved = on.memory.take(scratch[0]).ravel()
+            self._logarithms = scaling.state_logarithms(self.table, moved, self.lin.output.size)
         return self._logarithms
 
     def scaling(self, damping, dtype):
@@ -195,7 +196,8 @@ class System(Matrix):
             return self.params, self.lin
         key, *blocks = self._last_scaled
         if key != scale:
-            blocks = scaling.scale_blocks(scale, self.table, self.num_samples, self.params, self.lin, self.on.ldexp)
+            ldexp = self.on.memory.ldexp
+            blocks = scaling.scale_blocks(scale, self.table, self.num_samples, self.params, self.lin, ldexp)
             self._last_scaled = scale, *blocks
         return blocks
 
@@ -203,10 +205,10 @@ class System(Matrix):
         """`RowSpace` of the layers' inputs in ``dtype``; made once."""
         if dtype not in self._spaces:
             if dtype == np.float64:
-                self._spaces[dtype] = self.on.span(self.table, self.sizes, self.lin)
+                self._spaces[dtype] = self.on.elimination.span(self.table, self.sizes, self.lin)
             else:
                 space = self.row_space(np.dtype(np.float64))
-                self._spaces[dtype] = RowSpace(*(self.on.astype(block, dtype) for block in space))
+                self._spaces[dtype] = RowSpace(*(self.on.memory.astype(block, dtype) for block in space))
         return self._spaces[dtype]
 
     def blocks(self, dtype, scale):
@@ -215,7 +217,7 @@ class System(Matrix):
         if dtype != np.float64:
             key, *blocks = self._last_narrow
             if key != scale:
-                astype = self.on.astype
+                astype = self.on.memory.astype
                 blocks = astype(params, dtype), Linearisation(*(astype(block, dtype) for block in lin))
                 self._last_narrow = scale, *blocks
             params, lin = blocks

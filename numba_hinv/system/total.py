@@ -9,8 +9,8 @@ from ..kernels.plumbing import binding
 from ..kernels.steps.layer_table import layer_table
 from ..runtime import memory_budget, threads
 from . import dense, scaling
+from .cpu import CPU
 from .matrix import Matrix
-from .processor import CPU
 
 
 class Terms:

@@ -155,7 +155,7 @@ def test_factors_are_those_of_the_cpu(tmp_path):
     b = problem.right_hand_side()
     ours_all, theirs_all = (F.solver.factors.arrays for F in (there, here))
     for name, ours, theirs in zip(theirs_all._fields, ours_all, theirs_all):
-        ours = np.array(there.hessian.system.on.take(ours))[: theirs.size]
+        ours = np.array(there.hessian.system.on.memory.take(ours))[: theirs.size]
         if name in ("pivots", "num_positive", "num_perturbed"):
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
         elif name in ("scales", "Y", "logabsdet", "growth"):
@@ -174,8 +174,7 @@ def test_where_a_front_lies_changes_nothing(dtype, monkeypatch):
     """From all of a front in shared memory to none of it: the same bits, also in more than one launch."""
     from numba_hinv.factors import elimination
     from numba_hinv.cuda.sweeps import eliminate
-    from numba_hinv.cuda.elimination import RESERVED_SHARED
-    from numba_hinv.cuda.device import Device
+    from numba_hinv.cuda.elimination import RESERVED_SHARED, DeviceElimination
 
     problem = chain(3, 4, batch=2)
     H = moved(problem).hessian
@@ -184,8 +183,8 @@ def test_where_a_front_lies_changes_nothing(dtype, monkeypatch):
     for level in range(eliminate.LEVELS):
         scalars = eliminate.places(sizes, coupling, level)[1]
         limit = scalars * np.dtype(dtype).itemsize + RESERVED_SHARED
-        monkeypatch.setattr(Device, "shared_limit", lambda self, limit=limit: limit)
-        assert H.system.on._parts(H.system.table, sizes, np.dtype(dtype))[0] == level
+        monkeypatch.setattr(DeviceElimination, "shared_limit", lambda self, limit=limit: limit)
+        assert H.system.on.elimination._parts(H.system.table, sizes, np.dtype(dtype))[0] == level
         F = H.factorize(-0.3, factor_dtype=dtype)
         found.append((*F.solver.factors.pivots.logabsdet, *F.solve(H.gradient, refine=False)))
         monkeypatch.setattr(elimination, "chunks", lambda costs, starts=(): [(l, l + 1) for l in range(len(costs))])
@@ -405,7 +404,7 @@ def test_wide_and_narrow_agree(dtype, monkeypatch, tmp_path):
     H, b = moved(problem).hessian, problem.right_hand_side()
     F = H.factorize(-0.02 * problem.norm, factor_dtype=dtype)
     assert eliminated == [4, 3, 2, 1, 0] and F.inertia == narrow.inertia and F.inertia.negative > 0
-    take, roundoff = H.system.on.take, 1e3 * np.finfo(dtype).eps
+    take, roundoff = H.system.on.memory.take, 1e3 * np.finfo(dtype).eps
     for name, ours, theirs in zip(F.solver.factors.arrays._fields, F.solver.factors.arrays, narrow.solver.factors.arrays):
         ours, theirs = np.array(take(ours)), np.array(take(theirs))
         if name in ("pivots", "num_positive", "num_perturbed"):
@@ -489,8 +488,9 @@ def test_products_of_cublas(monkeypatch):
                 patch.setattr(library, "_cublas", lambda letter: ours)
                 patch.setattr(library, "_address", lambda a, at: a._ary.ctypes.data + at * a.dtype.itemsize)
                 found = H.factorize(-0.3, factor_dtype=dtype)
+            take = H.system.on.memory.take
             for name in ("Y", "scales", "logabsdet"):
-                one, other = (np.array(H.system.on.take(getattr(F.solver.factors.arrays, name))) for F in (found, expected))
+                one, other = (np.array(take(getattr(F.solver.factors.arrays, name))) for F in (found, expected))
                 roundoff = 1e3 * np.finfo(dtype).eps * np.abs(other).max()
                 np.testing.assert_allclose(one, other, rtol=0, atol=roundoff, err_msg=name)
             assert found.inertia == expected.inertia and found.inertia.negative > 0
@@ -507,7 +507,7 @@ def test_wide_not_finite(with_cublas, monkeypatch):
         pytest.skip("on a GPU it is cuBLAS itself")
     eliminated, H = wide_above(monkeypatch, 0), moved(chain(3, 4, batch=2)).hessian
     H.norm()
-    D = H.system.on.take(H.system.lin.D)
+    D = H.system.on.memory.take(H.system.lin.D)
     D[int(H.system.table["u"][1])] = np.nan
     H.system.lin.D.copy_to_device(D)
     if with_cublas:
@@ -596,7 +596,7 @@ def test_any_chain():
 
 def cut_at(monkeypatch, *bounds):
     """Let chains be cut there, whatever their length and the device."""
-    monkeypatch.setattr(segmentation, "cut", lambda table, num_samples, on: bounds)
+    monkeypatch.setattr(segmentation, "cut", lambda table, num_samples, segments: bounds)
 
 
 RAGGED = [
@@ -637,8 +637,8 @@ def test_when_a_chain_is_cut(monkeypatch):
 
     def bounds(width, depth, batch=1, blocks=132):
         net = nh.Network([nh.Dense(width, width, skip=True) for _ in range(depth)], "mean_squared_error")
-        on = types.SimpleNamespace(num_blocks=lambda: blocks, fewest_segments=4, shortest_segment=16)
-        return segmentation.cut(layer_table(net.model.chain, batch)[0], batch, on)
+        device = types.SimpleNamespace(num_blocks=lambda: blocks, fewest=4, shortest=16)
+        return segmentation.cut(layer_table(net.model.chain, batch)[0], batch, device)
 
     assert bounds(8, 63) is None
     assert len(bounds(8, 64)) == 5
@@ -678,8 +678,7 @@ def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
     """From all of a front in shared memory to none of it, in one launch or one a layer: the same bits."""
     from numba_hinv.factors import elimination
     from numba_hinv.cuda.sweeps import eliminate
-    from numba_hinv.cuda.elimination import RESERVED_SHARED
-    from numba_hinv.cuda.device import Device
+    from numba_hinv.cuda.elimination import RESERVED_SHARED, DeviceElimination
 
     problem = make(RAGGED, batch=2)
     H, damping, found = moved(problem).hessian, 0.3 * problem.norm, []
@@ -690,7 +689,7 @@ def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
             limit for limit in range(RESERVED_SHARED, 1 << 20, 64)
             if level == 0 or limit_level(H, plan, dtype, limit, monkeypatch) == level
         )
-        monkeypatch.setattr(Device, "shared_limit", lambda self, limit=limit: limit)
+        monkeypatch.setattr(DeviceElimination, "shared_limit", lambda self, limit=limit: limit)
         F = H.factorize(damping, factor_dtype=dtype)
         found.append((*F.solver.factors.pivots.logabsdet, *F.solve(H.gradient, refine=False)))
         with monkeypatch.context() as patch:
@@ -705,11 +704,11 @@ def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
 
 
 def limit_level(H, plan, dtype, limit, monkeypatch):
-    from numba_hinv.cuda.device import Device
+    from numba_hinv.cuda.elimination import DeviceElimination
 
     with monkeypatch.context() as patch:
-        patch.setattr(Device, "shared_limit", lambda self: limit)
-        return H.system.on.elimination_workspace(H.system.table, H.system.sizes, np.dtype(dtype), 1, plan).level
+        patch.setattr(DeviceElimination, "shared_limit", lambda self: limit)
+        return H.system.on.elimination.workspace(H.system.table, H.system.sizes, np.dtype(dtype), 1, plan).level
 
 
 @on_device
@@ -758,7 +757,7 @@ def test_segments_that_do_not_do(monkeypatch):
     F = H.factorize(0.1)
     x = F.solve(b)
     assert F.solver.factors.has_fallback
-    wrong = H.system.on.put(np.random.default_rng(0).standard_normal(F.solver.factors.arrays.layers.scales.size))
+    wrong = H.system.on.memory.put(np.random.default_rng(0).standard_normal(F.solver.factors.arrays.layers.scales.size))
     arrays = F.solver.factors.arrays
     F.solver.factors.arrays = arrays._replace(layers=arrays.layers._replace(scales=wrong))
     np.testing.assert_allclose(F.solve(b), x, rtol=1e-8, atol=1e-10)
@@ -782,19 +781,19 @@ def test_segments_that_do_not_do(monkeypatch):
 @pytest.mark.parametrize("depth", [3, 8])
 def test_many_dampings_at_once(depth, monkeypatch):
     """All in one launch a run, also in segments, with the bits of each alone; the first that fails is named."""
-    from numba_hinv.cuda.device import Device
+    from numba_hinv.cuda.elimination import DeviceElimination
 
     problem = moved(chain(2, depth, batch=2, out=2, gain=0.7))
     H, b, launches = problem.hessian, problem.right_hand_side(2), []
     dampings = [0.5, -0.1, 1e-2, 0.5, -0.02]
     expected = [H.factorize(damping) for damping in dampings]
-    eliminate_runs = Device.eliminate_runs
+    eliminate_runs = DeviceElimination.runs
 
     def counted(self, table, runs, params, lin, space, dampings, *rest):
         launches.append((len(dampings), runs.size))
         return eliminate_runs(self, table, runs, params, lin, space, dampings, *rest)
 
-    monkeypatch.setattr(Device, "eliminate_runs", counted)
+    monkeypatch.setattr(DeviceElimination, "runs", counted)
     found = H.factorize_many(dampings)
     assert launches == ([(5, 1)] if depth == 3 else [(5, 2), (1, 5)])
     for F, alone in zip(found, expected):

@@ -24,6 +24,21 @@ def launch(kernel, grid, stream, *arguments, shared=0):
     kernel[grid, BLOCK, stream, shared](*[getattr(argument, "data_on_device", argument) for argument in arguments])
 
 
+class Launcher:
+    """`launch` on one stream.
+
+    Parameters
+    ----------
+    stream : numba.cuda stream, or 0
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __call__(self, kernel, grid, *arguments, shared=0):
+        launch(kernel, grid, self.stream, *arguments, shared=shared)
+
+
 def spread(size):
     """Blocks of a grid over so many numbers: more of them than run at a time gain nothing."""
     return min(-(-size // BLOCK), 2 if SIMULATED else 1024)

@@ -1,0 +1,179 @@
+"""The CPU as a `System` sees it: the sweeps of :mod:`numba_hinv.kernels` on NumPy arrays.
+
+Its parts are what any processor has: `memory`, `columns`, `models`, `products`, `elimination`, `substitution`.
+"""
+
+import numpy as np
+
+from ..kernels.dense import blas
+from ..kernels.plumbing import binding, packing
+from ..kernels.steps import row_space
+from ..kernels.sweeps import eliminate, multiply, substitute
+from ..runtime import columns, memory_budget, threads
+from ..runtime.chunks import chunks
+from ..runtime.validation import as_columns
+from . import processor
+
+# What `multiply.adjoints` takes where nobody asks for squared norms.
+_NO_SQUARES = np.empty((0, 2))
+
+
+class CpuMemory:
+    """Arrays and vectors: here both are NumPy's."""
+
+    require = staticmethod(memory_budget.require)
+    empty_vectors = staticmethod(np.empty)
+    ldexp = staticmethod(np.ldexp)
+
+    @staticmethod
+    def put(array):
+        """The array where the sweeps read it."""
+        return array
+
+    # The array for NumPy, and vectors for the sweeps.
+    take = vectors = put
+
+    @staticmethod
+    def zero(array):
+        """Fill an array with zeros."""
+        array.fill(0.0)
+
+    @staticmethod
+    def astype(array, dtype):
+        """A copy of an array in another dtype."""
+        return array.astype(dtype)
+
+
+class CpuColumns:
+    """Right-hand sides and vectors as callers give and get them: in columns, (P, k)."""
+
+    # How many of them are solved at the same time; None where that follows from their size.
+    block = None
+    as_columns = staticmethod(as_columns)
+    place = staticmethod(columns.place)
+
+    @staticmethod
+    def empty(like, shape, dtype):
+        """An uninitialised (P, k) array on the side of the given one."""
+        return columns.empty(shape, dtype)
+
+    @staticmethod
+    def result(found, shape):
+        """A (P, k) array as the caller gets it."""
+        return found.reshape(shape)
+
+
+class CpuModels:
+    """A model and its batch, checked, and the derivative blocks that are made of them."""
+
+    @staticmethod
+    def as_params(model, params):
+        """A copy of a model's parameters in float64, and the dtype that they were given in."""
+        params = model.check_params(params)
+        return np.array(params, np.float64), params.dtype
+
+    @staticmethod
+    def as_samples(model, X):
+        """Inputs of a model in float64."""
+        return model.check_X(X, np.float64)
+
+    @staticmethod
+    def as_targets(model, y, num_samples):
+        """Targets of a model's loss in float64."""
+        return model.check_y(y, num_samples, np.float64)
+
+    @staticmethod
+    def linearise(model, params, X, targets):
+        """(`Linearisation`, loss, gradient, layer table and sizes) of a model."""
+        return *model.linearise(params, X, targets, 2), model.table(X.shape[0], np.float64)
+
+
+class CpuProducts:
+    """The two sweeps of a product with H."""
+
+    workspace = staticmethod(multiply.workspace)
+
+    @staticmethod
+    def tangents(table, start, stop, params, lin, V, scratch):
+        dZ, dU, _, patches = scratch
+        multiply.tangents(table, start, stop, params, lin, V, dZ, dU, patches)
+
+    @staticmethod
+    def output_tangents(scratch, shape):
+        """Those of the outputs, (k, B, n_L), as `tangents` has left them."""
+        dZ = scratch[0]
+        return dZ[dZ.size - np.prod(shape) :].reshape(shape)
+
+    @staticmethod
+    def adjoints(table, start, stop, params, lin, V, HV, scratch, shift=0.0, b=None, squares=None):
+        b, squares = V[:0] if b is None else b, _NO_SQUARES if squares is None else squares
+        multiply.adjoints(table, start, stop, params, lin, V, HV, *scratch, shift, b, squares)
+
+
+class CpuElimination:
+    """The row spaces of a chain, and the sweep that eliminates its layers."""
+
+    # Whether the eliminations of many dampings, and of all segments of a chain, are one call.
+    batches = False
+    allocate = staticmethod(eliminate.allocate)
+    eliminate = staticmethod(eliminate.eliminate)
+
+    @staticmethod
+    def span(table, sizes, lin):
+        """`RowSpace` of the inputs of all layers, in float64."""
+        space = row_space.RowSpace(np.empty(sizes.Q), np.empty(sizes.R))
+        scratch = row_space.workspace(sizes, np.dtype(np.float64))
+        # Reflections are plain loops, four times as slow as products.
+        for start, stop in chunks(16.0 * table["rows"] * table["r"] * table["d"]):
+            row_space.span(table[start:stop], lin, space, scratch)
+        return space
+
+    @staticmethod
+    def workspace(table, sizes, dtype):
+        """Scratch of `eliminate`."""
+        return eliminate.workspace(sizes, dtype)
+
+    @staticmethod
+    def work_bytes(table, sizes, dtype):
+        """Bytes of `workspace`."""
+        return eliminate.work_bytes(sizes, dtype)
+
+    @staticmethod
+    def pack(n, work, index):
+        """The symmetric n x n front ``index`` of a workspace, kept."""
+        return packing.pack(n, work.front[index])
+
+    @staticmethod
+    def unpack(kept, n, work, index):
+        """The inverse of `pack`."""
+        packing.unpack(kept, n, work.front[index])
+
+
+class CpuSubstitution:
+    """The two sweeps of a solve."""
+
+    workspace = staticmethod(substitute.workspace)
+    back = staticmethod(substitute.substitute_back)
+    forth = staticmethod(substitute.substitute_forth)
+
+
+class Cpu:
+    """The processor of whoever names none."""
+
+    name = "cpu"
+    memory = CpuMemory()
+    columns = CpuColumns()
+    models = CpuModels()
+    products = CpuProducts()
+    elimination = CpuElimination()
+    substitution = CpuSubstitution()
+    num_workers = staticmethod(threads.num_workers)
+
+    def load(self, dtype):
+        """Have all kernels for a dtype at hand, and the number of BLAS's threads, which may have changed."""
+        blas.tell_threads(threads.blas_threads())
+        binding.load(dtype)
+
+
+CPU = Cpu()
+processor.register(Cpu.name, lambda like: CPU)
