@@ -20,8 +20,8 @@ from .system import processor
 from .system.operators import SymmetricOperator
 from .system.shifted import Shifted
 
-# What files are, and the version of their format, which `storage` reads.
-KIND, FORMAT = "numba_hinv factorization", 4
+# What files are, the version of their format, and those which `storage` reads: 4 had dense factors of LAPACK alone.
+KIND, FORMAT, READABLE = "numba_hinv factorization", 5, (4, 5)
 
 
 def factor_dtype_of(hessian, factor_dtype):

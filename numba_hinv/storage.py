@@ -2,15 +2,17 @@
 
 `runtime.archive` has the file, the objects give and take their arrays. Here is what a header must say, which arrays it
 implies, and that whatever the sweeps use as an index lies within bounds. A new field means a new `factorization.FORMAT`;
-older formats may be read, never guessed.
+older formats may be read (`factorization.READABLE`), never guessed.
 """
 
 import numpy as np
 
 from .certainty.solver import Solver
-from .factorization import FORMAT, KIND, Factorization
+from .factorization import KIND, READABLE, Factorization
 from .factors import choice
+from .factors.block_rows import BlockRows
 from .hessian import Hessian
+from .kernels.dense.block_rows import STRIP
 from .kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
 from .kernels.sweeps.eliminate import Factors
 from .kernels.sweeps.linearise import Linearisation
@@ -53,7 +55,7 @@ def load(path):
         ``path`` is not a path, cannot be read, or the arrays would not fit.
     """
     with archive.opened(path) as file:
-        header, raw = archive.read_header(file, KIND, FORMAT)
+        header, raw = archive.read_header(file, KIND, READABLE)
         try:
             chain, network, table, sizes, scale = _describe(header)
         except (KeyError, TypeError, OverflowError, AttributeError, IndexError) as error:
@@ -61,7 +63,7 @@ def load(path):
         except ValueError as error:
             raise archive.refusal(f"cannot be used here: {error}") from None
         arrays = archive.read_arrays(file, raw, _expected(header, table, sizes))
-        _check_values(arrays, table)
+        _check_values(header, arrays, table)
         return _assemble(header, chain, network, scale, arrays)
 
 
@@ -86,8 +88,8 @@ def _describe(header):
         raise ValueError(f"method is {header['method']!r}")
     if type(header.get("is_total", False)) is not bool or (header.get("is_total") and header.get("method") != "dense"):
         raise ValueError(f"is_total is {header['is_total']!r}")
-    if header.get("method") == "dense" and header["num_pivots"] not in (0, int(chain.p.sum())):
-        raise ValueError(f"num_pivots is {header['num_pivots']!r}")
+    if header.get("method") == "dense":
+        _check_dense(header, int(chain.p.sum()))
     network = header["network"]
     if network is not None:
         layers = [_LAYERS[name](*fields) for name, *fields in network["layers"]]
@@ -108,6 +110,19 @@ def _describe(header):
     if firsts[0] != 0 or firsts != sorted(set(firsts)) or firsts[-1] >= table.size:
         raise ValueError("levels are out of order")
     return chain, network, table, sizes, Scaling(header["matrix_exponent"], tuple(states), tuple(levels))
+
+
+def _check_dense(header, P):
+    """What the header says of dense factors: blocks, or LAPACK's, of which only those of format 4 can have no pivots."""
+    if "block_rows" not in header:
+        if header["num_pivots"] not in (0, P):
+            raise ValueError(f"num_pivots is {header['num_pivots']!r}")
+        return
+    rows, growth = header["block_rows"], header["growth"]
+    if type(rows) is not int or not 0 < rows < 1 << 16 or rows % STRIP:
+        raise ValueError(f"block_rows is {rows!r}")
+    if type(growth) not in (int, float) or not 0.0 <= growth < np.inf:
+        raise ValueError(f"growth is {growth!r}")
 
 
 def _as_chain(fields):
@@ -157,6 +172,9 @@ def _expected(header, table, sizes):
         blocks |= {name: (getattr(sizes, name),) for name in ("Dx", "Dz", "Dxx", "Dzx", "Dzz")}
         common["logarithms"] = wide, (L + 1,)
         common |= {f"blocks_{name}": (wide, blocks[name]) for name in Linearisation._fields}
+    if "block_rows" in header:
+        shapes = BlockRows.shapes(P, header["block_rows"], narrow)
+        return {**common, **{f"factors_{name}": shape for name, shape in shapes.items()}}
     if header.get("method") == "dense":
         pivots = np.dtype(np.int32), (header["num_pivots"],)
         return {**common, "factors_array": (narrow, (P, P)), "factors_pivots": pivots}
@@ -167,7 +185,7 @@ def _expected(header, table, sizes):
     return {**common, **{f"factors_{name}": factors[name] for name in Factors._fields}}
 
 
-def _check_values(arrays, table):
+def _check_values(header, arrays, table):
     """What the sweeps index with lies within bounds, and numbers are finite."""
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -175,23 +193,32 @@ def _check_values(arrays, table):
     if "factors_array" in arrays:
         _check_interchanges(arrays["factors_pivots"], len(arrays["factors_array"]))
         return
-    m = table["m"]
-    for name in ("num_positive", "num_perturbed"):
-        if ((arrays[f"factors_{name}"] < 0) | (arrays[f"factors_{name}"] > m)).any():
+    if "factors_rows" in arrays:
+        P, rows = table["p"].sum(), header["block_rows"]
+        starts = np.arange(0, P, rows)
+        m, pivots = np.minimum(rows, P - starts), 2 * starts
+    else:
+        m, pivots = table["m"], table["pivots"]
+    for name in ("num_positive", "num_perturbed", "num_negative"):
+        counts = arrays.get(f"factors_{name}", np.zeros(1, np.int64))
+        if ((counts < 0) | (counts > m)).any():
             raise archive.refusal(f"has a {name} out of range")
-    # Both halves of each layer's pivots are permutations of 0..m-1; those of 2 x 2 blocks, pairs, are complemented.
-    layer = np.repeat(np.arange(m.size), m)
+    _check_permutations(arrays["factors_pivots"].astype(np.int64), m, pivots)
+
+
+def _check_permutations(pivots, m, starts):
+    """Both halves of the pivots of m rows are permutations of 0..m-1; those of 2 x 2 blocks, pairs, are complemented."""
+    block = np.repeat(np.arange(m.size), m)
     first = np.repeat(np.cumsum(m) - m, m)
-    at = np.repeat(table["pivots"], m) + np.arange(m.sum()) - first
-    pivots = arrays["factors_pivots"].astype(np.int64)
-    order, complemented = pivots[at + m[layer]], pivots[at] < 0
+    at = np.repeat(starts, m) + np.arange(m.sum()) - first
+    order, complemented = pivots[at + m[block]], pivots[at] < 0
     rows = np.where(complemented, ~pivots[at], pivots[at])
     for values in (rows, order):
-        if ((values < 0) | (values >= m[layer])).any() or (np.bincount(first + values, minlength=m.sum()) != 1).any():
+        if ((values < 0) | (values >= m[block])).any() or (np.bincount(first + values, minlength=m.sum()) != 1).any():
             raise archive.refusal("has pivots that are no permutation")
     pairs = np.flatnonzero(complemented)
     starts = np.flatnonzero(np.diff(pairs, prepend=-2) != 1)
-    starts = np.union1d(starts, np.flatnonzero(np.diff(layer[pairs], prepend=-1) != 0))
+    starts = np.union1d(starts, np.flatnonzero(np.diff(block[pairs], prepend=-1) != 0))
     if (np.diff(np.append(starts, pairs.size)) % 2).any():
         raise archive.refusal("has half a 2 x 2 pivot")
 

@@ -8,10 +8,13 @@ import weakref
 import numpy as np
 
 from ..kernels.sweeps.eliminate import Factors as Arrays
+from ..runtime import memory_budget
 from . import batched, segmentation
+from .block_rows import BlockRows
 from .checkpoints import Checkpoints
 from .dense import Dense
 from .elimination import Elimination, no_tick
+from .lapack import Lapack
 from .layers import Layers
 from .segments import Segments
 
@@ -134,20 +137,35 @@ def factorize(matrix, method="auto", checkpoint=False, tick=no_tick):
     return _run(Elimination.of(matrix), Checkpoints if checkpoint else Layers, tick, may_cut=True)
 
 
-def _dense(matrix, shift, tick):
+def _dense(matrix, shift, tick, certain=False):
+    """`Dense` factors, LAPACK's where these would not do; with ``certain`` such as have no fallback."""
     require(matrix.system, matrix.dtype, "dense")
-    factors = Dense.factorize(matrix.as_dense(), shift)
+    factors = Dense.factorize(matrix.as_dense(), shift, certain, lambda: tick(0))
+    if factors is None:
+        factors = _lapack(matrix, shift)
     tick(matrix.system.num_layers)
     return factors
+
+
+def _lapack(matrix, shift):
+    system = matrix.system
+    memory_budget.require(
+        sum(Lapack.num_bytes(system, matrix.dtype)),
+        f"interchanges over the dense matrix of P = {system.num_params} parameters, which damping={matrix.damping:g} takes,",
+    )
+    return Lapack.factorize(matrix, shift)
 
 
 def again(factors, matrix=None, shift=None, growth=None):
     """Factors of the same kind with another matrix, damping of the elimination, or limit on growth.
 
-    Those of a chain in segments are made of the chain as one: their fallback. Dense ones have no limit on growth.
+    They have no fallback: those of a chain in segments are made of the chain as one, dense ones of the same matrix by
+    LAPACK, and so are others where their own pivoting would leave a doubt.
     """
-    if isinstance(factors, Dense):
-        return _dense(matrix or factors.matrix, shift, no_tick)
+    if isinstance(factors, (Dense, Lapack)):
+        if matrix is None and shift is None:
+            return _lapack(factors.matrix, None)
+        return _dense(matrix or factors.matrix, shift, no_tick, certain=True)
     way = Checkpoints if isinstance(factors, Checkpoints) else Layers
     return _run(Elimination.of(matrix or factors.matrix, shift, growth), way, no_tick, may_cut=False)
 
@@ -192,6 +210,15 @@ def from_arrays(matrix, header, arrays):
     """`Factors` of a matrix from what `Factors.to_arrays` gave, and perhaps more."""
     matrix.system.on.load(matrix.dtype)
     if header.get("method") == "dense":
-        return Dense(matrix.as_dense(), float(header["shift"]), arrays["factors_array"].T, arrays["factors_pivots"])
+        return _dense_from_arrays(matrix.as_dense(), header, arrays)
     arrays = Arrays(*(arrays[f"factors_{name}"] for name in Arrays._fields))
     return Layers.of_arrays(Elimination.of(matrix, float(header["shift"])), arrays)
+
+
+def _dense_from_arrays(matrix, header, arrays):
+    shift = float(header["shift"])
+    if "block_rows" not in header:
+        return Lapack(matrix, shift, arrays["factors_array"].T, arrays["factors_pivots"])
+    names = BlockRows.shapes(matrix.size, header["block_rows"], matrix.dtype)
+    kept = {name: arrays[f"factors_{name}"] for name in names}
+    return Dense(matrix, shift, BlockRows(matrix.size, header["block_rows"], kept, float(header["growth"])))

@@ -1,15 +1,23 @@
-"""Factors of the dense matrix by LAPACK, for chains whose batch is so large that their structure saves nothing.
+"""Factors of the dense matrix, for chains whose batch is so large that their structure saves nothing.
 
-Cholesky where it succeeds, else the symmetric indefinite factorization of Bunch and Kaufman. Memory and time depend on
-the number of parameters alone, P^2 numbers and P^3/3 flops, however many samples there are.
+A blocked signed Cholesky (`block_rows`). Memory and time depend on the number of parameters alone, P^2 / 2 numbers and
+P^3/3 flops, however many samples there are.
 """
 
+import functools
+
 import numpy as np
-from scipy.linalg import lapack
 
 from ..runtime import memory_budget, threads
+from . import block_rows
+from .block_rows import BlockRows
 from .interface import LESS_OF_INVERSE, Factors
-from .pivots import PERTURBATION
+
+_DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
+# How much R may grow, in units of the norm of the matrix: beyond the first, what is asked of these factors is confirmed
+# or left to the fallback; beyond the second, refinement would hardly contract, and there are none.
+_CERTAIN = {_DOUBLE: 1e4, _SINGLE: 1e2}
+_MOST = {_DOUBLE: 1e10, _SINGLE: 1e4}
 
 
 class Dense(Factors):
@@ -20,53 +28,33 @@ class Dense(Factors):
     matrix : Shifted
     shift : float
         The multiple of the identity that is factored with, scaled, in place of the matrix's ``eps``.
-    array : (P, P) array in Fortran order
-        What LAPACK's potrf or sytrf leaves in the lower triangle.
-    pivots : (P,) int32 array
-        Interchanges as sytrf states them; empty after potrf.
+    blocks : BlockRows
     """
 
     method = "dense"
 
-    def __init__(self, matrix, shift, array, pivots):
-        self.matrix, self.shift, self.array, self.pivots = matrix, shift, array, pivots
-        self.eigenvalues, self.num_perturbed = self._take_pivots()
+    def __init__(self, matrix, shift, blocks):
+        self.matrix, self.shift, self.blocks = matrix, shift, blocks
+        self.pivot_sizes = blocks.pivot_sizes()
 
     @classmethod
-    def factorize(cls, matrix, shift=None):
-        """The factors of a matrix, by default with its own ``eps``."""
-        shift = matrix.eps if shift is None else shift
-        array = _shifted(matrix, shift)
-        potrf, sytrf = lapack.get_lapack_funcs(("potrf", "sytrf"), (array,))
-        factor, code = potrf(array, lower=1, overwrite_a=1, clean=0)
-        if code == 0 and np.isfinite(factor.diagonal()).all():
-            return cls(matrix, shift, factor, np.empty(0, np.int32))
-        # Cholesky has written over the matrix.
-        array = _shifted(matrix, shift)
-        width = int(lapack.get_lapack_funcs("sytrf_lwork", (array,))(len(array), lower=1)[0].real)
-        factor, pivots, _ = sytrf(array, lower=1, lwork=max(width, 1), overwrite_a=1)
-        if not np.isfinite(factor.diagonal()).all():
-            raise np.linalg.LinAlgError(
-                f"damping: the factorization met numbers that are not finite with damping={matrix.damping:g} in "
-                f"{matrix.dtype}; expected a damping of larger magnitude"
-            )
-        return cls(matrix, shift, factor, pivots)
+    def factorize(cls, matrix, shift=None, certain=False, check=threads.no_check, rows=block_rows.ROWS):
+        """The factors of a matrix, by default with its own ``eps``; None where these would not do.
 
-    def _take_pivots(self):
-        """(eigenvalues of the pivots, how many were 0 and are replaced)."""
-        if not self.pivots.size:
-            return self.array.diagonal().astype(float) ** 2, 0
-        diagonal, below = self.array.diagonal().astype(float), np.append(self.array.diagonal(-1), 0.0)
-        # A 2 x 2 pivot has two equal negative entries among the interchanges.
-        pairs = np.flatnonzero(self.pivots < 0)[::2]
-        one, two, off = diagonal[pairs], diagonal[pairs + 1], below[pairs].astype(float)
-        middle, radius = 0.5 * (one + two), np.hypot(0.5 * (one - two), off)
-        values = diagonal.copy()
-        values[pairs], values[pairs + 1] = middle + radius, middle - radius
-        singular = np.flatnonzero(values == 0.0)
-        least = PERTURBATION[self.matrix.dtype] * self.matrix.norm
-        values[singular] = self.array[singular, singular] = least
-        return values, singular.size
+        With ``certain``, they are to have no fallback.
+        """
+        shift = matrix.eps if shift is None else shift
+        limit = (_CERTAIN if certain else _MOST)[matrix.dtype] * matrix.norm
+        matrix.system.on.load(matrix.dtype)
+        fill = functools.partial(fill_rows, matrix, shift)
+        blocks = BlockRows.factorize(fill, matrix.size, matrix.dtype, limit, check, rows)
+        return None if blocks is None else cls(matrix, shift, blocks)
+
+    @property
+    def has_fallback(self):
+        """Whether R has grown so much that LAPACK's factors may be better. Where all pivots are positive it has not."""
+        limit = _CERTAIN[self.matrix.dtype] * self.matrix.norm
+        return bool(self.num_negative and not self.blocks.growth <= limit)
 
     @property
     def is_altered(self):
@@ -74,86 +62,105 @@ class Dense(Factors):
 
     @property
     def num_negative(self):
-        return int((self.eigenvalues < 0).sum())
+        return self.blocks.num_negative
 
     @property
     def nbytes(self):
-        return self.array.nbytes + self.pivots.nbytes
+        return self.blocks.nbytes
 
     @staticmethod
     def num_bytes(system, dtype):
-        """(bytes that are kept, bytes of scratch): the factors, and the dense H that all of a system's share."""
-        P = system.num_params
-        return dtype.itemsize * P * P, 8 * P * P + 64 * dtype.itemsize * P
-
-    def _call(self, routine, *arguments):
-        """The first result of LAPACK's ``sy`` or ``po`` routine of this name for the factors at hand."""
-        name, given = ("sy", (self.array, self.pivots)) if self.pivots.size else ("po", (self.array,))
-        (function,) = lapack.get_lapack_funcs((name + routine,), (self.array,))
-        return function(*given, *arguments, lower=1)[0]
-
-    def _solve(self, columns):
-        return self._call("trs", columns)
+        """(bytes that are kept, bytes of scratch), beside the dense H that all of a system's share."""
+        return BlockRows.num_bytes(system.num_params, dtype)
 
     def sweep(self, b, x, check):
-        check()
-        x[...] = self._solve(b.T).T
+        y = x if x.flags.c_contiguous else np.empty(x.shape, x.dtype)
+        y[...] = b
+        self.blocks.forward(y, check)
+        self.blocks.multiply_signs(y)
+        self.blocks.backward(y, check)
+        if y is not x:
+            x[...] = y
 
     def square_root(self, rows, check=threads.no_check):
-        check()
-        if self.pivots.size:
-            raise np.linalg.LinAlgError(
-                "damping: expected H + damping I to be positive definite, as samples need it, got a matrix that is "
-                f"singular to working precision with damping={self.matrix.damping:g}; expected a larger damping"
-            )
-        (solve,) = lapack.get_lapack_funcs(("trtrs",), (self.array,))
-        return solve(self.array, rows.T.astype(self.matrix.dtype), lower=1, trans=1)[0].T.astype(np.float64)
+        x = rows.astype(self.matrix.dtype, order="C")
+        self.blocks.backward(x, check)
+        return x.astype(np.float64, copy=False)
 
     def log_pivots(self):
         k = self.matrix.scale.matrix
-        return float(np.log(np.abs(self.eigenvalues)).sum()) + self.matrix.size * (k * float(np.log(2.0)))
+        return float(self.blocks.arrays["logarithms"].sum()) + self.matrix.size * (k * float(np.log(2.0)))
 
     def rounding_of_pivots(self):
         """Unknown: an eigenvalue can be far below the smallest pivot, so that the contraction of refinement decides."""
         return np.inf
 
     def has_tiny_pivots(self, threshold):
-        sizes = np.abs(self.eigenvalues)
-        return bool(sizes.min() < threshold**2 * sizes.max())
+        return bool(self.pivot_sizes.min() < threshold**2 * self.pivot_sizes.max())
 
     def layer_of_smallest_pivot(self):
-        at = int(np.argmin(np.abs(self.eigenvalues)))
+        at = int(np.argmin(self.pivot_sizes))
         return int(np.searchsorted(self.matrix.system.table["parameters"], at, side="right")) - 1
 
     def covariance_workspace(self, layer, num_kept, purpose):
-        P = self.matrix.size
-        count = P * P if layer is None else P * int(self.matrix.system.table["p"][layer])
-        memory_budget.require(self.matrix.dtype.itemsize * count + 8 * num_kept, purpose, LESS_OF_INVERSE)
+        P, rows = self.matrix.size, self.blocks.rows
+        count = self._workers() * 3 * rows if layer is None else 2 * int(self.matrix.system.table["p"][layer]) + 2 * rows
+        memory_budget.require(self.matrix.dtype.itemsize * count * P + 8 * num_kept, purpose, LESS_OF_INVERSE)
+
+    def _workers(self):
+        return threads.num_workers(None, self.blocks.count, True)
 
     def diagonal(self, noise, work, tick):
         """Rounding needs no imitation here: it is that of the solves which judge the diagonal."""
-        inverse = self._call("tri")
+        found, signs = np.empty(self.matrix.size), self.blocks.signs(np.float64)
+
+        def job(k, check):
+            start, stop = self.blocks.bounds(k)
+            Y = self._forward_units(start, stop, check)
+            found[start:stop] = np.einsum("ij,ij,j->i", Y[:, start:], Y[:, start:], signs[start:])
+
+        try:
+            jobs = [functools.partial(job, k) for k in range(self.blocks.count)]
+            threads.run(jobs, self._workers())
+        except threads.JobFailed as failure:
+            raise failure.__cause__ from None
         tick(self.matrix.system.num_layers)
-        return inverse.diagonal().astype(np.float64)
+        return found
 
     def block(self, layer, work, tick):
         entry = self.matrix.system.table[layer]
         first, p = int(entry["parameters"]), int(entry["p"])
-        unit = np.zeros((self.matrix.size, p), self.matrix.dtype, order="F")
-        unit[first + np.arange(p), np.arange(p)] = 1.0
-        block = self._solve(unit)[first : first + p].astype(np.float64)
+        Y = self._forward_units(first, first + p)
+        block = (Y * self.blocks.signs(Y.dtype)) @ Y.T
         tick(layer)
-        return 0.5 * (block + block.T)
+        return 0.5 * (block + block.T).astype(np.float64)
+
+    def _forward_units(self, start, stop, check=threads.no_check):
+        """R^-T times the unit vectors from ``start`` to before ``stop``, as rows."""
+        Y, at = np.zeros((stop - start, self.matrix.size), self.matrix.dtype), start
+        Y[np.arange(stop - start), np.arange(start, stop)] = 1.0
+        while at < stop:
+            k = at // self.blocks.rows
+            end = min(stop, self.blocks.bounds(k)[1])
+            self.blocks.forward(Y[at - start : end - start], check, k)
+            at = end
+        return Y
 
     def to_arrays(self):
-        header = {"method": self.method, "shift": self.shift, "num_pivots": self.pivots.size}
-        # Arrays of files are in C order.
-        return header, {"factors_array": self.array.T, "factors_pivots": self.pivots}
+        header = {"method": self.method, "shift": self.shift, "block_rows": self.blocks.rows, "growth": self.blocks.growth}
+        return header, {f"factors_{name}": array for name, array in self.blocks.arrays.items()}
 
 
-def _shifted(matrix, shift):
-    """``2^-k H + (shift - l2) I`` in the precision of the factors, in Fortran order."""
+def fill_rows(matrix, shift, start, out):
+    """out <- the rows from ``start`` on of ``2^-k H + (shift - l2) I``, in the columns from there on."""
     system, k = matrix.system, matrix.scale.matrix
-    array = np.ldexp(system.kept_dense(), -k)
-    array[np.diag_indices(len(array))] += shift - np.ldexp(system.l2, -k)
-    return np.asfortranarray(array, matrix.dtype)
+    H = system.kept_dense()
+    given = H[start : start + len(out), start : start + out.shape[1]]
+    with np.errstate(over="ignore", under="ignore"):
+        if abs(k) < 1000:
+            # As ldexp, and several times as fast.
+            np.multiply(given, 2.0**-k, out=out, casting="same_kind")
+        else:
+            np.ldexp(given, -k, out=out, casting="same_kind")
+        i = np.arange(len(out))
+        out[i, i] = np.ldexp(given[i, i], -k) + (shift - np.ldexp(system.l2, -k))

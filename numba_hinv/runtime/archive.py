@@ -87,8 +87,8 @@ def digest(arrays):
     return np.frombuffer(found.digest(), np.uint8)
 
 
-def read_header(archive, kind, version):
-    """(the header of this kind and format version, its bytes)."""
+def read_header(archive, kind, versions):
+    """(the header of this kind and one of these format versions, its bytes)."""
     size = archive.getinfo("header.npy").file_size
     if size > _LARGEST_HEADER:
         raise refusal(f"has a header of {size:,} bytes")
@@ -99,8 +99,9 @@ def read_header(archive, kind, version):
         raise refusal(f"has a header that is not JSON ({error})") from None
     if not isinstance(header, dict) or header.get("kind") != kind:
         raise refusal("holds something else")
-    if header.get("format") != version:
-        raise refusal(f"has format {header.get('format')!r}; this version reads format {version}")
+    if header.get("format") not in versions:
+        readable = " and ".join(map(str, versions))
+        raise refusal(f"has format {header.get('format')!r}; this version reads format {readable}")
     return header, raw
 
 

@@ -5,6 +5,7 @@ number OPENBLAS_NUM_THREADS sets before the process starts: jobs that reach BLAS
 BLAS its own, and never need more than there are cores. The number of these threads never changes a result.
 """
 
+import collections
 import ctypes
 import functools
 import os
@@ -17,6 +18,8 @@ import scipy
 
 from .validation import as_size
 
+# How many cores the jobs that a thread starts may have: those of a job that `run` has started are its share.
+_granted = threading.local()
 _VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
@@ -58,12 +61,13 @@ def num_workers(num_threads, num_jobs, reach_blas):
     Parameters
     ----------
     num_threads : int or None
-        The caller's limit; None is one a core.
+        The caller's limit; None is one a core. In a job of `run`, no more than its share of the cores.
     num_jobs : int
     reach_blas : bool
         Whether the jobs call BLAS, which brings its own threads.
     """
     cores = available_cores() if num_threads is None else as_size("num_threads", num_threads)
+    cores = min(cores, getattr(_granted, "cores", cores))
     return max(1, min(num_jobs, cores // blas_threads() if reach_blas else cores))
 
 
@@ -101,6 +105,7 @@ def run(jobs, workers):
     # The index of the first failure: what comes after it is not wanted.
     failed = [len(jobs)]
     lock = threading.Lock()
+    share = max(1, getattr(_granted, "cores", available_cores()) // workers)
 
     def guarded(index):
         def check():
@@ -108,6 +113,7 @@ def run(jobs, workers):
                 raise Cancelled
 
         check()
+        _granted.cores = share
         try:
             return jobs[index](check)
         except Cancelled:
@@ -131,6 +137,59 @@ def run(jobs, workers):
     if failed[0] < len(jobs):
         raise JobFailed(failed[0]) from futures[failed[0]].exception()
     return [future.result() for future in futures]
+
+
+def run_stages(stages, workers, check=no_check):
+    """Run the jobs of one stage after the other, those of a stage in any order, on ``workers`` threads.
+
+    Parameters
+    ----------
+    stages : iterator of lists of callables without arguments
+        Asked for the next stage once all jobs of the one before are done.
+    workers : int
+    check : callable
+        Called before every job; what it raises, as what a job or a stage raises, ends the work.
+    """
+    if workers <= 1:
+        for stage in stages:
+            for job in stage:
+                check()
+                job()
+        return
+    jobs = collections.deque()
+    is_done = [False]
+
+    def advance():
+        stage = next(stages, None)
+        is_done[0] = stage is None
+        jobs.extend(stage or ())
+
+    barrier = threading.Barrier(workers, advance)
+
+    def work(wanted):
+        try:
+            while True:
+                barrier.wait()
+                if is_done[0]:
+                    return
+                while jobs:
+                    try:
+                        job = jobs.popleft()
+                    except IndexError:
+                        break
+                    wanted()
+                    check()
+                    job()
+        except threading.BrokenBarrierError:
+            raise Cancelled from None
+        except BaseException:
+            barrier.abort()
+            raise
+
+    try:
+        run([work] * workers, workers)
+    except JobFailed as failure:
+        raise failure.__cause__ from None
 
 
 def run_each(jobs, workers, name, single):

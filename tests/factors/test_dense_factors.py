@@ -8,6 +8,8 @@ import pytest
 from problems import GOLDEN, chain, golden
 
 import numba_hinv as nh
+from numba_hinv.certainty.solver import Solver
+from numba_hinv.factors.lapack import Lapack
 from numba_hinv.runtime import archive, memory_budget
 
 
@@ -103,24 +105,63 @@ def test_files_and_pickles(tmp_path, dtype):
             np.testing.assert_array_equal(again.solve(b), F.solve(b))
 
 
-def test_files_that_were_altered(tmp_path):
-    """LAPACK indexes with its interchanges: none is let through that is out of range, or half a pair."""
-    F = chain(3, 4, batch=9).hessian.factorize(-0.02, method="dense")
-    F.save(tmp_path / "file.npz")
-    with np.load(tmp_path / "file.npz") as file:
+def altered(path, **changes):
+    """The file again with other entries in some arrays."""
+    with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
-    pivots = arrays["factors_pivots"]
-    assert pivots.size
-    for place, value, reason in ((0, pivots.size + 1, "out of range"), (0, 0, "out of range"), (0, -1, "half a 2 x 2")):
-        altered = pivots.copy()
-        altered[place] = value
-        if (altered < 0).sum() % 2 == 0 and value == -1:
-            altered[pivots.size - 1] = 1
-        changed = {**arrays, "factors_pivots": altered}
-        changed["digest"] = archive.digest(changed)
-        np.savez(tmp_path / "altered.npz", **changed)
+    arrays |= {f"factors_{name}": change(arrays[f"factors_{name}"].copy()) for name, change in changes.items()}
+    arrays["digest"] = archive.digest(arrays)
+    np.savez(path, **arrays)
+    return path
+
+
+def put(*places):
+    """A change of an array: (at, value) of each place."""
+
+    def change(array):
+        for at, value in places:
+            array[at] = value
+        return array
+
+    return change
+
+
+def test_files_that_were_altered(tmp_path):
+    """The sweeps index with pivots and counts: none is let through that is out of range, or half a pair."""
+    F = chain(3, 4, batch=9).hessian.factorize(-0.02, method="dense")
+    for change, reason in (
+        ({"pivots": put((0, 10**6))}, "permutation"),
+        ({"pivots": put((-1, -1))}, "permutation"),
+        ({"pivots": put((0, ~F.solver.factors.blocks.arrays["pivots"][0]))}, "half a 2 x 2|permutation"),
+        ({"num_negative": put((0, F.hessian.shape[0] + 1))}, "num_negative out of range"),
+        ({"rows": put((-1, np.nan))}, "not finite"),
+    ):
+        F.save(tmp_path / "file.npz")
         with pytest.raises(ValueError, match=reason):
-            nh.load(tmp_path / "altered.npz")
+            nh.load(altered(tmp_path / "file.npz", **change))
+
+
+def by_lapack(H, damping):
+    """The factorization by the fallback of dense factors."""
+    solver = H.factorize(damping, method="dense").solver
+    return nh.Factorization(H, Solver(solver.matrix, Lapack.factorize(solver.matrix)).settled())
+
+
+def test_files_of_lapack(tmp_path):
+    """The fallback's factors make files, too; LAPACK indexes with its interchanges, which are looked through."""
+    H = chain(3, 4, batch=9).hessian
+    F, b = by_lapack(H, -0.02), np.random.default_rng(1).standard_normal(H.shape[0])
+    F.save(tmp_path / "file.npz")
+    np.testing.assert_array_equal(nh.load(tmp_path / "file.npz").solve(b), F.solve(b))
+    size = H.shape[0]
+    for places, reason in (
+        ([(0, size + 1)], "out of range"),
+        ([(0, 0)], "out of range"),
+        ([(0, -1), (1, 2)], "half a 2 x 2"),
+    ):
+        F.save(tmp_path / "file.npz")
+        with pytest.raises(ValueError, match=reason):
+            nh.load(altered(tmp_path / "file.npz", pivots=put(*places)))
 
 
 def test_many_dampings_share_one_matrix(monkeypatch):
