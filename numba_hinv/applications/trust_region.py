@@ -106,19 +106,29 @@ def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
     rtol = as_real("rtol", rtol)
     if not 0.0 <= rtol <= 0.5:
         raise ValueError(f"rtol: expected a number from 0 to 0.5, got {rtol}")
-    # Gradient and radius may be scaled together: the multiplier stays.
-    exponent = -int(np.frexp(np.abs(g).max())[1])
     require_cpu(H.system.on, "a trust-region step")
-    search = _Search(H, np.ldexp(g, exponent), float(np.ldexp(radius, exponent)), rtol)
+    exponent = _common_exponent(g, radius)
+    with np.errstate(over="ignore"):
+        search = _Search(H, np.ldexp(g, exponent), float(np.ldexp(radius, exponent)), rtol)
     p, multiplier, kind = search.run(multiplier)
     with np.errstate(over="ignore", invalid="ignore"):
-        decrease = np.ldexp(-float(search.g @ p) - 0.5 * float(p @ search.multiply(p[None])[0]), -2 * exponent)
+        decrease = search.decrease(p, exponent)
         step = np.ldexp(p, -exponent).astype(H.dtype, copy=False)
     if not (np.isfinite(decrease) and np.isfinite(step).all()):
         raise np.linalg.LinAlgError(f"radius: the step or what it promises overflows, with radius={radius:g}")
     return TrustRegionStep(
         step, float(multiplier), float(decrease), kind == "hard", kind != "interior", search.num_factorizations
     )
+
+
+def _common_exponent(g, radius):
+    """The power of two that brings gradient and radius to either side of 1, where both have squares.
+
+    They may be scaled together: the multiplier stays.
+    """
+    largest = float(np.abs(g).max())
+    exponents = [int(np.frexp(size)[1]) for size in (largest or radius, radius)]
+    return -(sum(exponents) // 2)
 
 
 class _Search:
@@ -185,6 +195,13 @@ class _Search:
             f"radius: no step of at most {self.radius:g} was found in {_MAX_FACTORIZATIONS} factorizations"
         )
 
+    def decrease(self, p, exponent):
+        """What the model promises, in the caller's units; p may be too long or too short for its square."""
+        size = int(np.frexp(np.abs(p).max())[1])
+        unit = np.ldexp(p, -size)
+        linear, square = float(self.g @ unit), float(unit @ self.multiply(unit[None])[0])
+        return float(-np.ldexp(linear, size - 2 * exponent) - np.ldexp(0.5 * square, 2 * (size - exponent)))
+
     def factorize(self, mu):
         """(factorization or None, whether it shows H + mu I to be positive definite)."""
         self.num_factorizations += 1
@@ -204,13 +221,14 @@ class _Search:
         return np.ldexp(x, -k, out=x)
 
     def step(self, F, mu):
-        """(p, its length, length^2 / (p^T change), change): ``change`` is minus the derivative of p in mu."""
+        """(p, its length, slope of Newton's method, change): the latter is minus the derivative of p / ||p|| in mu."""
         p = -self.solve(F, mu, self.g[None])[0]
         length = float(np.linalg.norm(p))
         if length == 0.0:
             return p, 0.0, 0.0, p
-        change = self.solve(F, mu, p[None] / length)[0]
-        return p, length, length / float(p @ change), change * length
+        unit = p / length
+        change = self.solve(F, mu, unit[None])[0]
+        return p, length, 1.0 / float(unit @ change), change
 
     def finish(self, F, mu, p, length, slope, change):
         """(step, multiplier): Newton's method from below with the factors of a smaller damping.
@@ -233,8 +251,9 @@ class _Search:
         length = np.linalg.norm(p)
         if abs(length - self.radius) > _STRETCH * self.radius:
             return p
+        change = change / np.abs(change).max()
         for _ in range(3):
-            p = p - (length - self.radius) * length / float(p @ change) * change
+            p = p - (length - self.radius) / float(p / length @ change) * change
             length = np.linalg.norm(p)
         return p
 

@@ -105,6 +105,11 @@ def solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out=N
     # No entry is larger than the norm; where that is too large or not a number, the entries are looked through.
     most = np.finfo(dtype).max
     if not (x_lengths <= most).all() and not max(x.max(initial=0.0), -x.min(initial=0.0)) <= most:
+        if np.isnan(x).any():
+            raise np.linalg.LinAlgError(
+                f"b: numbers on the way to the solution overflow, with damping={matrix.damping:g}; expected smaller "
+                "ones in params, X or the derivative blocks"
+            )
         raise np.linalg.LinAlgError(f"b: the solution overflows, with damping={matrix.damping:g}")
     return x, SolveInfo(errors, bounds, steps, krylov_steps)
 

@@ -11,7 +11,7 @@ from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION
 from ..kernels.sweeps import linearise
 from ..runtime.chunks import chunks
 from ..runtime.validation import as_array, as_labels, check_finite
-from . import external
+from . import external, overflow
 from .activations import activation_address
 from .convolution import Conv1d
 from .custom import Custom
@@ -112,7 +112,9 @@ class Model:
         for start in range(0, B, _FORWARD_CHUNK):
             X_chunk = X[start : start + _FORWARD_CHUNK]
             table, sizes = self.table(X_chunk.shape[0], params.dtype)
-            output[start : start + _FORWARD_CHUNK] = self._propagate(table, sizes, params, X_chunk, 0).output
+            lin = self._propagate(table, sizes, params, X_chunk, 0)
+            self._check_output(lin, params, X_chunk)
+            output[start : start + _FORWARD_CHUNK] = lin.output
         return output
 
     def _propagate(self, table, sizes, params, X, derivatives):
@@ -125,8 +127,21 @@ class Model:
                 external.forward(self.layers[start], table, start, params, lin)
             else:
                 linearise.forward(table, start, stop, params, lin, U)
-        check_finite("params, X: the net's output", lin.output)
         return lin
+
+    def propagate(self, params, X, derivatives):
+        """A `Linearisation` for as many ``derivatives`` whose forward part is filled, with whatever numbers."""
+        return self._propagate(*self.table(X.shape[0], params.dtype), params, X, derivatives)
+
+    def _check_output(self, lin, params, X):
+        self._check("params, X: the net's output", lin.output, params, X)
+
+    def _check(self, what, array, params, X, targets=None):
+        """`check_finite`, with the layer that is to blame in the message."""
+        try:
+            check_finite(what, array)
+        except ValueError as error:
+            raise ValueError(f"{error}{overflow.blame(self, params, X, targets)}") from None
 
     def _runs(self, num_samples, derivatives):
         """Layers for one compiled call of linearising."""
@@ -138,7 +153,14 @@ class Model:
         return chunks(num_samples * flops, [cut for l in self._external for cut in (l, l + 1)])
 
     def terminal(self, output, targets, curvature=None):
-        """Value, gradient and curvature of the loss in the output."""
+        """Value, gradient and curvature of the loss in the output; ``ValueError`` where the value is not finite."""
+        value, gradient, curvature = self.loss_at(output, targets, curvature)
+        if not np.isfinite(value):
+            raise ValueError(f"params, X, y: expected a finite loss, got {value}")
+        return value, gradient, curvature
+
+    def loss_at(self, output, targets, curvature=None):
+        """The same, with whatever numbers."""
         B, n = output.shape
         if curvature is None:
             curvature = np.empty((B, n, n), output.dtype)
@@ -146,8 +168,6 @@ class Model:
         count = B if get_loss(self.loss_name)["mean_over"] == "samples" else B * n
         address = loss_address(self.loss_name, output.dtype)
         value = linearise.terminal(address, 1.0 / count, targets, output, gradient, curvature)
-        if not np.isfinite(value):
-            raise ValueError(f"params, X, y: expected a finite loss, got {value}")
         return float(value), gradient, curvature
 
     def linearise(self, params, X, targets, derivatives):
@@ -155,9 +175,13 @@ class Model:
         B = X.shape[0]
         table, sizes = self.table(B, params.dtype)
         lin = self._propagate(table, sizes, params, X, derivatives)
+        self._check_output(lin, params, X)
         value, output_gradient, _ = self.terminal(lin.output, targets, lin.curvature)
         gradient = self.backpropagate(table, sizes, params, lin, output_gradient, derivatives)
-        check_finite("params, X, y: the gradient", gradient)
+        self._check("params, X, y: the gradient", gradient, params, X, targets)
+        for block in (lin.Dx, lin.Dz, lin.Dxx, lin.Dzx, lin.Dzz) if derivatives == 2 else ():
+            if block.size:
+                self._check("params, X, y: the derivatives of a layer", block, params, X, targets)
         return lin, value, gradient
 
     def backpropagate(self, table, sizes, params, lin, output_gradient, derivatives):
@@ -178,6 +202,7 @@ class Model:
         """(outputs (n_L,), their Jacobian (n_L, P)) of one sample x (1, n_in), in the dtype of both."""
         table, sizes = self.table(1, params.dtype)
         lin = self._propagate(table, sizes, params, x, 1)
+        self._check_output(lin, params, x)
         unit = np.eye(sizes.outputs, dtype=params.dtype)
         rows = [self.backpropagate(table, sizes, params, lin, one[None], 1) for one in unit]
         return lin.output[0], np.array(rows)

@@ -17,6 +17,8 @@ from . import dense, scaling
 from .cpu import CPU
 from .matrix import Matrix
 
+# By this power of two a direction is shrunk along which the states would move beyond the largest number.
+_SHRINKING = 500
 # Blocks with fewer rows and columns than this never reach BLAS (`kernels.dense.product`).
 _BLAS_SIZE = 192
 
@@ -178,12 +180,20 @@ class System(Matrix):
     def state_logarithms(self):
         """How far the parameters move the states (`scaling.state_logarithms`), (L + 1,); computed once."""
         if self._logarithms is None:
-            on, v = self.on, self.on.memory.vectors(random_signs(3, self.num_params))
-            scratch = on.products.workspace(self.sizes, 1, self.num_samples, v.dtype)
-            for start, stop in self._runs(1):
-                on.products.tangents(self.table, start, stop, self.params, self.lin, v, scratch)
-            moved = on.memory.take(scratch[0]).ravel()
-            self._logarithms = scaling.state_logarithms(self.table, moved, self.lin.output.size)
+            on, signs = self.on, random_signs(3, self.num_params)
+            for shrinking in (0, _SHRINKING):
+                # Sums of inputs near the largest number overflow: smaller parameters move the states by less.
+                v = on.memory.vectors(np.ldexp(signs, -shrinking))
+                scratch = on.products.workspace(self.sizes, 1, self.num_samples, v.dtype)
+                for start, stop in self._runs(1):
+                    on.products.tangents(self.table, start, stop, self.params, self.lin, v, scratch)
+                tangents = on.memory.take(scratch[0]).ravel()
+                logarithms = scaling.state_logarithms(self.table, tangents, self.lin.output.size)
+                if np.isfinite(logarithms).all():
+                    break
+            else:
+                raise np.linalg.LinAlgError("params, X, y: the derivatives of the net's states overflow")
+            self._logarithms = logarithms + shrinking
         return self._logarithms
 
     def scaling(self, damping, dtype):

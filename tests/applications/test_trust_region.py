@@ -185,3 +185,42 @@ def test_guesses_that_are_too_large():
                 assert again.predicted_decrease == pytest.approx(first.predicted_decrease, rel=1e-8)
                 counts.append(again.num_factorizations)
     assert max(counts) <= 4
+
+
+@pytest.mark.parametrize("shift", [-2.0, 3.0])
+@pytest.mark.parametrize("sizes", [(-160, -150), (-160, 0), (0, -150), (150, -140), (-150, 140), (150, 150)])
+def test_gradients_and_radii_without_squares(sizes, shift):
+    """Those of a diagonal matrix, by its secular equation, which only the ratio of gradient and radius matters to."""
+    values = shift + np.array([0.0, 1.0, 2.0, 4.0])
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
+    A = rotation * values @ rotation.T
+    blocks = nh.LayerBlocks(np.zeros((1, 4)), np.zeros((1, 0)), 0.5 * (A + A.T), np.zeros((4, 0)), np.zeros((0, 0)))
+    H = nh.Hessian.from_blocks([blocks])
+    direction = np.array([0.3, -0.4, 0.5, 0.7])
+    gradient, radius = rotation @ direction * 10.0 ** sizes[0], 10.0 ** sizes[1]
+    with np.errstate(all="raise", under="ignore"):
+        answer = nh.trust_region_step(H, radius, gradient)
+    ratio = 10.0 ** (sizes[0] - sizes[1])
+    least = max(0.0, -shift)
+    if least == 0.0 and np.linalg.norm(ratio * direction / values) <= 1.0:
+        mu = 0.0
+    else:
+        # In logarithms, the multiplier being between 1e-160 and 1e290 from the pole.
+        low, high = -170.0, 300.0
+        for _ in range(200):
+            middle = 0.5 * (low + high)
+            mu = 10.0**middle
+            shifted = values - shift + mu if least else values + mu
+            inside = np.linalg.norm(ratio * direction / shifted) <= 1.0
+            low, high = (low, middle) if inside else (middle, high)
+        mu += least
+    assert answer.multiplier == pytest.approx(mu, rel=1e-8, abs=1e-8)
+    length = np.linalg.norm(answer.step / radius)
+    assert length <= 1.0 + 1e-9 and answer.on_boundary == (mu > 0.0)
+    if mu > 0.0:
+        assert length == pytest.approx(1.0, rel=1e-9)
+    # In two factors, since the step may have no square where the answer has one.
+    size = np.abs(answer.step).max()
+    unit = answer.step / size
+    expected = (-(gradient / size) @ unit - 0.5 * unit @ A @ unit) * size * size
+    assert answer.predicted_decrease == pytest.approx(expected, rel=1e-8, abs=1e-320)

@@ -508,3 +508,34 @@ def test_values_that_are_not_finite():
 
 def logarithm(z, x, out):
     out[0] = x[0] * math.log(z[0])
+
+
+def test_the_layer_that_overflows_is_named():
+    """A swish at -710, whose exponential overflows in its derivatives alone, beside layers that do not."""
+    layers = [nh.Dense(1, 1, "identity", bias=False), nh.Custom(readme_swish, 1, 1, 1, init=1.0), nh.LayerNorm(1),
+              nh.Dense(1, 1, "identity", bias=False)]
+    net = nh.Network(layers, "mean_squared_error")
+    params, y = np.ones(net.num_params), np.zeros((3, 1))
+    X = np.array([[1.0], [2.0], [-710.0]])
+    assert np.isfinite(net.loss(params, X, y))
+    for function in (net.gradient, net.hessian):
+        with pytest.raises(ValueError, match=r"; layer 1 \(Custom\(readme_swish, .*first derivatives are not .* sample 2"):
+            function(params, X, y)
+    logarithmic = nh.Network([layers[0], nh.Custom(logarithm, 1, 1, 1, init=1.0), layers[3]], "mean_squared_error")
+    with pytest.raises(ValueError, match=r"output: .*; layer 1 \(Custom\(logarithm, .* output is not .* sample 2"):
+        logarithmic.forward(np.ones(3), X)
+    steep = nh.Network([nh.Custom(root, 1, 1, 1, init=1.0), layers[3]], "mean_squared_error")
+    for x, kind in ((0.0, "second"), (-1.0, "first")):
+        data = np.ones(2), np.array([[1.0], [x]]), np.zeros((2, 1))
+        with pytest.raises(ValueError, match=rf"; layer 0 \(Custom\(root, .*{kind} derivatives are .* sample 1"):
+            steep.hessian(*data)
+
+
+def root(z, x, out):
+    """Without a second derivative at 0, and without a first one below."""
+    out[0] = x[0] * abs(z[0]) ** 1.5 if z[0] >= 0.0 else x[0] * math.sqrt(-1.0 - z[0])
+
+
+def readme_swish(z, x, out):
+    for i in range(z.size):
+        out[i] = z[i] / (1.0 + math.exp(-x[i] * z[i]))

@@ -1,5 +1,7 @@
 """Several Python threads at once get right answers: the kernels release the interpreter lock and share no workspace."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -157,3 +159,24 @@ def test_right_hand_sides_in_any_order_of_memory():
         for use in (F.solve, H.__matmul__):
             with pytest.raises(ValueError, match=rf"finite.*\({H.shape[0] - 2}, {count - 1}\)"):
                 use(bad)
+
+
+def test_a_thread_with_a_small_stack():
+    """128 kB, where scratch of large products would not fit. What is compiled first is compiled with more."""
+    code = """
+import threading, sys
+import numpy as np, numba_hinv as nh
+net = nh.Network([nh.Dense(300, 300, "tanh"), nh.Dense(300, 3, "identity")], "mean_squared_error")
+rng = np.random.default_rng(0)
+H = net.hessian(net.init(0), rng.standard_normal((2, 300)), np.zeros((2, 3)))
+work = lambda: found.append(H.factorize(1.0).solve(H.gradient))
+found = []
+work()
+threading.stack_size(128 * 1024)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+assert (found[0] == found[1]).all()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

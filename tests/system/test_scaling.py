@@ -183,3 +183,19 @@ def test_float32_factors_of_a_net_whose_signals_vanish():
         # Divided by the norm, so that this check does not underflow.
         residual = b - dense @ x - damping * x
         assert np.linalg.norm(residual) <= 1e-14 * (H.norm() * scaling.lengths(x[None])[0] + np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "identity", "sin"])
+def test_inputs_next_to_the_largest_number(activation):
+    """Right or an error that names what overflows; never one from within."""
+    net = nh.Network([nh.Dense(2, 2, activation), nh.Dense(2, 1, "identity")], "mean_squared_error")
+    for size in (1e300, 1e307, 1.7e308):
+        X, y = size * np.array([[1.0, 1.0], [-1.0, 0.5]]), np.ones((2, 1))
+        try:
+            H = net.hessian(net.init(0), X, y)
+            b = np.ones(H.shape[0])
+            x = H.factorize(1.0).solve(b)
+        except (ValueError, np.linalg.LinAlgError) as error:
+            assert any(words in str(error) for words in ("overflow", "expected a finite loss", "not finite")), error
+            continue
+        assert np.abs(H @ x + x - b).max() < 1e-12

@@ -11,13 +11,13 @@ the constants below and may be changed after a measurement.
 
 from ..plumbing.binding import POINTER, SCALAR, SIZE, compiled_once
 from ..plumbing.compiled import inner, kernel
+from ..plumbing.heap import allocate, is_null, release
 from . import blas
 from .microkernel import (
     BLOCK_COLUMNS,
     BLOCK_STRIDE,
     DOT_ROWS,
     PANEL_ROWS,
-    block,
     dot_columns,
     panel,
     pointer,
@@ -185,9 +185,13 @@ def _pack(rows, columns, a, lda, packed, stride):
 @compiled_once("gemm_packed", SIZE, SIZE, *_ARGUMENTS)
 def _gemm_packed(transposed, upper, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
     """C <- alpha op(A) B + beta C, op(A) being A or its transpose; ``upper`` as in `gemm_tn_upper`."""
-    width, b_panel, a_block, kept = tile_columns(c), panel(c), block(c), beta
+    width, b_panel, a_block, kept = tile_columns(c), panel(c), c, beta
     # A transposed is read down its columns, where its rows alias as those of B do.
     pack_a = transposed and lda & (ALIASED - 1) == 0
+    if pack_a:
+        a_block = allocate(c, PANEL_ROWS * BLOCK_STRIDE)
+        # Without memory it is slower.
+        pack_a = not is_null(a_block)
     for p in range(0, k, PANEL_ROWS):
         depth = min(k - p, PANEL_ROWS)
         taken = min(m, BLOCK_COLUMNS) if pack_a else m
@@ -209,6 +213,8 @@ def _gemm_packed(transposed, upper, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc
                     gemm_nn(end, columns, depth, alpha, part, stride, b_panel, width, kept, to, ldc)
                 j += columns
         kept = 1.0
+    if pack_a:
+        release(a_block)
 
 
 @compiled_once("gemm_nt", *_ARGUMENTS)
