@@ -442,7 +442,7 @@ class Hessian(SymmetricOperator):
         return self.system.norm()
 
     def _of_device(self, x):
-        return self.system.on.result(self._matmat(x), x.shape)
+        return self.system.on.columns.result(self._matmat(x), x.shape)
 
     def _matvec(self, v):
         return self._matmat(v.reshape(-1, 1)).reshape(v.shape)

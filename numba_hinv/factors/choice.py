@@ -35,7 +35,7 @@ def chosen(system, dtype, method="auto", checkpoint=False):
     """
     if not system.has_layers:
         return "dense"
-    if method != "auto" or checkpoint or system.on.elimination.elimination.batches:
+    if method != "auto" or checkpoint or system.on.elimination.batches:
         return "layers" if method == "auto" else method
     layers, P = _flops_of_layers(system), float(system.num_params)
     dense = P**3 / 3 + (0.0 if system.has_dense else 2.0 * system.num_samples * P * P)
@@ -67,12 +67,12 @@ def num_bytes(system, dtype, method="layers", checkpoint=False, scales=(), num_k
     if method == "dense":
         kept, work = Dense.num_bytes(system, dtype)
         return num_kept * kept + num_working * work + (0 if system.has_dense else 8 * system.num_params**2)
-    plan = segmentation.plan(system) if system.on.elimination.elimination.batches and not checkpoint else None
+    plan = segmentation.plan(system) if system.on.elimination.batches and not checkpoint else None
     if plan is not None:
         kept, work = Segments.num_bytes(system, dtype, plan)
     else:
         kept, work = (Checkpoints if checkpoint else Layers).num_bytes(system, dtype)
-    if system.on.elimination.elimination.batches and not checkpoint:
+    if system.on.elimination.batches and not checkpoint:
         num_working = num_kept
     return num_kept * kept + num_working * work + sum(system.block_bytes(dtype, scale) for scale in scales)
 
@@ -175,7 +175,7 @@ def _run(elimination, way, tick, may_cut):
     system, checkpoint = matrix.system, way is Checkpoints
     require(system, matrix.dtype, "layers", checkpoint, () if matrix.has_blocks else (matrix.scale,))
     system.on.load(matrix.dtype)
-    if checkpoint or not system.on.elimination.elimination.batches:
+    if checkpoint or not system.on.elimination.batches:
         return way.eliminate(elimination, tick)
     (found,) = batched.eliminate([elimination], may_cut, tick)
     if isinstance(found, Exception):
