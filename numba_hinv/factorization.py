@@ -63,11 +63,18 @@ class Factorization(SymmetricOperator):
         "layers" or "dense": how it was factored.
     checkpoint : bool
         Whether the factors of all but a few layers are made again in every solve.
+    factor_dtype : numpy.dtype
+        Precision of the factors.
     nbytes : int
         Bytes that the factors take, with the checkpoints.
     """
 
     _operand, _dense = "b", "solve(np.eye(P)) is its array"
+    damping = property(operator.attrgetter("solver.matrix.damping"))
+    num_perturbed = property(operator.attrgetter("solver.factors.num_perturbed"))
+    method = property(operator.attrgetter("solver.factors.method"))
+    factor_dtype = property(operator.attrgetter("solver.matrix.dtype"))
+    nbytes = property(operator.attrgetter("solver.factors.nbytes"))
 
     def __init__(self, hessian, solver, checkpoint=False):
         """Private: `Hessian.factorize`."""
@@ -89,27 +96,6 @@ class Factorization(SymmetricOperator):
 
     def __repr__(self):
         return f"<Inverse of {self.hessian!r} + {self.damping:g} I>"
-
-    @property
-    def damping(self):
-        return self.solver.matrix.damping
-
-    @property
-    def method(self):
-        return self.solver.factors.method
-
-    @property
-    def factor_dtype(self):
-        """Precision of the factors."""
-        return self.solver.matrix.dtype
-
-    @property
-    def nbytes(self):
-        return self.solver.factors.nbytes
-
-    @property
-    def num_perturbed(self):
-        return self.solver.factors.num_perturbed
 
     @property
     def inertia(self):
@@ -135,9 +121,8 @@ class Factorization(SymmetricOperator):
 
         Notes
         -----
-        Free in float64 where no pivot is small. Else one to six solves; and where these show that digits are missing,
-        factors in float64 if these are in float32, for the time of this call and where there is memory for them, and
-        in float64 eight factorizations with dampings beside this one (`numba_hinv.certainty.determinant`). Computed once.
+        Free in float64 where no pivot is small. Else one to six solves, and where digits are missing one factorization
+        in float64, if there is memory for it, or eight with nearby dampings (docs/theory.md, section 9.6). Done once.
         """
         if self._determinant is None:
             self._determinant = determinant.determinant(self.solver)
@@ -147,7 +132,7 @@ class Factorization(SymmetricOperator):
     def diagonal(self, progress=False):
         """The diagonal of ``(H + damping I)^-1``: variances, where that is positive definite.
 
-        By one recursion over the layers (docs/theory.md, section 6), in time linear in depth.
+        By one recursion over the layers (docs/theory.md, section 6), in time linear in L; `blocks` is for one layer.
 
         Parameters
         ----------
@@ -173,18 +158,12 @@ class Factorization(SymmetricOperator):
 
         Notes
         -----
-        Not refined. Where H + damping I is positive definite, that hardly matters: nothing cancels, and no random
-        matrix, conditions up to 1e9, lost more digits than rounding of H costs. Where it is indefinite, pivots near
-        zero amplify rounding: of 138 random ones, the median error was 4e-14 at conditions of 1e2 to 1e4, 1e-10 at 1e4
-        to 1e6 and 1e-7 at 1e6 to 1e8. Of 1,500 random matrices the error was above 1e-8 in 332, all of which were
-        warned of, as were 48 with errors below 1e-9. ``solve`` with unit vectors is refined, and gives single columns.
+        Not refined. That hardly matters where H + damping I is positive definite; where it is indefinite, pivots near
+        zero amplify rounding (docs/theory.md, section 9.6, with errors of random matrices). ``solve`` with unit vectors
+        is refined, and gives single columns.
 
         Costs two to six factorizations where layers are large, eleven where they have a dozen parameters; twice that
         where the matrix is indefinite. That includes three solves that judge it.
-
-        See Also
-        --------
-        blocks : of the inverse, for one layer.
         """
         return covariance.diagonal(self.solver, self.dtype, progress=progress)
 
@@ -217,8 +196,8 @@ class Factorization(SymmetricOperator):
 
         Notes
         -----
-        Costs the recursion of `diagonal` up to layer l, once, about 6 p^2 (m + N) flops and 5 p^2 numbers for the block, and
-        six solves that judge it.
+        Costs the recursion of `diagonal` up to layer l, once, about 6 p^2 (m + N) flops and 5 p^2 numbers for the
+        block, and six solves that judge it.
         """
         l = as_layer("l", l, self.hessian.num_layers)
         return covariance.block(self.solver, l, self.dtype, progress)
@@ -282,14 +261,9 @@ class Factorization(SymmetricOperator):
         # Files hold the factors of the chain as one.
         factors, matrix, hessian = self.solver.whole().factors, self.solver.matrix, self.hessian
         found = [matrix.system.to_arrays(), matrix.to_arrays(), factors.to_arrays()]
-        header = {
-            "kind": KIND,
-            "format": FORMAT,
-            "network": None if hessian.network is None else hessian.network.describe(),
-            "dtype": str(hessian.dtype),
-            "loss": hessian.loss,
-            "curvature": hessian.curvature,
-        }
+        network = None if hessian.network is None else hessian.network.describe()
+        header = {"kind": KIND, "format": FORMAT, "network": network, "dtype": str(hessian.dtype)}
+        header |= {"loss": hessian.loss, "curvature": hessian.curvature}
         archive.write(path, *(functools.reduce(operator.or_, parts) for parts in zip((header, {}), *found)))
 
     def condition(self):
@@ -354,8 +328,8 @@ class Factorization(SymmetricOperator):
         Notes
         -----
         Reads the factors twice, and the blocks once a refinement step. A b in Fortran order is read where it lies; of
-        others each thread has a copy of a block. ``full_output`` costs one product more a column
-        and, once for a factorization, four refined solves that estimate the norm of the inverse.
+        others each thread has a copy of a block. ``full_output`` costs one product more a column and, once for a
+        factorization, four refined solves that estimate the norm of the inverse.
         """
         refine, full_output = as_flag("refine", refine), as_flag("full_output", full_output)
         solver, on = self.solver, self.hessian.system.on

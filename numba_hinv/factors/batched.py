@@ -62,7 +62,7 @@ def _in_segments(elimination, plan, kept, levels):
     matrix = elimination.matrix
     system = matrix.system
     pivots = Pivots.allocate(system.num_layers)
-    (whole,) = stretches.whole(system.table, system.sizes)
+    (whole,) = stretches.whole(system.num_layers, system.sizes)
     pivots.fill(whole, system.table, kept.layers, system.on.memory.take)
     _add_seams(system.on, pivots, plan, kept.seams, segmentation.scales(plan, matrix.hessian_norm, levels), levels)
     return Segments(elimination, pivots, plan.bounds, kept)
@@ -148,7 +148,7 @@ def _add_seams(on, pivots, plan, seams, alpha, levels):
     Of the 2 c pivots of a seam c are negative, for its multipliers.
     """
     found = Pivots.allocate(plan.count - 1)
-    found.fill(stretches.whole(plan.seams[:-1], plan.sizes)[0], plan.seams, seams, on.memory.take)
+    found.fill(stretches.whole(plan.count - 1, plan.sizes)[0], plan.seams, seams, on.memory.take)
     behind = np.array(plan.bounds[1:-1])
     layers, c, level = behind - 1, plan.records["c"][:-1], levels[behind]
     pivots.num_positive[layers] += found.num_positive - c

@@ -1,5 +1,6 @@
 """One elimination: what is eliminated, with which damping and pivoting, and the runs of layers of a compiled call."""
 
+import weakref
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from ..system.shifted import Shifted
 from .pivots import PERTURBATION, relative_pivoting
 
 _DOUBLE = np.dtype(np.float64)
+# `_flops` of the systems that were factorized.
+_known_flops = weakref.WeakKeyDictionary()
 
 
 def no_tick(num_layers):
@@ -44,14 +47,9 @@ class Elimination(NamedTuple):
 
     def runs(self, start, stop):
         """``(first, last, level)`` of runs of layers start..stop-1 for one compiled call, last ones first."""
-        system = self.matrix.system
-        table = system.table[start:stop]
-        m, N, n_out = (table[name].astype(float) for name in ("m", "N", "n_out"))
-        a = np.where(table["kind"] == BLOCKS, system.num_samples * n_out, 0.0)
-        flops = m**3 / 3 + m * m * N + m * N * N + a * (m + N) * (2 * a + m + N)
         levels = dict(self.matrix.scale.levels)
         starts = [first - start for first in levels if start < first < stop]
-        for first, last in reversed(chunks(flops, starts)):
+        for first, last in reversed(chunks(_flops(self.matrix.system)[start:stop], starts)):
             yield start + first, start + last, levels[max(at for at in levels if at <= start + first)]
 
     def not_finite(self, layer):
@@ -74,6 +72,18 @@ class Elimination(NamedTuple):
             if code != status.OK:
                 raise self.not_finite(start + layer)
             tick(last - first)
+
+
+def _flops(system):
+    """Of the elimination of every layer, (L,); counted once."""
+    found = _known_flops.get(system)
+    if found is None:
+        table = system.table
+        m, N, n_out = (table[name].astype(float) for name in ("m", "N", "n_out"))
+        a = np.where(table["kind"] == BLOCKS, system.num_samples * n_out, 0.0)
+        found = m**3 / 3 + m * m * N + m * N * N + a * (m + N) * (2 * a + m + N)
+        _known_flops[system] = found
+    return found
 
 
 def choose_shift(matrix):

@@ -87,7 +87,7 @@ class Layers(ChainFactors):
     ----------
     elimination : Elimination
     pivots : Pivots
-    stretches : list of Stretch
+    stretches : sequence of Stretch
         What `cut` gives.
     arrays : kernels.sweeps.eliminate.Factors
     """
@@ -99,7 +99,7 @@ class Layers(ChainFactors):
     @staticmethod
     def cut(system, dtype):
         """The `Stretch`es of a chain."""
-        return stretches.whole(system.table, system.sizes)
+        return stretches.whole(system.num_layers, system.sizes)
 
     @classmethod
     def num_bytes(cls, system, dtype):
@@ -111,10 +111,10 @@ class Layers(ChainFactors):
     def eliminate(cls, elimination, tick=no_tick):
         """The factors of an `Elimination`; ``tick(n)`` is called after every n layers and may raise."""
         matrix, system = elimination.matrix, elimination.matrix.system
-        on, (whole,) = system.on, stretches.whole(system.table, system.sizes)
-        arrays = stretches.allocate([whole], system.sizes, matrix.dtype, on.elimination.allocate)
+        on, whole = system.on, cls.cut(system, matrix.dtype)
+        arrays = stretches.allocate(whole, system.sizes, matrix.dtype, on.elimination.allocate)
         work = on.elimination.workspace(system.table, system.sizes, matrix.dtype)
-        elimination.eliminate(whole, arrays, work, tick)
+        elimination.eliminate(whole[0], arrays, work, tick)
         return cls.of_arrays(elimination, arrays)
 
     @classmethod
@@ -122,7 +122,7 @@ class Layers(ChainFactors):
         """Those whose arrays are there already."""
         system = elimination.matrix.system
         pivots = Pivots.allocate(system.num_layers)
-        whole = stretches.whole(system.table, system.sizes)
+        whole = cls.cut(system, elimination.matrix.dtype)
         pivots.fill(whole[0], system.table, arrays, system.on.memory.take)
         return cls(elimination, pivots, whole, arrays)
 

@@ -75,7 +75,7 @@ class Segments(ChainFactors):
     def num_bytes(system, dtype, plan):
         """(bytes that are kept, bytes of scratch of the elimination) with this `Segmentation`."""
         table, sizes, work_bytes = system.table, system.sizes, system.on.elimination.work_bytes
-        kept = stretches.kept_bytes(stretches.whole(table, sizes), dtype) + Pivots.nbytes(system.num_layers)
+        kept = stretches.kept_bytes(stretches.whole(system.num_layers, sizes), dtype) + Pivots.nbytes(system.num_layers)
         blocks = sum(getattr(plan.sizes, name) for name in ("Dxx", "Dzx", "Dzz"))
         seams = dtype.itemsize * blocks + work_bytes(plan.seams, plan.sizes, dtype, by_blocks=True)
         # Where segments fail, the chain is eliminated again as one, when their workspace has been given back.
@@ -86,7 +86,7 @@ class Segments(ChainFactors):
     def nbytes(self):
         system, arrays = self.matrix.system, self.arrays
         beyond = (arrays.Y_mu, *arrays.seams, arrays.Dx, arrays.Dz)
-        kept = stretches.kept_bytes(stretches.whole(system.table, system.sizes), self.matrix.dtype)
+        kept = stretches.kept_bytes(stretches.whole(system.num_layers, system.sizes), self.matrix.dtype)
         return kept + sum(array.size * np.dtype(array.dtype).itemsize for array in beyond)
 
     def _runs(self, num_vectors, back):

@@ -4,6 +4,7 @@ Without checkpoints the chain is one stretch. With them, the front that comes in
 elimination can be done again, bit for bit, whenever a solve comes by (`checkpoints`).
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -34,9 +35,10 @@ class Stretch(NamedTuple):
         return part
 
 
-def whole(table, sizes):
-    """The chain as one stretch."""
-    return [Stretch(0, table.size, tuple(getattr(sizes, name) for name in PACKED), 0)]
+@functools.lru_cache(maxsize=64)
+def whole(num_layers, sizes):
+    """The chain as one stretch, in a tuple."""
+    return (Stretch(0, num_layers, tuple(getattr(sizes, name) for name in PACKED), 0),)
 
 
 def cut(table, sizes, dtype):
@@ -74,7 +76,7 @@ def kept_bytes(stretches, dtype):
 
 
 def _largest(stretches):
-    return np.max([stretch.lengths for stretch in stretches], axis=0).tolist()
+    return [max(lengths) for lengths in zip(*(stretch.lengths for stretch in stretches))]
 
 
 def _most_layers(stretches):

@@ -1,6 +1,7 @@
 """The dense micro-kernels in LLVM vector IR, and pointers into arrays, as Numba intrinsics.
 
-``pointer(array, offset)``, ``shift(pointer, offset)``, ``row_stride(array)``: addresses; ``p[i]`` reads and writes.
+``pointer(array, offset)``, ``shift(pointer, offset)``, ``row_stride(array)``: addresses; ``p[i]`` reads and writes;
+``retyped``, ``as_int32``: pointers seen as pointers to another type.
 ``tile_nn``, ``tile_tn``, ``tile_nt``: C <- alpha op(A) op(B) + beta C, at most ``tile_rows`` x ``tile_columns``
 (one row of ``tile_nn``: ``row_columns``; ``tile_nt``: ``DOT_ROWS`` x ``dot_columns``). ``transpose``: B^T to a panel.
 Accumulators are vector phis of the loop over k, so LLVM keeps them in registers; edges are masked vectors, so there is
@@ -49,6 +50,28 @@ def shift(typingctx, pointer, offset):
 
     def codegen(context, builder, sig, args):
         return builder.gep(args[0], [args[1]])
+
+    return sig, codegen
+
+
+@intrinsic
+def retyped(typingctx, pointer, like):
+    """The same address as a pointer to what ``like`` points to."""
+    sig = like(pointer, like)
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], context.get_value_type(sig.return_type))
+
+    return sig, codegen
+
+
+@intrinsic
+def as_int32(typingctx, pointer):
+    """The same address as a pointer to int32."""
+    sig = types.CPointer(types.int32)(pointer)
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], context.get_value_type(sig.return_type))
 
     return sig, codegen
 

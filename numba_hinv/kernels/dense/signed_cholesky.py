@@ -15,7 +15,7 @@ import numpy as np
 from ..plumbing.binding import POINTER, SCALAR, SIZE, compiled_once
 from ..plumbing.compiled import inner, kernel
 from ..plumbing.status import NOT_FINITE, OK, SINGULAR_PIVOT
-from .microkernel import pointer, row_stride, shift
+from .microkernel import as_int32, pointer, retyped, row_stride, shift
 from .pivot_arithmetic import (
     EXCHANGE,
     MAX_FLOAT,
@@ -29,18 +29,8 @@ from .pivot_arithmetic import (
     stays_nonnegative,
     times,
 )
-from .pivot_block import (
-    BLOCK,
-    as_int32,
-    eliminate_block,
-    factor_block,
-    largest,
-    retyped,
-    scale_pair,
-    scale_row,
-    solve_block,
-    subtract_rows,
-)
+from .pivot_block import BLOCK, eliminate_block, factor_block, solve_block
+from .pivot_rows import largest, scale_pair, scale_row, subtract_rows
 from .product import gemm_tn_upper
 
 # Scalars that kernels leave for each other: pivots and inverses of a block; results.

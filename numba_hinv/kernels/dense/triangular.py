@@ -11,7 +11,8 @@ from ..plumbing.compiled import inner, kernel
 from ..plumbing.memory import move
 from .microkernel import dot_columns, pointer, shift, tile_nt
 from .pivot_arithmetic import place
-from .pivot_block import BLOCK, solve_block, solve_vector, solve_vector_back, subtract_rows
+from .pivot_block import BLOCK, solve_block, solve_vector, solve_vector_back
+from .pivot_rows import subtract_rows
 from .product import gemm_nn, gemm_nt, gemm_tn
 from .signed_cholesky import panel_rows
 

@@ -23,7 +23,7 @@ from ..dense.product import gemm_nn, gemm_tn, gemm_tn_upper
 from ..dense.rank_update import mirror, reflect, symmetric_columns
 from ..plumbing.compiled import inner
 from ..plumbing.memory import copy, fill, matrix, move
-from .convolution import convolution_front
+from .convolution_front import convolution_front
 from .layer_table import BLOCKS, CONVOLUTION
 
 
