@@ -20,16 +20,16 @@ upgraded, since Numba does not see that. See ``examples/embed_in_njit.py``.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from .factors.pivots import relative_pivoting
 from .hessian import Hessian
-from .kernels.plumbing.compiled import kernel
+from .kernels.plumbing.compiled import compiled, kernel
 from .kernels.plumbing.memory import matrix
 from .kernels.plumbing.status import NOT_FINITE, OK, SINGULAR_PIVOT
 from .kernels.steps.layer_table import BLOCKS, ONE_POSITION, Chain, layer_table
 from .kernels.steps.row_space import RowSpace
-from .kernels.sweeps import eliminate, linearise, multiply as product, substitute
+from .kernels.sweeps import eliminate, linearise, substitute
+from .kernels.sweeps import multiply as product
 from .runtime import memory_budget
 from .runtime.validation import as_float_dtype, as_size
 from .system.cpu import CPU
@@ -204,7 +204,7 @@ def nbytes(system):
 # ---- in compiled code -----------------------------------------------------------------------------------------------
 
 # What returns arrays counts references to them, where a `kernel` does not.
-_view = njit(cache=True, _nrt=True, nogil=True, error_model="numpy")
+_view = compiled(_nrt=True)
 
 
 @_view

@@ -8,9 +8,10 @@ pointer. Derivatives are written so that they keep their relative accuracy where
 import math
 
 import numpy as np
-from numba import cfunc, types
+from numba import types
 from numba.extending import register_jitable
 
+from ..kernels.plumbing.disk_cache import callback
 from .registry import Registry
 from .trial import Evidence, compare, compiled, is_real
 
@@ -131,7 +132,7 @@ def try_activation(function):
 def _compile(function, scalar, cache):
     array = types.CPointer(scalar)
 
-    @cfunc(types.void(array, array, array, array, types.int64), cache=cache, error_model="numpy")
+    @callback(types.void(array, array, array, array, types.int64), cache)
     def activate(u, phi, dphi, d2phi, n):
         for i in range(n):
             phi[i], dphi[i], d2phi[i] = function(u[i])

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
-from numba import carray, cfunc, types
+from numba import carray, types
 
+from ..kernels.plumbing.disk_cache import callback
 from ..runtime.validation import as_array, as_real, as_size
 from . import autodiff
 from .trial import attempt, check_function, check_symmetric, gist, plain_function, unwritten
@@ -203,7 +204,7 @@ def _value(function, scalar, cache):
     """``(z, x, out, n_in, n_out, p)``."""
     array, size = types.CPointer(scalar), types.int64
 
-    @cfunc(types.void(*[array] * 3, *[size] * 3), cache=cache, error_model="numpy")
+    @callback(types.void(*[array] * 3, *[size] * 3), cache)
     def value(z, x, out, n_in, n_out, p):
         function(carray(z, (n_in,)), carray(x, (p,)), carray(out, (n_out,)))
 
@@ -214,7 +215,7 @@ def _jacobian(function, scalar, cache):
     """``(z, x, Dz, Dx, work, n_in, n_out, p)``; Dz and Dx hold zeros at entry."""
     array, size = types.CPointer(scalar), types.int64
 
-    @cfunc(types.void(*[array] * 5, *[size] * 3), cache=cache, error_model="numpy")
+    @callback(types.void(*[array] * 5, *[size] * 3), cache)
     def jacobian(z, x, Dz, Dx, work, n_in, n_out, p):
         function(carray(z, (n_in,)), carray(x, (p,)), carray(Dz, (n_out, n_in)), carray(Dx, (n_out, p)))
 
@@ -224,7 +225,7 @@ def _jacobian(function, scalar, cache):
 def _jacobian_in_workspace(function, scalar, cache):
     array, size = types.CPointer(scalar), types.int64
 
-    @cfunc(types.void(*[array] * 5, *[size] * 3), cache=cache, error_model="numpy")
+    @callback(types.void(*[array] * 5, *[size] * 3), cache)
     def jacobian(z, x, Dz, Dx, work, n_in, n_out, p):
         function(
             carray(z, (n_in,)),
@@ -241,7 +242,7 @@ def _curvature(function, scalar, cache):
     """``(z, x, g, Dxx, Dzx, Dzz, work, n_in, n_out, p, row stride of Dzx)``; adds to Dxx, Dzx and Dzz."""
     array, size = types.CPointer(scalar), types.int64
 
-    @cfunc(types.void(*[array] * 7, *[size] * 4), cache=cache, error_model="numpy")
+    @callback(types.void(*[array] * 7, *[size] * 4), cache)
     def curvature(z, x, g, Dxx, Dzx, Dzz, work, n_in, n_out, p, stride):
         function(
             carray(z, (n_in,)),
@@ -258,7 +259,7 @@ def _curvature(function, scalar, cache):
 def _curvature_in_workspace(function, scalar, cache):
     array, size = types.CPointer(scalar), types.int64
 
-    @cfunc(types.void(*[array] * 7, *[size] * 4), cache=cache, error_model="numpy")
+    @callback(types.void(*[array] * 7, *[size] * 4), cache)
     def curvature(z, x, g, Dxx, Dzx, Dzz, work, n_in, n_out, p, stride):
         function(
             carray(z, (n_in,)),

@@ -7,8 +7,9 @@ it.
 
 import math
 
-from numba import carray, cfunc, types
+from numba import carray, types
 
+from ..kernels.plumbing.disk_cache import callback
 from . import loss_trial
 from .registry import Registry, is_own
 
@@ -117,9 +118,7 @@ def loss_address(name, dtype):
 def _compile(function, scalar, cache):
     array = types.CPointer(scalar)
 
-    @cfunc(
-        types.float64(array, array, array, array, types.int64, types.int64), cache=cache, error_model="numpy"
-    )
+    @callback(types.float64(array, array, array, array, types.int64, types.int64), cache)
     def evaluate(z, y, gradient, curvature, n, num_targets):
         return function(carray(z, (n,)), carray(y, (num_targets,)), carray(gradient, (n,)), carray(curvature, (n, n)))
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import numba_hinv
 
 PACKAGE = Path(numba_hinv.__file__).parent
@@ -82,16 +84,71 @@ def test_an_edited_custom_layer_is_compiled_again(tmp_path):
         assert float(run(LAYER, tmp_path)) == 6.0 * factor**2
 
 
+FIRST_USE = """
+import os, sys
+for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+    if name not in sys.argv:
+        os.environ.pop(name, None)
+import numpy as np, numba_hinv as nh, own
+from numba_hinv.kernels.dense import product
+from numba_hinv.layers.activations import activation_address
+activation_address("silu", np.dtype(np.float64))
+A = np.eye(3)
+product.multiply(1.0, A, A, 0.0, np.empty((3, 3)))
+own.square(2.0)
+from numba_hinv.kernels.plumbing import disk_cache
+from numba_hinv.runtime.compilation_cache import cache_directories
+print(disk_cache.root(), *cache_directories())
+"""
+OWN = "import numba\n\n\n@numba.njit(cache=True)\ndef square(x):\n    return x * x\n"
+
+
+def first_use(folder, *kept, **environment):
+    """(where a copy of the package caches after its first use, the files of caches that are in the folder then)."""
+    copy_package(folder)
+    (folder / "own.py").write_text(OWN)
+    shown = run(FIRST_USE.replace("sys.argv", repr(kept)), folder, **environment).split()
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*.nb?"))
+    return Path(shown[0]), [Path(directory) for directory in shown[1:]], files
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other folders")
+@pytest.mark.parametrize("kept", [(), ("XDG_CACHE_HOME",), ("NUMBA_CACHE_DIR",)])
+def test_the_cache_is_in_the_users_folder(tmp_path, kept):
+    """Or where the user says; what is uninstalled leaves nothing, and other packages' functions stay where they were."""
+    places = {name: str(tmp_path / name.lower()) for name in ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")}
+    root, directories, files = first_use(tmp_path, *kept, **places)
+    expected = {
+        (): tmp_path / "home" / ".cache" / "numba_hinv",
+        ("XDG_CACHE_HOME",): tmp_path / "xdg_cache_home" / "numba_hinv",
+        ("NUMBA_CACHE_DIR",): tmp_path / "numba_cache_dir",
+    }[kept]
+    assert root == expected and all(directory.parent == root for directory in directories)
+    ours = [path for path in files if "square" not in path.name]
+    assert len(ours) >= 4 and all(expected in (tmp_path / path).parents for path in ours)
+    theirs = {path.parts[0] for path in files if "square" in path.name}
+    assert theirs == ({"numba_cache_dir"} if kept == ("NUMBA_CACHE_DIR",) else {"__pycache__"})
+
+
 def test_no_place_for_a_cache(tmp_path):
-    """Where Numba can cache nowhere, the library still works: in a temporary directory of its own."""
-    package = copy_package(tmp_path)
-    for folder in (package, package / "kernels"):
-        (folder / "__pycache__").write_text("not a directory")
+    """Where nothing can be written, the library still works: in a temporary directory of its own, which then goes."""
     blocked = tmp_path / "file"
     blocked.write_text("not a directory")
-    code = "import os\nos.environ.pop('NUMBA_CACHE_DIR', None)\n" + SOLVE
-    places = dict.fromkeys(("HOME", "XDG_CACHE_HOME"), str(blocked))
-    assert float(run(code, tmp_path, **places, PYTHONDONTWRITEBYTECODE="1")) >= 0.0
+    names = ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "LOCALAPPDATA")
+    root, _, files = first_use(tmp_path, *names, **dict.fromkeys(names, str(blocked)))
+    assert root.name.startswith("numba_hinv_") and not root.exists()
+    assert not any("square" not in path.name for path in files)
+
+
+def test_numbas_own_cache_is_as_it_was():
+    """Nothing of Numba's is replaced for the whole process."""
+    code = """
+from numba.core import caching
+before = dict(vars(caching.Cache)), list(caching.CacheImpl._locator_classes), caching.config.CACHE_DIR
+import numba_hinv
+assert before == (dict(vars(caching.Cache)), caching.CacheImpl._locator_classes, caching.config.CACHE_DIR)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_command_line_info():

@@ -2,9 +2,7 @@
 
 import math
 
-from numba import njit
-
-from ..plumbing.compiled import OPTIONS, kernel, shared
+from ..plumbing.compiled import kernel, reassociated, shared
 
 # Norms within these bounds have squares, and sums of squares, that are exact to rounding.
 LEAST, LARGEST = 1e-140, 1e150
@@ -17,7 +15,7 @@ def times_power(x, exponent):
     return math.ldexp(math.ldexp(x, half), int(exponent) - half)
 
 
-@njit(**OPTIONS, fastmath={"reassoc", "contract", "nsz"})
+@reassociated
 def squared_norm(x):
     """Square of the 2-norm, float64, which may overflow."""
     total = 0.0

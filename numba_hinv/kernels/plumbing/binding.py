@@ -15,8 +15,10 @@ import traceback
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import from_dtype, njit, types
+from numba import from_dtype, types
 from numba.extending import intrinsic
+
+from .compiled import compiled
 
 SIZE, SCALAR, POINTER = "size", "scalar", "pointer"
 
@@ -42,7 +44,7 @@ class _Entry:
 
     def compile(self):
         if not self.is_compiled:
-            dispatcher = njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)(self.function)
+            dispatcher = compiled(no_cfunc_wrapper=True)(self.function)
             dispatcher.compile(types.void(*self.argument_types))
             (result,) = dispatcher.overloads.values()
             self.compiled = result

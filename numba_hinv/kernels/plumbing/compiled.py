@@ -1,6 +1,6 @@
 """How kernels are compiled: ``kernel`` for those that Python calls, ``inner`` for those that only other kernels call.
 
-``shared`` marks plain functions of scalars that kernels for other devices compile as well: each target compiles them
+``reassociated`` is ``kernel`` for sums in any order. ``shared`` marks plain functions of scalars that kernels for other devices compile as well: each target compiles them
 into its callers, and Python may call them as they are.
 
 Numba adds a wrapper for Python and one for C to everything it compiles; those that nobody calls are left out, since
@@ -11,8 +11,22 @@ took up to half of the time of sweeps over small layers: the caller holds them a
 from numba import njit
 from numba.extending import register_jitable
 
-OPTIONS = {"cache": True, "_nrt": False, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+from .disk_cache import cached
 
-kernel = njit(**OPTIONS)
-inner = njit(**OPTIONS, no_cpython_wrapper=True)
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
+_BARE = {**_OPTIONS, "_nrt": False, "no_cfunc_wrapper": True}
+
+
+def compiled(**options):
+    """Decorator: ``numba.njit`` with these options beside those of all functions here, and this package's disk cache."""
+
+    def decorate(function):
+        return cached(njit(**{**_OPTIONS, **options})(function))
+
+    return decorate
+
+
+kernel = compiled(**_BARE)
+inner = compiled(**_BARE, no_cpython_wrapper=True)
+reassociated = compiled(**_BARE, fastmath={"reassoc", "contract", "nsz"})
 shared = register_jitable(_nrt=False, error_model="numpy")
