@@ -1,5 +1,7 @@
 """The Hessian of a chain of layers as a SciPy linear operator; `Hessian.factorize` gives its inverse."""
 
+import operator
+
 import numpy as np
 
 from .certainty import many
@@ -11,12 +13,11 @@ from .kernels.sweeps.linearise import Linearisation
 from .layers import blocks as layer_blocks
 from .runtime import columns, threads
 from .runtime.validation import as_array, as_flag, as_real, check_finite
-from .system import processor
+from .system import processor, total
 from .system.operators import SymmetricOperator
 from .system.scaling import lengths
 from .system.shifted import Shifted
 from .system.system import System
-from .system.total import Terms, Total
 
 # Where a count of eigenvalues is uncertain, the shifts around it that are tried, in units of ||H||.
 _NEARBY = (1e-10, 1e-8, 1e-6)
@@ -133,46 +134,20 @@ class Hessian(SymmetricOperator):
         hessians = list(hessians)
         if not hessians:
             raise ValueError("hessians: expected at least one Hessian, got none")
-        first = hessians[0]
         for index, hessian in enumerate(hessians):
             if not isinstance(hessian, Hessian):
                 raise TypeError(f"hessians: expected Hessians, got {type(hessian).__name__} at index {index}")
-            hessian._check_like(first, index)
+            for name in ("dtype", "curvature"):
+                if getattr(hessian, name) != getattr(hessians[0], name):
+                    raise ValueError(f"hessians: expected the same {name} in all, got others at index {index}")
         if weights is None:
             counts = np.array([hessian.num_samples for hessian in hessians], float)
             weights = counts / counts.sum()
-        else:
-            weights = as_array("weights", weights, (len(hessians),), np.float64)
-        pairs = list(zip(weights.tolist(), hessians))
-        loss, gradient = None, None
-        if all(hessian.loss is not None for hessian in hessians):
-            loss = sum(weight * hessian.loss for weight, hessian in pairs)
-        if all(hessian.gradient is not None for hessian in hessians):
-            gradient = sum(weight * hessian.gradient.astype(np.float64) for weight, hessian in pairs).astype(first.dtype)
-        total = Total(
-            first.system.chain,
-            first.system.params,
-            Terms([(weight, hessian.system) for weight, hessian in pairs]),
-            sum(hessian.num_samples for hessian in hessians),
-            sum(weight * hessian.l2 for weight, hessian in pairs),
-            gradient,
-        )
-        return cls(total, first.dtype, loss, first.network, first.curvature)
-
-    def _check_like(self, first, index):
-        """``ValueError`` unless this Hessian can be added to the first one."""
-        processor.require_cpu(self.system.on, "a sum of Hessians")
-        one, other = self.system, first.system
-        chains = zip(one.chain, other.chain)
-        alike = {
-            "layers": len(one.chain.p) == len(other.chain.p) and all(np.array_equal(*pair) for pair in chains),
-            "parameters": np.array_equal(one.params, other.params),
-            "dtype": self.dtype == first.dtype,
-            "curvature": self.curvature == first.curvature,
-        }
-        for name, is_alike in alike.items():
-            if not is_alike:
-                raise ValueError(f"hessians: expected the same {name} in all, got others at index {index}")
+        weights = as_array("weights", weights, (len(hessians),), np.float64).tolist()
+        first, losses = hessians[0], [hessian.loss for hessian in hessians]
+        system = total.weighted_sum(weights, [hessian.system for hessian in hessians], first.dtype)
+        loss = None if None in losses else sum(map(operator.mul, weights, losses))
+        return cls(system, first.dtype, loss, first.network, first.curvature)
 
     def __add__(self, other):
         """The plain sum, which factorizes; of a Hessian and another linear operator, a linear operator."""

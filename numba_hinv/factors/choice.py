@@ -30,8 +30,8 @@ _flops = weakref.WeakKeyDictionary()
 def chosen(system, dtype, method="auto", checkpoint=False):
     """"layers" or "dense": what a method comes to for a system, before anything is allocated.
 
-    With "auto" the way with fewer flops at measured rates, P^3/3 and what forming H takes for the dense one; layers where
-    that does not fit into memory, on a GPU, and with checkpoints.
+    With "auto" the way with fewer flops at measured rates, P^3/3 and what forming H takes for the dense one; the other one
+    where memory is there for that alone. Layers on a GPU, and with checkpoints.
     """
     if not system.has_layers:
         return "dense"
@@ -39,7 +39,11 @@ def chosen(system, dtype, method="auto", checkpoint=False):
         return "layers" if method == "auto" else method
     layers, P = _flops_of_layers(system), float(system.num_params)
     dense = P**3 / 3 + (0.0 if system.has_dense else 2.0 * system.num_samples * P * P)
-    return "dense" if layers > _FEW and dense < _LAYER_FLOP * layers else "layers"
+    if layers <= _FEW:
+        return "layers"
+    best, other = ("dense", "layers") if dense < _LAYER_FLOP * layers else ("layers", "dense")
+    is_tight = not memory_budget.fits(num_bytes(system, dtype, best))
+    return other if is_tight and memory_budget.fits(num_bytes(system, dtype, other)) else best
 
 
 def _flops_of_layers(system):

@@ -11,6 +11,7 @@ from ..runtime import memory_budget, threads
 from . import dense, scaling
 from .cpu import CPU
 from .matrix import Matrix
+from .processor import require_cpu
 
 
 class Terms:
@@ -147,3 +148,20 @@ class Total(Matrix):
             if memory_budget.fits(16 * self.num_params**2):
                 self.kept_dense()
         return super().norm()
+
+
+def weighted_sum(weights, systems, dtype):
+    """`Total` of systems of one chain at the same parameters, with L2 terms and gradients; the latter in ``dtype``."""
+    first = systems[0]
+    for index, system in enumerate(systems):
+        require_cpu(system.on, "a sum of Hessians")
+        sizes = [matrix.chain.p.size for matrix in (first, system)]
+        same_layers = sizes[0] == sizes[1] and all(map(np.array_equal, first.chain, system.chain))
+        if not same_layers or not np.array_equal(first.params, system.params):
+            what = "parameters" if same_layers else "layers"
+            raise ValueError(f"hessians: expected the same {what} in all, got others at index {index}")
+    pairs, gradient = list(zip(weights, systems)), None
+    if all(system.gradient is not None for system in systems):
+        gradient = sum(weight * system.gradient.astype(np.float64) for weight, system in pairs).astype(dtype)
+    l2, num_samples = sum(weight * system.l2 for weight, system in pairs), sum(system.num_samples for system in systems)
+    return Total(first.chain, first.params, Terms(pairs), num_samples, l2, gradient)
