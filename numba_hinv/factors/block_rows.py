@@ -61,15 +61,16 @@ class BlockRows:
         }
 
     @staticmethod
-    def num_bytes(size, dtype, rows=ROWS):
+    def num_bytes(size, dtype):
         """(bytes that are kept, bytes of scratch)."""
+        rows = ROWS
         shapes = BlockRows.shapes(size, rows, dtype).values()
         kept = sum(dtype.itemsize * int(np.prod(shape, dtype=object)) for dtype, shape in shapes)
         scratch = work_size(rows) + threads.available_cores() * rows * kernels.STRIP
         return kept, dtype.itemsize * (kernels.packed_size(size, rows) + scratch) + 8 * size
 
     @classmethod
-    def factorize(cls, fill, size, dtype, limit, check=threads.no_check, rows=ROWS, num_threads=None):
+    def factorize(cls, fill, size, dtype, limit, check=threads.no_check, rows=None, num_threads=None):
         """Those of a matrix, or None where a block is singular, numbers are not finite, or R grows beyond a limit.
 
         Parameters
@@ -82,10 +83,12 @@ class BlockRows:
             Of `growth`, where a pivot is negative.
         check : callable
             Called between jobs; what it raises ends the work.
-        rows : int
+        rows : int, optional
+            Of a block row; a multiple of `kernels.STRIP`.
         num_threads : int, optional
             By default one a core. Changes no bit.
         """
+        rows = rows or ROWS
         arrays = {name: np.empty(shape, dtype) for name, (dtype, shape) in cls.shapes(size, rows, dtype).items()}
         # Of this the last block may leave a part unused, and files hold numbers.
         arrays["L"].fill(0.0)
