@@ -9,7 +9,7 @@ import numpy as np
 from ..factors import choice
 from ..runtime import threads
 from ..system.shifted import Shifted
-from . import inertia, singularity
+from . import inertia, perturbation, singularity
 from .refinement import contraction, is_surely_below, refine
 
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
@@ -19,6 +19,8 @@ _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
 _RESCUE = {_DOUBLE: 1e-8, _SINGLE: 1e-4}
 # What refinement is to reach, by the precision of the solution.
 BACKWARD_ERROR = {_DOUBLE: 1e-14, _SINGLE: 1e-7}
+# What is not known yet, where None says that there is none.
+_UNKNOWN = ()
 
 
 def _nothing():
@@ -38,9 +40,10 @@ class Solver:
     def __init__(self, matrix, factors):
         self.matrix, self.factors = matrix, factors
         self._rescuer = self._contraction = self._is_exact = self._inverse_norm = None
+        self._correction = _UNKNOWN
 
     def __getstate__(self):
-        return {**self.__dict__, "_rescuer": None}
+        return {**self.__dict__, "_rescuer": None, "_correction": _UNKNOWN}
 
     @classmethod
     def factorize(cls, matrix, method="auto", checkpoint=False, tick=choice.no_tick):
@@ -135,6 +138,24 @@ class Solver:
             except (MemoryError, np.linalg.LinAlgError):
                 return None
         return self._rescuer.factors.substitute
+
+    # ---- the factors without what perturbed pivots have changed -----------------------------------------------------
+
+    def correction(self):
+        """`perturbation.correction` of the factors, or None; computed once."""
+        if self._correction is _UNKNOWN:
+            self._correction = perturbation.correction(self)
+        return self._correction
+
+    def corrected(self, rows):
+        """`Factors.substitute`, and what perturbed pivots have taken from it."""
+        found, correction = self.factors.substitute(rows), self.correction()
+        return found if correction is None else found + correction.substitute(rows)
+
+    def num_negative(self):
+        """Negative eigenvalues by the pivots, as they would be unperturbed."""
+        correction = self.correction()
+        return self.factors.num_negative + (0 if correction is None else correction.num_negative())
 
     # ---- what is certain, each computed once ------------------------------------------------------------------------
 
