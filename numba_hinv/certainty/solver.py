@@ -19,8 +19,6 @@ _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
 _RESCUE = {_DOUBLE: 1e-8, _SINGLE: 1e-4}
 # What refinement is to reach, by the precision of the solution.
 BACKWARD_ERROR = {_DOUBLE: 1e-14, _SINGLE: 1e-7}
-# What is not known yet, where None says that there is none.
-_UNKNOWN = ()
 
 
 def _nothing():
@@ -40,10 +38,10 @@ class Solver:
     def __init__(self, matrix, factors):
         self.matrix, self.factors = matrix, factors
         self._rescuer = self._contraction = self._is_exact = self._inverse_norm = None
-        self._correction = _UNKNOWN
+        self._correction, self._is_corrected = None, False
 
     def __getstate__(self):
-        return {**self.__dict__, "_rescuer": None, "_correction": _UNKNOWN}
+        return {**self.__dict__, "_rescuer": None, "_correction": None, "_is_corrected": False}
 
     @classmethod
     def factorize(cls, matrix, method="auto", checkpoint=False, tick=choice.no_tick):
@@ -143,8 +141,8 @@ class Solver:
 
     def correction(self):
         """`perturbation.correction` of the factors, or None; computed once."""
-        if self._correction is _UNKNOWN:
-            self._correction = perturbation.correction(self)
+        if not self._is_corrected:
+            self._correction, self._is_corrected = perturbation.correction(self), True
         return self._correction
 
     def corrected(self, rows):
