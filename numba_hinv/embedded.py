@@ -8,18 +8,20 @@ blocks of a chain, its factors and all scratch. In compiled code, as often as yo
     embedded.solve(system, b, x, 0)                         # b and x are (k, P): right-hand sides are rows
 
 Nothing in there allocates, raises, checks shapes, or needs the interpreter's lock. A system is for one thread at a
-time: parallel code makes one for each, and takes them from a ``numba.typed.List`` in a ``prange``. What `Hessian` and
-`Factorization` do around the same sweeps is left to the caller: validation, scaling of states (numbers should be within
-some powers of ten of one), estimating ||H||, and deciding whether a solution is good enough.
+time: parallel code makes one for each, and takes them from what `together` makes of them in a ``prange``. What
+`Hessian` and `Factorization` do around the same sweeps is left to the caller: validation, scaling of states (numbers
+should be within some powers of ten of one), estimating ||H||, and deciding whether a solution is good enough.
 
 A system must be made, in every process, before compiled code that uses it is entered: that loads the kernels. It holds
 for functions with ``cache=True`` as well; these must be compiled anew, by emptying Numba's cache, when this package is
 upgraded, since Numba does not see that. See ``examples/embed_in_njit.py``.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numba import typed
 
 from .factors.pivots import relative_pivoting
 from .hessian import Hessian
@@ -47,6 +49,7 @@ __all__ = [
     "nbytes",
     "solve",
     "terminal",
+    "together",
 ]
 
 
@@ -149,6 +152,40 @@ def from_hessian(H, num_vectors=1, dtype=None):
     lin = linearise.Linearisation(*(block.astype(dtype) for block in given))
     space = RowSpace(*(system.on.memory.take(block).astype(dtype) for block in system.row_space(np.dtype(np.float64))))
     return _system(system.table.copy(), system.sizes, params.astype(dtype), lin, space, num_vectors, dtype)
+
+
+def together(systems):
+    """Systems of one kind in a container that a ``prange`` can go through, one system an iteration.
+
+    Numba takes tuples of named tuples for no such container; its error then says nothing of that.
+
+    Parameters
+    ----------
+    systems : sequence of System
+        At least one, and of one dtype. Their arrays are not copied.
+
+    Returns
+    -------
+    numba.typed.List
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``systems`` is not such a sequence.
+    """
+    if isinstance(systems, System) or not isinstance(systems, (Sequence, typed.List)):
+        raise TypeError(f"systems: expected a sequence of System, got {type(systems).__name__}")
+    if not len(systems):
+        raise ValueError("systems: expected at least one System, got none")
+    for index, system in enumerate(systems):
+        if not isinstance(system, System):
+            raise TypeError(f"systems: expected System objects, got {type(system).__name__} at index {index}")
+        if system.params.dtype != systems[0].params.dtype:
+            raise ValueError(
+                f"systems: expected one dtype, got {systems[0].params.dtype} at index 0 and {system.params.dtype} at "
+                f"index {index}"
+            )
+    return typed.List(systems)
 
 
 def _as_counts(name, values, least):

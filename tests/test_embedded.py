@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numba import njit, prange, typed
+from numba import njit, prange
 from numba.core.runtime import _nrt_python, rtsys
 from problems import chain
 from test_layer_blocks import backward_error, dense, random_chain
@@ -160,7 +160,7 @@ def test_neither_allocates_nor_interferes():
     total = sum(H.factorize(1.0 + step).solve(b.T, refine=False) for step in range(40)).T
     assert np.abs(expected - total).max() < 1e-12 * np.abs(total).max()
 
-    shared = typed.List(systems)
+    shared = embedded.together(systems)
     for _ in range(3):
         x = np.zeros_like(b)
         side_by_side(shared, 40, b, x)
@@ -248,3 +248,18 @@ def test_too_large():
         embedded.chain([2_000_000] * 3, [2_000_000] * 3)
     small = embedded.chain([2] * 7, [2] * 7)
     assert embedded.nbytes(small) > 8 * 7 * 5 * 4
+
+
+def test_what_goes_together():
+    blocks, terminal = random_chain(2)
+    system = filled(blocks, terminal)
+    single = embedded.chain([1, 1], [1, 1], dtype=np.float32)
+    assert len(embedded.together((system, system))) == len(embedded.together(embedded.together([system] * 2))) == 2
+    for given, error, reason in (
+        ([], ValueError, "at least one"),
+        ([system, single], ValueError, "one dtype"),
+        ([system, None], TypeError, "NoneType at index 1"),
+        (system, TypeError, "a sequence of System"),
+    ):
+        with pytest.raises(error, match=f"^systems: expected .*{reason}"):
+            embedded.together(given)

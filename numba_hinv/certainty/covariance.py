@@ -16,6 +16,7 @@ from ..runtime import columns, memory_budget, threads
 from ..runtime.probes import random_entries
 from ..runtime.progress import bar
 from ..system.processor import require_cpu
+from .refinement import contraction
 
 # Of 1,500 random matrices 332 had an error above 1e-8, and with these an estimate that says so; 48 more were warned of
 # although right to 1e-9. Without changes to C, only to Sigma, 4 of the 332 were missed.
@@ -37,11 +38,14 @@ def diagonal(solver, dtype, tolerance=None, progress=False):
     work = factors.covariance_workspace(None, 2 * P, "the diagonal of the inverse")
     is_positive = solver.is_positive()
     with bar(progress, num_layers if is_positive else 2 * num_layers, "diagonal", "layer") as shown:
-        found = factors.diagonal(0.0, work, shown.update)
+        found, plain = factors.diagonal(0.0, work, shown.update), None
+        correction = solver.correction()
+        if correction is not None:
+            plain, found = found, found + correction.diagonal()
         columns_of_inverse, uncertainty = _judge(solver)
         if not is_positive:
             noise = _NOISE * np.finfo(solver.matrix.dtype).eps
-            uncertainty += np.abs(factors.diagonal(noise, work, shown.update) - found)
+            uncertainty += np.abs(factors.diagonal(noise, work, shown.update) - (found if plain is None else plain))
     scale = np.abs(found) if is_positive else np.maximum(np.abs(found), columns_of_inverse)
     safety = _SAFETY if is_positive else _INDEFINITE_SAFETY[solver.matrix.dtype]
     _warn(solver, "the diagonal of the inverse", _worst(uncertainty, scale), tolerance, safety)
@@ -59,7 +63,9 @@ def block(solver, layer, dtype, progress):
     work = solver.factors.covariance_workspace(layer, 3 * p * p, purpose)
     is_positive = solver.is_positive()
     with bar(progress, layer, "blocks", "layer") as shown:
-        found = solver.factors.block(layer, work, shown.update)
+        found, correction = solver.factors.block(layer, work, shown.update), solver.correction()
+        if correction is not None:
+            found = found + correction.block(slice(first, first + p))
     columns_of_inverse, uncertainty = (array[first : first + p] for array in _judge(solver))
     scale, worst = np.abs(found.diagonal()), 0.0
     if not is_positive:
@@ -76,7 +82,7 @@ def sample(solver, rng, count, dtype, num_threads, progress):
     matrix, P = solver.matrix, solver.matrix.size
     require_cpu(matrix.system.on, "samples")
     solver = solver.whole()
-    factors, negative = solver.factors, solver.factors.num_negative
+    factors, negative, correction = solver.factors, solver.num_negative(), solver.correction()
     if negative:
         raise np.linalg.LinAlgError(
             f"damping: expected H + damping I to be positive definite, as samples need it, got {negative} negative "
@@ -84,7 +90,11 @@ def sample(solver, rng, count, dtype, num_threads, progress):
             "Gauss-Newton matrix (curvature='ggn') of a loss that is convex in the outputs, has none"
         )
     memory_budget.require(16 * count * P, f"n: {count} samples of P = {P} parameters", "draw fewer at a time, with one generator")
-    error = solver.contraction() if count else 0.0
+    error = 0.0
+    if count and correction is None:
+        error = solver.contraction()
+    elif count:
+        error = contraction(matrix.multiply, solver.corrected, P)
     if not error <= tolerance:
         _warn(solver, "the variance of samples in some direction", error, tolerance)
     samples = rng.standard_normal((count, P))
@@ -93,7 +103,8 @@ def sample(solver, rng, count, dtype, num_threads, progress):
     with bar(progress, count, "sample", "sample") as shown:
 
         def transform(start, stop, check):
-            samples[start:stop] = factors.square_root(samples[start:stop], check)
+            rows = factors.square_root(samples[start:stop], check)
+            samples[start:stop] = rows if correction is None else correction.sample(rows)
             samples[start:stop] *= scale
             shown.update(stop - start)
 
@@ -116,7 +127,7 @@ def _judge(solver):
     refined = solver.inverse(probes)
     norms = np.sqrt((refined**2).mean(axis=0))
     with np.errstate(over="ignore"):
-        errors = np.abs(solver.factors.substitute(probes) - refined).max(axis=0)
+        errors = np.abs(solver.corrected(probes) - refined).max(axis=0)
         errors += np.finfo(np.float64).eps * matrix.norm * norms**2
     return norms, errors
 

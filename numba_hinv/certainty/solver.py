@@ -9,7 +9,7 @@ import numpy as np
 from ..factors import choice
 from ..runtime import threads
 from ..system.shifted import Shifted
-from . import inertia, singularity
+from . import inertia, perturbation, singularity
 from .refinement import contraction, is_surely_below, refine
 
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
@@ -38,9 +38,10 @@ class Solver:
     def __init__(self, matrix, factors):
         self.matrix, self.factors = matrix, factors
         self._rescuer = self._contraction = self._is_exact = self._inverse_norm = None
+        self._correction, self._is_corrected = None, False
 
     def __getstate__(self):
-        return {**self.__dict__, "_rescuer": None}
+        return {**self.__dict__, "_rescuer": None, "_correction": None, "_is_corrected": False}
 
     @classmethod
     def factorize(cls, matrix, method="auto", checkpoint=False, tick=choice.no_tick):
@@ -136,6 +137,24 @@ class Solver:
             except (MemoryError, np.linalg.LinAlgError):
                 return None
         return self._rescuer.factors.substitute
+
+    # ---- the factors without what perturbed pivots have changed -----------------------------------------------------
+
+    def correction(self):
+        """`perturbation.correction` of the factors, or None; computed once."""
+        if not self._is_corrected:
+            self._correction, self._is_corrected = perturbation.correction(self), True
+        return self._correction
+
+    def corrected(self, rows):
+        """`Factors.substitute`, and what perturbed pivots have taken from it."""
+        found, correction = self.factors.substitute(rows), self.correction()
+        return found if correction is None else found + correction.substitute(rows)
+
+    def num_negative(self):
+        """Negative eigenvalues by the pivots, as they would be unperturbed."""
+        correction = self.correction()
+        return self.factors.num_negative + (0 if correction is None else correction.num_negative())
 
     # ---- what is certain, each computed once ------------------------------------------------------------------------
 

@@ -354,3 +354,40 @@ def test_one_call_form_raises_as_well():
     problem = SINGULAR["single softmax layer"]
     with pytest.raises(np.linalg.LinAlgError):
         nh.solve(problem.net, problem.params, problem.X, problem.y, problem.right_hand_side(), damping=0.0)
+
+
+def test_what_is_said_of_a_matrix_of_many_scales():
+    """An unstable chain: H is definite, and its products round off more than its smallest eigenvalue."""
+    step, drive = np.array([[1.5, 1.0], [0.0, 0.5]]), np.array([[0.0], [1.0]])
+    blocks = [
+        nh.LayerBlocks(drive, step[:, :n], np.eye(1), np.zeros((1, n)), np.eye(n)) for n in (0, *[2] * 99)
+    ]
+    H = nh.Hessian.from_blocks(blocks, np.eye(2))
+    with pytest.raises(np.linalg.LinAlgError, match="from 0 below .* definite, numba_hinv.embedded") as caught:
+        H.factorize(0.0)
+    said = str(caught.value)
+    at_most, below = (float(said.split(words)[1].split()[0].rstrip(",")) for words in ("about ", "below "))
+    assert at_most <= below == pytest.approx(16 * np.finfo(float).eps * H.norm(), rel=0.1)
+    # The way out: Riccati's recursion has the answer.
+    system = nh.embedded.from_hessian(H)
+    assert nh.embedded.factorize(system, 0.0, 0.0) == (nh.embedded.OK, 0, 0)
+    b, x = np.ones((1, 100)), np.empty((1, 100))
+    nh.embedded.solve(system, b, x, 0)
+    np.testing.assert_allclose(x[0], riccati(step, drive, b[0]), rtol=0, atol=1e-12)
+
+
+def riccati(A, B, b):
+    """Controls u that minimise half of the squares of all u and states, minus b^T u, by dynamic programming."""
+    P, q, gains = np.eye(2), np.zeros(2), []
+    for force in b[::-1]:
+        weight = 1.0 + float(B[:, 0] @ P @ B[:, 0])
+        K, k = (B.T @ P @ A / weight)[0], (float(force) - float(B[:, 0] @ q)) / weight
+        gains.append((K, k))
+        # The cost to go, 1/2 z^T P z + q^T z, with the state's own square.
+        q, P = A.T @ (q + P @ B[:, 0] * k), np.eye(2) + A.T @ P @ (A - B @ K[None])
+    z, controls = np.zeros(2), []
+    for K, k in gains[::-1]:
+        u = k - float(K @ z)
+        controls.append(u)
+        z = A @ z + B[:, 0] * u
+    return np.array(controls)

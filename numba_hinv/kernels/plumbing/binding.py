@@ -5,15 +5,18 @@ in all. ``compiled_once(name, arguments)`` makes of a plain Python function an i
 loads a function pointer from a named slot and calls it; the name is all that cached code knows. The slot first holds
 a resolver, which compiles the function (or loads it from Numba's disk cache), fills the slot and completes the call.
 ``load(dtype)`` fills all slots of a dtype ahead: call it before entering compiled code, above all before parallel
-code, since the resolver needs the GIL, cannot raise, and therefore ends the process where compilation fails.
+code, since the resolver needs the GIL, cannot raise, and therefore ends the process where compilation fails. It first
+makes sure that Numba calls compiled functions as this file does (`check_convention`).
 """
 
 import _thread
 import ctypes
+import functools
 import os
 import traceback
 
 import llvmlite.binding
+import numba
 from llvmlite import ir
 from numba import from_dtype, types
 from numba.extending import intrinsic
@@ -44,7 +47,7 @@ class _Entry:
 
     def compile(self):
         if not self.is_compiled:
-            dispatcher = compiled(no_cfunc_wrapper=True)(self.function)
+            self.dispatcher = dispatcher = compiled(no_cfunc_wrapper=True)(self.function)
             dispatcher.compile(types.void(*self.argument_types))
             (result,) = dispatcher.overloads.values()
             self.compiled = result
@@ -115,7 +118,38 @@ def _intrinsic_of(count, resolve, name, doc):
     return intrinsic(definition)
 
 
+def _probe(count, factor, out):
+    for i in range(count):
+        out[i] = factor * i
+
+
+@functools.cache
+def check_convention():
+    """``RuntimeError`` where compiled functions are not called as `_Entry` calls them, which would end the process.
+
+    First the types of Numba's own description of such a function, then one call with a known result.
+    """
+    entry = _Entry(_probe, "numba_hinv_slot_probe", (SIZE, SCALAR, POINTER), types.float64)
+    entry.compile()
+    convention = entry.dispatcher.targetctx.call_conv
+    given = convention.get_function_type(types.none, entry.argument_types)
+    expected = [ir.IntType(64), ir.DoubleType(), ir.DoubleType().as_pointer()]
+    is_known = given.return_type == ir.IntType(32) and list(given.args)[2:] == expected
+    is_known = is_known and all(isinstance(kind, ir.PointerType) for kind in given.args[:2])
+    if is_known:
+        result, exception, out = ctypes.c_void_p(), ctypes.c_void_p(), (ctypes.c_double * 4)(-1.0, -1.0, -1.0, -1.0)
+        addresses = [ctypes.addressof(place) for place in (result, exception, out)]
+        status = entry.prototype(entry.slot.value)(*addresses[:2], 3, 2.5, addresses[2])
+        is_known = status == 0 and list(out) == [0.0, 2.5, 5.0, -1.0]
+    if not is_known:
+        raise RuntimeError(
+            f"numba_hinv calls compiled functions in a way that Numba {numba.__version__} does not: {given}; expected "
+            "Numba 0.62 or another version that numba_hinv is tested with"
+        )
+
+
 def load(dtype):
     """Compile every kernel for a dtype, or load it from the disk cache; immediate once done."""
+    check_convention()
     for entry in _entries[from_dtype(dtype)]:
         entry.compile()
