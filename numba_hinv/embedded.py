@@ -30,8 +30,7 @@ from .kernels.plumbing.memory import matrix
 from .kernels.plumbing.status import NOT_FINITE, OK, SINGULAR_PIVOT
 from .kernels.steps.layer_table import BLOCKS, ONE_POSITION, Chain, layer_table
 from .kernels.steps.row_space import RowSpace
-from .kernels.sweeps import eliminate, linearise, substitute
-from .kernels.sweeps import multiply as product
+from .kernels.sweeps import eliminate, linearise, multiply as product, substitute
 from .runtime import memory_budget
 from .runtime.validation import as_float_dtype, as_size
 from .system.cpu import CPU
