@@ -8,6 +8,7 @@ import pytest
 from problems import chain, layer, make
 
 import numba_hinv as nh
+from numba_hinv.kernels.dense.microkernel import BLOCK_STRIDE, PANEL_ROWS
 from numba_hinv.runtime import memory_budget
 
 
@@ -50,7 +51,10 @@ def test_the_stated_bytes(problem, dtype, checkpoint):
     # Far from singular, so that no solve looks whether it is.
     peak, F = peak_of(lambda: H.factorize(100.0, dtype, checkpoint))
     # Beside the numbers: headers of arrays, indices into the layer table, and Python's own objects.
-    assert abs(peak - stated) <= 0.1 * stated + 20_000 + 64 * len(problem.layers)
+    # A product of large matrices packs a block of one of them, for as long as it lasts.
+    block = 8 * PANEL_ROWS * BLOCK_STRIDE
+    allowance = 0.1 * stated + 20_000 + 64 * len(problem.layers)
+    assert -allowance <= peak - stated <= allowance + block
     assert F.nbytes <= stated
     # Row spaces and copies of the blocks are there now.
     assert H.nbytes_to_factorize(dtype, checkpoint) <= stated
