@@ -79,9 +79,7 @@ class Factorization(SymmetricOperator):
     def __init__(self, hessian, solver, checkpoint=False):
         """Private: `Hessian.factorize`."""
         super().__init__(hessian.dtype, hessian.shape)
-        self.hessian = hessian
-        self.solver = solver
-        self.checkpoint = checkpoint
+        self.hessian, self.solver, self.checkpoint = hessian, solver, checkpoint
         self._determinant = None
 
     @classmethod
@@ -108,10 +106,8 @@ class Factorization(SymmetricOperator):
         Returns
         -------
         sign : float
-            1.0 or -1.0.
+            1.0 or -1.0, by ``inertia``: not to be trusted unless ``inertia.exact`` is True.
         logabsdet : float
-            The sign of the determinant is that of ``inertia`` where ``inertia.exact`` is True, and not to be trusted
-            elsewhere.
 
         Warns
         -----
@@ -159,8 +155,7 @@ class Factorization(SymmetricOperator):
         Notes
         -----
         Not refined. That hardly matters where H + damping I is positive definite; where it is indefinite, pivots near
-        zero amplify rounding (docs/theory.md, section 9.6, with errors of random matrices). ``solve`` with unit vectors
-        is refined, and gives single columns.
+        zero amplify rounding (docs/theory.md, section 9.6). ``solve`` with unit vectors is refined: single columns.
 
         Costs two to six factorizations where layers are large, eleven where they have a dozen parameters; twice that
         where the matrix is indefinite. That includes three solves that judge it.

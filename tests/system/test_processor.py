@@ -16,9 +16,9 @@ class CountingMemory(cpu.CpuMemory):
 
     asked = 0
 
-    def require(self, num_bytes, purpose):
+    def require(self, num_bytes, *purpose):
         self.asked += num_bytes
-        super().require(num_bytes, purpose)
+        super().require(num_bytes, *purpose)
 
 
 class Counting(cpu.Cpu):
