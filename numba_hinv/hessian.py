@@ -233,10 +233,10 @@ class Hessian(SymmetricOperator):
         progress : bool
             Show a progress bar, for which tqdm must be installed.
         method : "auto", "layers" or "dense"
-            "layers" eliminates layer by layer, in time and memory linear in depth. "dense" forms H and factors it by
-            LAPACK, in P^3/3 flops and 8 P^2 bytes for H and as many for each factorization, whatever the number of
-            samples: for data sets rather than minibatches. "auto" takes the one with less work, and ``F.method`` says
-            which. Answers and promises are the same. On a GPU, and with ``checkpoint``, there are layers alone.
+            "layers" eliminates layer by layer, in time and memory linear in depth. "dense" forms H and factors it
+            on all cores, in P^3/3 flops and 8 P^2 bytes for H and half as many for each factorization (another 8 P^2
+            for matrices that need interchanges over all rows), whatever the number of samples: for data sets rather
+            than minibatches. "auto" takes the one with less work, and ``F.method`` says which. Answers and promises are the same. On a GPU, and with ``checkpoint``, there are layers alone.
 
         Returns
         -------
@@ -284,7 +284,8 @@ class Hessian(SymmetricOperator):
         Returns
         -------
         list of Factorization
-            Each bitwise that of `factorize`, in the order of the dampings.
+            Each bitwise that of `factorize`, in the order of the dampings; but 24 or more by ``method="dense"`` come of
+            one eigendecomposition, as much work as some twenty factorizations, and equal those up to rounding.
 
         Raises
         ------
@@ -383,7 +384,8 @@ class Hessian(SymmetricOperator):
     def _certified_count(self, t):
         """(count, why not): the eigenvalues below t, or None and the reason."""
         try:
-            return certified_count(Solver.factorize(Shifted(self.system, -t, np.dtype(np.float64))))
+            matrix = Shifted(self.system, -t, np.dtype(np.float64))
+            return certified_count(Solver.factorize(matrix, choice.for_counts(self.system)))
         except np.linalg.LinAlgError as error:
             return None, str(error).removeprefix("damping: ")
 

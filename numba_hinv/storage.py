@@ -1,8 +1,8 @@
 """Loading a factorization that `Factorization.save` wrote, and every check of a file that is not to be trusted.
 
 `runtime.archive` has the file, the objects give and take their arrays. Here is what a header must say, which arrays it
-implies, and that whatever the sweeps use as an index lies within bounds. A new field means a new `factorization.FORMAT`;
-older formats may be read (`factorization.READABLE`), never guessed.
+implies, and that whatever the sweeps use as an index lies within bounds. A new field means a new
+`factorization.FORMAT`; older formats may be read (`factorization.READABLE`), never guessed.
 """
 
 import numpy as np
@@ -113,7 +113,11 @@ def _describe(header):
 
 
 def _check_dense(header, P):
-    """What the header says of dense factors: blocks, or LAPACK's, of which only those of format 4 can have no pivots."""
+    """What the header says of dense factors: eigenvalues, blocks, or LAPACK's, without pivots only in format 4."""
+    if "num_eigenvalues" in header:
+        if header["num_eigenvalues"] != P:
+            raise ValueError(f"num_eigenvalues is {header['num_eigenvalues']!r}")
+        return
     if "block_rows" not in header:
         if header["num_pivots"] not in (0, P):
             raise ValueError(f"num_pivots is {header['num_pivots']!r}")
@@ -172,6 +176,8 @@ def _expected(header, table, sizes):
         blocks |= {name: (getattr(sizes, name),) for name in ("Dx", "Dz", "Dxx", "Dzx", "Dzz")}
         common["logarithms"] = wide, (L + 1,)
         common |= {f"blocks_{name}": (wide, blocks[name]) for name in Linearisation._fields}
+    if "num_eigenvalues" in header:
+        return {**common, "factors_values": (wide, (P,)), "factors_vectors": (wide, (P, P))}
     if "block_rows" in header:
         shapes = BlockRows.shapes(P, header["block_rows"], narrow)
         return {**common, **{f"factors_{name}": shape for name, shape in shapes.items()}}
@@ -190,6 +196,8 @@ def _check_values(header, arrays, table):
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise archive.refusal(f"has numbers in {name!r} that are not finite")
+    if "factors_values" in arrays:
+        return
     if "factors_array" in arrays:
         _check_interchanges(arrays["factors_pivots"], len(arrays["factors_array"]))
         return
@@ -207,7 +215,7 @@ def _check_values(header, arrays, table):
 
 
 def _check_permutations(pivots, m, starts):
-    """Both halves of the pivots of m rows are permutations of 0..m-1; those of 2 x 2 blocks, pairs, are complemented."""
+    """Both halves of pivots of m rows are permutations of 0..m-1; those of 2 x 2 blocks, pairs, are complemented."""
     block = np.repeat(np.arange(m.size), m)
     first = np.repeat(np.cumsum(m) - m, m)
     at = np.repeat(starts, m) + np.arange(m.sum()) - first

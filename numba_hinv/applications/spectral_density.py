@@ -119,8 +119,11 @@ def _counts_at(H, edges, num_threads, progress):
     workers = threads.num_workers(num_threads, edges.size, H.system.reaches_blas())
     dtype = np.dtype(np.float64)
     scales = dict.fromkeys(H.system.scaling(-edge, dtype) for edge in edges.tolist())
-    method = choice.chosen(H.system, dtype)
+    method = choice.for_counts(H.system, edges.size)
     choice.require(H.system, dtype, method, False, scales, workers, workers)
+    if method == "spectrum":
+        # Shared by all, so made before there are threads.
+        choice.shared_blocks(H.system, dtype, method, scales)
     norm = H.norm()
     with bar(progress, edges.size, "spectral_density", "edge") as shown:
 

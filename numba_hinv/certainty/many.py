@@ -8,14 +8,14 @@ from .solver import Solver
 
 
 def solvers(system, dampings, dtype, method="auto", checkpoint=False, num_threads=None, progress=False):
-    """A settled `Solver` for each damping, in their order, bitwise that of one alone.
+    """A settled `Solver` for each damping, in their order, bitwise that of one alone but where they share a spectrum.
 
     A ``LinAlgError`` names the first damping that failed, with its index.
     """
     on, workers = system.on, system.on.num_workers(num_threads, len(dampings), system.reaches_blas())
     # All that they share is made here, before there are threads.
     scales = [system.scaling(damping, dtype) for damping in dampings]
-    method = choice.chosen(system, dtype, method, checkpoint)
+    method = choice.chosen(system, dtype, method, checkpoint, len(dampings))
     choice.require(system, dtype, method, checkpoint, dict.fromkeys(scales), len(dampings), workers)
     on.load(dtype)
     blocks = choice.shared_blocks(system, dtype, method, scales)

@@ -15,12 +15,13 @@ from ..kernels.dense.signed_cholesky import pack_size, signed_cholesky, work_siz
 from ..kernels.plumbing.status import OK
 from ..runtime import threads
 
-# Rows of a block row, a multiple of `kernels.STRIP`. GF/s on one core with 96 / 192 / 240, P = 500: 36 / 38 / 39, 1,200:
-# 40 / 42 / 43, 3,000: 40 / 45 / 45; in float32, 3,000: 63 / 77 / 80.
+# Rows of a block row, a multiple of `kernels.STRIP`. GF/s on one core with 96 / 192 / 240, definite matrices in float64,
+# P = 500: 34 / 38 / 38, 1,200: 40 / 42 / 42, 3,000: 41 / 45 / 44; AVX-512, where LAPACK's potrf had 32, 32, 41.
 ROWS = 240
 # Strips of a job, some tenths of a millisecond.
 _STRIPS = 5
-# Rows of fewer matrices than this are factored faster on one thread than others can be started.
+_FINITE = np.finfo(float).max
+# Matrices with fewer rows than this are factored sooner than threads are started.
 _WORTH_THREADS = 500
 
 
@@ -39,8 +40,8 @@ class BlockRows:
     Attributes
     ----------
     growth : float
-        The largest sum of squares of a column of R right of the diagonal blocks: as large as A has on its diagonal, where
-        A is positive definite. Infinity where the factorization gave up.
+        The largest sum of squares of a column of R right of the diagonal blocks: no more than A has on its diagonal,
+        where A is positive definite. Infinity where the factorization gave up.
     """
 
     def __init__(self, size, rows, arrays, growth=0.0):
@@ -187,7 +188,9 @@ class _Making:
             pieces = range(0, -(-(found.size - stop) // kernels.STRIP), _STRIPS)
             yield [functools.partial(self._solve, k, first) for first in pieces]
             found.growth = max(self.largest, default=found.growth)
-            if not found.growth <= self.limit and (found.growth == np.inf or found.arrays["num_negative"][: k + 1].any()):
+            # Where all pivots are positive nothing grows, but numbers may overflow.
+            is_definite = not found.arrays["num_negative"][: k + 1].any()
+            if not found.growth <= (_FINITE if is_definite else self.limit):
                 found.growth = np.inf
                 return
             yield [
@@ -214,8 +217,8 @@ class _Making:
         last = min(first + _STRIPS, -(-(found.size - found.bounds(k)[1]) // kernels.STRIP))
         work = self.free.pop()
         largest = kernels.solve_columns(
-            found.arrays["rows"], found.size, found.rows, k, first, last, self._num_positive(k), *found.block(k), self.packed,
-            self.sums, work,
+            found.arrays["rows"], found.size, found.rows, k, first, last, self._num_positive(k), *found.block(k),
+            self.packed, self.sums, work,
         )
         self.free.append(work)
         self.largest.append(largest)

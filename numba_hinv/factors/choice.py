@@ -17,24 +17,31 @@ from .elimination import Elimination, no_tick
 from .lapack import Lapack
 from .layers import Layers
 from .segments import Segments
+from .spectrum import Decomposition, Spectrum, decomposition, has_decomposition
 
 METHODS = ("auto", "layers", "dense")
-# What a flop of the layers' elimination costs, in flops of the dense way, whose indefinite factorization runs at half of
-# its rate or less: measured from 0.4 (P = 6,378) to 1.8 (P = 1,258). And how many flops by layers are so few, a fraction
-# of a millisecond, that there is nothing to gain.
-_LAYER_FLOP, _FEW = 0.5, 1e6
+# From so many dampings of one dense matrix on they are factored by one eigendecomposition. It costs as much as 16 to 28
+# factorizations (P = 300: 16, 500: 28, 1,200: 17, 3,000: 21, one thread each); then solves cost the same, and diagonals
+# of the inverse next to nothing.
+SPECTRUM = 24
+# What a flop of the layers' elimination costs, in flops of the dense way: measured from 1.5 (P = 433, 1,210) to 2.0
+# (P = 1,258, 4,202), indefinite matrices, two cores. And how many flops by layers are so few, a fraction of a
+# millisecond, that there is nothing to gain.
+_LAYER_FLOP, _FEW = 1.5, 1e6
 # `_flops_of_layers` of the systems that were factorized.
 _flops = weakref.WeakKeyDictionary()
 
 
-def chosen(system, dtype, method="auto", checkpoint=False):
-    """"layers" or "dense": what a method comes to for a system, before anything is allocated.
+def chosen(system, dtype, method="auto", checkpoint=False, count=1):
+    """"layers", "dense" or "spectrum": what a method comes to for so many dampings, before anything is allocated.
 
     With "auto" the way with fewer flops at measured rates, P^3/3 and what forming H takes for the dense one; the other one
     where memory is there for that alone. Layers on a GPU, and with checkpoints.
     """
     if not system.has_layers:
-        return "dense"
+        method = "dense"
+    if method == "dense" and count >= SPECTRUM:
+        return "spectrum"
     if method != "auto" or checkpoint or system.on.elimination.batches:
         return "layers" if method == "auto" else method
     layers, P = _flops_of_layers(system), float(system.num_params)
@@ -42,8 +49,23 @@ def chosen(system, dtype, method="auto", checkpoint=False):
     if layers <= _FEW:
         return "layers"
     best, other = ("dense", "layers") if dense < _LAYER_FLOP * layers else ("layers", "dense")
-    is_tight = not memory_budget.fits(num_bytes(system, dtype, best))
-    return other if is_tight and memory_budget.fits(num_bytes(system, dtype, other)) else best
+    if not memory_budget.fits(num_bytes(system, dtype, best)) and memory_budget.fits(num_bytes(system, dtype, other)):
+        best = other
+    return best if best == "layers" else chosen(system, dtype, "dense", count=count)
+
+
+def for_counts(system, count=1):
+    """The method for counts below so many shifts, which do not depend on it.
+
+    `Spectrum` where it is there already; it is not made where there is no memory for it.
+    """
+    if has_decomposition(system):
+        return "spectrum"
+    dtype = np.dtype(np.float64)
+    found, available = chosen(system, dtype, count=count), memory_budget.available_bytes()
+    if found == "spectrum" and available is not None and num_bytes(system, dtype, found) > available:
+        return "dense"
+    return found
 
 
 def _flops_of_layers(system):
@@ -70,7 +92,10 @@ def num_bytes(system, dtype, method="layers", checkpoint=False, scales=(), num_k
     """
     if method == "dense":
         kept, work = Dense.num_bytes(system, dtype)
-        return num_kept * kept + num_working * work + (0 if system.has_dense else 8 * system.num_params**2)
+        return num_kept * kept + num_working * work + _dense_bytes(system)
+    if method == "spectrum":
+        kept, shared, work = Spectrum.num_bytes(system)
+        return num_kept * kept + (0 if has_decomposition(system) else shared + work + _dense_bytes(system))
     plan = segmentation.plan(system) if system.on.elimination.batches and not checkpoint else None
     if plan is not None:
         kept, work = Segments.num_bytes(system, dtype, plan)
@@ -81,12 +106,16 @@ def num_bytes(system, dtype, method="layers", checkpoint=False, scales=(), num_k
     return num_kept * kept + num_working * work + sum(system.block_bytes(dtype, scale) for scale in scales)
 
 
+def _dense_bytes(system):
+    return 0 if system.has_dense else 8 * system.num_params**2
+
+
 def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kept=1, num_working=1):
     """``MemoryError`` where they would not fit; the message says what would need less."""
     sizes, count = system.sizes, "a factorization" if num_kept == 1 else f"{num_kept} factorizations"
     purpose = (
         f"{count} of the dense matrix of P = {system.num_params} parameters"
-        if method == "dense"
+        if method in ("dense", "spectrum")
         else f"{count} for B = {system.num_samples} samples, {system.num_layers} layers of up to "
         f"{sizes.width} units (pivots of up to {sizes.m} rows)"
     )
@@ -96,7 +125,7 @@ def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kep
     except MemoryError as error:
         if not system.has_layers:
             raise
-        other = "layers" if method == "dense" else "dense"
+        other = "dense" if method == "layers" else "layers"
         ways = [("factor_dtype='float32'", np.dtype(np.float32), method, checkpoint)]
         if not system.on.elimination.batches:
             ways += [(f"method={other!r}", dtype, other, False), ("checkpoint=True", dtype, "layers", True)]
@@ -111,8 +140,8 @@ def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kep
 
 def shared_blocks(system, dtype, method, scales):
     """What `Shifted` matrices of one system share, made before there are threads: blocks by scale, or None for each."""
-    if method == "dense":
-        system.kept_dense()
+    if method in ("dense", "spectrum"):
+        decomposition(system) if method == "spectrum" else system.kept_dense()
         return dict.fromkeys(scales)
     return {scale: system.blocks(dtype, scale) for scale in dict.fromkeys(scales)}
 
@@ -123,7 +152,7 @@ def factorize(matrix, method="auto", checkpoint=False, tick=no_tick):
     Parameters
     ----------
     matrix : Shifted
-    method : "auto", "layers" or "dense"
+    method : "auto", "layers", "dense" or "spectrum"
     checkpoint : bool
         Whether most factors are made again in every solve.
     tick : callable
@@ -136,8 +165,14 @@ def factorize(matrix, method="auto", checkpoint=False, tick=no_tick):
     MemoryError
         They would not fit; nothing has been allocated.
     """
-    if chosen(matrix.system, matrix.dtype, method, checkpoint) == "dense":
+    method = chosen(matrix.system, matrix.dtype, method, checkpoint)
+    if method == "dense":
         return _dense(matrix, None, tick)
+    if method == "spectrum":
+        require(matrix.system, matrix.dtype, method)
+        factors = Spectrum.factorize(matrix)
+        tick(matrix.system.num_layers)
+        return factors
     return _run(Elimination.of(matrix), Checkpoints if checkpoint else Layers, tick, may_cut=True)
 
 
@@ -155,7 +190,7 @@ def _lapack(matrix, shift):
     system = matrix.system
     memory_budget.require(
         sum(Lapack.num_bytes(system, matrix.dtype)),
-        f"interchanges over the dense matrix of P = {system.num_params} parameters, which damping={matrix.damping:g} takes,",
+        f"interchanges over the dense matrix of P = {system.num_params} parameters, for damping={matrix.damping:g},",
     )
     return Lapack.factorize(matrix, shift)
 
@@ -166,7 +201,10 @@ def again(factors, matrix=None, shift=None, growth=None):
     They have no fallback: those of a chain in segments are made of the chain as one, dense ones of the same matrix by
     LAPACK, and so are others where their own pivoting would leave a doubt.
     """
-    if isinstance(factors, (Dense, Lapack)):
+    if isinstance(factors, Spectrum) and growth is None:
+        matrix = matrix or factors.matrix
+        return Spectrum(matrix, matrix.eps if shift is None else shift, factors.shared)
+    if isinstance(factors, (Dense, Lapack, Spectrum)):
         if matrix is None and shift is None:
             return _lapack(factors.matrix, None)
         return _dense(matrix or factors.matrix, shift, no_tick, certain=True)
@@ -221,6 +259,8 @@ def from_arrays(matrix, header, arrays):
 
 def _dense_from_arrays(matrix, header, arrays):
     shift = float(header["shift"])
+    if "num_eigenvalues" in header:
+        return Spectrum(matrix, shift, Decomposition(arrays["factors_values"], arrays["factors_vectors"].T))
     if "block_rows" not in header:
         return Lapack(matrix, shift, arrays["factors_array"].T, arrays["factors_pivots"])
     names = BlockRows.shapes(matrix.size, header["block_rows"], matrix.dtype)

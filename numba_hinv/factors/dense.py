@@ -13,9 +13,9 @@ from .block_rows import BlockRows
 from .interface import LESS_OF_INVERSE, Factors
 
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
-# How much R may grow, in units of the norm of the matrix: beyond the first, what these factors say is confirmed, or left to
-# the fallback; beyond the second, refinement would hardly contract, and there are none. Nets on digits with indefinite
-# Hessians, P = 760 to 1,482, at dampings of either sign from 1e-6 to 0.3 ||H||, had growths of 0.02 to 102.
+# How much R may grow, in units of the norm of the matrix: beyond the first, what these factors say is confirmed, or left
+# to the fallback; beyond the second, refinement would hardly contract, and there are none. Nets on digits with
+# indefinite Hessians, P = 760 to 1,482, at dampings of either sign from 1e-6 to 0.3 ||H||, had growths of 0.02 to 102.
 _CERTAIN = {_DOUBLE: 1e3, _SINGLE: 1e2}
 _MOST = {_DOUBLE: 1e9, _SINGLE: 1e4}
 
@@ -104,7 +104,9 @@ class Dense(Factors):
 
     def covariance_workspace(self, layer, num_kept, purpose):
         P, rows = self.matrix.size, self.blocks.rows
-        count = self._workers() * 3 * rows if layer is None else 2 * int(self.matrix.system.table["p"][layer]) + 2 * rows
+        count = 3 * rows * self._workers()
+        if layer is not None:
+            count = 2 * int(self.matrix.system.table["p"][layer]) + 2 * rows
         memory_budget.require(self.matrix.dtype.itemsize * count * P + 8 * num_kept, purpose, LESS_OF_INVERSE)
 
     def _workers(self):
@@ -147,7 +149,8 @@ class Dense(Factors):
         return Y
 
     def to_arrays(self):
-        header = {"method": self.method, "shift": self.shift, "block_rows": self.blocks.rows, "growth": self.blocks.growth}
+        header = {"method": self.method, "shift": self.shift}
+        header |= {"block_rows": self.blocks.rows, "growth": float(self.blocks.growth)}
         return header, {f"factors_{name}": array for name, array in self.blocks.arrays.items()}
 
 

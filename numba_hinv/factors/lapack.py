@@ -1,7 +1,7 @@
 """Factors of the dense matrix by LAPACK's symmetric indefinite factorization of Bunch and Kaufman.
 
-They take twice the memory of `Dense` and more of the time, but interchange over the whole matrix, so that they are certain
-where interchanges within blocks are not enough: the fallback of those.
+They take twice the memory of `Dense` and more of the time, but interchange over the whole matrix, so that they are
+certain where interchanges within blocks are not enough: the fallback of those.
 """
 
 import numpy as np

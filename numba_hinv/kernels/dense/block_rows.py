@@ -6,8 +6,8 @@ the transposes of factors F of ``signed_cholesky`` and are kept as those are: wh
 ``W = diag(sigma) F^-1 A``, the rows with sigma = +1 first. `solve_columns` makes columns of W, `update` subtracts
 ``W^T diag(sigma) W`` from the block rows below; `forward` and `backward` solve with a block row of R.
 
-W is left in a packed copy as well, in strips of ``STRIP`` columns, so that the micro-kernel reads both of its factors in
-their order, from few pages. Factors are made without BLAS, and each of their numbers by the same operations however the
+W is left in a packed copy as well, in strips of ``STRIP`` columns, so that the micro-kernel reads both of its factors
+in their order, from few pages. Factors are made without BLAS, and each of their numbers by the same operations however the
 work is cut in pieces: so they are the same on any number of threads.
 """
 
@@ -19,7 +19,8 @@ from .signed_cholesky import panel_offset
 from .triangular import backward_vectors, forward_rows, forward_vectors
 
 # Columns of a strip, a multiple of the rows and of the columns of every processor's tiles; block rows are multiples of
-# it. GF/s on one core with strips of 24 (in float64 a tile) and of 48 columns, P = 3,000: solves 30 and 36, updates alike.
+# it. GF/s on one core with strips of 24 (in float64 a tile) and of 48 columns, P = 3,000: solves 30 and 36, updates
+# alike.
 STRIP = 48
 # Rows of W that a tile takes at a time: of one strip they stay in a first-level cache. GF/s of updates with 96, 128 and
 # 256, P = 3,000: 49, 50, 48.
@@ -34,7 +35,7 @@ def packed_size(size, rows):
 
 @kernel
 def block_offset(size, rows, k):
-    """Where block row k of a matrix of ``size`` rows starts; with k the number of block rows, how many numbers all have.
+    """Where block row k of a matrix of ``size`` rows starts; with k the number of block rows, where the last one ends.
 
     Only the last block row may have fewer than ``rows`` rows.
     """
@@ -46,7 +47,7 @@ def block_offset(size, rows, k):
 
 @kernel
 def solve_columns(A, size, rows, k, first, last, num_positive, L, pivots, scales, packed, sums, work):
-    """Make W of the strips of columns from ``first`` to before ``last``, counted from what is right of the diagonal block.
+    """Make W of the strips of columns from ``first`` to before ``last``, counted from the diagonal block on.
 
     Parameters
     ----------
@@ -107,9 +108,9 @@ def _take(A, source, stride, rows, count, W):
 
 @kernel
 def update(A, size, rows, k, i, first, last, num_positive, packed):
-    """Subtract what block row k contributes to some columns of block row i > k, of whose diagonal block only a triangle.
+    """Subtract what block row k contributes to some columns of block row i > k.
 
-    The columns are the strips of ``packed`` from ``first`` to before ``last``; ``num_positive`` rows of W have
+    Of diagonal blocks only the upper triangle is certain to be computed. The columns are the strips of ``packed`` from ``first`` to before ``last``; ``num_positive`` rows of W have
     sigma = +1.
     """
     b = pointer(packed, 0)
