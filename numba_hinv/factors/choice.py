@@ -170,7 +170,7 @@ def factorize(matrix, method="auto", checkpoint=False, tick=no_tick):
         return _dense(matrix, None, tick)
     if method == "spectrum":
         require(matrix.system, matrix.dtype, method)
-        factors = Spectrum.factorize(matrix)
+        factors = Spectrum.factorize(matrix.as_dense())
         tick(matrix.system.num_layers)
         return factors
     return _run(Elimination.of(matrix), Checkpoints if checkpoint else Layers, tick, may_cut=True)
