@@ -8,7 +8,7 @@ blocks of a chain, its factors and all scratch. In compiled code, as often as yo
     embedded.solve(system, b, x, 0)                         # b and x are (k, P): right-hand sides are rows
 
 Nothing in there allocates, raises, checks shapes, or needs the interpreter's lock. A system is for one thread at a
-time: parallel code makes one for each, and takes them from what `together` makes of them in a ``prange``. What
+time: parallel code makes one for each, and takes them from what `typed_list` makes of them in a ``prange``. What
 `Hessian` and `Factorization` do around the same sweeps is left to the caller: validation, scaling of states (numbers
 should be within some powers of ten of one), estimating ||H||, and deciding whether a solution is good enough.
 
@@ -48,7 +48,7 @@ __all__ = [
     "nbytes",
     "solve",
     "terminal",
-    "together",
+    "typed_list",
 ]
 
 
@@ -153,7 +153,7 @@ def from_hessian(H, num_vectors=1, dtype=None):
     return _system(system.table.copy(), system.sizes, params.astype(dtype), lin, space, num_vectors, dtype)
 
 
-def together(systems):
+def typed_list(systems):
     """Systems of one kind in a container that a ``prange`` can go through, one system an iteration.
 
     Numba takes tuples of named tuples for no such container; its error then says nothing of that.

@@ -160,7 +160,7 @@ def test_neither_allocates_nor_interferes():
     total = sum(H.factorize(1.0 + step).solve(b.T, refine=False) for step in range(40)).T
     assert np.abs(expected - total).max() < 1e-12 * np.abs(total).max()
 
-    shared = embedded.together(systems)
+    shared = embedded.typed_list(systems)
     for _ in range(3):
         x = np.zeros_like(b)
         side_by_side(shared, 40, b, x)
@@ -250,11 +250,11 @@ def test_too_large():
     assert embedded.nbytes(small) > 8 * 7 * 5 * 4
 
 
-def test_what_goes_together():
+def test_what_goes_into_a_list():
     blocks, terminal = random_chain(2)
     system = filled(blocks, terminal)
     single = embedded.chain([1, 1], [1, 1], dtype=np.float32)
-    assert len(embedded.together((system, system))) == len(embedded.together(embedded.together([system] * 2))) == 2
+    assert len(embedded.typed_list((system, system))) == len(embedded.typed_list(embedded.typed_list([system] * 2))) == 2
     for given, error, reason in (
         ([], ValueError, "at least one"),
         ([system, single], ValueError, "one dtype"),
@@ -262,4 +262,4 @@ def test_what_goes_together():
         (system, TypeError, "a sequence of System"),
     ):
         with pytest.raises(error, match=f"^systems: expected .*{reason}"):
-            embedded.together(given)
+            embedded.typed_list(given)
