@@ -88,7 +88,8 @@ class Hessian(SymmetricOperator):
 
         Notes
         -----
-        The mathematics is in docs/theory.md, section 7. The blocks are copied. With a states, p parameters and a_in incoming states, a factorization costs about
+        The mathematics is in docs/theory.md, section 7. The blocks are copied. With a states, p parameters and a_in
+        incoming states, a factorization costs about
         2 a^2 (p + a_in) + a (p + a_in)^2 + p^3/3 + p^2 a_in + p a_in^2 flops a layer.
         """
         on = processor.get(device)
@@ -236,7 +237,8 @@ class Hessian(SymmetricOperator):
             "layers" eliminates layer by layer, in time and memory linear in depth. "dense" forms H and factors it
             on all cores, in P^3/3 flops and 8 P^2 bytes for H and half as many for each factorization (another 8 P^2
             for matrices that need interchanges over all rows), whatever the number of samples: for data sets rather
-            than minibatches. "auto" takes the one with less work, and ``F.method`` says which. Answers and promises are the same. On a GPU, and with ``checkpoint``, there are layers alone.
+            than minibatches. "auto" takes the one with less work, and ``F.method`` says which. Answers and promises are
+            the same. On a GPU, and with ``checkpoint``, there are layers alone.
 
         Returns
         -------

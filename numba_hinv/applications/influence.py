@@ -123,7 +123,8 @@ def influence(
     Warns
     -----
     scipy.linalg.LinAlgWarning
-        H + damping I has negative eigenvalues, or may have some, so that the parameters are no minimum; or a solution is inaccurate, as
+        H + damping I has negative eigenvalues, or may have some, so that the parameters are no minimum;
+        or a solution is inaccurate, as
         for `Factorization.solve`.
 
     Notes

@@ -73,7 +73,8 @@ class Checkpoints(Layers):
         except IndexError:
             # Another thread has them.
             on, sizes, dtype = self.matrix.system.on, self.matrix.system.sizes, self.matrix.dtype
-            on.memory.require(stretches.kept_bytes(self.stretches, dtype), "another solve with checkpoints", "solve on one thread at a time")
+            needed = stretches.kept_bytes(self.stretches, dtype)
+            on.memory.require(needed, "another solve with checkpoints", "solve on one thread at a time")
             return None, stretches.allocate(self.stretches, sizes, dtype, on.elimination.allocate)
 
     def visit(self, indices):
