@@ -83,7 +83,9 @@ class Torch:
         self.torch, self.row = torch, row
         self.X, self.params = torch.from_numpy(row.X), torch.from_numpy(row.params)
         self.y = torch.from_numpy(row.y)
-        self.shapes = [shape for layer in row.net.layers for shape in ((layer.out_features, layer.in_features), (layer.out_features,))]
+        self.shapes = []
+        for layer in row.net.layers:
+            self.shapes += [(layer.out_features, layer.in_features), (layer.out_features,)]
         self.sizes = [int(np.prod(shape)) for shape in self.shapes]
 
     def outputs(self, flat, X):
@@ -98,7 +100,8 @@ class Torch:
     def loss(self, flat, X, y):
         functional = self.torch.nn.functional
         if self.row.net.loss_name == "mean_squared_error":
-            return functional.mse_loss(self.outputs(flat, X), y)
+            # The library function has a tangent that vmap does not take.
+            return ((self.outputs(flat, X) - y) ** 2).mean()
         return functional.cross_entropy(self.outputs(flat, X), y)
 
     def hessian(self, share=1.0):
