@@ -10,8 +10,8 @@ import numpy as np
 from ..kernels.sweeps.eliminate import Factors as Arrays
 from ..runtime import memory_budget
 from . import batched, segmentation
-from .checkpoints import Checkpoints
 from .block_rows import BlockRows
+from .checkpoints import Checkpoints
 from .dense import Dense
 from .elimination import Elimination, no_tick
 from .lapack import Lapack
