@@ -286,8 +286,8 @@ class Hessian(SymmetricOperator):
         Returns
         -------
         list of Factorization
-            Each bitwise that of `factorize`, in the order of the dampings; but 24 or more by ``method="dense"`` come of
-            one eigendecomposition, as much work as some twenty factorizations, and equal those up to rounding.
+            Each bitwise that of `factorize`, in the order of the dampings; but 24 or more of the dense matrix share one
+            eigendecomposition, as much work as some twenty factorizations, and equal those up to rounding.
 
         Raises
         ------

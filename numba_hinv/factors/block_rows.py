@@ -22,7 +22,7 @@ ROWS = 240
 _STRIPS = 5
 _FINITE = np.finfo(float).max
 # Matrices with fewer rows than this are factored sooner than threads are started.
-_WORTH_THREADS = 500
+_WORTH_THREADS = 800
 
 
 class BlockRows:
