@@ -74,7 +74,7 @@ class Clock:
 def ours(problem, method):
     p = problem
     damping = p.damping if method == "levenberg-marquardt" else None
-    result = nh.minimize(p.net, p.params, p.X, p.y, method, damping=damping, max_iterations=10_000,
+    result = nh.minimize(p.net, p.params, p.X, p.y, method, damping=damping, max_iterations=10_000, warmup=None,
                          time_limit=p.our_seconds, loss_target=p.target, gtol=0.0)
     history = result.history
     start = np.append(0.0, history["seconds"])
@@ -200,7 +200,7 @@ def run(problem):
 def warm_up(problem):
     """Compile, and start BLAS's and PyTorch's threads, before any clock runs."""
     for method in problem.own:
-        nh.minimize(problem.net, problem.params, problem.X, problem.y, method, max_iterations=2)
+        nh.minimize(problem.net, problem.params, problem.X, problem.y, method, max_iterations=2, warmup=None)
     run(problem._replace(seconds=0.05, our_seconds=0.0))
 
 
