@@ -57,6 +57,10 @@ class Model:
         self._work_size = max([layer.work_size for layer in self.layers if isinstance(layer, Custom)], default=0)
         self._external = {l for l, layer in enumerate(self.layers) if isinstance(layer, External)}
         self._tables = {}
+        kind, n_in, n_out, p, *_ = self.chain
+        dense = n_in.sum() + 3 * n_out.sum() + n_out[-1] ** 2
+        self._fixed_bytes = 8 * int((p * p)[kind == BLOCKS].sum())
+        self._sample_bytes = 8 * int(dense + ((n_in + n_out) * (n_in + p))[kind == BLOCKS].sum())
 
     def __getstate__(self):
         # The tables hold addresses of compiled functions, which are others in another process.
@@ -83,10 +87,7 @@ class Model:
 
     def block_bytes(self, num_samples):
         """Bytes of a `Linearisation` of so many samples."""
-        kind, n_in, n_out, p, *_ = self.chain
-        B, blocks = num_samples, kind == BLOCKS
-        of_blocks = int((p * p + B * ((n_in + n_out) * (n_in + p)))[blocks].sum())
-        return 8 * (of_blocks + B * int(n_in.sum() + 3 * n_out.sum() + n_out[-1] ** 2))
+        return self._fixed_bytes + num_samples * self._sample_bytes
 
     def check_params(self, params):
         return as_array("params", params, (self.num_params,), meaning=" (the parameters of all layers)")
