@@ -10,7 +10,8 @@ import numpy as np
 
 from ..runtime import memory_budget, threads
 from .block_rows import BlockRows
-from .interface import LESS_OF_INVERSE, Factors
+from .interface import LESS_OF_INVERSE
+from .one_matrix import OneMatrix
 
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
 # How much R may grow, in units of the norm of the matrix: beyond the first, what these factors say is confirmed, or left
@@ -20,7 +21,7 @@ _CERTAIN = {_DOUBLE: 1e3, _SINGLE: 1e2}
 _MOST = {_DOUBLE: 1e9, _SINGLE: 1e4}
 
 
-class Dense(Factors):
+class Dense(OneMatrix):
     """Factors of ``2^-k (H + shift I)`` as one matrix.
 
     Parameters
@@ -30,8 +31,6 @@ class Dense(Factors):
         The multiple of the identity that is factored with, scaled, in place of the matrix's ``eps``.
     blocks : BlockRows
     """
-
-    method = "dense"
 
     def __init__(self, matrix, shift, blocks):
         self.matrix, self.shift, self.blocks = matrix, shift, blocks
@@ -55,10 +54,6 @@ class Dense(Factors):
         """Whether R has grown so much that LAPACK's factors may be better. Where all pivots are positive it has not."""
         limit = _CERTAIN[self.matrix.dtype] * self.matrix.norm
         return bool(self.num_negative and not self.blocks.growth <= limit)
-
-    @property
-    def is_altered(self):
-        return self.shift != self.matrix.eps
 
     @property
     def num_negative(self):
@@ -91,16 +86,12 @@ class Dense(Factors):
         k = self.matrix.scale.matrix
         return float(self.blocks.arrays["logarithms"].sum()) + self.matrix.size * (k * float(np.log(2.0)))
 
-    def rounding_of_pivots(self):
-        """Unknown: an eigenvalue can be far below the smallest pivot, so that the contraction of refinement decides."""
-        return np.inf
-
     def has_tiny_pivots(self, threshold):
         return bool(self.pivot_sizes.min() < threshold**2 * self.pivot_sizes.max())
 
     def layer_of_smallest_pivot(self):
         at = int(np.argmin(self.pivot_sizes))
-        return int(np.searchsorted(self.matrix.system.table["parameters"], at, side="right")) - 1
+        return self.layer_of(at)
 
     def covariance_workspace(self, layer, num_kept, purpose):
         P, rows = self.matrix.size, self.blocks.rows

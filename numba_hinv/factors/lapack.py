@@ -9,11 +9,12 @@ from scipy.linalg import lapack
 
 from ..runtime import memory_budget, threads
 from .dense import fill_rows
-from .interface import Factors
+from .interface import LESS_OF_INVERSE
+from .one_matrix import OneMatrix
 from .pivots import PERTURBATION
 
 
-class Lapack(Factors):
+class Lapack(OneMatrix):
     """Factors of ``2^-k (H + shift I)`` as one matrix.
 
     Parameters
@@ -26,8 +27,6 @@ class Lapack(Factors):
     pivots : (P,) int32 array
         Interchanges as sytrf states them; empty after potrf.
     """
-
-    method = "dense"
 
     def __init__(self, matrix, shift, array, pivots):
         self.matrix, self.shift, self.array, self.pivots = matrix, shift, array, pivots
@@ -67,14 +66,6 @@ class Lapack(Factors):
         return values, singular.size
 
     @property
-    def is_altered(self):
-        return self.shift != self.matrix.eps
-
-    @property
-    def num_negative(self):
-        return int((self.eigenvalues < 0).sum())
-
-    @property
     def nbytes(self):
         return self.array.nbytes + self.pivots.nbytes
 
@@ -107,26 +98,10 @@ class Lapack(Factors):
         (solve,) = lapack.get_lapack_funcs(("trtrs",), (self.array,))
         return solve(self.array, rows.T.astype(self.matrix.dtype), lower=1, trans=1)[0].T.astype(np.float64)
 
-    def log_pivots(self):
-        k = self.matrix.scale.matrix
-        return float(np.log(np.abs(self.eigenvalues)).sum()) + self.matrix.size * (k * float(np.log(2.0)))
-
-    def rounding_of_pivots(self):
-        """Unknown: an eigenvalue can be far below the smallest pivot, so that the contraction of refinement decides."""
-        return np.inf
-
-    def has_tiny_pivots(self, threshold):
-        sizes = np.abs(self.eigenvalues)
-        return bool(sizes.min() < threshold**2 * sizes.max())
-
-    def layer_of_smallest_pivot(self):
-        at = int(np.argmin(np.abs(self.eigenvalues)))
-        return int(np.searchsorted(self.matrix.system.table["parameters"], at, side="right")) - 1
-
     def covariance_workspace(self, layer, num_kept, purpose):
         P = self.matrix.size
         count = P * P if layer is None else P * int(self.matrix.system.table["p"][layer])
-        memory_budget.require(self.matrix.dtype.itemsize * count + 8 * num_kept, purpose)
+        memory_budget.require(self.matrix.dtype.itemsize * count + 8 * num_kept, purpose, LESS_OF_INVERSE)
 
     def diagonal(self, noise, work, tick):
         """Rounding needs no imitation here: it is that of the solves which judge the diagonal."""

@@ -12,7 +12,8 @@ import numpy as np
 from scipy.linalg import eigh
 
 from ..runtime import memory_budget, threads
-from .interface import Factors
+from .interface import LESS_OF_INVERSE
+from .one_matrix import OneMatrix
 from .pivots import PERTURBATION
 
 # Those of the systems that have one, for as long as the system is there, as its dense matrix is.
@@ -41,7 +42,7 @@ def decomposition(system):
         return _decompositions[system]
 
 
-class Spectrum(Factors):
+class Spectrum(OneMatrix):
     """Factors of ``2^-k (H + shift I)`` by the eigenvalues of H.
 
     Parameters
@@ -51,8 +52,6 @@ class Spectrum(Factors):
         The multiple of the identity that is factored with, scaled, in place of the matrix's ``eps``.
     shared : Decomposition
     """
-
-    method = "dense"
 
     def __init__(self, matrix, shift, shared):
         self.matrix, self.shift, self.shared = matrix, shift, shared
@@ -66,14 +65,6 @@ class Spectrum(Factors):
     def factorize(cls, matrix, shift=None):
         """The factors of a matrix, by default with its own ``eps``."""
         return cls(matrix, matrix.eps if shift is None else shift, decomposition(matrix.system))
-
-    @property
-    def is_altered(self):
-        return self.shift != self.matrix.eps
-
-    @property
-    def num_negative(self):
-        return int((self.eigenvalues < 0).sum())
 
     @property
     def nbytes(self):
@@ -98,27 +89,15 @@ class Spectrum(Factors):
         check()
         return (rows / np.sqrt(self.eigenvalues)) @ self.shared.vectors.T
 
-    def log_pivots(self):
-        k = self.matrix.scale.matrix
-        return float(np.log(np.abs(self.eigenvalues)).sum()) + self.matrix.size * (k * float(np.log(2.0)))
-
-    def rounding_of_pivots(self):
-        """Unknown, as a bound of the eigenvalue solver's errors: the contraction of refinement decides."""
-        return np.inf
-
-    def has_tiny_pivots(self, threshold):
-        sizes = np.abs(self.eigenvalues)
-        return bool(sizes.min() < threshold**2 * sizes.max())
-
     def layer_of_smallest_pivot(self):
         """That of the largest entry of the eigenvector."""
         vector = self.shared.vectors[:, int(np.argmin(np.abs(self.eigenvalues)))]
         at = int(np.argmax(np.abs(vector)))
-        return int(np.searchsorted(self.matrix.system.table["parameters"], at, side="right")) - 1
+        return self.layer_of(at)
 
     def covariance_workspace(self, layer, num_kept, purpose):
         count = 0 if layer is None else 2 * self.matrix.size * int(self.matrix.system.table["p"][layer])
-        memory_budget.require(8 * (count + num_kept), purpose)
+        memory_budget.require(8 * (count + num_kept), purpose, LESS_OF_INVERSE)
 
     def diagonal(self, noise, work, tick):
         """Rounding needs no imitation here: it is that of the solves which judge the diagonal."""

@@ -160,11 +160,7 @@ def dense(system, out=None, num_threads=None, check=threads.no_check, progress=F
     if found:
         with bar(progress, system.num_samples, "assemble", " samples") as shown:
             found.add(H, True, check, shown.update)
-        finish(found.table, found.plan.places, H, system.l2, found.workers, check)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(H.sum()):
-                return H
-        # Numbers may overflow on the way to where they do not matter.
+        return _completed(system, found, H, check, progress)
     return by_products(system, H, check, progress)
 
 
@@ -180,10 +176,16 @@ def total(matrix, out=None, num_threads=None, check=threads.no_check, progress=F
             if not found.is_affordable():
                 return by_products(matrix, H, check, progress)
             found.add(H, fresh, check, shown.update)
-    finish(found.table, found.plan.places, H, matrix.l2, found.workers, check)
+    return _completed(matrix, found, H, check, progress)
+
+
+def _completed(matrix, assembler, H, check, progress):
+    """H of a matrix, of which an `Assembler` has added all samples."""
+    finish(assembler.table, assembler.plan.places, H, matrix.l2, assembler.workers, check)
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(H.sum()):
             return H
+    # Numbers may overflow on the way to where they do not matter.
     return by_products(matrix, H, check, progress)
 
 
