@@ -24,10 +24,11 @@ METHODS = ("auto", "layers", "dense")
 # factorizations (P = 300: 16, 500: 28, 1,200: 17, 3,000: 21, one thread each); then solves cost the same, and diagonals
 # of the inverse next to nothing.
 SPECTRUM = 24
-# What a flop of the layers' elimination costs, in flops of the dense way: measured from 1.5 (P = 433, 1,210) to 2.0
-# (P = 1,258, 4,202), indefinite matrices, two cores. And how many flops by layers are so few, a fraction of a
+# What a flop of the elimination costs where pivots have m rows, in flops of a large dense factorization: so much at least,
+# and the second number over the square root of m (m = 20: 5, 72: 3, 272: 1.4; `asv_bench/routes.py`). A dense
+# matrix of so many rows takes twice the time of its flops. And how many flops by layers are so few, a fraction of a
 # millisecond, that there is nothing to gain.
-_LAYER_FLOP, _FEW = 1.5, 1e6
+_LAYER_FLOP, _NARROW, _SMALL, _FEW = 1.1, 24.0, 700.0, 1.5e6
 # `_flops_of_layers` of the systems that were factorized.
 _flops = weakref.WeakKeyDictionary()
 
@@ -45,10 +46,10 @@ def chosen(system, dtype, method="auto", checkpoint=False, count=1):
     if method != "auto" or checkpoint or system.on.elimination.batches:
         return "layers" if method == "auto" else method
     layers, P = _flops_of_layers(system), float(system.num_params)
-    dense = P**3 / 3 + (0.0 if system.has_dense else 2.0 * system.num_samples * P * P)
+    dense = (1.0 + _SMALL / P) * (P**3 / 3 + (0.0 if system.has_dense else 2.0 * system.num_samples * P * P))
     if layers <= _FEW:
         return "layers"
-    best, other = ("dense", "layers") if dense < _LAYER_FLOP * layers else ("layers", "dense")
+    best, other = ("dense", "layers") if dense < layers else ("layers", "dense")
     if not memory_budget.fits(num_bytes(system, dtype, best)) and memory_budget.fits(num_bytes(system, dtype, other)):
         best = other
     return best if best == "layers" else chosen(system, dtype, "dense", count=count)
@@ -69,10 +70,11 @@ def for_counts(system, count=1):
 
 
 def _flops_of_layers(system):
-    """Of the elimination layer by layer; counted once."""
+    """Of the elimination layer by layer, each as what it costs; counted once."""
     if system not in _flops:
         m, N = system.table["m"].astype(float), system.table["N"].astype(float)
-        _flops[system] = float((m**3 / 3 + m * m * N + m * N * N).sum())
+        cost = np.maximum(_LAYER_FLOP, _NARROW / np.sqrt(np.maximum(m, 1.0)))
+        _flops[system] = float((cost * (m**3 / 3 + m * m * N + m * N * N)).sum())
     return _flops[system]
 
 

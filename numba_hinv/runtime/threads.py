@@ -139,6 +139,41 @@ def run(jobs, workers):
     return [future.result() for future in futures]
 
 
+def in_order(jobs, workers):
+    """Results of jobs without arguments, in their order, the jobs being asked for as they are needed.
+
+    At most ``workers`` of them are at work or waiting to be taken, so that memory is that of so many.
+
+    Parameters
+    ----------
+    jobs : iterable of callables
+        Gone through in the thread that asks for results.
+    workers : int
+    """
+    if workers <= 1:
+        for job in jobs:
+            yield job()
+        return
+    share = max(1, getattr(_granted, "cores", available_cores()) // workers)
+
+    def granted(job):
+        _granted.cores = share
+        return job()
+
+    with ThreadPoolExecutor(workers, "numba_hinv") as pool:
+        ahead = collections.deque()
+        try:
+            for job in jobs:
+                ahead.append(pool.submit(granted, job))
+                if len(ahead) == workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
 def run_stages(stages, workers, check=no_check):
     """Run the jobs of one stage after the other, those of a stage in any order, on ``workers`` threads.
 

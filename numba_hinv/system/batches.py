@@ -1,9 +1,13 @@
 """The chains of a data set's batches, each a `System`: kept in memory where they fit, and made again otherwise."""
 
+import functools
+
 import numpy as np
 
+from ..kernels.dense import product
+from ..kernels.steps.layer_table import BLOCKS
 from ..layers.model import only_curvature_of_loss
-from ..runtime import memory_budget
+from ..runtime import memory_budget, threads
 from .system import System
 
 # Batches that are not kept take so many bytes, and this many samples at least, with which assembling H is efficient.
@@ -21,8 +25,19 @@ def batch_size_for(model):
     return max(_BATCH, affordable // _BATCH * _BATCH)
 
 
+def workers(table, num_samples, num_vectors=1):
+    """Threads for sweeps that each go through the samples of a batch, with so many vectors.
+
+    One where the derivatives of a layer come from outside, since that code may not be fit for threads.
+    """
+    if (table["kind"] == BLOCKS).any():
+        return 1
+    flops = num_samples * num_vectors * int((table["rows"] * table["p"]).max())
+    return threads.num_workers(None, threads.available_cores(), flops >= product.BLAS_WORK)
+
+
 class Batches:
-    """Pairs ``(weight, System)`` of all batches of samples, each time it is gone through.
+    """Pairs ``(weight, System)`` of all batches of samples, by `jobs` that can be asked for again.
 
     The weight of a batch is its share of the samples, so that losses and gradients that are means over a batch add up to
     the mean over all.
@@ -48,7 +63,7 @@ class Batches:
         self.model, self.params, self.samples, self.curvature = model, params, samples, curvature
         self.kept, room, is_room = [], keep_bytes, True
         loss, gradient = 0.0, np.zeros_like(params)
-        for system, value, slope in self._made():
+        for system, value, slope in threads.in_order(self._jobs(), self._workers()):
             count = system.num_samples
             loss += count * value
             gradient += count * slope
@@ -69,28 +84,40 @@ class Batches:
         """Samples of the largest batch."""
         return min(self.samples.batch_size, self.num_samples)
 
-    def _made(self, num_kept=0):
-        """`System`, loss and gradient of all batches but the first ones."""
-        for index, (X, y) in enumerate(self.samples):
-            if index < num_kept:
-                continue
-            try:
-                lin, loss, gradient = self.model.linearise(self.params, X, y, 2)
-            except ValueError as error:
-                first = index * self.samples.batch_size
-                raise ValueError(f"{error} (samples {first} to {first + X.shape[0] - 1})") from None
-            if self.curvature == "ggn":
-                only_curvature_of_loss(lin)
-            layers = self.model.table(X.shape[0], np.float64)
-            yield System(self.model.chain, self.params, lin, layers=layers), loss, gradient
+    def _workers(self):
+        table, _ = self.model.table(self.samples.batch_size, np.float64)
+        return workers(table, self.samples.batch_size)
 
-    def __iter__(self):
+    def _jobs(self, num_kept=0):
+        """Functions that give `System`, loss and gradient of all batches but the first ones, which are read in turn."""
+        for index, (X, y) in enumerate(self.samples):
+            if index >= num_kept:
+                yield functools.partial(self._linearised, index, X, y)
+
+    def _linearised(self, index, X, y):
+        try:
+            lin, loss, gradient = self.model.linearise(self.params, X, y, 2)
+        except ValueError as error:
+            first = index * self.samples.batch_size
+            raise ValueError(f"{error} (samples {first} to {first + X.shape[0] - 1})") from None
+        if self.curvature == "ggn":
+            only_curvature_of_loss(lin)
+        layers = self.model.table(X.shape[0], np.float64)
+        return System(self.model.chain, self.params, lin, layers=layers), loss, gradient
+
+    def jobs(self):
+        """Functions that each give a pair ``(weight, System)``, for threads."""
         share = 1.0 / self.num_samples
         for system in self.kept:
-            yield share * system.num_samples, system
+            yield functools.partial(tuple, (share * system.num_samples, system))
         if not self.are_kept:
-            for system, *_ in self._made(len(self.kept)):
-                yield share * system.num_samples, system
+            for make in self._jobs(len(self.kept)):
+                yield functools.partial(_weighted, share, make)
+
+
+def _weighted(share, make):
+    system, *_ = make()
+    return share * system.num_samples, system
 
 
 def default_keep_bytes():

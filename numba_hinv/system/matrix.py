@@ -55,6 +55,14 @@ class Matrix(abc.ABC):
         """
 
     @abc.abstractmethod
+    def jobs(self):
+        """Functions that each give one of `parts`, to be called on any thread."""
+
+    def parts(self):
+        """Pairs (weight, `system.System`) of which this is the sum, one after the other."""
+        return (job() for job in self.jobs())
+
+    @abc.abstractmethod
     def dense(self, out=None, num_threads=None, check=threads.no_check, progress=False):
         """H as a (P, P) array of float64, exactly symmetric, the same bits on any number of threads.
 

@@ -112,9 +112,9 @@ class System(Matrix):
         """Samples of the largest of `parts`."""
         return self.num_samples
 
-    def parts(self):
-        """Pairs (weight, `System`) of which this is the sum: itself."""
-        yield 1.0, self
+    def jobs(self):
+        """Functions that each give a pair (weight, `System`) of which this is the sum: itself."""
+        yield lambda: (1.0, self)
 
     def reaches_blas(self):
         """Whether the elimination has products that are large enough for BLAS."""

@@ -3,19 +3,22 @@
 It has products, a norm and a dense form. The sum of chains is no chain, so that it is factored as one dense matrix.
 """
 
+import functools
+
 import numpy as np
 
 from ..kernels.plumbing import binding
 from ..kernels.steps.layer_table import layer_table
 from ..runtime import memory_budget, threads
 from . import dense, scaling
+from .batches import workers
 from .cpu import CPU
 from .matrix import Matrix
 from .processor import require_cpu
 
 
 class Terms:
-    """Pairs ``(weight, System)`` of a weighted sum of matrices, each time it is gone through.
+    """Pairs ``(weight, System)`` of a weighted sum of matrices, by `jobs` that can be asked for again.
 
     Parameters
     ----------
@@ -35,10 +38,16 @@ class Terms:
         """Samples of the largest term."""
         return max(matrix.largest_batch for _, matrix in self.matrices)
 
-    def __iter__(self):
+    def jobs(self):
+        """Functions that each give such a pair, for threads."""
         for weight, matrix in self.matrices:
-            for share, system in matrix.parts():
-                yield weight * share, system
+            for job in matrix.jobs():
+                yield functools.partial(_weighted, weight, job)
+
+
+def _weighted(weight, job):
+    share, system = job()
+    return weight * share, system
 
 
 class Total(Matrix):
@@ -102,11 +111,11 @@ class Total(Matrix):
         """Samples of the largest of `parts`."""
         return self.terms.largest_batch
 
-    def parts(self):
-        """Pairs (weight, `System`), one batch after the other; ``ValueError`` where only H is left."""
+    def jobs(self):
+        """Functions that each give a pair (weight, `System`) of a batch; ``ValueError`` where only H is left."""
         if self.terms is None:
             raise ValueError("H: expected a Hessian with its samples, got one from a file or another process")
-        return iter(self.terms)
+        return self.terms.jobs()
 
     def reaches_blas(self):
         """Whether factorizing has products that are large enough for BLAS."""
@@ -132,10 +141,16 @@ class Total(Matrix):
         found = np.empty_like(rows) if out is None else out
         found.fill(0.0)
         binding.load(np.dtype(np.float64))
-        for weight, system in self.parts():
+
+        def product(job):
+            weight, system = job()
             product = system.multiply(rows, check=check)
             product *= weight
-            found += product
+            return product
+
+        jobs = (functools.partial(product, job) for job in self.jobs())
+        for one in threads.in_order(jobs, workers(self.table, self.largest_batch, rows.shape[0])):
+            found += one
         if k:
             np.ldexp(found, -k, out=found)
         if shift:

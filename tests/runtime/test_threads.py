@@ -10,6 +10,7 @@ import pytest
 from problems import chain, norm_estimate
 
 import numba_hinv as nh
+from numba_hinv.runtime import threads
 
 WORKERS = 6
 
@@ -180,3 +181,46 @@ assert (found[0] == found[1]).all()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_results_in_order_and_no_job_asked_for_before_its_turn():
+    asked, done = [], []
+
+    def jobs():
+        for k in range(9):
+            asked.append(k)
+            yield lambda k=k: done.append(k) or k
+
+    results = threads.in_order(jobs(), 3)
+    assert next(results) == 0
+    assert len(asked) == 3
+    assert [*results] == list(range(1, 9))
+    assert sorted(done) == list(range(9))
+
+
+def test_the_first_failure_of_jobs_in_order_ends_them():
+    def job(k):
+        if k == 4:
+            raise KeyError(k)
+        return k
+
+    for workers in (1, 3):
+        results = threads.in_order((lambda k=k: job(k) for k in range(9)), workers)
+        assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+        with pytest.raises(KeyError, match="4"):
+            next(results)
+
+
+def test_products_of_batches_do_not_depend_on_threads(monkeypatch):
+    rng = np.random.default_rng(0)
+    net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], "mean_squared_error")
+    params, X, y = net.init(seed=0), rng.standard_normal((50, 3)), rng.standard_normal((50, 2))
+    v = rng.standard_normal(net.num_params)
+    found = []
+    for cores in (1, 4):
+        monkeypatch.setattr(threads, "available_cores", lambda cores=cores: cores)
+        for keep_bytes in (0, None):
+            H = net.hessian(params, [(X, y)], keep_bytes=keep_bytes, batch_size=8)
+            found.append([*(H @ v), *H.gradient])
+    np.testing.assert_array_equal(found, found[:1] * 4)
+    np.testing.assert_allclose(found[0][: v.size], net.hessian(params, X, y) @ v, rtol=0, atol=1e-14)
