@@ -65,8 +65,7 @@ class Shifted:
 
     def as_dense(self):
         """The same matrix, multiplied with in the way that costs less where H is kept as one dense matrix."""
-        # About 2 P^2 flops for a vector, 6 P B by layers.
-        is_dense = self.size <= 3 * self.system.num_samples
+        is_dense = self.system.is_dense_cheaper
         return Shifted(self.system, self.damping, self.dtype, self.scale, self._blocks, self.eps, is_dense)
 
     @property
