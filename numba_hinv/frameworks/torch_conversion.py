@@ -1,23 +1,26 @@
 """From a PyTorch module to a `Network`: one pass over the modules in the order in which they are applied."""
 
+import functools
+import inspect
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ..layers.convolution import Conv1d
 from ..layers.dense import Dense
-from ..layers.external import External
+from ..layers.external import External, require_memory
 from ..layers.gated import Gated
 from ..layers.norms import LayerNorm, RMSNorm
 from ..network import Network
 from .torch_chain import Residual, Sin, chain
+from .torch_compiled import uncompiled
 from .torch_function import TorchFunction
+from .torch_probe import DROPOUTS, unsteady
 
 _ACTIVATIONS = {nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.ReLU: "relu", Sin: "sin"}
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # The losses, and the options beside the reduction that must have these values.
 _LOSSES = {
@@ -25,13 +28,19 @@ _LOSSES = {
     nn.MSELoss: ("mean_squared_error", {}),
     nn.BCEWithLogitsLoss: ("binary_cross_entropy", {"weight": None, "pos_weight": None}),
 }
+# The same as functions, whose options have the names of the modules' own.
+_FUNCTIONS = {
+    functional.cross_entropy: nn.CrossEntropyLoss,
+    functional.mse_loss: nn.MSELoss,
+    functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+}
 
 
 def convert(module, loss, input_shape):
     """What `from_torch` returns; ``input_shape`` is a tuple or None."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    loss = _loss_name(loss)
+    module, loss = uncompiled(module), _loss_name(_as_module(loss))
     conversion = Conversion(input_shape or _input_shape(module))
     conversion.add("", module)
     if not conversion.layers:
@@ -47,14 +56,28 @@ def convert(module, loss, input_shape):
     return network, torch.cat(parts).numpy().copy()
 
 
+def _as_module(loss):
+    """The module that a loss which is given as a function is, with the options of a `functools.partial` of one."""
+    options = {}
+    if isinstance(loss, functools.partial) and not loss.args:
+        loss, options = loss.func, loss.keywords
+    is_function = inspect.isroutine(loss) and loss in _FUNCTIONS
+    if not is_function:
+        return loss
+    try:
+        return _FUNCTIONS[loss](**options)
+    except TypeError as error:
+        raise TypeError(f"loss: expected options of {loss.__name__}, got {', '.join(options)} ({error})") from None
+
+
 def _loss_name(loss):
     if isinstance(loss, str):
         return loss
     if type(loss) not in _LOSSES:
         known = ", ".join(f"nn.{kind.__name__}()" for kind in _LOSSES)
-        given = loss.__name__ if isinstance(loss, type) else type(loss).__name__
+        given = getattr(loss, "__name__", type(loss).__name__)
         raise (ValueError if isinstance(loss, nn.Module) else TypeError)(
-            f"loss: expected one of {known}, or the name of a loss; got {given}"
+            f"loss: expected one of {known}, one of their functions, or the name of a loss; got {given}"
         )
     name, options = _LOSSES[type(loss)]
     for option, value in {"reduction": "mean", **options}.items():
@@ -67,6 +90,8 @@ def _loss_name(loss):
 def _input_shape(module):
     """Shape of a sample, from the first module that does something."""
     first = next((part for part in module.modules() if not any(True for _ in part.children())), module)
+    if unsteady(first):
+        raise ValueError(f"module: cannot convert the {type(first).__name__} that comes first: {unsteady(first)}")
     if isinstance(first, nn.Linear):
         return (first.in_features,)
     if isinstance(first, (nn.LayerNorm, nn.RMSNorm)):
@@ -94,9 +119,9 @@ class Conversion:
         self._refuse_hooks(name, module)
         if "forward" in vars(module):
             self._refuse(name, module, "its forward was replaced, which a copy of it would not notice")
-        if kind in _DROPOUTS and module.training and module.p > 0.0:
-            self._refuse(name, module, f"it is random while training (p={module.p:g}); call eval() first")
-        if kind is nn.Identity or kind in _DROPOUTS:
+        if unsteady(module):
+            self._refuse(name, module, unsteady(module))
+        if kind is nn.Identity or kind in DROPOUTS:
             return
         if kind in (nn.Flatten, nn.Unflatten):
             self._reshape(name, module)
@@ -201,15 +226,20 @@ class Conversion:
         for part_name, part in module.named_modules():
             whole_name = f"{name}.{part_name}".strip(".")
             self._refuse_hooks(whole_name, part)
-            if isinstance(part, _BATCH_NORMS) and part.training:
-                self._refuse(whole_name, part, "it mixes the samples of a batch while training; call eval() first")
+            if unsteady(part):
+                self._refuse(whole_name, part, unsteady(part))
         self._refuse_parameters(name, module)
+        sizes = int(np.prod(self.shape)), 1, sum(parameter.numel() for parameter in module.parameters())
         try:
+            # Before anything as large as the module is made; its outputs are known after the first call alone.
+            require_memory(*sizes, 1)
             function = TorchFunction(module, self.shape)
+            sizes = function.in_features, function.out_features, function.num_params
+            require_memory(*sizes, 1)
+            function.check_derivatives()
         except Exception as error:
             self._refuse(name, module, error, error)
         functions = function, function.jacobian, function.curvature
-        sizes = function.in_features, function.out_features, function.num_params
         self._append(name, module, External(*functions, *sizes, function.params()), function.output_shape)
 
     def _refuse_hooks(self, name, module):
@@ -230,7 +260,8 @@ class Conversion:
 
     def _refuse(self, name, module, reason, cause=None):
         place = f"layer {len(self.layers)} ({name!r}, {type(module).__name__})"
-        raise ValueError(f"module: cannot convert {place}: {reason}") from cause
+        kind = MemoryError if isinstance(cause, MemoryError) else ValueError
+        raise kind(f"module: cannot convert {place}: {reason}") from cause
 
 
 def _activation(module):
