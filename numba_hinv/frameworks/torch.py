@@ -21,7 +21,8 @@ def from_torch(module, loss, input_shape=None):
     Returns
     -------
     network : Network
-        Its inputs, states and outputs are the module's, each sample's flattened row by row.
+        Its inputs, states and outputs are the module's, each sample's flattened row by row; but states behind a Linear
+        over positions lie feature by feature.
     params : (P,) array
         As ``torch.nn.utils.parameters_to_vector(module.parameters())``: float32 where all parameters are, else float64.
 
@@ -41,7 +42,8 @@ def from_torch(module, loss, input_shape=None):
     -----
     Recognised, with the fast elimination or compiled derivatives of this library's own layers: Linear, and Conv1d with
     groups=1 that pads with zeros, equally many on both sides, each with a Tanh, Sigmoid, Softplus, SiLU, GELU or ReLU
-    after it; LayerNorm, RMSNorm and GLU over all features of a sample; Sequential; Identity, Flatten, Unflatten and
+    after it; Linear applied to each position of a sequence, as a convolution; LayerNorm, RMSNorm and GLU over all
+    features of a sample; Sequential; Identity, Flatten, Unflatten and
     Dropout that do nothing to the numbers; modules of one's own whose ``forward`` is such a chain (functions like
     ``torch.tanh`` included), and blocks ``x + activation(linear(x))``, or with a Conv1d in Linear's place. What a
     forward does is seen by ``torch.fx``. Softplus is taken without torch's threshold, where it is off by 2e-9.

@@ -55,6 +55,10 @@ class TorchFunction:
     module : torch.nn.Module
     shape : tuple of int
         Of one sample.
+    turned : (positions, features), optional
+        The numbers of a sample lie feature by feature, while the module wants the features of a position side by side.
+    name : str, optional
+        By default that of the module's class.
 
     Raises
     ------
@@ -62,15 +66,15 @@ class TorchFunction:
         The module's outputs for a sample are not a function of that sample alone, or why they cannot be found.
     """
 
-    def __init__(self, module, shape):
-        self.shape = shape
+    def __init__(self, module, shape, turned=None, name=None):
+        self.shape, self.turned = shape, turned
         self._module = copy.deepcopy(module).to("cpu", torch.float64)
         for part in self._module.modules():
             if getattr(part, "inplace", False):
                 part.inplace = False
         self._modules = {torch.float64: self._module}
         self._parameters = [(name, p.shape, p.numel()) for name, p in self._module.named_parameters()]
-        self.__name__ = type(module).__name__
+        self.__name__ = name or type(module).__name__
         with _alone():
             self.output_shape = output_shape(self._module, shape)
 
@@ -191,6 +195,9 @@ class TorchFunction:
             start += count
         if x.dtype not in self._modules:
             self._modules[x.dtype] = copy.deepcopy(self._module).to(x.dtype)
+        if self.turned is not None:
+            positions, features = self.turned
+            Z = Z.reshape(-1, features, positions).transpose(1, 2)
         output = functional_call(self._modules[x.dtype], parameters, (Z.reshape(-1, *self.shape),))
         return output.reshape(output.shape[0], -1)
 

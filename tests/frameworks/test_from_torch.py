@@ -178,11 +178,24 @@ def structured():
             [dense(3, 6, activation="tanh"), nh.Conv1d(2, 2, 3, 3, padding=1, skip=True),
              nh.Conv1d(2, 3, 2, 3, "silu", bias=False), dense(6, 2, activation="identity")],
         ),
+        "dropout and shapes": (
+            double(nn.Unflatten(1, (3, 1)), nn.Dropout1d(0.5).eval(), nn.Flatten(), nn.Linear(3, 4), nn.Dropout(0.9).eval(),
+                   nn.Tanh(), nn.AlphaDropout(0.1).eval(), nn.Linear(4, 2)),
+            [dense(3, 4, activation="tanh"), dense(4, 2, activation="identity")],
+        ),
         "deep": (
             double(nn.Linear(3, 2), *[Skip(nn.Linear(2, 2), nn.Tanh()) for _ in range(30)]),
             [dense(3, 2, activation="identity"), *[dense(2, 2, activation="tanh", skip=True)] * 30],
         ),
     }
+
+
+def trained_norm(channels):
+    """A batch normalisation with statistics of its own."""
+    norm = nn.BatchNorm1d(channels)
+    norm.running_mean.uniform_(-1.0, 1.0)
+    norm.running_var.uniform_(0.5, 2.0)
+    return norm
 
 
 def unknown():
@@ -223,7 +236,12 @@ def unknown():
         ),
         "linear over positions": (
             double(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.Linear(2, 3), nn.Flatten(), nn.Tanh()),
-            ["Linear", "Tanh"],
+            ["Transposition"],
+        ),
+        "batch norm of channels": (
+            double(nn.Linear(3, 8), nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 3, 2), trained_norm(3), nn.Tanh(), nn.Dropout(0.5),
+                   nn.Flatten(), nn.Linear(9, 2)).eval(),
+            ["BatchNorm1d", "Tanh"],
         ),
         "twice": (double(nn.Linear(3, 3), Twice(3)), ["Twice"]),
     }
@@ -309,6 +327,48 @@ def test_convolutions(loss):
         nh.Conv1d(2, 2, 3, 6, "sigmoid", padding=2, dilation=2), nh.Conv1d(2, 1, 2, 6, "identity"),
         dense(5, 3, activation="identity"),
     )
+
+
+class OverPositions(nn.Module):
+    """A chain of one's own over the positions of a sequence."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(n, 3), nn.Linear(3, 3, bias=False), nn.Linear(3, n)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        x = x + functional.silu(self.second(x))
+        return self.last(x)
+
+
+def over_positions():
+    """Nets of sequences (4, 3), and what their layers are called."""
+    return {
+        "perceptron": (
+            double(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2), nn.Flatten(), nn.Tanh(), nn.Linear(8, 2)),
+            ["Conv1d", "Conv1d", "Transposition", "Dense"],
+        ),
+        "ends turned": (double(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 2)), ["Conv1d", "Conv1d", "Transposition"]),
+        "own": (double(OverPositions(3), nn.Flatten(), nn.Linear(12, 2)), ["Conv1d"] * 3 + ["Transposition", "Dense"]),
+        "unknown between": (
+            double(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2), nn.ELU(), nn.Flatten(), nn.Linear(8, 2)),
+            ["Conv1d", "LayerNorm", "Conv1d", "ELU", "Dense"],
+        ),
+        "skip of rows": (double(Skip(nn.Linear(3, 3), nn.Tanh()), nn.Linear(3, 1)), ["Skip", "Conv1d", "Transposition"]),
+        "other positions": (
+            double(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.Linear(4, 2), nn.Flatten(1, 2), nn.Linear(2, 3),
+                   nn.Unflatten(2, (3, 1)), nn.Linear(1, 2), nn.Flatten(2), nn.Conv1d(4, 1, 2)),
+            ["Conv1d", "Conv1d", "Conv1d", "Transposition", "Conv1d", "Transposition", "Conv1d"],
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", over_positions())
+def test_linear_over_positions(name):
+    module, names = over_positions()[name]
+    net = check(module, nn.MSELoss(), (4, 3), batch=2)
+    assert [getattr(layer, "function", type(layer)).__name__ for layer in net.layers] == names
 
 
 def test_modules_of_ones_own():
