@@ -151,7 +151,8 @@ class Conversion:
             self.turn_back()
         layer = linear_over_positions(module, count, self.turned is not None)
         self._append(name, module, layer, (*positions, module.out_features))
-        self.turned = count, module.out_features
+        # One feature a position lies the same either way.
+        self.turned = (count, module.out_features) if module.out_features > 1 else None
 
     def turn_back(self):
         """Have the state lie as the module has it."""

@@ -26,9 +26,9 @@ def activation_of(module):
 def layer_of(module, shape):
     """The layer that a module is for states of this shape, and their next shape; None where it is none of ours."""
     kind, features = type(module), int(np.prod(shape))
-    if kind is nn.Linear and shape == (module.in_features,):
+    if kind is nn.Linear and features == module.in_features and shape[-1:] == (features,):
         bias = module.bias is not None
-        return Dense(module.in_features, module.out_features, "identity", bias), (module.out_features,)
+        return Dense(module.in_features, module.out_features, "identity", bias), (*shape[:-1], module.out_features)
     if kind is nn.Conv1d and len(shape) == 2 and shape[0] == module.in_channels:
         layer = _convolution(module, shape[1])
         return (None, None) if layer is None else (layer, (layer.out_channels, layer.out_length))

@@ -355,7 +355,10 @@ def over_positions():
             double(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2), nn.ELU(), nn.Flatten(), nn.Linear(8, 2)),
             ["Conv1d", "LayerNorm", "Conv1d", "ELU", "Dense"],
         ),
-        "skip of rows": (double(Skip(nn.Linear(3, 3), nn.Tanh()), nn.Linear(3, 1)), ["Skip", "Conv1d", "Transposition"]),
+        "skip of rows": (double(Skip(nn.Linear(3, 3), nn.Tanh()), nn.Linear(3, 1)), ["Skip", "Conv1d"]),
+        "one position": (
+            double(nn.Flatten(), nn.Unflatten(1, (1, 12)), nn.Linear(12, 3), nn.Tanh(), nn.Linear(3, 2)), ["Dense", "Dense"]
+        ),
         "other positions": (
             double(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.Linear(4, 2), nn.Flatten(1, 2), nn.Linear(2, 3),
                    nn.Unflatten(2, (3, 1)), nn.Linear(1, 2), nn.Flatten(2), nn.Conv1d(4, 1, 2)),
@@ -576,6 +579,7 @@ class Undifferentiable(nn.Module):
     (lambda: trained(Function(lambda x: functional.dropout(x, 0.001))),
      r"layer 0 \('', Function\): it is random: a call draws from PyTorch's generator; call eval\(\) first"),
     (lambda: Function(lambda x: x + np.random.rand()), r"it is random: two calls with the same input differ"),
+    (lambda: nn.Sequential(Function(lambda x: x.sum(dim=1)), nn.Linear(1, 2)), r"'1', Linear\): it cannot be called"),
     (lambda: Function(lambda x: (x, x)), r"expected a float64 tensor .*, got tuple; .* to return the outputs alone"),
     (lambda: double(nn.Linear(3, 4), Function(lambda x: 2 * Misplaced.apply(x))), r"its second derivatives are not symmetric: "),
     (lambda: trained(nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Tanh(), nn.Dropout(0.2)))),
