@@ -13,7 +13,7 @@ from .certainty import condition, covariance, determinant, solution
 from .certainty.inertia import Inertia
 from .certainty.solver import Solver
 from .factors import choice
-from .runtime import archive
+from .runtime import archive, tensors
 from .runtime.progress import bar
 from .runtime.validation import as_flag, as_float_dtype, as_generator, as_layer, as_real, as_size
 from .system import processor
@@ -286,6 +286,7 @@ class Factorization(SymmetricOperator):
         Parameters
         ----------
         b : (P,) or (P, k) array
+            Or a tensor of PyTorch, on any device.
         refine : bool
             Whether to refine on the residual in float64, to a normwise backward error
             ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)`` near machine precision. Without it, the answer of the
@@ -302,7 +303,8 @@ class Factorization(SymmetricOperator):
         Returns
         -------
         x : array of the shape of b
-            In the wider dtype of b and the parameters, and in Fortran order: every solution is contiguous.
+            In the wider dtype of b and the parameters, and in Fortran order: every solution is contiguous. For a tensor,
+            a tensor in its dtype and on its device, which autograd takes for a constant (docs/pytorch.md has a recipe).
         info : SolveInfo
             Only with ``full_output``.
 
@@ -328,17 +330,22 @@ class Factorization(SymmetricOperator):
         """
         refine, full_output = as_flag("refine", refine), as_flag("full_output", full_output)
         solver, on = self.solver, self.hessian.system.on
+        tensor, b = b, tensors.plain(b, self._is_on_device)
         given, dtype = on.columns.as_columns("b", b, self.shape[0], self.dtype)
         x, info = solution.solve(solver, given, dtype, refine, full_output, num_threads, progress)
         if refine:
             worst = info.backward_error.max(initial=0.0)
             solution.warn(solver, worst, info.refinement_steps, info.krylov_steps, dtype, stacklevel=3)
         shape = tuple(b.shape) if processor.is_on_device(b) else np.shape(b)
-        x = on.columns.result(x, shape)
+        x = tensors.like(on.columns.result(x, shape), tensor)
         if not full_output:
             return x
         errors, bounds = info.backward_error.reshape(shape[1:]), info.error_bound.reshape(shape[1:])
         return x, info._replace(backward_error=errors, error_bound=bounds)
+
+    @property
+    def _is_on_device(self):
+        return self.hessian.device != "cpu"
 
     def _of_device(self, x):
         return self.solve(x)

@@ -420,6 +420,10 @@ class Hessian(SymmetricOperator):
         """Estimate of the 2-norm of H from below, by power steps; computed once, always from the same start."""
         return self.system.norm()
 
+    @property
+    def _is_on_device(self):
+        return self.device != "cpu"
+
     def _of_device(self, x):
         return self.system.on.columns.result(self._matmat(x), x.shape)
 

@@ -9,7 +9,7 @@ from .hessian import Hessian
 from .layers.dense import Dense
 from .layers.model import STRUCTURED, Model, only_curvature_of_loss
 from .layers.samples import Samples, is_in_memory
-from .runtime import memory_budget
+from .runtime import memory_budget, tensors
 from .runtime.progress import bar
 from .runtime.validation import as_float_dtype, as_real, as_size
 from .system import processor
@@ -148,15 +148,16 @@ class Network:
         Parameters
         ----------
         params : (P,) array
-            float32 is kept and decides the precision; everything else becomes float64.
+            float32 is kept and decides the precision; everything else becomes float64. Or a tensor of PyTorch.
         X : (B, in_features of the first layer) array
 
         Returns
         -------
         output : (B, out_features of the last layer) array
+            For params in a tensor, a tensor in its dtype and on its device.
         """
-        params = self.model.check_params(params)
-        return self.model.forward(params, self.model.check_X(X, params.dtype))
+        given, params = params, self.model.check_params(params)
+        return tensors.like(self.model.forward(params, self.model.check_X(X, params.dtype)), given)
 
     def loss(self, params, X, y=None, l2=0.0):
         """The loss, averaged as `Network` says, as a float. Arguments as for `gradient`."""
@@ -173,6 +174,7 @@ class Network:
         Parameters
         ----------
         params : (P,) array
+            As X and y, it may be a tensor of PyTorch on any device.
         X : (B, in_features of the first layer) array, or batches
             Anything that slices like an array and is not in memory (`numpy.memmap`, data sets of h5py and zarr) is read a
             batch at a time. So are batches, where y is None: pairs ``(X, y)`` from a list, a DataLoader of PyTorch, or a
@@ -185,7 +187,7 @@ class Network:
         Returns
         -------
         gradient : (P,) array
-            In the dtype of ``params``.
+            In the dtype of ``params``; where that is a tensor, a tensor on its device.
         """
         return self.loss_and_gradient(params, X, y, l2)[1]
 
@@ -198,9 +200,9 @@ class Network:
         -------
         loss : float
         gradient : (P,) array
-            In the dtype of ``params``.
+            In the dtype of ``params``; where that is a tensor, a tensor on its device.
         """
-        l2, params = _as_l2(l2), self.model.check_params(params)
+        given, l2, params = params, _as_l2(l2), self.model.check_params(params)
         value, total = 0.0, None
         for X, targets, share in self._shares(X, y, params.dtype):
             _, one, gradient = self.model.linearise(params, X, targets, 1)
@@ -208,7 +210,8 @@ class Network:
             if share < 1.0:
                 gradient = share * gradient.astype(np.float64, copy=False)
             total = gradient if total is None else total + gradient
-        return _add_l2(l2, params, value, total.astype(params.dtype, copy=False))
+        value, gradient = _add_l2(l2, params, value, total.astype(params.dtype, copy=False))
+        return value, tensors.like(gradient, given)
 
     def _shares(self, X, y, dtype):
         """Triples of samples, targets in ``dtype`` and share of all samples: one of arrays in memory, or of each batch."""
@@ -273,6 +276,7 @@ class Network:
         Costs about three times the flops of the loss. Beside the blocks that are kept, samples in batches take memory for
         one batch at a time.
         """
+        params, X, y = (tensors.plain(given, device != "cpu") for given in (params, X, y))
         on = processor.get(device, params)
         if not isinstance(curvature, str) or curvature not in ("hessian", "ggn"):
             raise ValueError(f"curvature: expected 'hessian' or 'ggn', got {curvature!r}")

@@ -196,6 +196,31 @@ for problem in example.problems():
     assert max(float(value) for value in re.findall(r"^start (\S+)$", check, re.M)) < 1e-12
 
 
+def test_tune_l2(tmp_path):
+    """The strength that is found has a lower loss than all others, and slopes are those of differences."""
+    pytest.importorskip("torch")
+    example = ROOT / "examples" / "tune_l2.py"
+    output = run([str(example), "--tolerance", "0.1"], tmp_path)
+    table = np.array([line.replace("%", "").split() for line in output.splitlines() if re.match(r" +\d", line)], float)
+    best = table[np.abs(table[:, 3]).argmin()]
+    assert float(row(output, "least loss on others at a strength of")[0]) == pytest.approx(best[0], rel=0.2)
+    assert best[1] == table[:, 1].min() and table[0, 3] < 0 < table[1, 3]
+    check = run(["-c", f"""
+import sys
+sys.path.insert(0, {str(example.parent)!r})
+import torch
+from tune_l2 import Problem
+problem = Problem()
+logarithm = torch.tensor(1e-2, dtype=torch.float64).log().requires_grad_()
+problem.judge(problem.trained(logarithm.exp()))[0].backward()
+at = [problem.judge(problem.trained((logarithm.detach() + t).exp()))[0].item() for t in (1e-3, -1e-3)]
+difference = (at[0] - at[1]) / 2e-3
+print("slope", abs(difference - logarithm.grad.item()) / abs(difference))
+"""], tmp_path)
+    # Central differences: the square of the step, times third derivatives over first ones.
+    assert float(row(check, "slope")[0]) < 1e-4
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_readme_snippet(number, tmp_path):
     for package in ("torch", "sklearn"):

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..layers.samples import is_in_memory
 from ..network import Network
+from ..runtime import tensors
 from ..runtime.progress import bar
 from ..runtime.validation import as_array, as_real, as_size
 from . import saddle, warmup as lbfgs_warmup
@@ -137,7 +138,7 @@ def minimize(
         batch_size = as_size("batch_size", batch_size)
     if y is not None and is_in_memory(X):
         X = as_array("X", X, (None, net.layers[0].in_features), np.float64)
-        y = np.asarray(y)
+        y = np.asarray(tensors.plain(y))
     elif batch_size is not None:
         raise ValueError(f"batch_size: expected None for samples that are read in batches already, got {batch_size}")
     batches = _Batches(X, y, batch_size, np.random.default_rng(seed))

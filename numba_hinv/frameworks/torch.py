@@ -10,16 +10,19 @@ def from_torch(module, loss, input_shape=None):
     ----------
     module : torch.nn.Module
         As a rule an ``nn.Sequential``, nested or not. It is neither changed nor kept: modules are copied, to the CPU.
-    loss : torch.nn.Module or str
+        Wrappers of ``torch.compile`` around it or its parts are taken off.
+    loss : torch.nn.Module, function or str
         An ``nn.CrossEntropyLoss``, ``nn.MSELoss`` or ``nn.BCEWithLogitsLoss`` with its defaults (reduction "mean", no
-        weights, no label smoothing), or the name of a loss of this library.
+        weights, no label smoothing); the function of one of these in ``torch.nn.functional``, or a `functools.partial` of
+        it; or the name of a loss of this library.
     input_shape : int or tuple of int, optional
         Of one sample, without the batch. Needed unless a Linear or a norm comes first, which tells it.
 
     Returns
     -------
     network : Network
-        Its inputs, states and outputs are the module's, each sample's flattened row by row.
+        Its inputs, states and outputs are the module's, each sample's flattened row by row; but states behind a Linear
+        over positions lie feature by feature.
     params : (P,) array
         As ``torch.nn.utils.parameters_to_vector(module.parameters())``: float32 where all parameters are, else float64.
 
@@ -31,20 +34,28 @@ def from_torch(module, loss, input_shape=None):
         A module cannot be converted: which one and why. Among the reasons: it mixes the samples of a batch (batch
         normalisation while training), is random (dropout while training), has hooks, parameters that are frozen,
         that another layer has too, or of a dtype other than float32 and float64, or cannot be differentiated twice.
+    MemoryError
+        A module has to be an external layer of more parameters than a Hessian of one sample has memory for: which one.
+        Nothing as large as that has been allocated.
 
     Notes
     -----
     Recognised, with the fast elimination or compiled derivatives of this library's own layers: Linear, and Conv1d with
     groups=1 that pads with zeros, equally many on both sides, each with a Tanh, Sigmoid, Softplus, SiLU, GELU or ReLU
-    after it; LayerNorm, RMSNorm and GLU over all features of a sample; Sequential; Identity, Flatten, Unflatten and
+    after it; Linear applied to each position of a sequence, as a convolution; LayerNorm, RMSNorm and GLU over all
+    features of a sample; Sequential; Identity, Flatten, Unflatten and
     Dropout that do nothing to the numbers; modules of one's own whose ``forward`` is such a chain (functions like
     ``torch.tanh`` included), and blocks ``x + activation(linear(x))``, or with a Conv1d in Linear's place. What a
     forward does is seen by ``torch.fx``. Softplus is taken without torch's threshold, where it is off by 2e-9.
 
     Every other module becomes one `External` layer, differentiated by ``torch.func`` in a copy of the module. With n_in
-    inputs and p parameters that costs 2 (n_in + p) passes of the batch, and a pivot of all p rows, so put what is
-    unknown into modules of its own, beside Linear and Conv1d layers rather than around them: ``network.layers`` shows
-    what became of everything. Buffers are constants.
+    inputs and p parameters that costs 2 (n_in + p) passes of the batch, 16 p^2 bytes, and a pivot of all p rows, so put
+    what is unknown into modules of its own, beside Linear and Conv1d layers rather than around them: ``network.layers``
+    shows what became of everything. Buffers are constants. Converting takes a few passes alone.
+
+    The fused kernels of attention have no second derivative. While the module is called or differentiated, attention is
+    computed by its formula (``sdpa_kernel(SDPBackend.MATH)``, and no fast path of nn.MultiheadAttention); these settings
+    are those of the whole process, and are put back. docs/pytorch.md has more, tensors and autograd included.
 
     Examples
     --------

@@ -1,23 +1,24 @@
 """From a PyTorch module to a `Network`: one pass over the modules in the order in which they are applied."""
 
+import functools
+import inspect
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ..layers.convolution import Conv1d
 from ..layers.dense import Dense
-from ..layers.external import External
-from ..layers.gated import Gated
-from ..layers.norms import LayerNorm, RMSNorm
+from ..layers.external import External, require_memory
 from ..network import Network
-from .torch_chain import Residual, Sin, chain
+from .torch_chain import Residual, chain
+from .torch_compiled import uncompiled
 from .torch_function import TorchFunction
+from .torch_layers import activation_of, layer_of, linear_over_positions
+from .torch_probe import DROPOUTS, unsteady
 
-_ACTIVATIONS = {nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.ReLU: "relu", Sin: "sin"}
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # The losses, and the options beside the reduction that must have these values.
 _LOSSES = {
@@ -25,15 +26,22 @@ _LOSSES = {
     nn.MSELoss: ("mean_squared_error", {}),
     nn.BCEWithLogitsLoss: ("binary_cross_entropy", {"weight": None, "pos_weight": None}),
 }
+# The same as functions, whose options have the names of the modules' own.
+_FUNCTIONS = {
+    functional.cross_entropy: nn.CrossEntropyLoss,
+    functional.mse_loss: nn.MSELoss,
+    functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+}
 
 
 def convert(module, loss, input_shape):
     """What `from_torch` returns; ``input_shape`` is a tuple or None."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    loss = _loss_name(loss)
+    module, loss = uncompiled(module), _loss_name(_as_module(loss))
     conversion = Conversion(input_shape or _input_shape(module))
     conversion.add("", module)
+    conversion.turn_back()
     if not conversion.layers:
         raise ValueError("module: expected at least one layer, got a module that does nothing")
     if loss == "softmax_cross_entropy" and len(conversion.shape) != 1:
@@ -47,14 +55,28 @@ def convert(module, loss, input_shape):
     return network, torch.cat(parts).numpy().copy()
 
 
+def _as_module(loss):
+    """The module that a loss which is given as a function is, with the options of a `functools.partial` of one."""
+    options = {}
+    if isinstance(loss, functools.partial) and not loss.args:
+        loss, options = loss.func, loss.keywords
+    is_function = inspect.isroutine(loss) and loss in _FUNCTIONS
+    if not is_function:
+        return loss
+    try:
+        return _FUNCTIONS[loss](**options)
+    except TypeError as error:
+        raise TypeError(f"loss: expected options of {loss.__name__}, got {', '.join(options)} ({error})") from None
+
+
 def _loss_name(loss):
     if isinstance(loss, str):
         return loss
     if type(loss) not in _LOSSES:
         known = ", ".join(f"nn.{kind.__name__}()" for kind in _LOSSES)
-        given = loss.__name__ if isinstance(loss, type) else type(loss).__name__
+        given = getattr(loss, "__name__", type(loss).__name__)
         raise (ValueError if isinstance(loss, nn.Module) else TypeError)(
-            f"loss: expected one of {known}, or the name of a loss; got {given}"
+            f"loss: expected one of {known}, one of their functions, or the name of a loss; got {given}"
         )
     name, options = _LOSSES[type(loss)]
     for option, value in {"reduction": "mean", **options}.items():
@@ -67,6 +89,8 @@ def _loss_name(loss):
 def _input_shape(module):
     """Shape of a sample, from the first module that does something."""
     first = next((part for part in module.modules() if not any(True for _ in part.children())), module)
+    if unsteady(first):
+        raise ValueError(f"module: cannot convert the {type(first).__name__} that comes first: {unsteady(first)}")
     if isinstance(first, nn.Linear):
         return (first.in_features,)
     if isinstance(first, (nn.LayerNorm, nn.RMSNorm)):
@@ -78,10 +102,14 @@ def _input_shape(module):
 
 
 class Conversion:
-    """The layers so far, the parameters in them, and the shape of a sample's state behind them."""
+    """The layers so far, the parameters in them, and the shape of a sample's state behind them.
 
-    def __init__(self, shape):
-        self.shape = shape
+    turned : (positions, features) where the state lies in memory feature by feature, as convolutions leave it, while the
+        module has the features of a position side by side; otherwise None.
+    """
+
+    def __init__(self, shape, turned=None):
+        self.shape, self.turned = shape, turned
         self.layers = []
         self.parameters = []
         self._present = set()
@@ -94,42 +122,42 @@ class Conversion:
         self._refuse_hooks(name, module)
         if "forward" in vars(module):
             self._refuse(name, module, "its forward was replaced, which a copy of it would not notice")
-        if kind in _DROPOUTS and module.training and module.p > 0.0:
-            self._refuse(name, module, f"it is random while training (p={module.p:g}); call eval() first")
-        if kind is nn.Identity or kind in _DROPOUTS:
+        if unsteady(module):
+            self._refuse(name, module, unsteady(module))
+        if kind is nn.Identity or kind in DROPOUTS:
             return
         if kind in (nn.Flatten, nn.Unflatten):
             self._reshape(name, module)
             return
-        activation = _activation(module)
+        activation = activation_of(module)
         if activation is not None and self._activate(activation):
             return
-        layer, shape = self._layer(module)
+        layer, shape = layer_of(module, self.shape)
         if layer is not None:
+            self.turn_back()
             self._append(name, module, layer, shape)
+            return
+        if kind is nn.Linear and len(self.shape) > 1 and self.shape[-1] == module.in_features:
+            self._add_over_positions(name, module)
             return
         steps = None if kind.__module__.startswith("torch.nn.") and kind is not nn.Sequential else chain(module)
         if steps is None or not self._add_chain(name, module, steps):
             self._add_external(name, module)
 
-    def _layer(self, module):
-        """The layer that a module is for states of this shape, and their next shape; None where it is none of ours."""
-        kind, features = type(module), int(np.prod(self.shape))
-        if kind is nn.Linear and self.shape == (module.in_features,):
-            bias = module.bias is not None
-            return Dense(module.in_features, module.out_features, "identity", bias), (module.out_features,)
-        if kind is nn.Conv1d and len(self.shape) == 2 and self.shape[0] == module.in_channels:
-            layer = _convolution(module, self.shape[1])
-            return (None, None) if layer is None else (layer, (layer.out_channels, layer.out_length))
-        if kind is nn.GLU and len(self.shape) == 1 and module.dim in (-1, 1) and features % 2 == 0:
-            return Gated(features // 2, "sigmoid"), (features // 2,)
-        if kind in (nn.LayerNorm, nn.RMSNorm) and tuple(module.normalized_shape) == self.shape:
-            if module.weight is not None and kind is nn.LayerNorm:
-                return LayerNorm(features, module.eps, module.bias is not None), self.shape
-            if module.weight is not None:
-                eps = torch.finfo(module.weight.dtype).eps if module.eps is None else module.eps
-                return RMSNorm(features, eps), self.shape
-        return None, None
+    def _add_over_positions(self, name, module):
+        *positions, features = self.shape
+        count = int(np.prod(positions))
+        if self.turned != (count, features):
+            self.turn_back()
+        layer = linear_over_positions(module, count, self.turned is not None)
+        self._append(name, module, layer, (*positions, module.out_features))
+        # One feature a position lies the same either way.
+        self.turned = (count, module.out_features) if module.out_features > 1 else None
+
+    def turn_back(self):
+        """Have the state lie as the module has it."""
+        if self.turned is not None:
+            self._append_external("", nn.Identity(), TorchFunction(nn.Identity(), self.shape, self.turned, "Transposition"))
 
     def _activate(self, activation):
         """Give the last layer an activation; False if it takes none or has one."""
@@ -146,10 +174,10 @@ class Conversion:
             called = [id(parameter) for call in _calls(steps) for parameter in call.module.parameters()]
             if called != [id(parameter) for parameter in module.parameters()]:
                 return False
-        layers, parameters, shape, present = list(self.layers), list(self.parameters), self.shape, set(self._present)
+        before = list(self.layers), list(self.parameters), self.shape, self.turned, set(self._present)
         if self._add_steps(name, steps):
             return True
-        self.layers, self.parameters, self.shape, self._present = layers, parameters, shape, present
+        self.layers, self.parameters, self.shape, self.turned, self._present = before
         return False
 
     def _add_steps(self, name, steps):
@@ -163,14 +191,16 @@ class Conversion:
 
     def _add_residual(self, name, step):
         """Add one layer with a skip; False if the steps are more than that."""
-        branch = Conversion(self.shape)
+        branch = Conversion(self.shape, self.turned)
         # Errors count the layers before it, too; an activation must not become theirs.
         before = len(self.layers)
         branch.layers, branch._present = [None] * before, self._present
         if not branch._add_steps(name, step.steps) or len(branch.layers) != before + 1:
             return False
         layer = branch.layers[-1]
-        if not isinstance(layer, (Dense, Conv1d)) or layer.skip or branch.shape != self.shape:
+        if not isinstance(layer, (Dense, Conv1d)) or layer.skip:
+            return False
+        if (branch.shape, branch.turned) != (self.shape, self.turned):
             return False
         try:
             layer = replace(layer, skip=True)
@@ -201,16 +231,26 @@ class Conversion:
         for part_name, part in module.named_modules():
             whole_name = f"{name}.{part_name}".strip(".")
             self._refuse_hooks(whole_name, part)
-            if isinstance(part, _BATCH_NORMS) and part.training:
-                self._refuse(whole_name, part, "it mixes the samples of a batch while training; call eval() first")
+            if unsteady(part):
+                self._refuse(whole_name, part, unsteady(part))
         self._refuse_parameters(name, module)
+        sizes = int(np.prod(self.shape)), 1, sum(parameter.numel() for parameter in module.parameters())
         try:
-            function = TorchFunction(module, self.shape)
+            # Before anything as large as the module is made; its outputs are known after the first call alone.
+            require_memory(*sizes, 1)
+            function = TorchFunction(module, self.shape, self.turned)
+            sizes = function.in_features, function.out_features, function.num_params
+            require_memory(*sizes, 1)
+            function.check_derivatives()
         except Exception as error:
             self._refuse(name, module, error, error)
+        self._append_external(name, module, function)
+
+    def _append_external(self, name, module, function):
         functions = function, function.jacobian, function.curvature
         sizes = function.in_features, function.out_features, function.num_params
         self._append(name, module, External(*functions, *sizes, function.params()), function.output_shape)
+        self.turned = None
 
     def _refuse_hooks(self, name, module):
         if any(getattr(module, hooks) for hooks in _HOOKS):
@@ -230,37 +270,8 @@ class Conversion:
 
     def _refuse(self, name, module, reason, cause=None):
         place = f"layer {len(self.layers)} ({name!r}, {type(module).__name__})"
-        raise ValueError(f"module: cannot convert {place}: {reason}") from cause
-
-
-def _activation(module):
-    """The activation of this library that a module is, or None."""
-    kind = type(module)
-    if kind is nn.GELU:
-        return "gelu" if module.approximate == "none" else None
-    if kind is nn.Softplus:
-        return "softplus" if (module.beta, module.threshold) == (1, 20) else None
-    return _ACTIVATIONS.get(kind)
-
-
-def _convolution(module, length):
-    """The convolution of this library that an ``nn.Conv1d`` is for inputs of this length, or None."""
-    if module.groups != 1 or module.padding_mode != "zeros":
-        return None
-    (kernel_size,), (stride,), (dilation,) = module.kernel_size, module.stride, module.dilation
-    if module.padding == "same":
-        padding, is_uneven = divmod(dilation * (kernel_size - 1), 2)
-        if is_uneven:
-            return None
-    else:
-        padding = 0 if module.padding == "valid" else module.padding[0]
-    sizes = module.in_channels, module.out_channels, kernel_size, length
-    options = {"stride": stride, "padding": padding, "dilation": dilation}
-    try:
-        return Conv1d(*sizes, "identity", module.bias is not None, **options)
-    except ValueError:
-        # PyTorch refuses such sizes too, and its message is then given with the module's name.
-        return None
+        kind = MemoryError if isinstance(cause, MemoryError) else ValueError
+        raise kind(f"module: cannot convert {place}: {reason}") from cause
 
 
 def _calls(steps):

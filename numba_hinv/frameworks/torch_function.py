@@ -1,15 +1,20 @@
 """Values and derivatives of a PyTorch module, as `External` wants them, by torch.func."""
 
+import contextlib
 import copy
 import os
 import threading
 
 import numpy as np
 import torch
-from torch.func import functional_call, grad, jacrev
+from torch.func import functional_call, grad, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# Outputs that do not depend on the other samples may still be rounded otherwise for another batch.
-_SAMPLES, _ROUNDING = 3, 1e-10
+from ..layers.blocks import ASYMMETRY
+from .torch_probe import gist, output_shape
+
+# Numbers of one kind that passes which are made together hold at most; a small module's are all made together.
+_TOGETHER = 1 << 22
 
 # functional_call puts other parameters into the module for as long as it runs.
 _lock = threading.RLock()
@@ -25,6 +30,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
+@contextlib.contextmanager
+def _alone():
+    """One thread at a time, with attention computed by its formula.
+
+    The fused kernels, which PyTorch takes by itself, have no second derivative. Which kernels it takes are settings of
+    the process: they are put back, whatever happens.
+    """
+    with _lock:
+        is_fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(is_fast)
+
+
 class TorchFunction:
     """A copy of a module on the CPU, as a function of a batch and of the module's parameters, flat.
 
@@ -33,60 +55,63 @@ class TorchFunction:
     module : torch.nn.Module
     shape : tuple of int
         Of one sample.
+    turned : (positions, features), optional
+        The numbers of a sample lie feature by feature, while the module wants the features of a position side by side.
+    name : str, optional
+        By default that of the module's class.
+
+    Raises
+    ------
+    ValueError
+        The module's outputs for a sample are not a function of that sample alone, or why they cannot be found.
     """
 
-    def __init__(self, module, shape):
-        self.shape = shape
+    def __init__(self, module, shape, turned=None, name=None):
+        self.shape, self.turned = shape, turned
         self._module = copy.deepcopy(module).to("cpu", torch.float64)
         for part in self._module.modules():
             if getattr(part, "inplace", False):
                 part.inplace = False
         self._modules = {torch.float64: self._module}
         self._parameters = [(name, p.shape, p.numel()) for name, p in self._module.named_parameters()]
-        self.__name__ = type(module).__name__
-        self.output_shape = self._probe()
-        self._try()
+        self.__name__ = name or type(module).__name__
+        with _alone():
+            self.output_shape = output_shape(self._module, shape)
 
-    def _probe(self):
-        """Shape of a sample's output; ``ValueError`` says why there is none that depends on that sample alone."""
-        with torch.random.fork_rng(devices=()), torch.no_grad():
-            torch.random.manual_seed(0)
-            Z = torch.randn(_SAMPLES, *self.shape, dtype=torch.float64)
-            buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
-            output, again = self._attempt(Z), self._attempt(Z)
-            if not isinstance(output, torch.Tensor) or output.dtype != torch.float64:
-                raise ValueError(f"expected a float64 tensor for a float64 input, got {_describe(output)}")
-            if output.ndim == 0 or output.shape[0] != _SAMPLES or output.numel() == 0:
-                raise ValueError(f"expected outputs of {_SAMPLES} samples for as many, got shape {tuple(output.shape)}")
-            if not _same(output, again):
-                raise ValueError("it is random: two calls with the same input differ; call eval() first")
-            try:
-                alone = torch.cat([self._attempt(Z[i : i + 1]) for i in range(_SAMPLES)])
-                scale = output.abs().max().nan_to_num()
-                is_alone = alone.shape == output.shape and (alone - output).abs().max() <= _ROUNDING * scale
-            except ValueError as error:
-                raise ValueError(f"it mixes the samples of a batch: for one sample alone, {error}") from error
-            if not is_alone:
-                raise ValueError("it mixes the samples of a batch: one sample alone has another output")
-            changed = [name for name, b in self._module.named_buffers() if not _same(b, buffers.get(name))]
-            if changed:
-                raise ValueError(f"it changes its buffer {changed[0]!r} in a call; call eval() first")
-        return tuple(output.shape[1:])
+    def check_derivatives(self):
+        """``ValueError`` where torch.func cannot differentiate twice, or second derivatives are not symmetric.
 
-    def _attempt(self, Z):
+        Takes products of the second derivatives with two vectors, as much memory as a few copies of the module.
+        """
+        rng = np.random.default_rng(0)
+        Z, G = rng.standard_normal((1, self.in_features)), rng.standard_normal((1, self.out_features))
+        tensors = _tensors(Z, self.params(), G)
+        one, two = (_tensors(rng.standard_normal(Z.shape), rng.standard_normal(self.num_params)) for _ in range(2))
         try:
-            return self._module(Z.clone())
+            with _alone():
+                products = [self._product(tensors, direction) for direction in (one, two)]
         except Exception as error:
-            raise ValueError(f"it cannot be called with an input of shape {tuple(Z.shape)}: {_gist(error)}") from error
+            raise ValueError(f"torch.func cannot differentiate it twice: {gist(error)}") from error
+        # One's product with the second derivatives times two, and the other way round; sizes bound their rounding.
+        (across, size), (back, other) = (
+            (sum(float((p * d).sum()) for p, d in zip(product, direction)),
+             sum(float(p.norm() * d.norm()) for p, d in zip(product, direction)))
+            for product, direction in zip(products, (two, one))
+        )  # fmt: skip
+        if abs(across - back) > ASYMMETRY[np.dtype(np.float64)] * max(size, other):
+            raise ValueError(
+                f"its second derivatives are not symmetric: {across:.6g} one way, {back:.6g} the other; expected a "
+                "backward pass of its own, if it has one, to be differentiable and that of its values"
+            )
 
-    def _try(self):
-        """Differentiate once; ``ValueError`` where torch.func cannot."""
-        Z, x, G = np.ones((1, self.in_features)), self.params(), np.ones((1, self.out_features))
-        try:
-            self.jacobian(Z, x)
-            self.curvature(Z, x, G)
-        except Exception as error:
-            raise ValueError(f"torch.func cannot differentiate it twice: {_gist(error)}") from error
+    def _product(self, tensors, direction):
+        """The product of the second derivatives in Z and x with a ``direction`` in both."""
+
+        def slope(Z, x, G):
+            in_Z, in_x = grad(self._contracted, argnums=(0, 1))(Z, x, G)
+            return (in_Z * direction[0]).sum() + (in_x * direction[1]).sum()
+
+        return grad(slope, argnums=(0, 1))(*tensors)
 
     @property
     def in_features(self):
@@ -107,13 +132,13 @@ class TorchFunction:
 
     def __call__(self, Z, x):
         """The outputs of a batch, (B, out_features)."""
-        with _lock, torch.no_grad():
+        with _alone(), torch.no_grad():
             return self._apply(*_tensors(Z, x)).numpy()
 
     def jacobian(self, Z, x):
         """Dz (B, out_features, in_features) and Dx (B, out_features, num_params)."""
         tensors = _tensors(Z, x, np.zeros((len(Z), self.out_features), Z.dtype))
-        with _lock:
+        with _alone():
             (Dz,) = self._derivatives(self._slope_in_Z, (2,), self.in_features, *tensors)
             (Dx,) = self._derivatives(self._slope_in_x, (2,), self.num_params, *tensors)
         return Dz.transpose(1, 2, 0), Dx.transpose(1, 2, 0)
@@ -121,7 +146,7 @@ class TorchFunction:
     def curvature(self, Z, x, G):
         """Dxx (num_params, num_params), Dzx (B, num_params, in_features) and Dzz (B, in_features, in_features)."""
         tensors = _tensors(Z, x, G)
-        with _lock:
+        with _alone():
             (Dzz,) = self._derivatives(self._slope_in_Z, (0,), self.in_features, *tensors)
             Dxx, Dzx = self._derivatives(self._slope_in_x, (1, 0), self.num_params, *tensors)
         return Dxx, Dzx.transpose(1, 0, 2), Dzz.transpose(1, 0, 2)
@@ -144,20 +169,24 @@ class TorchFunction:
     @staticmethod
     def _derivatives(slope, places, length, *tensors):
         """Derivatives of the ``length`` numbers ``slope(*tensors)`` in the tensors at ``places``, as arrays."""
+        blocks = [np.empty((length, *tensors[place].shape), tensors[place].numpy().dtype) for place in places]
         if length == 0:
-            return [np.empty((0, *tensors[place].shape)) for place in places]
-        # All passes at once, by batching rules that have been wrong (layer normalisation's: pytorch/functorch issue
+            return blocks
+        # Many passes at once, by batching rules that have been wrong (layer normalisation's: pytorch/functorch issue
         # 534). One pass without them, in a random direction, finds such a rule out.
         direction = torch.randn(length, generator=torch.Generator().manual_seed(0), dtype=tensors[0].dtype)
         expected = grad(lambda *tensors: slope(*tensors) @ direction, argnums=places)(*tensors)
         try:
-            blocks = jacrev(slope, argnums=places)(*tensors)
-            is_right = all(_is_near(torch.tensordot(direction, b, 1), e) for b, e in zip(blocks, expected))
+            _fill(blocks, slope, places, tensors, _TOGETHER // sum(tensor.numel() for tensor in tensors))
+            is_right = all(
+                _is_near(torch.tensordot(direction, torch.from_numpy(block), 1), e)
+                for block, e in zip(blocks, expected)
+            )
         except RuntimeError:
             is_right = False
         if not is_right:
-            blocks = jacrev(slope, argnums=places, chunk_size=1)(*tensors)
-        return [block.numpy() for block in blocks]
+            _fill(blocks, slope, places, tensors, 1)
+        return blocks
 
     def _apply(self, Z, x):
         start, parameters = 0, {}
@@ -166,8 +195,35 @@ class TorchFunction:
             start += count
         if x.dtype not in self._modules:
             self._modules[x.dtype] = copy.deepcopy(self._module).to(x.dtype)
+        if self.turned is not None:
+            positions, features = self.turned
+            Z = Z.reshape(-1, features, positions).transpose(1, 2)
         output = functional_call(self._modules[x.dtype], parameters, (Z.reshape(-1, *self.shape),))
         return output.reshape(output.shape[0], -1)
+
+
+def _fill(blocks, slope, places, tensors, together):
+    """Fill ``blocks``, row by row, with derivatives of the numbers ``slope(*tensors)`` in the tensors at ``places``.
+
+    together : passes that are made at once.
+    """
+
+    def of_chosen(*chosen):
+        arguments = list(tensors)
+        for place, tensor in zip(places, chosen):
+            arguments[place] = tensor
+        return slope(*arguments)
+
+    value, pull = vjp(of_chosen, *(tensors[place] for place in places))
+    length = value.numel()
+    together = min(max(together, 1), length)
+    for start in range(0, length, together):
+        stop = min(start + together, length)
+        unit = torch.zeros(stop - start, length, dtype=value.dtype)
+        unit.diagonal(start).fill_(1.0)
+        rows = [row[None] for row in pull(unit[0])] if together == 1 else vmap(pull)(unit)
+        for block, found in zip(blocks, rows):
+            block[start:stop] = found.detach().numpy()
 
 
 def _tensors(*arrays):
@@ -177,16 +233,3 @@ def _tensors(*arrays):
 
 def _is_near(one, two):
     return bool((one - two).abs().max() <= torch.finfo(two.dtype).eps ** 0.6 * two.abs().max())
-
-
-def _same(one, two):
-    return two is not None and torch.equal(one.nan_to_num(), two.nan_to_num())
-
-
-def _describe(value):
-    return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
-
-
-def _gist(error):
-    """The first line of an error's message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

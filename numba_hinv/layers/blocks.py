@@ -13,6 +13,8 @@ from ..runtime.validation import DTYPES, as_array, as_layer, as_numbers, common_
 # Entries of symmetric blocks may differ by this times the largest entry of the block: what rounding in forming them
 # leaves, with digits to spare. They are replaced by their mean.
 ASYMMETRY = {DTYPES[0]: 1e-10, DTYPES[1]: 1e-4}
+# Numbers that `symmetrise` looks at in one go.
+_AT_ONCE = 1 << 18
 
 
 class LayerBlocks:
@@ -143,23 +145,35 @@ def _symmetrise(name, packed, sizes, tolerance):
     for size in np.unique(sizes[sizes > 0]):
         layers = np.flatnonzero(sizes == size)
         at = starts[layers][:, None] + np.arange(size * size)
-        mean, wrong, difference = symmetric(packed[at].reshape(-1, size, size), tolerance)
+        square = packed[at].reshape(-1, size, size)
+        wrong, difference = symmetrise(square, tolerance)
         if wrong.size:
             argument, place = ("terminal", "") if name == "terminal" else ("blocks", f" of layer {layers[wrong[0]]}")
             raise ValueError(
                 f"{argument}: expected {name}{place} to be symmetric, got entries that differ by "
                 f"{difference[wrong[0]]:.1e} from those across the diagonal"
             )
-        means[at] = mean.reshape(at.shape)
+        means[at] = square.reshape(at.shape)
     return means
 
 
-def symmetric(square, tolerance):
-    """The mean of each of (k, n, n) and its transpose, the indices of those far from symmetric, and how far all are."""
-    transposed = square.transpose(0, 2, 1)
-    difference = np.abs(square - transposed).max(axis=(1, 2), initial=0.0)
-    wrong = np.flatnonzero(difference > tolerance * np.abs(square).max(axis=(1, 2), initial=0.0))
-    return 0.5 * square + 0.5 * transposed, wrong, difference
+def symmetrise(square, tolerance):
+    """Give each of (k, n, n) the mean with its transpose, in place, a few rows at a time.
+
+    Returns the indices of those far from symmetric, and by how much entries of all differ from those across.
+    """
+    k, n, _ = square.shape
+    difference, scale = np.zeros((2, k), square.dtype)
+    rows = max(1, _AT_ONCE // max(1, k * n))
+    for start in range(0, n, rows):
+        # What is left and above has its mean already.
+        part, below = square[:, start : start + rows, start:], square[:, start:, start : start + rows]
+        across = below.transpose(0, 2, 1)
+        difference = np.maximum(difference, np.abs(part - across).max(axis=(1, 2)))
+        scale = np.maximum(scale, np.maximum(np.abs(part), np.abs(across)).max(axis=(1, 2)))
+        mean = 0.5 * part + 0.5 * across
+        part[...], below[...] = mean, mean.transpose(0, 2, 1)
+    return np.flatnonzero(difference > tolerance * scale), difference
 
 
 def block_diagonal(blocks):

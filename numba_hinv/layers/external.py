@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..runtime import memory_budget
 from ..runtime.validation import as_numbers, as_size
-from .blocks import ASYMMETRY, symmetric
+from .blocks import ASYMMETRY, symmetrise
 from .custom import as_init, initial_params
+
+# What may be done where one layer of blocks is too large.
+_WAY_OUT = "take fewer samples, or split the layer: parameters of Dense and Conv1d layers beside it need no such block"
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,6 +112,9 @@ def backward(layer, table, l, params, lin, gradient, G, keep):
     B, n_in, n, p = len(Z), layer.in_features, layer.out_features, layer.num_params
     G_out = G[(l + 1) % 2, : B * n].reshape(B, n)
     G_out.flags.writeable = False
+    memory_budget.require(
+        _result_bytes(n_in, n, p, B, keep), f"layers: derivatives of layer {l}, {layer!r}, of B = {B} samples", _WAY_OUT
+    )
     Dz, Dx = _call(layer, l, "jacobian", (Z, x), {"Dz": (B, n, n_in), "Dx": (B, n, p)})
     start = table[l]["parameters"]
     gradient[start : start + p] = np.einsum("ia,iap->p", G_out, Dx)
@@ -115,16 +122,29 @@ def backward(layer, table, l, params, lin, gradient, G, keep):
     if keep:
         shapes = {"Dxx": (p, p), "Dzx": (B, p, n_in), "Dzz": (B, n_in, n_in)}
         Dxx, Dzx, Dzz = _call(layer, l, "curvature", (Z, x, G_out), shapes)
-        blocks = {
-            "Dx": Dx,
-            "Dz": Dz,
-            "Dxx": _symmetric(l, "Dxx", Dxx[None]),
-            "Dzx": Dzx.transpose(1, 0, 2),
-            "Dzz": _symmetric(l, "Dzz", Dzz),
-        }
+        blocks = {"Dx": Dx, "Dz": Dz, "Dxx": Dxx[None], "Dzx": Dzx.transpose(1, 0, 2), "Dzz": Dzz}
         for name, block in blocks.items():
             start = table[l][name]
-            getattr(lin, name)[start : start + block.size] = block.reshape(-1)
+            place = getattr(lin, name)[start : start + block.size].reshape(block.shape)
+            place[...] = block
+            if name in ("Dxx", "Dzz"):
+                _symmetrise(l, name, place)
+
+
+def _result_bytes(in_features, out_features, num_params, num_samples, keep):
+    """Bytes of what ``jacobian`` and, where ``keep``, ``curvature`` return."""
+    first = num_samples * out_features * (in_features + num_params)
+    second = num_params**2 + num_samples * in_features * (num_params + in_features)
+    return 8 * (first + second if keep else first)
+
+
+def require_memory(in_features, out_features, num_params, num_samples):
+    """``MemoryError`` where a Hessian with a layer of these sizes is out of reach: for its derivatives and their copy."""
+    memory_budget.require(
+        2 * _result_bytes(in_features, out_features, num_params, num_samples, True),
+        f"derivatives of {num_params:,} parameters and {in_features:,} inputs, of B = {num_samples}, as one block",
+        _WAY_OUT,
+    )
 
 
 def _arguments(layer, record, params, lin):
@@ -158,11 +178,10 @@ def _call(layer, l, name, arguments, shapes):
     return tuple(arrays)
 
 
-def _symmetric(l, name, square):
-    mean, wrong, difference = symmetric(square, ASYMMETRY[np.dtype(np.float64)])
+def _symmetrise(l, name, square):
+    wrong, difference = symmetrise(square, ASYMMETRY[np.dtype(np.float64)])
     if wrong.size:
         raise ValueError(
             f"layers: expected curvature of layer {l} to return a symmetric {name}, got entries that differ by "
             f"{difference[wrong[0]]:.1e} from those across the diagonal"
         )
-    return mean

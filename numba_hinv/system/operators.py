@@ -3,6 +3,7 @@
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from ..runtime import tensors
 from ..runtime.validation import as_numbers
 from . import processor
 
@@ -11,10 +12,11 @@ class SymmetricOperator(LinearOperator):
     """A symmetric operator that checks what it acts on before SciPy makes a plain array of it.
 
     A subclass has ``_matvec`` and ``_matmat`` of arrays, ``_of_device`` of arrays on the device, and the names in
-    messages: ``_operand`` of the argument, ``_dense`` of the way to a dense array.
+    messages: ``_operand`` of the argument, ``_dense`` of the way to a dense array. ``_is_on_device`` says whether it is on
+    a GPU, and takes arrays there as they are.
     """
 
-    _operand, _dense = "x", ""
+    _operand, _dense, _is_on_device = "x", "", False
 
     def _checked(self, x, is_left=False):
         """x, once it is sure to have the right shape and no masked entries."""
@@ -27,14 +29,22 @@ class SymmetricOperator(LinearOperator):
             raise ValueError(f"{self._operand}: expected shape ({size},) or {other}, got {shape}")
         return x
 
+    def _of_tensor(self, product, x):
+        """What one of this operator's products gives for a tensor, as a tensor."""
+        return tensors.like(product(tensors.plain(x, self._is_on_device)), x)
+
     def dot(self, x):
-        """The product with x; of an array on the device, one on the device."""
+        """The product with x; of an array on the device, one on the device; of a tensor, a tensor."""
+        if tensors.is_tensor(x):
+            return self._of_tensor(self.dot, x)
         return self._of_device(x) if processor.is_on_device(x) else super().dot(self._checked(x))
 
     def __mul__(self, x):
         return self.dot(x)
 
     def __matmul__(self, x):
+        if tensors.is_tensor(x):
+            return self._of_tensor(self.__matmul__, x)
         return self._of_device(x) if processor.is_on_device(x) else super().__matmul__(x)
 
     def __rmul__(self, x):
@@ -45,6 +55,8 @@ class SymmetricOperator(LinearOperator):
 
     def matvec(self, x):
         """The product with a vector (P,) or column (P, 1)."""
+        if tensors.is_tensor(x):
+            return self._of_tensor(self.matvec, x)
         self._checked(x)
         if np.ndim(x) == 2 and np.shape(x)[1] != 1:
             size = self.shape[0]
@@ -53,6 +65,8 @@ class SymmetricOperator(LinearOperator):
 
     def matmat(self, X):
         """The product with a matrix (P, k)."""
+        if tensors.is_tensor(X):
+            return self._of_tensor(self.matmat, X)
         self._checked(X)
         if np.ndim(X) == 1:
             raise ValueError(f"{self._operand}: expected shape ({self.shape[0]}, k), got {np.shape(X)}")

@@ -4,18 +4,23 @@ import pickle
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections import OrderedDict
+from functools import partial
 
 import numpy as np
 import pytest
 
 import numba_hinv as nh
+from numba_hinv.runtime import memory_budget
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402 - after the skip
 from torch.nn import functional  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
-from numba_hinv.frameworks.torch_chain import chain  # noqa: E402 - imports torch
+from numba_hinv.frameworks import torch_conversion  # noqa: E402 - imports torch
+from numba_hinv.frameworks.torch_chain import chain  # noqa: E402
 
 # PyTorch says so where it lacks a batching rule and loops, and where it copies what it pads unevenly.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:Using padding='same'")
@@ -173,11 +178,24 @@ def structured():
             [dense(3, 6, activation="tanh"), nh.Conv1d(2, 2, 3, 3, padding=1, skip=True),
              nh.Conv1d(2, 3, 2, 3, "silu", bias=False), dense(6, 2, activation="identity")],
         ),
+        "dropout and shapes": (
+            double(nn.Unflatten(1, (3, 1)), nn.Dropout1d(0.5).eval(), nn.Flatten(), nn.Linear(3, 4), nn.Dropout(0.9).eval(),
+                   nn.Tanh(), nn.AlphaDropout(0.1).eval(), nn.Linear(4, 2)),
+            [dense(3, 4, activation="tanh"), dense(4, 2, activation="identity")],
+        ),
         "deep": (
             double(nn.Linear(3, 2), *[Skip(nn.Linear(2, 2), nn.Tanh()) for _ in range(30)]),
             [dense(3, 2, activation="identity"), *[dense(2, 2, activation="tanh", skip=True)] * 30],
         ),
     }
+
+
+def trained_norm(channels):
+    """A batch normalisation with statistics of its own."""
+    norm = nn.BatchNorm1d(channels)
+    norm.running_mean.uniform_(-1.0, 1.0)
+    norm.running_var.uniform_(0.5, 2.0)
+    return norm
 
 
 def unknown():
@@ -218,7 +236,12 @@ def unknown():
         ),
         "linear over positions": (
             double(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.Linear(2, 3), nn.Flatten(), nn.Tanh()),
-            ["Linear", "Tanh"],
+            ["Transposition"],
+        ),
+        "batch norm of channels": (
+            double(nn.Linear(3, 8), nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 3, 2), trained_norm(3), nn.Tanh(), nn.Dropout(0.5),
+                   nn.Flatten(), nn.Linear(9, 2)).eval(),
+            ["BatchNorm1d", "Tanh"],
         ),
         "twice": (double(nn.Linear(3, 3), Twice(3)), ["Twice"]),
     }
@@ -235,7 +258,12 @@ def data(module, loss, shape=(3,), batch=B):
 
 
 def truth(module, loss, X, y):
-    """Loss, gradient and Hessian by PyTorch's reverse mode twice, without batching rules."""
+    """Loss, gradient and Hessian by PyTorch's reverse mode twice, without batching rules and fused attention."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return reverse_mode(module, loss, X, y)
+
+
+def reverse_mode(module, loss, X, y):
     parameters = list(module.parameters())
     value = loss(module(X).flatten(1), y)
     slopes = torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True)
@@ -299,6 +327,51 @@ def test_convolutions(loss):
         nh.Conv1d(2, 2, 3, 6, "sigmoid", padding=2, dilation=2), nh.Conv1d(2, 1, 2, 6, "identity"),
         dense(5, 3, activation="identity"),
     )
+
+
+class OverPositions(nn.Module):
+    """A chain of one's own over the positions of a sequence."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(n, 3), nn.Linear(3, 3, bias=False), nn.Linear(3, n)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        x = x + functional.silu(self.second(x))
+        return self.last(x)
+
+
+def over_positions():
+    """Nets of sequences (4, 3), and what their layers are called."""
+    return {
+        "perceptron": (
+            double(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2), nn.Flatten(), nn.Tanh(), nn.Linear(8, 2)),
+            ["Conv1d", "Conv1d", "Transposition", "Dense"],
+        ),
+        "ends turned": (double(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 2)), ["Conv1d", "Conv1d", "Transposition"]),
+        "own": (double(OverPositions(3), nn.Flatten(), nn.Linear(12, 2)), ["Conv1d"] * 3 + ["Transposition", "Dense"]),
+        "unknown between": (
+            double(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2), nn.ELU(), nn.Flatten(), nn.Linear(8, 2)),
+            ["Conv1d", "LayerNorm", "Conv1d", "ELU", "Dense"],
+        ),
+        "skip of rows": (double(Skip(nn.Linear(3, 3), nn.Tanh()), nn.Linear(3, 1)), ["Skip", "Conv1d"]),
+        "one position": (
+            double(nn.Flatten(), nn.Unflatten(1, (1, 12)), nn.Linear(12, 3), nn.Tanh(), nn.Linear(3, 2)), ["Dense", "Dense"]
+        ),
+        "other positions": (
+            double(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.Linear(4, 2), nn.Flatten(1, 2), nn.Linear(2, 3),
+                   nn.Unflatten(2, (3, 1)), nn.Linear(1, 2), nn.Flatten(2), nn.Conv1d(4, 1, 2)),
+            ["Conv1d", "Conv1d", "Conv1d", "Transposition", "Conv1d", "Transposition", "Conv1d"],
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", over_positions())
+def test_linear_over_positions(name):
+    module, names = over_positions()[name]
+    net = check(module, nn.MSELoss(), (4, 3), batch=2)
+    assert [getattr(layer, "function", type(layer)).__name__ for layer in net.layers] == names
 
 
 def test_modules_of_ones_own():
@@ -387,18 +460,17 @@ def test_wrong_batching_rules_are_found_out(monkeypatch):
 
     calls = []
 
-    def jacrev(function, argnums, chunk_size=None):
-        def wrong(*tensors):
-            calls.append(chunk_size)
-            blocks = torch.func.jacrev(function, argnums, chunk_size=chunk_size)(*tensors)
-            return tuple(block * (1.0 if chunk_size else 1.0 + 1e-6) for block in blocks)
+    def vmap(pull):
+        def wrong(unit):
+            calls.append(len(unit))
+            return tuple(rows * (1.0 + 1e-6) for rows in torch.func.vmap(pull)(unit))
 
         return wrong
 
     module = double(nn.Linear(3, 4), Gate(4), nn.Linear(4, 2))
-    monkeypatch.setattr(torch_function, "jacrev", jacrev)
+    monkeypatch.setattr(torch_function, "vmap", vmap)
     check(module, nn.MSELoss())
-    assert None in calls and 1 in calls
+    assert calls and min(calls) > 1
 
 
 def trained(module):
@@ -449,6 +521,45 @@ class Rounding(torch.autograd.Function):
         return x.round()
 
 
+class Misplaced(torch.autograd.Function):
+    """The sine, with slopes of other entries."""
+
+    @staticmethod
+    def forward(x):
+        return torch.sin(x)
+
+    @staticmethod
+    def setup_context(context, inputs, output):
+        context.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(context, slope):
+        (x,) = context.saved_tensors
+        return slope * torch.cos(x.roll(1, dims=1))
+
+
+class Function(nn.Module):
+    """Not a chain: what it computes is hidden from tracing."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Whole(nn.Module):
+    """A part, differentiated as a whole."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return x * self.part(x)
+
+
 class Undifferentiable(nn.Module):
     def forward(self, x):
         return Rounding.apply(x)
@@ -456,7 +567,21 @@ class Undifferentiable(nn.Module):
 
 @pytest.mark.parametrize("make, message", [
     (lambda: trained(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))),
-     r"cannot convert layer 1 \('1', BatchNorm1d\): it mixes the samples of a batch"),
+     r"cannot convert layer 1 \('1', BatchNorm1d\): it mixes the samples of a batch while training; call eval\(\) first"),
+    (lambda: trained(nn.Sequential(Whole(nn.BatchNorm1d(3)), nn.Linear(3, 4))),
+     r"layer 0 \('0.part', BatchNorm1d\): it mixes the samples of a batch while training; call eval\(\) first"),
+    (lambda: trained(Function(lambda x: functional.batch_norm(x, None, None, training=True))),
+     r"Function\): it mixes the samples of a batch: for one sample alone, .*; call eval\(\) first"),
+    (lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)).eval(),
+     r"BatchNorm1d\): it mixes .*this BatchNorm1d has track_running_stats=False, and mixes them in eval mode, too$"),
+    (lambda: trained(nn.Sequential(nn.Linear(3, 4), Whole(nn.Dropout(0.001)))),
+     r"layer 1 \('1.part', Dropout\): it is random while training \(p=0.001\); call eval\(\) first"),
+    (lambda: trained(Function(lambda x: functional.dropout(x, 0.001))),
+     r"layer 0 \('', Function\): it is random: a call draws from PyTorch's generator; call eval\(\) first"),
+    (lambda: Function(lambda x: x + np.random.rand()), r"it is random: two calls with the same input differ"),
+    (lambda: nn.Sequential(Function(lambda x: x.sum(dim=1)), nn.Linear(1, 2)), r"'1', Linear\): it cannot be called"),
+    (lambda: Function(lambda x: (x, x)), r"expected a float64 tensor .*, got tuple; .* to return the outputs alone"),
+    (lambda: double(nn.Linear(3, 4), Function(lambda x: 2 * Misplaced.apply(x))), r"its second derivatives are not symmetric: "),
     (lambda: trained(nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Tanh(), nn.Dropout(0.2)))),
      r"layer 1 \('1.1', Dropout\): it is random while training \(p=0.2\); call eval\(\) first"),
     (lambda: double(nn.Linear(3, 4), Mixing()), r"layer 1 \('1', Mixing\): it mixes the samples of a batch"),
@@ -493,8 +618,16 @@ def test_arguments():
         nh.from_torch([module], nn.MSELoss())
     with pytest.raises(ValueError, match=r"loss: expected one of nn.CrossEntropyLoss\(\), .*; got L1Loss"):
         nh.from_torch(module, nn.L1Loss())
-    with pytest.raises(TypeError, match="loss: expected one of .*; got MSELoss"):
+    with pytest.raises(TypeError, match="loss: expected one of .*, one of their functions, .*; got MSELoss"):
         nh.from_torch(module, nn.MSELoss)
+    with pytest.raises(TypeError, match="loss: expected one of .*; got l1_loss"):
+        nh.from_torch(module, functional.l1_loss)
+    with pytest.raises(TypeError, match="loss: expected options of mse_loss, got power"):
+        nh.from_torch(module, partial(functional.mse_loss, power=1))
+    with pytest.raises(ValueError, match="expected MSELoss with reduction='mean', got 'sum'"):
+        nh.from_torch(module, partial(functional.mse_loss, reduction="sum"))
+    with pytest.raises(ValueError, match="module: cannot convert the BatchNorm1d that comes first: .*call eval"):
+        nh.from_torch(nn.Sequential(nn.BatchNorm1d(3), *module), nn.MSELoss())
     with pytest.raises(ValueError, match="softmax_cross_entropy"):
         nh.from_torch(module, "cross_entropy")
     for loss, option in (
@@ -512,6 +645,82 @@ def test_arguments():
         nh.from_torch(module, nn.MSELoss(), (0, 3))
     with pytest.raises(ValueError, match=r"one output per class .* got outputs of shape \(2, 2\)"):
         nh.from_torch(nn.Sequential(*module, nn.Unflatten(1, (2, 2))), nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("loss", [
+    functional.cross_entropy, functional.mse_loss, functional.binary_cross_entropy_with_logits,
+    partial(functional.mse_loss, reduction="mean"),
+])
+def test_losses_that_are_functions(loss):
+    module = double(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    X, y = data(module, nn.CrossEntropyLoss() if loss is functional.cross_entropy else nn.MSELoss())
+    net, params = nh.from_torch(module, loss)
+    assert net.loss(params, X, y) == pytest.approx(loss(module(X), y).item(), rel=1e-12)
+
+
+class HalfCompiled(nn.Module):
+    """A chain of which one part is compiled, and another one used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.last = torch.compile(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.act(self.last(self.act(self.first(x))))
+
+
+@pytest.mark.parametrize("make", [
+    lambda: torch.compile(double(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Tanh())),
+    lambda: double(torch.compile(nn.Linear(3, 4)), torch.compile(nn.Sequential(nn.Tanh(), torch.compile(nn.Linear(4, 2)))),
+                   torch.compile(nn.Tanh())),
+    lambda: HalfCompiled().double(),
+])
+def test_compiled_modules_are_unwrapped(make):
+    """Nothing is compiled: the layers are those of the modules inside, and the wrappers stay where they are."""
+    module = make()
+    before = repr(module)
+    net, params = nh.from_torch(module, nn.MSELoss(), 3)
+    assert repr(net.layers) == repr((dense(3, 4, activation="tanh"), dense(4, 2, activation="tanh")))
+    assert np.array_equal(params, nn.utils.parameters_to_vector(module.parameters()).detach().numpy())
+    assert repr(module) == before
+
+
+def test_modules_compiled_in_place():
+    module = double(nn.Linear(3, 4), Gate(4), nn.Linear(4, 2))
+    module.compile()
+    module[1].compile()
+    net, _ = nh.from_torch(module, nn.MSELoss())
+    assert [type(layer).__name__ for layer in net.layers] == ["Dense", "External", "Dense"]
+
+
+class Wide(nn.Module):
+    """So many parameters in one module that is no chain."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.first, self.last = nn.Linear(n, n), nn.Linear(n, 2)
+
+    def forward(self, x):
+        return self.last(x * torch.tanh(self.first(x)))
+
+
+def test_large_modules_are_refused_before_anything_is_made(monkeypatch):
+    """A module of 11,110 parameters takes two blocks of 8 p^2 bytes and little more, or is refused by name."""
+    module = nn.Sequential(nn.Linear(3, 104), Wide(104)).double()
+    p = sum(parameter.numel() for parameter in module[1].parameters())
+    needed = 2 * 8 * (p**2 + 2 * 104 * p)
+    tracemalloc.start()
+    nh.from_torch(module, nn.MSELoss())
+    assert tracemalloc.get_traced_memory()[1] < 1e-2 * needed
+    tracemalloc.stop()
+    monkeypatch.setattr(torch_conversion, "TorchFunction", None)
+    monkeypatch.setattr(memory_budget, "available_bytes", lambda: needed // 2)
+    message = (
+        rf"module: cannot convert layer 1 \('1', Wide\): derivatives of {p:,} parameters and 104 inputs, of B = 1, .*"
+        "split the layer"
+    )
+    with pytest.raises(MemoryError, match=message):
+        nh.from_torch(module, nn.MSELoss())
 
 
 def test_losses_of_this_library_by_name():

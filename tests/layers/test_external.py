@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import numba_hinv as nh
+from numba_hinv.layers.blocks import symmetrise
+from numba_hinv.runtime import memory_budget
 
 
 def value(Z, x):
@@ -147,3 +149,46 @@ def test_arguments():
     with pytest.raises(ValueError, match="in_features: expected at least 1, got 0"):
         external(0)
     assert repr(external()) == "External(value, in_features=4, out_features=4, num_params=3)"
+
+
+@pytest.mark.parametrize("k, n", [(1, 1), (3, 7), (1, 700), (2, 513), (300, 40)])
+def test_symmetrise(k, n):
+    """Some rows at a time, as at once."""
+    square = np.random.default_rng(n).standard_normal((k, n, n))
+    square[1:] += square[1:].transpose(0, 2, 1).copy()
+    mean, difference = 0.5 * (square + square.transpose(0, 2, 1)), np.abs(square - square.transpose(0, 2, 1))
+    expected = np.flatnonzero(difference.max(axis=(1, 2)) > 1e-10)
+    wrong, found = symmetrise(square, 1e-10)
+    assert np.array_equal(square, square.transpose(0, 2, 1))
+    np.testing.assert_allclose(square, mean, rtol=1e-15, atol=1e-15)
+    assert np.array_equal(found, difference.max(axis=(1, 2))) and np.array_equal(wrong, expected)
+
+
+def test_results_that_would_not_fit_are_refused_before_they_are_made(monkeypatch):
+    p = 600
+    asked = []
+
+    def of_parameters(shape):
+        def derivatives(Z, x, *G):
+            asked.append(len(G))
+            return [np.zeros((*sizes,)) for sizes in shape(len(Z))]
+
+        return derivatives
+
+    layer = nh.External(
+        lambda Z, x: Z,
+        of_parameters(lambda B: [(B, 2, 2), (B, 2, p)]),
+        of_parameters(lambda B: [(p, p), (B, p, 2), (B, 2, 2)]),
+        2, 2, p,
+    )  # fmt: skip
+    net = nh.Network([nh.Dense(3, 2), layer], "mean_squared_error")
+    params, X, y = net.init(), np.ones((5, 3)), np.ones((5, 2))
+    net.hessian(params, X, y)
+    assert asked == [0, 1]
+    results = 8 * (p * p + 5 * 2 * (p + 2) + 5 * 2 * (p + 2))
+    monkeypatch.setattr(memory_budget, "available_bytes", lambda: net.model.block_bytes(5))
+    net.gradient(params, X, y)
+    monkeypatch.setattr(memory_budget, "available_bytes", iter([net.model.block_bytes(5)] * 2 + [results - 1]).__next__)
+    with pytest.raises(MemoryError, match=rf"layers: derivatives of layer 1, External\(.*of B = 5 .*need {results:,} bytes"):
+        net.hessian(params, X, y)
+    assert asked == [0, 1, 0]

@@ -1,0 +1,48 @@
+"""Pages of docs/ whose blocks of Python are one script: it runs, and prints what its text says."""
+
+import re
+
+import numpy as np
+import pytest
+from test_examples import ROOT, run
+
+import numba_hinv as nh
+
+
+def script(page):
+    """The blocks of a page, in their order."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
+
+
+def test_pytorch(tmp_path):
+    pytest.importorskip("torch")
+    output = run(["-W", "ignore::UserWarning:torch", "-c", script("pytorch.md")], tmp_path)
+    loss, before = map(float, re.search(r"^(\S+) from (\S+)$", output, re.M).groups())
+    assert loss < before
+    assert "(External(Block, in_features=8, out_features=8, num_params=88), Dense(in_features=8" in output
+    assert "Tensor torch.float64 torch.float64 torch.float32" in output
+    assert float(re.search(r"^(\d\S*)$", output, re.M)[1]) < 1e-12
+    slope, difference = (float(re.search(rf"{name} (\S+)$", output, re.M)[1]) for name in ("strength", "differences"))
+    # Central differences with a step of 5e-4 of the strength: its square, times a factor of the third derivative.
+    assert abs(slope - difference) < 2e-5 * abs(slope)
+
+
+def test_solves_in_autograd():
+    """The recipe of docs/pytorch.md, against differences, once and twice differentiated."""
+    torch = pytest.importorskip("torch")
+    block = next(block for block in re.findall(r"^class Solve.*?(?=^\w)", script("pytorch.md"), re.M | re.S))
+    scope = {"torch": torch}
+    exec(block, scope)
+    net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], "softmax_cross_entropy")
+    params, X, y = net.init(0), np.random.default_rng(0).standard_normal((5, 3)), np.array([0, 1, 1, 0, 1])
+    factors = net.hessian(params, X, y).factorize(0.5)
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((net.num_params,), (net.num_params, 2)):
+        b = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+        def cubed(b):
+            return scope["Solve"].apply(b, factors).pow(3).sum()
+
+        assert torch.autograd.gradcheck(cubed, (b,), rtol=1e-5)
+        assert torch.autograd.gradgradcheck(cubed, (b,), rtol=1e-5)
