@@ -14,54 +14,32 @@ from ..layers.norms import LayerNorm, RMSNorm
 from ..network import Network
 from .torch_chain import Residual, Sin, chain
 from .torch_function import TorchFunction
+from .torch_losses import from_torch_loss
 
 _ACTIVATIONS = {nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.ReLU: "relu", Sin: "sin"}
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# The losses, and the options beside the reduction that must have these values.
-_LOSSES = {
-    nn.CrossEntropyLoss: ("softmax_cross_entropy", {"weight": None, "ignore_index": -100, "label_smoothing": 0.0}),
-    nn.MSELoss: ("mean_squared_error", {}),
-    nn.BCEWithLogitsLoss: ("binary_cross_entropy", {"weight": None, "pos_weight": None}),
-}
 
 
 def convert(module, loss, input_shape):
     """What `from_torch` returns; ``input_shape`` is a tuple or None."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    loss = _loss_name(loss)
+    loss = from_torch_loss(loss)
     conversion = Conversion(input_shape or _input_shape(module))
     conversion.add("", module)
     if not conversion.layers:
         raise ValueError("module: expected at least one layer, got a module that does nothing")
-    if loss == "softmax_cross_entropy" and len(conversion.shape) != 1:
+    if loss.has_labels and len(conversion.shape) != 1:
         raise ValueError(
-            f"module: expected one output per class for {loss}, got outputs of shape {conversion.shape} per sample"
+            f"module: expected one output per class for {loss.name}, got outputs of shape {conversion.shape} per sample"
         )
     network = Network(conversion.layers, loss)
     is_narrow = all(parameter.dtype == torch.float32 for parameter in conversion.parameters)
     dtype = torch.float32 if is_narrow else torch.float64
     parts = [parameter.detach().to("cpu", dtype).reshape(-1) for parameter in conversion.parameters]
     return network, torch.cat(parts).numpy().copy()
-
-
-def _loss_name(loss):
-    if isinstance(loss, str):
-        return loss
-    if type(loss) not in _LOSSES:
-        known = ", ".join(f"nn.{kind.__name__}()" for kind in _LOSSES)
-        given = loss.__name__ if isinstance(loss, type) else type(loss).__name__
-        raise (ValueError if isinstance(loss, nn.Module) else TypeError)(
-            f"loss: expected one of {known}, or the name of a loss; got {given}"
-        )
-    name, options = _LOSSES[type(loss)]
-    for option, value in {"reduction": "mean", **options}.items():
-        given = getattr(loss, option)
-        if given is not value and (isinstance(given, torch.Tensor) or given != value):
-            raise ValueError(f"loss: expected {type(loss).__name__} with {option}={value!r}, got {given!r}")
-    return name
 
 
 def _input_shape(module):

@@ -24,8 +24,8 @@ def batch_size_for(model):
 class Batches:
     """Pairs ``(weight, System)`` of all batches of samples, each time it is gone through.
 
-    The weight of a batch is its share of the samples, so that losses and gradients that are means over a batch add up to
-    the mean over all.
+    The loss of a batch is the sum of those of its samples, with their weights, over their number; the weight of a batch
+    makes the loss of all samples of these, be it a mean or a sum.
 
     Parameters
     ----------
@@ -42,13 +42,16 @@ class Batches:
     loss, gradient
         Of all samples.
     num_samples : int
+    total_weight : float
+        As `Model.total_weight` has it.
     """
 
     def __init__(self, model, params, samples, curvature, keep_bytes, tick=lambda num_samples: None):
         self.model, self.params, self.samples, self.curvature = model, params, samples, curvature
         self.kept, room, is_room = [], keep_bytes, True
-        loss, gradient = 0.0, np.zeros_like(params)
-        for system, value, slope in self._made():
+        loss, gradient, self.total_weight = 0.0, np.zeros_like(params), 0.0
+        for system, value, slope, weight in self._made():
+            self.total_weight += weight
             count = system.num_samples
             loss += count * value
             gradient += count * slope
@@ -61,7 +64,8 @@ class Batches:
                 self.kept.clear()
             tick(count)
         self.num_samples = samples.num_samples
-        self.loss, self.gradient = loss / self.num_samples, gradient / self.num_samples
+        self._divisor = model.normaliser(self.total_weight) / model.num_terms
+        self.loss, self.gradient = loss / self._divisor, gradient / self._divisor
         self.are_kept = is_room
 
     @property
@@ -70,22 +74,23 @@ class Batches:
         return min(self.samples.batch_size, self.num_samples)
 
     def _made(self, num_kept=0):
-        """`System`, loss and gradient of all batches but the first ones."""
-        for index, (X, y) in enumerate(self.samples):
+        """`System`, loss, gradient and total weight of all batches but the first ones."""
+        for index, (X, targets) in enumerate(self.samples):
             if index < num_kept:
                 continue
             try:
-                lin, loss, gradient = self.model.linearise(self.params, X, y, 2)
+                lin, loss, gradient = self.model.linearise(self.params, X, targets, 2, len(targets) * self.model.num_terms)
             except ValueError as error:
                 first = index * self.samples.batch_size
                 raise ValueError(f"{error} (samples {first} to {first + X.shape[0] - 1})") from None
             if self.curvature == "ggn":
                 only_curvature_of_loss(lin)
             layers = self.model.table(X.shape[0], np.float64)
-            yield System(self.model.chain, self.params, lin, layers=layers), loss, gradient
+            system = System(self.model.chain, self.params, lin, layers=layers)
+            yield system, loss, gradient, self.model.total_weight(targets)
 
     def __iter__(self):
-        share = 1.0 / self.num_samples
+        share = 1.0 / self._divisor
         for system in self.kept:
             yield share * system.num_samples, system
         if not self.are_kept:
