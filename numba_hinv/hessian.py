@@ -111,8 +111,8 @@ class Hessian(SymmetricOperator):
         hessians : sequence of Hessian
             On the CPU. Their derivative blocks are shared, not copied.
         weights : (k,) array, optional
-            By default the shares of the samples, with their own weights, so that the sum is the Hessian of the mean loss
-            over all samples; 1 where the loss is a sum. ``H1 + H2`` is the plain sum, with weights of 1.
+            By default the shares of the samples, with their own weights, so that the sum is the Hessian of the mean
+            loss over all samples; 1 where the loss is a sum. ``H1 + H2`` is the plain sum, with weights of 1.
 
         Returns
         -------

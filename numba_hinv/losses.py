@@ -1,8 +1,8 @@
 """Losses with their options, for ``nh.Network(layers, loss)``: what each is, and how outputs and targets lie.
 
-Each function returns a `Loss`. Names and definitions are those of PyTorch 2 unless something else is said. Below, z is an
-output of the net, t its target and r = z - t. ``reduction="mean"`` is over all targets (of labels, over the samples), each
-with the weight of its sample; ``reduction="sum"`` is the weighted sum.
+Each function returns a `Loss`. Names and definitions are those of PyTorch 2 unless something else is said. Below, z is
+an output of the net, t its target and r = z - t. ``reduction="mean"`` is over all targets (of labels, over the
+samples), each with the weight of its sample; ``reduction="sum"`` is the weighted sum.
 """
 
 from .layers.loss import Loss
@@ -31,8 +31,8 @@ def softmax_cross_entropy(
     class_weights : float or (n,) array
         w, at least 0. The mean is divided by the sum of the labels' weights (each times that of its sample).
     label_smoothing : float
-        From 0 to 1. The loss of a sample becomes ``-(1 - label_smoothing) w[label] log p[label] - label_smoothing / n sum_c
-        w[c] log p[c]``; what the mean is divided by stays.
+        From 0 to 1. The loss of a sample becomes ``-(1 - label_smoothing) w[label] log p[label] - label_smoothing / n
+        sum_c w[c] log p[c]``; what the mean is divided by stays.
     ignore_index : int, optional
         A label, perhaps beyond 0..n-1, whose samples do not count, in the mean neither. PyTorch's default is -100; here
         there is none.
@@ -173,8 +173,8 @@ def poisson(log_input: bool = True, full: bool = False, eps: float = 1e-8, reduc
     Parameters
     ----------
     log_input : bool
-        Whether outputs are the logarithms of rates. Where they are rates, the loss is ``z - t log(z + eps)``, and there is
-        none where ``z + eps`` is negative.
+        Whether outputs are the logarithms of rates. Where they are rates, the loss is ``z - t log(z + eps)``, and there
+        is none where ``z + eps`` is negative.
     full : bool
         Add Stirling's approximation of ``log t!`` where t > 1: ``t log t - t + log(2 pi t) / 2``.
     eps : float
@@ -202,9 +202,9 @@ def poisson(log_input: bool = True, full: bool = False, eps: float = 1e-8, reduc
 def gaussian_nll(full: bool = False, reduction: str = "mean") -> Loss:
     """Minus the log-likelihood of normal targets t, (B, m), of which the net gives mean and log-variance.
 
-    Of 2 m outputs, the first m are the means and the last m the natural logarithms s of the variances, in the same order:
-    ``(s + r^2 exp(-s)) / 2``. PyTorch takes variances, which it makes at least 1e-6; here there is no such bound. Not
-    convex in the outputs: the Gauss-Newton matrix may have negative eigenvalues.
+    Of 2 m outputs, the first m are the means and the last m the natural logarithms s of the variances, in the same
+    order: ``(s + r^2 exp(-s)) / 2``. PyTorch takes variances, which it makes at least 1e-6; here there is no such
+    bound. Not convex in the outputs: the Gauss-Newton matrix may have negative eigenvalues.
 
     Parameters
     ----------

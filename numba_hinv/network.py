@@ -265,9 +265,9 @@ class Network:
             As for `gradient`.
         curvature : "hessian" or "ggn"
             With "ggn" the generalized Gauss-Newton matrix ``J^T C J`` (N. Schraudolph, Neural Computation 14, 2002)
-            takes the place of H: J is the Jacobian of the net's outputs, and C the loss's curvature in them. It is positive
-            semidefinite where the loss is convex in the outputs, as all that come with the library are but gaussian_nll,
-            and weights are not negative.
+            takes the place of H: J is the Jacobian of the net's outputs, and C the loss's curvature in them. It is
+            positive semidefinite where the loss is convex in the outputs, as all that come with the library are but
+            gaussian_nll, and weights are not negative.
         l2 : float
             Weight of the term ``l2/2 ||params||^2`` in the loss, its gradient and H; at least 0.
         device : "cpu" or "cuda"
@@ -285,7 +285,8 @@ class Network:
         progress : bool
             Show a progress bar of the batches, for which tqdm must be installed.
         sample_weight : (B,) array, optional
-            As for `gradient`, but weights may be negative as well, to remove samples; of a mean, the sum must be positive.
+            As for `gradient`, but weights may be negative as well, to remove samples; of a mean, the sum must be
+            positive.
 
         Raises
         ------

@@ -106,8 +106,8 @@ def influence(
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`. Where H is factored as one dense matrix, many samples are read in batches by default.
     sample_weight : (B,) array, optional
-        Of the training samples, as for `Network.gradient`: they have w[i] / sum(w) in place of 1/B above. Where the loss
-        weighs classes, the loss of a sample is its term in the sum, so with the weight of its class.
+        Of the training samples, as for `Network.gradient`: they have w[i] / sum(w) in place of 1/B above. Where the
+        loss weighs classes, the loss of a sample is its term in the sum, so with the weight of its class.
 
     Returns
     -------
@@ -147,7 +147,8 @@ def influence(
         )
     if sample_weight is not None:
         sample_weight = as_weights("sample_weight", sample_weight, None)
-    model, options = net.model, {"curvature": curvature, "l2": l2, "keep_bytes": keep_bytes, "sample_weight": sample_weight}
+    model, options = net.model, {"curvature": curvature, "l2": l2, "keep_bytes": keep_bytes}
+    options["sample_weight"] = sample_weight
     H = net.hessian(params, X, y, batch_size=batch_size, **options)
     size = batch_size_for(model)
     if H.system.has_layers and H.num_samples > size and choice.chosen(H.system, H.system.params.dtype) == "dense":

@@ -5,10 +5,9 @@ the normal distribution around its mode whose precision is the Hessian of the ne
 gives the evidence, by which priors and nets can be compared on the training data alone.
 
 The library's losses are means, of `count` terms, which samples have as often as their weights say; the negative
-log-likelihood is their sum, times 1/(2 noise_variance) for squared errors. With ``s = count`` (1 where the loss is a sum;
-either over 2 noise_variance) it is
-``s loss + constant``, and the precision of the posterior is
-``s H + prior_precision I = s (H + prior_precision/s I)``: what `Hessian.factorize` is for.
+log-likelihood is their sum, times 1/(2 noise_variance) for squared errors. With ``s = count`` (1 where the loss is a
+sum; either over 2 noise_variance) it is ``s loss + constant``, and the precision of the posterior is ``s H +
+prior_precision I = s (H + prior_precision/s I)``: what `Hessian.factorize` is for.
 """
 
 import warnings

@@ -86,8 +86,8 @@ def minimize(
         1 per cent in 20 iterations, or 1,000 of them. "auto" is that where no radius or damping is given and all samples
         are taken at a time, else None.
     sample_weight : (B,) array, optional
-        As for `Network.gradient`. With ``batch_size`` every step's loss is the weighted mean of its own samples, and those
-        of weight 0 are left out.
+        As for `Network.gradient`. With ``batch_size`` every step's loss is the weighted mean of its own samples, and
+        those of weight 0 are left out.
 
     Returns
     -------

@@ -78,11 +78,12 @@ class DeviceModels:
             else:
                 self._launch(linearise.forward_kernel(distinct), 1, records, first, last, params, lin)
         check_finite("params, X: the net's output", memory.take(lin.output))
+        model.loss.check_registered()
         scale, weights = 1.0 / model.normaliser(model.total_weight(targets)), memory.put(targets.weights)
         values, slope = memory.empty(B, np.float64), memory.empty((B, n), np.float64)
         self._launch(
-            linearise.terminal_kernel(model.loss.name), -(-B // BLOCK), memory.put(model.loss_parameters), scale, weights,
-            memory.put(targets.values), lin.output, slope, lin.curvature, values,
+            linearise.terminal_kernel(model.loss.name), -(-B // BLOCK), memory.put(model.loss_parameters), scale,
+            weights, memory.put(targets.values), lin.output, slope, lin.curvature, values,
         )
         value = float(memory.take(values).sum())
         if not np.isfinite(value):

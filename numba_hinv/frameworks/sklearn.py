@@ -68,11 +68,12 @@ def from_sklearn(model, X=None, y=None, sample_weight=None):
 
     where scale is n_outputs for several labels and for ``loss="poisson"``, n_outputs / 2 for other regressors and 1
     otherwise: scikit-learn sums over the outputs where this library averages, and halves squared errors. To the Poisson
-    loss scikit-learn adds the mean of ``y log y - y``, summed over the outputs, which no gradient sees. (The ``loss_`` that a regressor of several
-    outputs reports is another: there alone scikit-learn averages over the outputs.) The Hessian of that is scale times
-    ``H + damping I``, with one difference: damping acts on the intercepts too, which scikit-learn does not penalise.
-    With ``sample_weight``, which scikit-learn takes from version 1.7 on, both divide by the sum of the weights, which B then
-    stands for. In training, B is the size of a mini-batch, whatever that of the data.
+    loss scikit-learn adds the mean of ``y log y - y``, summed over the outputs, which no gradient sees. (The ``loss_``
+    that a regressor of several outputs reports is another: there alone scikit-learn averages over the outputs.) The
+    Hessian of that is scale times ``H + damping I``, with one difference: damping acts on the intercepts too, which
+    scikit-learn does not penalise. With ``sample_weight``, which scikit-learn takes from version 1.7 on, both divide by
+    the sum of the weights, which B then stands for. In training, B is the size of a mini-batch, whatever that of the
+    data.
     """
     _check(model)
     activation = _lookup("activation", _ACTIVATIONS, model.activation)

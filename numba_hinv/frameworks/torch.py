@@ -11,9 +11,9 @@ def from_torch(module, loss, input_shape=None):
     module : torch.nn.Module
         As a rule an ``nn.Sequential``, nested or not. It is neither changed nor kept: modules are copied, to the CPU.
     loss : torch.nn.Module, or what `Network` takes
-        An ``nn.CrossEntropyLoss`` (class weights, label smoothing and ignore_index are kept, the last with PyTorch's default
-        of -100), ``nn.BCEWithLogitsLoss`` (pos_weight is kept), ``nn.MSELoss``, ``nn.HuberLoss``, ``nn.SmoothL1Loss``,
-        ``nn.L1Loss`` or ``nn.PoissonNLLLoss``, with a reduction of "mean" or "sum".
+        An ``nn.CrossEntropyLoss`` (class weights, label smoothing and ignore_index are kept, the last with PyTorch's
+        default of -100), ``nn.BCEWithLogitsLoss`` (pos_weight is kept), ``nn.MSELoss``, ``nn.HuberLoss``,
+        ``nn.SmoothL1Loss``, ``nn.L1Loss`` or ``nn.PoissonNLLLoss``, with a reduction of "mean" or "sum".
     input_shape : int or tuple of int, optional
         Of one sample, without the batch. Needed unless a Linear or a norm comes first, which tells it.
 

@@ -20,7 +20,8 @@ _LOSSES = {
 # Losses of something else than outputs and targets, and what to take instead.
 _OTHERS = {
     nn.GaussianNLLLoss: (
-        "takes a variance beside the mean; take nh.losses.gaussian_nll() for a net whose outputs are [means, log-variances]"
+        "takes a variance beside the mean; take nh.losses.gaussian_nll() for a net whose outputs are [means, "
+        "log-variances]"
     ),
     nn.BCELoss: "takes probabilities; take nn.BCEWithLogitsLoss() for a net whose outputs are logits",
     nn.NLLLoss: "takes log-probabilities; take nn.CrossEntropyLoss() for a net whose outputs are logits",
@@ -48,8 +49,8 @@ def from_torch_loss(loss):
     given = {parameter: getattr(loss, option) for option, parameter in options.items()}
     if isinstance(loss, nn.BCEWithLogitsLoss) and loss.weight is not None:
         raise ValueError(
-            "loss: expected BCEWithLogitsLoss with weight=None, got one with weights; Network.loss takes those of samples "
-            "as sample_weight"
+            "loss: expected BCEWithLogitsLoss with weight=None, got one with weights; Network.loss takes those of "
+            "samples as sample_weight"
         )
     if isinstance(loss, nn.L1Loss):
         given["beta"] = 0.0

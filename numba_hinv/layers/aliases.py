@@ -52,7 +52,8 @@ def resolve(noun, given, names, aliases):
     noun : str
         What error messages call it.
     given : str or callable
-        A name, in whatever case, an alias, or a function or class of NumPy, SciPy, PyTorch or scikit-learn of that name.
+        A name, in whatever case, an alias, or a function or class of NumPy, SciPy, PyTorch or scikit-learn of that
+        name.
     names : collection of str
     aliases : dict
         Those above.

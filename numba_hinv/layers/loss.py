@@ -18,8 +18,8 @@ class Loss:
     Parameters
     ----------
     name : str or callable
-        A registered name, an alias that other libraries use ("mse", "cross_entropy", "HuberLoss"), or a function or class
-        of PyTorch or scikit-learn of that name, whose options then are the defaults.
+        A registered name, an alias that other libraries use ("mse", "cross_entropy", "HuberLoss"), or a function or
+        class of PyTorch or scikit-learn of that name, whose options then are the defaults.
     reduction : "mean" or "sum"
         Over the samples or all targets, as the loss was registered. Samples count in a mean with their weights.
     ignore_index : int, optional
@@ -53,7 +53,9 @@ class Loss:
         self.reduction = reduction
         if ignore_index is not None:
             if entry["targets"] != "labels":
-                raise ValueError(f"ignore_index: expected None with {self.name!r}, which has no labels, got {ignore_index!r}")
+                raise ValueError(
+                    f"ignore_index: expected None with {self.name!r}, which has no labels, got {ignore_index!r}"
+                )
             ignore_index = as_size("ignore_index", ignore_index, -(1 << 62))
         self.ignore_index = ignore_index
         known = entry["parameters"]
@@ -66,7 +68,8 @@ class Loss:
     def __repr__(self):
         declared = get_loss(self.name)["parameters"]
         options = {"reduction": (self.reduction, "mean"), "ignore_index": (self.ignore_index, None)}
-        options |= {name: (value, declared[name].default) for name, value in self.parameters.items() if name in declared}
+        known = {name: value for name, value in self.parameters.items() if name in declared}
+        options |= {name: (value, declared[name].default) for name, value in known.items()}
         changed = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
         return f"Loss({', '.join([repr(self.name), *changed])})"
 
@@ -87,6 +90,14 @@ class Loss:
     def from_description(cls, found):
         """The inverse of `describe`."""
         return cls(found["name"], found["reduction"], found["ignore_index"], **found["parameters"])
+
+    def check_registered(self):
+        """``ValueError`` where the name has been registered again since, with other parameters."""
+        if list(get_loss(self.name)["parameters"]) != list(self.parameters):
+            raise ValueError(
+                f"loss: expected {self.name!r} with the parameters that it had when the network was made, got it "
+                "registered again with others; make the network again"
+            )
 
     @property
     def has_labels(self):

@@ -24,8 +24,8 @@ def register_loss(name, mean_over="samples", targets="values", parameters=None, 
         What ``Network(..., loss=name)`` will refer to. A name can be registered again; where the new function is
         refused, the old one stays.
     mean_over : {"samples", "elements"}
-        What the sum of the values of all samples is divided by: their number, or that of all targets. Samples count with
-        their weights.
+        What the sum of the values of all samples is divided by: their number, or that of all targets. Samples count
+        with their weights.
     targets : {"values", "labels"}
         Whether y is (B, n) numbers or (B,) integer labels in 0..n-1, n being the number of outputs.
     parameters : dict, optional
@@ -59,11 +59,11 @@ def register_loss(name, mean_over="samples", targets="values", parameters=None, 
     -----
     The trial compiles the function once, with bounds checks, which takes about a second; of compiled functions that it
     calls, it finds those that write out of bounds, but not those that read there. It calls it with 1, 2, 3 and 5
-    targets (labels: 2, 3 and 5) or, where it raises for all of these, with the least number up to 256 for which it does
-    not; parameters have their defaults. A loss that is made for certain numbers of outputs should raise for others;
-    networks with these are refused. Derivatives are compared with differences wherever they are finite, z being of either
-    sign, but not beside kinks, where a slope is that of one side. They must be right for one kind of y at least: any
-    numbers, 0 and 1, -1 and 1, what sums to 1, or one 1 among zeros; labels are all tried.
+    targets (labels: 2, 3 and 5) or, where it raises for all of these, with the least number up to 256 for which it
+    does not; parameters have their defaults. A loss that is made for certain numbers of outputs should raise
+    for others; networks with these are refused. Derivatives are compared with differences wherever they are finite, z
+    being of either sign, but not beside kinks, where a slope is that of one side. They must be right for one kind of y
+    at least: any numbers, 0 and 1, -1 and 1, what sums to 1, or one 1 among zeros; labels are all tried.
 
     An exception cannot leave the function once it is in use: a value of NaN says that there is none, and becomes an
     error.

@@ -19,7 +19,7 @@ from .dense import Dense
 from .external import External
 from .loss import as_loss
 from .losses import loss_address
-from .targets import Targets, as_weights, with_labels
+from .targets import Targets, with_labels
 
 # Samples per compiled call of a plain forward pass, which keeps its memory independent of the batch.
 _FORWARD_CHUNK = 1024
@@ -109,7 +109,7 @@ class Model:
 
     def check_y(self, y, num_samples, dtype, name="y", weights=None):
         """`Targets`: (B, 1) labels or (B, t) values in ``dtype``, and weights that `as_weights` has checked."""
-        weights, count = as_weights("sample_weight", None, num_samples) if weights is None else weights, self.num_targets
+        weights, count = np.ones(num_samples) if weights is None else weights, self.num_targets
         if self.loss.has_labels:
             outputs = int(self.chain.n_out[-1])
             return with_labels(name, y, weights, outputs, self.loss.ignore_index, dtype)
@@ -136,10 +136,10 @@ class Model:
         if self.loss.reduction == "sum":
             return 1.0
         if not 0.0 < total_weight < np.inf:
-            what = "weights" if self.loss.ignore_index is None else "weights of labels that are not ignored, and of classes,"
+            of = "" if self.loss.ignore_index is None else " of labels that are not ignored"
             raise ValueError(
-                f"sample_weight: expected {what} with a positive, finite sum, for the loss to be a mean over it, got "
-                f"{total_weight:g}; a loss with reduction='sum' needs none"
+                f"sample_weight: expected weights{of} with a positive, finite sum, for the loss to be a mean over it, "
+                f"got {total_weight:g}; a loss with reduction='sum' needs none"
             )
         return total_weight * self.num_terms
 
@@ -207,6 +207,7 @@ class Model:
         gradient = np.empty_like(output)
         if normaliser is None:
             normaliser = self.normaliser(self.total_weight(targets))
+        self.loss.check_registered()
         address, weights = loss_address(self.loss.name, output.dtype), targets.weights
         value = linearise.terminal(
             address, self.loss_parameters, 1.0 / normaliser, weights, targets.values, output, gradient, curvature

@@ -48,12 +48,13 @@ class Samples:
             self.num_samples = _num_samples(X, y)
             if weights is not None and np.shape(weights) != (self.num_samples,):
                 raise ValueError(
-                    f"sample_weight: expected shape ({self.num_samples},) (one weight a sample), got {np.shape(weights)}"
+                    f"sample_weight: expected shape ({self.num_samples},) (one weight a sample), got "
+                    f"{np.shape(weights)}"
                 )
         elif weights is not None:
             raise TypeError(
-                "sample_weight: expected None for samples in batches, which give theirs as triples (X, y, weights), got "
-                f"{type(weights).__name__}"
+                "sample_weight: expected None for samples in batches, which give theirs as triples (X, y, weights), "
+                f"got {type(weights).__name__}"
             )
         if y is None and not callable(X):
             if not hasattr(X, "__iter__") or hasattr(X, "shape"):

@@ -79,7 +79,8 @@ class Batches:
             if index < num_kept:
                 continue
             try:
-                lin, loss, gradient = self.model.linearise(self.params, X, targets, 2, len(targets) * self.model.num_terms)
+                count = len(targets) * self.model.num_terms
+                lin, loss, gradient = self.model.linearise(self.params, X, targets, 2, count)
             except ValueError as error:
                 first = index * self.samples.batch_size
                 raise ValueError(f"{error} (samples {first} to {first + X.shape[0] - 1})") from None

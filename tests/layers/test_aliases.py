@@ -57,9 +57,9 @@ def test_functions_of_torch():
 
 def test_what_is_meant_is_asked():
     for wrong, right in (("tahn", "tanh"), ("gellu", "gelu"), ("Relu6", "relu")):
-        with pytest.raises(ValueError, match=f"activation: expected one of gelu, .*; got {wrong!r}; did you mean '{right}'"):
+        with pytest.raises(ValueError, match=f"activation: expected one of .*; got {wrong!r}; did you mean '{right}'"):
             nh.Dense(2, 2, wrong)
-    with pytest.raises(ValueError, match="loss: expected one of .*; got 'mean_square_eror'; did you mean 'mean_squared_e"):
+    with pytest.raises(ValueError, match="loss: expected one of .*; got 'mean_square_eror'; did you mean 'mean_squ"):
         nh.Network([nh.Dense(2, 2)], "mean_square_eror")
     with pytest.raises(ValueError, match="loss: expected one of [^;]*; got 'zzz'$"):
         nh.Loss("zzz")

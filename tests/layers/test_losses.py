@@ -118,7 +118,8 @@ def test_parameters_compile_nothing():
 def test_copies_pickles_and_equality():
     loss = nh.losses.softmax_cross_entropy([1.0, 2.0, 3.0, 4.0], 0.1, -100, "sum")
     same = nh.Loss("softmax_cross_entropy", "sum", -100, label_smoothing=0.1, class_weights=np.arange(1, 5))
-    for other in (same, pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss), nh.Loss.from_description(loss.describe())):
+    described = nh.Loss.from_description(loss.describe())
+    for other in (same, pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss), described):
         assert other == loss and hash(other) == hash(loss) and repr(other) == repr(loss)
     assert loss != nh.losses.softmax_cross_entropy() and loss != "softmax_cross_entropy"
     net = nh.Network(layers(), loss)
@@ -149,7 +150,8 @@ def test_options_that_are_wrong():
     refused("delta: expected numbers above 0, got 0", nh.losses.huber, 0.0)
     refused("beta: expected numbers of at least 0, got -1", nh.losses.smooth_l1, [1.0, -1.0])
     refused("quantile: expected numbers above 0 and below 1, got 1", nh.losses.quantile, 1.0)
-    refused("label_smoothing: expected numbers of at least 0 and at most 1, got 2", nh.losses.softmax_cross_entropy, 1.0, 2.0)
+    cross_entropy = nh.losses.softmax_cross_entropy
+    refused("label_smoothing: expected numbers of at least 0 and at most 1, got 2", cross_entropy, 1.0, 2.0)
     refused("class_weights: expected numbers of at least 0", nh.losses.softmax_cross_entropy, [1.0, -1.0])
     refused("label_smoothing: expected a real number", nh.losses.softmax_cross_entropy, 1.0, [0.1, 0.2], kind=TypeError)
     refused("log_input: expected True or False, got 1", nh.losses.poisson, 1, kind=TypeError)
@@ -160,7 +162,7 @@ def test_options_that_are_wrong():
     refused("ignore_index: expected None with 'huber'", nh.Loss, "huber", ignore_index=1)
     refused("delta: expected one number, or one for each of the 4 outputs, got 3", nh.Network, layers(),
             nh.losses.huber([1.0, 2.0, 3.0]))
-    refused("loss: expected 2 outputs for each target with 'gaussian_nll', got 3", nh.Network, layers(3), "gaussian_nll")
+    refused("loss: expected 2 outputs for each target with .*, got 3", nh.Network, layers(3), "gaussian_nll")
     net = nh.Network(layers(), "gaussian_nll")
     refused(r"y: expected shape \(5, 2\) \(samples x targets, for the 4 outputs", net.loss, np.eye(N).ravel(),
             np.ones((5, N)), np.ones((5, N)))
@@ -196,6 +198,8 @@ def test_a_registered_loss_with_parameters():
     expected = (np.abs(z - 0.3) ** [2.0, 3.0, 4.0, 2.5]).mean()
     assert net.loss(np.eye(N).ravel(), z, y) == pytest.approx(expected, rel=1e-14)
     refused("exponent: expected numbers of at least 1", nh.Loss, "test_power", exponent=0.5)
+    nh.register_loss("test_power", "elements", parameters={"exponent": exponent, "shift": 0.0, "more": 1.0})(power)
+    refused("registered again with others", net.loss, np.eye(N).ravel(), z, y)
 
 
 def test_registrations_with_parameters_that_are_wrong():
