@@ -5,6 +5,8 @@ an output of the net, t its target and r = z - t. ``reduction="mean"`` is over a
 samples), each with the weight of its sample; ``reduction="sum"`` is the weighted sum.
 """
 
+from numpy.typing import ArrayLike
+
 from .layers.loss import Loss
 from .layers.loss_parameters import Parameter
 
@@ -22,7 +24,10 @@ __all__ = [
 
 
 def softmax_cross_entropy(
-    class_weights=1.0, label_smoothing: float = 0.0, ignore_index: int | None = None, reduction: str = "mean"
+    class_weights: ArrayLike = 1.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
 ) -> Loss:
     """Cross-entropy of labels (B,) and the softmax p of n outputs: ``-w[label] log p[label]``.
 
@@ -81,7 +86,7 @@ def mean_squared_error(reduction: str = "mean") -> Loss:
     return Loss("mean_squared_error", reduction)
 
 
-def binary_cross_entropy(pos_weight=1.0, reduction: str = "mean") -> Loss:
+def binary_cross_entropy(pos_weight: ArrayLike = 1.0, reduction: str = "mean") -> Loss:
     """Cross-entropy of targets t from 0 to 1, (B, n), and logits z: ``-pos_weight t log p - (1 - t) log(1 - p)``.
 
     Parameters
@@ -108,7 +113,7 @@ def binary_cross_entropy(pos_weight=1.0, reduction: str = "mean") -> Loss:
     return Loss("binary_cross_entropy", reduction, pos_weight=pos_weight)
 
 
-def huber(delta=1.0, reduction: str = "mean") -> Loss:
+def huber(delta: ArrayLike = 1.0, reduction: str = "mean") -> Loss:
     """``r^2 / 2`` where ``|r| <= delta``, else ``delta (|r| - delta / 2)``; targets (B, n).
 
     The curvature is 1 in the middle and 0 outside of it.
@@ -138,7 +143,7 @@ def huber(delta=1.0, reduction: str = "mean") -> Loss:
     return Loss("huber", reduction, delta=delta)
 
 
-def smooth_l1(beta=1.0, reduction: str = "mean") -> Loss:
+def smooth_l1(beta: ArrayLike = 1.0, reduction: str = "mean") -> Loss:
     """``r^2 / (2 beta)`` where ``|r| < beta``, else ``|r| - beta / 2``; targets (B, n).
 
     The curvature is ``1 / beta`` in the middle and 0 outside of it. With ``beta=0`` it is ``|r|``, of curvature 0.
@@ -232,7 +237,7 @@ def gaussian_nll(full: bool = False, reduction: str = "mean") -> Loss:
     return Loss("gaussian_nll", reduction, full=full)
 
 
-def quantile(quantile=0.5, reduction: str = "mean") -> Loss:
+def quantile(quantile: ArrayLike = 0.5, reduction: str = "mean") -> Loss:
     """The pinball loss, ``quantile * -r`` where ``r <= 0``, else ``(1 - quantile) r``; targets (B, n).
 
     As ``sklearn.metrics.mean_pinball_loss`` has it. Its curvature is 0 everywhere: H is what the net's own second

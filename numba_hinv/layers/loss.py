@@ -1,6 +1,9 @@
 """`Loss`: a registered loss with its options, as a network keeps it."""
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..runtime.validation import as_size
 from . import loss_functions  # noqa: F401 - registers the losses that ship
@@ -45,7 +48,13 @@ class Loss:
     Loss('huber', delta=2.0)
     """
 
-    def __init__(self, name, reduction="mean", ignore_index=None, **parameters):
+    def __init__(
+        self,
+        name: str | Callable,
+        reduction: str = "mean",
+        ignore_index: int | None = None,
+        **parameters: ArrayLike,
+    ):
         self.name = resolve_loss(name)
         entry = get_loss(self.name)
         if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
