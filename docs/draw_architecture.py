@@ -18,7 +18,7 @@ ROWS = [
         ("storage", "files, checked"),
         ("embedded", "sweeps for @njit"),
     ],
-    [("network", "Network: layers and a loss")],
+    [("network", "Network: layers, a loss"), ("losses", "losses with options")],
     [("hessian", "Hessian: a LinearOperator")],
     [("factorization", "Factorization: its inverse")],
     [("certainty", "refinement, rescue, singularity, inertia, determinants: what may be promised")],

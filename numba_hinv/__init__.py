@@ -6,7 +6,7 @@ compilation_cache.prepare()
 
 # ruff: noqa: E402 - nothing may be compiled or loaded before that.
 from . import cuda as _cuda  # noqa: F401, I001 - makes device="cuda" known
-from . import embedded
+from . import embedded, losses
 from ._version import __version__
 from .applications.eigenvalues import eigenvalues, eigenvalues_in
 from .applications.influence import Influence, influence
@@ -27,6 +27,7 @@ from .layers.custom import Custom
 from .layers.dense import Dense
 from .layers.external import External
 from .layers.gated import Gated
+from .layers.loss import Loss
 from .layers.losses import loss_names, register_loss
 from .layers.norms import LayerNorm, RMSNorm
 from .network import Network
@@ -69,6 +70,7 @@ __all__ = [
     "Laplace",
     "LayerBlocks",
     "LayerNorm",
+    "Loss",
     "Network",
     "RMSNorm",
     "SolveInfo",
@@ -84,6 +86,7 @@ __all__ = [
     "influence",
     "load",
     "loss_names",
+    "losses",
     "minimize",
     "register_activation",
     "register_loss",

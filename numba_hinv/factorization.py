@@ -21,7 +21,7 @@ from .system.operators import SymmetricOperator
 from .system.shifted import Shifted
 
 # What files are, the version of their format, and those which `storage` reads: 4 had dense factors of LAPACK alone.
-KIND, FORMAT, READABLE = "numba_hinv factorization", 5, (4, 5)
+KIND, FORMAT, READABLE = "numba_hinv factorization", 6, (4, 5, 6)
 
 
 def factor_dtype_of(hessian, factor_dtype):
@@ -258,7 +258,7 @@ class Factorization(SymmetricOperator):
         found = [matrix.system.to_arrays(), matrix.to_arrays(), factors.to_arrays()]
         network = None if hessian.network is None else hessian.network.describe()
         header = {"kind": KIND, "format": FORMAT, "network": network, "dtype": str(hessian.dtype)}
-        header |= {"loss": hessian.loss, "curvature": hessian.curvature}
+        header |= {"loss": hessian.loss, "curvature": hessian.curvature, "total_weight": hessian.total_weight}
         archive.write(path, *(functools.reduce(operator.or_, parts) for parts in zip((header, {}), *found)))
 
     def condition(self):

@@ -42,6 +42,8 @@ class Hessian(SymmetricOperator):
         The multiple of the identity that an L2 term has added; part of H.
     device : str
         "cpu", or "cuda" where the derivative blocks lie on a GPU and everything is computed there.
+    total_weight : float or None
+        The sum of the weights of the samples, times those of their classes; of unweighted ones their number.
     num_layers : int
         L.
     dtype : numpy.dtype
@@ -54,13 +56,14 @@ class Hessian(SymmetricOperator):
         "hess=lambda params: net.hessian(params, X, y).todense())"
     )
 
-    def __init__(self, system, dtype, loss=None, network=None, curvature="hessian"):
+    def __init__(self, system, dtype, loss=None, network=None, curvature="hessian", total_weight=None):
         """Private: `Network.hessian` and `Hessian.from_blocks`."""
         super().__init__(np.dtype(dtype), (system.num_params, system.num_params))
         self.system = system
         self.network = network
         self.curvature = curvature
         self.loss = loss
+        self.total_weight = total_weight
 
     @classmethod
     def from_blocks(cls, blocks, terminal=None, device="cpu"):
@@ -108,8 +111,8 @@ class Hessian(SymmetricOperator):
         hessians : sequence of Hessian
             On the CPU. Their derivative blocks are shared, not copied.
         weights : (k,) array, optional
-            By default the shares of the samples, so that the sum is the Hessian of the mean loss over all samples.
-            ``H1 + H2`` is the plain sum, with weights of 1.
+            By default the shares of the samples, with their own weights, so that the sum is the Hessian of the mean
+            loss over all samples; 1 where the loss is a sum. ``H1 + H2`` is the plain sum, with weights of 1.
 
         Returns
         -------
@@ -142,13 +145,14 @@ class Hessian(SymmetricOperator):
                 if getattr(hessian, name) != getattr(hessians[0], name):
                     raise ValueError(f"hessians: expected the same {name} in all, got others at index {index}")
         if weights is None:
-            counts = np.array([hessian.num_samples for hessian in hessians], float)
-            weights = counts / counts.sum()
+            weights = _shares(hessians)
         weights = as_array("weights", weights, (len(hessians),), np.float64).tolist()
         first, losses = hessians[0], [hessian.loss for hessian in hessians]
         system = total.weighted_sum(weights, [hessian.system for hessian in hessians], first.dtype)
         loss = None if None in losses else sum(map(operator.mul, weights, losses))
-        return cls(system, first.dtype, loss, first.network, first.curvature)
+        totals = [hessian.total_weight for hessian in hessians]
+        total_weight = None if None in totals else sum(totals)
+        return cls(system, first.dtype, loss, first.network, first.curvature, total_weight)
 
     def __add__(self, other):
         """The plain sum, which factorizes; of a Hessian and another linear operator, a linear operator."""
@@ -472,3 +476,12 @@ class Hessian(SymmetricOperator):
             fits = product.max(initial=0.0) <= largest and product.min(initial=0.0) >= -largest
         if not fits:
             raise np.linalg.LinAlgError(f"v: the product with the Hessian overflows {dtype}")
+
+
+def _shares(hessians):
+    """What makes the weighted sum of Hessians of some samples each that of all samples."""
+    network = hessians[0].network
+    if network is not None and network.loss_definition.reduction == "sum":
+        return np.ones(len(hessians))
+    counts = [h.num_samples if h.total_weight is None else h.total_weight for h in hessians]
+    return np.array(counts, float) / np.sum(counts)

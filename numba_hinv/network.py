@@ -9,6 +9,7 @@ from .hessian import Hessian
 from .layers.dense import Dense
 from .layers.model import STRUCTURED, Model, only_curvature_of_loss
 from .layers.samples import Samples, is_in_memory
+from .layers.targets import as_weights
 from .runtime import memory_budget, tensors
 from .runtime.progress import bar
 from .runtime.validation import as_float_dtype, as_real, as_size
@@ -26,14 +27,18 @@ class Network:
     ----------
     layers : sequence of Dense, Conv1d, Custom (LayerNorm, RMSNorm, Gated) and External
         At least one; the outputs of each are the inputs of the next.
-    loss : str
+    loss : str, Loss or callable
         softmax_cross_entropy (integer labels (B,)), mean_squared_error (mean over all elements, no factor 1/2),
-        binary_cross_entropy (of logits), or one of `register_loss`.
+        binary_cross_entropy (of logits), huber, smooth_l1, poisson, gaussian_nll, quantile, or one of `register_loss`;
+        with options, as in ``nh.losses.huber(delta=2.0)``. Other libraries' names and functions ("mse",
+        ``torch.nn.functional.cross_entropy``) stand for these.
 
     Attributes
     ----------
     layers : tuple
     loss_name : str
+    loss_definition : Loss
+        The loss with its options.
     num_params : int
         P, the length of the flat vector: per dense layer the weight (out x in, row-major), then the bias; of a
         convolution the same, with a weight out x in x kernel; of the other layers their own parameters.
@@ -60,21 +65,30 @@ class Network:
 
     @property
     def loss_name(self):
-        return self.model.loss_name
+        return self.model.loss.name
+
+    @property
+    def loss_definition(self):
+        return self.model.loss
 
     @property
     def num_params(self):
         return self.model.num_params
 
     def __repr__(self):
-        return f"Network({len(self.layers)} layers, {self.num_params} parameters, loss={self.loss_name!r})"
+        return f"Network({len(self.layers)} layers, {self.num_params} parameters, loss={self._loss_text()})"
+
+    def _loss_text(self):
+        """The name alone where all options are as usual."""
+        text = repr(self.model.loss)
+        return repr(self.loss_name) if text == f"Loss({self.loss_name!r})" else text
 
     def describe(self):
         """The net as plain data for a file; None where its layers are more than that."""
         if not all(type(layer) in STRUCTURED for layer in self.layers):
             return None
         layers = [[type(layer).__name__, *dataclasses.astuple(layer)] for layer in self.layers]
-        return {"layers": layers, "loss_name": self.loss_name}
+        return {"layers": layers, "loss": self.model.loss.describe()}
 
     def init(self, seed=0, gain=1.0, dtype=np.float64):
         """Random parameters.
@@ -159,16 +173,16 @@ class Network:
         given, params = params, self.model.check_params(params)
         return tensors.like(self.model.forward(params, self.model.check_X(X, params.dtype)), given)
 
-    def loss(self, params, X, y=None, l2=0.0):
+    def loss(self, params, X, y=None, l2=0.0, sample_weight=None):
         """The loss, averaged as `Network` says, as a float. Arguments as for `gradient`."""
         l2, params = _as_l2(l2), self.model.check_params(params)
 
-        value = 0.0
-        for X, targets, share in self._shares(X, y, params.dtype):
-            value += share * self.model.terminal(self.model.forward(params, X), targets)[0]
-        return _add_l2(l2, params, value, None)[0]
+        def evaluate(X, targets, normaliser):
+            return self.model.terminal(self.model.forward(params, X), targets, None, normaliser)[0], None
 
-    def gradient(self, params, X, y=None, l2=0.0):
+        return _add_l2(l2, params, self._over_all(evaluate, X, y, sample_weight, params.dtype)[0], None)[0]
+
+    def gradient(self, params, X, y=None, l2=0.0, sample_weight=None):
         """Gradient of the loss in the parameters.
 
         Parameters
@@ -178,20 +192,23 @@ class Network:
         X : (B, in_features of the first layer) array, or batches
             Anything that slices like an array and is not in memory (`numpy.memmap`, data sets of h5py and zarr) is read a
             batch at a time. So are batches, where y is None: pairs ``(X, y)`` from a list, a DataLoader of PyTorch, or a
-            function that returns a generator, of any sizes.
+            function that returns a generator, of any sizes; or triples, of which the third has their weights.
         y : (B,) integer labels or (B, out_features of the last layer) array
             As the loss asks for; (B,) numbers are taken where there is one output.
         l2 : float
             Weight of the term ``l2/2 ||params||^2`` in the loss; at least 0.
+        sample_weight : (B,) array, optional
+            How often each sample counts: at least 0, and 1 by default. The loss is then the weighted mean, the sum of
+            the weighted losses over that of the weights, or their sum where that is the loss's reduction.
 
         Returns
         -------
         gradient : (P,) array
             In the dtype of ``params``; where that is a tensor, a tensor on its device.
         """
-        return self.loss_and_gradient(params, X, y, l2)[1]
+        return self.loss_and_gradient(params, X, y, l2, sample_weight)[1]
 
-    def loss_and_gradient(self, params, X, y=None, l2=0.0):
+    def loss_and_gradient(self, params, X, y=None, l2=0.0, sample_weight=None):
         """The loss and its gradient, in one pass over the samples; arguments as for `gradient`.
 
         What optimisers of SciPy take with ``jac=True``.
@@ -203,34 +220,43 @@ class Network:
             In the dtype of ``params``; where that is a tensor, a tensor on its device.
         """
         given, l2, params = params, _as_l2(l2), self.model.check_params(params)
-        value, total = 0.0, None
-        for X, targets, share in self._shares(X, y, params.dtype):
-            _, one, gradient = self.model.linearise(params, X, targets, 1)
-            value += share * one
-            if share < 1.0:
-                gradient = share * gradient.astype(np.float64, copy=False)
-            total = gradient if total is None else total + gradient
-        value, gradient = _add_l2(l2, params, value, total.astype(params.dtype, copy=False))
+
+        def evaluate(X, targets, normaliser):
+            return self.model.linearise(params, X, targets, 1, normaliser)[1:]
+
+        value, gradient = self._over_all(evaluate, X, y, sample_weight, params.dtype)
+        value, gradient = _add_l2(l2, params, value, gradient.astype(params.dtype, copy=False))
         return value, tensors.like(gradient, given)
 
-    def _shares(self, X, y, dtype):
-        """Triples of samples, targets in ``dtype`` and share of all samples: one of arrays in memory, or of each batch."""
-        if y is not None and is_in_memory(X):
-            X = self.model.check_X(X, dtype)
-            yield X, self.model.check_y(y, X.shape[0], dtype), 1.0
-            return
-        samples = self._samples(X, y)
-        count = samples.count()
-        for X, y in samples:
-            yield X.astype(dtype, copy=False), y.astype(dtype, copy=False), X.shape[0] / count
+    def _over_all(self, evaluate, X, y, sample_weight, dtype):
+        """Loss and gradient (or None) of all samples.
 
-    def _samples(self, X, y, batch_size=None):
+        ``evaluate(X, targets, normaliser)`` gives both for some of them, over the normaliser: of arrays in memory for
+        all, else for a batch at a time.
+        """
+        model = self.model
+        if y is not None and is_in_memory(X):
+            X = model.check_X(X, dtype)
+            weights = as_weights("sample_weight", sample_weight, X.shape[0])
+            return evaluate(X, model.check_y(y, X.shape[0], dtype, weights=weights), None)
+        value, total, weight = 0.0, None, 0.0
+        for X, targets in self._samples(X, y, sample_weight):
+            count = len(targets) * model.num_terms
+            one, gradient = evaluate(X.astype(dtype, copy=False), targets.astype(dtype), count)
+            value, weight = value + count * one, weight + model.total_weight(targets)
+            if gradient is not None:
+                gradient = count * gradient.astype(np.float64, copy=False)
+                total = gradient if total is None else total + gradient
+        normaliser = model.normaliser(weight)
+        return value / normaliser, None if total is None else total / normaliser
+
+    def _samples(self, X, y, sample_weight, batch_size=None, may_be_negative=False):
         size = batch_size_for(self.model) if batch_size is None else as_size("batch_size", batch_size)
-        return Samples(self.model, X, y, size)
+        return Samples(self.model, X, y, size, sample_weight, may_be_negative)
 
     def hessian(
         self, params, X, y=None, curvature="hessian", l2=0.0, device="cpu", batch_size=None, keep_bytes=None,
-        progress=False,
+        progress=False, sample_weight=None,
     ):  # fmt: skip
         """Hessian of the loss in the parameters, or its Gauss-Newton matrix, as a `Hessian` operator.
 
@@ -242,8 +268,9 @@ class Network:
             As for `gradient`.
         curvature : "hessian" or "ggn"
             With "ggn" the generalized Gauss-Newton matrix ``J^T C J`` (N. Schraudolph, Neural Computation 14, 2002)
-            takes the place of H: J is the Jacobian of the net's outputs, and C the loss's curvature in them. It is positive
-            semidefinite where the loss is convex in the outputs, as all that come with the library are.
+            takes the place of H: J is the Jacobian of the net's outputs, and C the loss's curvature in them. It is
+            positive semidefinite where the loss is convex in the outputs, as all that come with the library are but
+            gaussian_nll, and weights are not negative.
         l2 : float
             Weight of the term ``l2/2 ||params||^2`` in the loss, its gradient and H; at least 0.
         device : "cpu" or "cuda"
@@ -260,6 +287,9 @@ class Network:
             or assembled. By default what memory allows, or half of that for samples in batches.
         progress : bool
             Show a progress bar of the batches, for which tqdm must be installed.
+        sample_weight : (B,) array, optional
+            As for `gradient`, but weights may be negative as well, to remove samples; of a mean, the sum must be
+            positive.
 
         Raises
         ------
@@ -286,10 +316,11 @@ class Network:
         if on is not CPU:
             self._check_device(device, batch_size)
         elif batch_size is not None or not self._is_one_batch(X, y, keep_bytes):
-            samples = self._samples(X, y, batch_size)
+            samples = self._samples(X, y, sample_weight, batch_size, True)
             return self._hessian_of_batches(work, dtype, samples, curvature, l2, keep_bytes, progress)
         X = on.models.as_samples(self.model, X)
-        targets = on.models.as_targets(self.model, y, X.shape[0])
+        weights = on.models.as_weights("sample_weight", sample_weight, X.shape[0])
+        targets = on.models.as_targets(self.model, y, weights)
         on.memory.require(
             self.model.block_bytes(X.shape[0]),
             f"the derivative blocks of {len(self.layers)} layers for B = {X.shape[0]} samples",
@@ -302,7 +333,7 @@ class Network:
             loss, gradient = _add_l2(l2, on.memory.take(work), loss, gradient)
         gradient = gradient.astype(dtype, copy=False)
         system = System(self.model.chain, work, lin, l2, gradient, layers, on)
-        return Hessian(system, dtype, loss, self, curvature)
+        return Hessian(system, dtype, loss, self, curvature, self.model.total_weight(targets))
 
     def _is_one_batch(self, X, y, keep_bytes):
         """Whether samples are arrays whose derivative blocks are to be kept at the same time."""
@@ -327,7 +358,7 @@ class Network:
         loss, gradient = _add_l2(l2, params, batches.loss, batches.gradient)
         gradient = gradient.astype(dtype, copy=False)
         total = Total(self.model.chain, params, batches, batches.num_samples, l2, gradient)
-        return Hessian(total, dtype, loss, self, curvature)
+        return Hessian(total, dtype, loss, self, curvature, batches.total_weight)
 
 
 def _as_l2(l2):

@@ -16,6 +16,7 @@ from .kernels.dense.block_rows import STRIP
 from .kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
 from .kernels.sweeps.eliminate import Factors
 from .kernels.sweeps.linearise import Linearisation
+from .layers.loss import Loss
 from .layers.model import STRUCTURED
 from .network import Network
 from .runtime import archive
@@ -75,9 +76,9 @@ def _describe(header):
     for name in ("norm", "damping", "shift", "l2"):
         if type(header[name]) not in (int, float) or not np.isfinite(header[name]):
             raise ValueError(f"{name} is {header[name]!r}")
-    loss = header["loss"]
-    if loss is not None and (type(loss) not in (int, float) or not np.isfinite(loss)):
-        raise ValueError(f"loss is {loss!r}")
+    for name, value in ("loss", header["loss"]), ("total_weight", header.get("total_weight")):
+        if value is not None and (type(value) not in (int, float) or not np.isfinite(value)):
+            raise ValueError(f"{name} is {value!r}")
     for name in ("dtype", "factor_dtype"):
         if header[name] not in ("float64", "float32"):
             raise ValueError(f"{name} is {header[name]!r}")
@@ -93,7 +94,9 @@ def _describe(header):
     network = header["network"]
     if network is not None:
         layers = [_LAYERS[name](*fields) for name, *fields in network["layers"]]
-        network = Network(layers, network["loss_name"])
+        # Before format 6 losses had no options.
+        is_plain = "loss_name" in network
+        network = Network(layers, network["loss_name"] if is_plain else Loss.from_description(network["loss"]))
         if not all(np.array_equal(one, other) for one, other in zip(network.model.chain, chain)):
             raise ValueError("network and chain are different")
     units = num_samples * (chain.n_in + chain.n_out + 1.0) + chain.p
@@ -249,7 +252,8 @@ def _assemble(header, chain, network, scale, arrays):
     else:
         lin = Linearisation(*(arrays[f"blocks_{name}"] for name in Linearisation._fields))
         system = System(chain, params, lin, *common, norm=norm, logarithms=arrays["logarithms"])
-    hessian = Hessian(system, header["dtype"], header["loss"], network, header["curvature"])
+    total_weight = header.get("total_weight")
+    hessian = Hessian(system, header["dtype"], header["loss"], network, header["curvature"], total_weight)
     factors = choice.from_arrays(
         Shifted(system, float(header["damping"]), np.dtype(header["factor_dtype"]), scale), header, arrays
     )

@@ -78,7 +78,7 @@ def test_unknown_loss_lists_the_known_ones():
         nh.Network([nh.Dense(3, 4)], loss="hinge")
 
 
-@pytest.mark.parametrize("activation", [None, 3, np.tanh, ["tanh"]])
+@pytest.mark.parametrize("activation", [None, 3, np.add, ["tanh"]])
 def test_activation_of_a_wrong_type(activation):
     with rejected("activation"):
         nh.Network([nh.Dense(3, 4, activation)], "mean_squared_error")

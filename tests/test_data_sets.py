@@ -201,7 +201,7 @@ def test_bad_samples_are_named():
         net.hessian(params, X, y[1:], batch_size=5)
     with pytest.raises(ValueError, match="at least one batch of samples, got none"):
         net.hessian(params, [])
-    with pytest.raises(TypeError, match=r"pairs \(X, y\), got ndarray as batch 0"):
+    with pytest.raises(TypeError, match=r"pairs \(X, y\), or triples with weights, got ndarray as batch 0"):
         net.hessian(params, [X, y])
     with pytest.raises(TypeError, match="used up after the first time"):
         net.hessian(params, iter(pieces(X, y)))

@@ -12,6 +12,7 @@ from ..certainty import solution
 from ..certainty.inertia import best_count
 from ..factors import choice
 from ..layers.samples import Samples
+from ..layers.targets import as_weights
 from ..network import Network
 from ..runtime import columns, memory_budget, threads
 from ..runtime.progress import bar
@@ -31,8 +32,9 @@ class Influence:
         The inverse that they were computed with.
     """
 
-    def __init__(self, factorization, gradient_of, num_threads):
+    def __init__(self, factorization, gradient_of, shares, num_threads):
         """Private: `influence`."""
+        self._shares = shares
         self.factorization = factorization
         self._gradient_of = gradient_of
         self._num_threads = num_threads
@@ -60,7 +62,7 @@ class Influence:
             own = np.empty(F.hessian.num_samples)
 
             def take(start, stop, gradients, solutions, check):
-                own[start:stop] = np.einsum("kp,kp->k", gradients, solutions) / own.size
+                own[start:stop] = np.einsum("kp,kp->k", gradients, solutions) * self._shares[start:stop]
 
             _solve_in_blocks(F, self._gradient_of, own.size, take, self._num_threads, False)
             self._self_influence = own
@@ -69,7 +71,7 @@ class Influence:
 
 def influence(
     net, params, X, y, X_test, y_test, damping, l2=0.0, curvature="hessian", num_threads=None, progress=False,
-    batch_size=None, keep_bytes=None,
+    batch_size=None, keep_bytes=None, sample_weight=None,
 ):  # fmt: skip
     """Influence of every training sample on the loss of every test sample.
 
@@ -103,6 +105,9 @@ def influence(
         Show a progress bar, for which tqdm must be installed.
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`. Where H is factored as one dense matrix, many samples are read in batches by default.
+    sample_weight : (B,) array, optional
+        Of the training samples, as for `Network.gradient`: they have w[i] / sum(w) in place of 1/B above. Where the
+        loss weighs classes, the loss of a sample is its term in the sum, so with the weight of its class.
 
     Returns
     -------
@@ -140,13 +145,16 @@ def influence(
             "y: expected targets of the samples of an array X, got None; batches from a loader have no order that says "
             "which sample is which"
         )
+    if sample_weight is not None:
+        sample_weight = as_weights("sample_weight", sample_weight, None)
     model, options = net.model, {"curvature": curvature, "l2": l2, "keep_bytes": keep_bytes}
+    options["sample_weight"] = sample_weight
     H = net.hessian(params, X, y, batch_size=batch_size, **options)
     size = batch_size_for(model)
     if H.system.has_layers and H.num_samples > size and choice.chosen(H.system, H.system.params.dtype) == "dense":
         # Then nothing needs the blocks of all samples at the same time, and their tangents would take much memory.
         H = net.hessian(params, X, y, batch_size=size, **options)
-    train = Samples(model, X, y, size if batch_size is None else batch_size)
+    train = Samples(model, X, y, size if batch_size is None else batch_size, sample_weight)
     X_test = model.check_X(X_test, np.float64, "X_test")
     y_test = model.check_y(y_test, X_test.shape[0], np.float64, "y_test")
     F = H.factorize(damping, np.float64)
@@ -162,14 +170,15 @@ def influence(
         )
 
     def gradient_at(x, target):
-        return model.linearise(H.system.params, x, target, 1)[2]
+        return model.linearise(H.system.params, x, target.each_once(), 1, model.num_terms)[2]
 
-    found = Influence(F, lambda i: gradient_at(*train.one(i)), num_threads)
     B, T = H.num_samples, X_test.shape[0]
     matrix = f"the influences of B = {B} training samples on {T} test samples"
     memory_budget.require(8 * B * T, matrix, "take fewer test samples at a time")
+    slopes, weights = _output_gradients(H.system, model, train)
+    shares = weights * (model.num_terms / model.normaliser(H.total_weight))
+    found = Influence(F, lambda i: gradient_at(*train.one(i)), shares, num_threads)
     found.values = np.empty((B, T))
-    slopes = _output_gradients(H.system, model, train)
 
     def take(start, stop, gradients, solutions, check):
         first = 0
@@ -187,16 +196,18 @@ def influence(
 
 
 def _output_gradients(system, model, samples):
-    """1/B times the gradients of the samples' losses in their outputs, (B, n_L)."""
-    found = np.empty((system.num_samples, model.layers[-1].out_features))
+    """Gradients of the loss in the samples' outputs, (B, n_L), and the samples' weights (B,)."""
+    found, weights = np.empty((system.num_samples, model.layers[-1].out_features)), np.empty(system.num_samples)
     if system.has_layers:
-        ((X, y),) = Samples(model, *samples.arrays, system.num_samples)
-        return model.terminal(system.lin.output, y)[1]
+        ((_, targets),) = samples.cut_anew(system.num_samples)
+        return model.terminal(system.lin.output, targets)[1], targets.weights
     first = 0
-    for (weight, part), (_, y) in zip(system.parts(), samples):
-        found[first : first + len(y)] = weight * model.terminal(part.lin.output, y)[1]
-        first += len(y)
-    return found
+    for (weight, part), (_, targets) in zip(system.parts(), samples):
+        count = len(targets)
+        slope = model.terminal(part.lin.output, targets, None, count * model.num_terms)[1]
+        found[first : first + count], weights[first : first + count] = weight * slope, targets.weights
+        first += count
+    return found, weights
 
 
 def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):

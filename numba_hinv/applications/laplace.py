@@ -4,10 +4,10 @@ D. MacKay, Neural Computation 4 (1992): the posterior of a net's parameters, giv
 the normal distribution around its mode whose precision is the Hessian of the negative log posterior; its determinant
 gives the evidence, by which priors and nets can be compared on the training data alone.
 
-The library's losses are means, of `count` terms; the negative log-likelihood is their sum, times
-1/(2 noise_variance) for squared errors. With ``s = count`` (or ``count / (2 noise_variance)``) it is
-``s loss + constant``, and the precision of the posterior is
-``s H + prior_precision I = s (H + prior_precision/s I)``: what `Hessian.factorize` is for.
+The library's losses are means, of `count` terms, which samples have as often as their weights say; the negative
+log-likelihood is their sum, times 1/(2 noise_variance) for squared errors. With ``s = count`` (1 where the loss is a
+sum; either over 2 noise_variance) it is ``s loss + constant``, and the precision of the posterior is ``s H +
+prior_precision I = s (H + prior_precision/s I)``: what `Hessian.factorize` is for.
 """
 
 import warnings
@@ -17,8 +17,8 @@ from scipy.linalg import LinAlgWarning, eigvalsh
 
 from ..certainty import covariance
 from ..certainty.inertia import best_count
-from ..layers.losses import get_loss
 from ..layers.samples import Samples
+from ..layers.targets import as_weights
 from ..network import Network
 from ..runtime import memory_budget
 from ..runtime.validation import as_flag, as_real
@@ -60,6 +60,8 @@ class Laplace:
         As for `Network.hessian`.
     progress : bool
         Show a progress bar while the training data are gone through, for which tqdm must be installed.
+    sample_weight : (B,) array, optional
+        As for `Network.gradient`: how many observations each sample stands for, in the likelihood and in `scale`.
 
     Attributes
     ----------
@@ -98,16 +100,20 @@ class Laplace:
     def __init__(
         self, net, params, X, y=None, prior_precision=1.0, curvature="hessian", noise_variance=None,
         factor_dtype=None, batch_size=None, keep_bytes=None, progress=False,
+        sample_weight=None,
     ):  # fmt: skip
         if not isinstance(net, Network):
             raise TypeError(f"net: expected a Network, got {type(net).__name__}")
+        if sample_weight is not None:
+            sample_weight = as_weights("sample_weight", sample_weight, None)
         self.network, self._factor_dtype = net, factor_dtype
         self.hessian = net.hessian(
-            params, X, y, curvature, batch_size=batch_size, keep_bytes=keep_bytes, progress=progress
-        )
-        num_outputs = net.layers[-1].out_features
-        mean_over = get_loss(net.loss_name)["mean_over"]
-        self._count = self.hessian.num_samples * (num_outputs if mean_over == "elements" else 1)
+            params, X, y, curvature, batch_size=batch_size, keep_bytes=keep_bytes, progress=progress,
+            sample_weight=sample_weight,
+        )  # fmt: skip
+        # Observations, and what the sum of their losses is divided by.
+        self._count = self.hessian.total_weight * net.model.num_terms
+        self._normaliser = net.model.normaliser(self.hessian.total_weight)
         if net.loss_name == "mean_squared_error":
             noise_variance = 1.0 if noise_variance is None else _as_positive("noise_variance", noise_variance)
         elif noise_variance is not None:
@@ -131,7 +137,7 @@ class Laplace:
         return self._scale_with(self.noise_variance)
 
     def _scale_with(self, noise_variance):
-        return self._count / (1.0 if noise_variance is None else 2.0 * noise_variance)
+        return self._normaliser / (1.0 if noise_variance is None else 2.0 * noise_variance)
 
     def _factorize(self, damping):
         return self.hessian.factorize(damping, self._factor_dtype)
@@ -313,7 +319,7 @@ class Laplace:
         return gamma - damping * scale * float(self.hessian.system.params @ self.hessian.system.params)
 
     def _best_noise(self, gamma):
-        return self._count * self.hessian.loss / (self._count - gamma)
+        return self._normaliser * self.hessian.loss / (self._count - gamma)
 
     def _optimum(self, damping, noise):
         """(prior precision, noise variance) at a damping where the slope vanishes."""
@@ -395,7 +401,7 @@ def _are_binary(model, X, y):
     """Whether all targets are 0 or 1."""
     if y is not None:
         return np.isin(y, (0, 1)).all()
-    return all(np.isin(targets, (0, 1)).all() for _, targets in Samples(model, X, None, 1 << 16))
+    return all(np.isin(targets.values, (0, 1)).all() for _, targets in Samples(model, X, None, 1 << 16))
 
 
 def _as_positive(name, value):

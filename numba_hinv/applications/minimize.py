@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from ..layers.samples import is_in_memory
+from ..layers.targets import as_weights
 from ..network import Network
 from ..runtime import tensors
 from ..runtime.progress import bar
@@ -41,6 +42,7 @@ _METHODS = {"trust-region": TrustRegion, "levenberg-marquardt": LevenbergMarquar
 def minimize(
     net, params, X, y=None, method="trust-region", l2=0.0, batch_size=None, seed=0, gtol=1e-8, ftol=0.0, loss_target=None,
     max_iterations=200, time_limit=None, radius=None, damping=None, callback=None, progress=False, warmup="auto",
+    sample_weight=None,
 ):  # fmt: skip
     """Train a net with exact second-order steps.
 
@@ -84,6 +86,9 @@ def minimize(
         How to come near a minimum before the first exact step: "l-bfgs" is SciPy's, until the loss falls by less than
         1 per cent in 20 iterations, or 1,000 of them. "auto" is that where no radius or damping is given and all samples
         are taken at a time, else None.
+    sample_weight : (B,) array, optional
+        As for `Network.gradient`. With ``batch_size`` every step's loss is the weighted mean of its own samples, and
+        those of weight 0 are left out.
 
     Returns
     -------
@@ -139,9 +144,10 @@ def minimize(
     if y is not None and is_in_memory(X):
         X = as_array("X", X, (None, net.layers[0].in_features), np.float64)
         y = np.asarray(tensors.plain(y))
+        sample_weight = None if sample_weight is None else as_weights("sample_weight", sample_weight, X.shape[0])
     elif batch_size is not None:
         raise ValueError(f"batch_size: expected None for samples that are read in batches already, got {batch_size}")
-    batches = _Batches(X, y, batch_size, np.random.default_rng(seed))
+    batches = _Batches(net.model, X, y, sample_weight, batch_size, np.random.default_rng(seed))
     if warmup == "auto":
         warmup = "l-bfgs" if batches.size is None and start is None else None
     if warmup is not None and (not isinstance(warmup, str) or warmup not in lbfgs_warmup.METHODS):
@@ -159,21 +165,26 @@ def minimize(
 class _Batches:
     """All samples, or a part of them at a time, shuffled anew in every epoch."""
 
-    def __init__(self, X, y, size, rng):
-        self.X, self.y, self.rng = X, y, rng
+    def __init__(self, model, X, y, weights, size, rng):
+        self.all, self.rng = {"X": X, "y": y, "sample_weight": weights}, rng
         self.size = None if size is None or size >= X.shape[0] else size
-        count = 0 if self.size is None else X.shape[0]
-        self.order, self.at = np.arange(count), count
+        self.order = np.arange(0)
+        if self.size is not None:
+            # A mean over samples of weight 0 would be none.
+            targets = model.check_y(y, X.shape[0], np.float64, weights=weights)
+            self.order = np.flatnonzero(model.counts(targets))
+        self.at = self.order.size
 
     def next(self):
+        """Arguments of `Network.loss` by name."""
         if self.size is None:
-            return self.X, self.y
+            return self.all
         if self.at >= self.order.size:
             self.rng.shuffle(self.order)
             self.at = 0
         chosen = self.order[self.at : self.at + self.size]
         self.at += self.size
-        return self.X[chosen], self.y[chosen]
+        return {name: None if array is None else array[chosen] for name, array in self.all.items()}
 
     def is_epoch(self):
         """Whether the next batch begins an epoch."""
@@ -200,7 +211,7 @@ class _Run:
         def evaluate(params):
             self.nfev, self.njev = self.nfev + 1, self.njev + 1
             try:
-                return self.net.loss_and_gradient(params, *self.batch, self.l2)
+                return self.net.loss_and_gradient(params, **self.batch, l2=self.l2)
             except ValueError:
                 return np.inf, np.zeros_like(params)
 
@@ -229,18 +240,17 @@ class _Run:
     def evaluate(self):
         """Loss and gradient of all samples."""
         self.nfev, self.njev = self.nfev + 1, self.njev + 1
-        return self.net.loss_and_gradient(self.params, self.batches.X, self.batches.y, self.l2)
+        return self.net.loss_and_gradient(self.params, **self.batches.all, l2=self.l2)
 
     def linearise(self, params):
         self.njev, self.nhev = self.njev + 1, self.nhev + 1
-        X, y = self.batch
-        return self.net.hessian(params, X, y, self.rule.curvature, self.l2)
+        return self.net.hessian(params, **self.batch, curvature=self.rule.curvature, l2=self.l2)
 
     def loss(self, params):
         """Of the batch; infinite where it is not finite."""
         self.nfev += 1
         try:
-            return self.net.loss(params, *self.batch, self.l2)
+            return self.net.loss(params, **self.batch, l2=self.l2)
         except ValueError:
             return np.inf
 
@@ -278,10 +288,9 @@ class _Run:
 
     def at_rest(self, status, gtol, max_iterations, least=0.0):
         """The status to end with; None after a step down from a saddle, by more than ``least`` and rounding."""
-        data = self.batches.X, self.batches.y, "hessian", self.l2
         is_at_hand = self.batches.size is None and self.rule.curvature == "hessian"
         try:
-            H = self.H if is_at_hand else self.net.hessian(self.params, *data)
+            H = self.H if is_at_hand else self.net.hessian(self.params, **self.batches.all, l2=self.l2)
             self.negative = saddle.negative_eigenvalues(H, self.params, max(gtol, np.linalg.norm(H.gradient)))
             self.num_factorizations += 1
             if not self.negative or self.nit >= max_iterations:
@@ -310,7 +319,7 @@ class _Run:
         """Of all samples; infinite where it is not finite."""
         self.nfev += 1
         try:
-            return self.net.loss(params, self.batches.X, self.batches.y, self.l2)
+            return self.net.loss(params, **self.batches.all, l2=self.l2)
         except ValueError:
             return np.inf
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..kernels.steps.layer_table import layer_table
 from ..kernels.sweeps.linearise import Linearisation
-from ..layers.losses import get_loss
+from ..layers.targets import Targets
 from ..runtime.validation import check_finite
 from ..system.cpu import CPU
 from ..system.processor import is_on_device
@@ -39,21 +39,26 @@ class DeviceModels:
             raise ValueError("X: expected at least one sample, got an empty batch")
         return X
 
-    def as_targets(self, model, y, num_samples):
+    def as_targets(self, model, y, weights):
         if not is_on_device(y):
-            return CPU.models.as_targets(model, y, num_samples)
-        if get_loss(model.loss_name)["targets"] == "labels":
+            return CPU.models.as_targets(model, y, weights)
+        if model.loss.has_labels:
             # One number a sample, and all of them have to be looked at.
-            return CPU.models.as_targets(model, arrays.take_labels(y, self.memory.stream), num_samples)
-        outputs, given = int(model.chain.n_out[-1]), np.dtype(np.float64)
-        shape = (num_samples,) if outputs == 1 and len(y.shape) == 1 else (num_samples, outputs)
+            return CPU.models.as_targets(model, arrays.take_row(y, self.memory.stream), weights)
+        count, given, num_samples = model.num_targets, np.dtype(np.float64), weights.size
+        shape = (num_samples,) if count == 1 and len(y.shape) == 1 else (num_samples, count)
         y = arrays.as_array("y", y, shape, given, self.memory.stream, " (samples x outputs of the last layer)")
-        return y.reshape(num_samples, outputs)
+        return Targets(y.reshape(num_samples, count), weights)
+
+    def as_weights(self, name, weights, num_samples):
+        if is_on_device(weights):
+            weights = arrays.take_row(weights, self.memory.stream)
+        return CPU.models.as_weights(name, weights, num_samples)
 
     def linearise(self, model, params, X, targets):
         """(`Linearisation`, loss, gradient, layer table and sizes) of a net.
 
-        ``params`` is on the device, X and targets are here or there.
+        ``params`` is on the device, X and the values of the targets are here or there.
         """
         memory, names = self.memory, [layer.activation for layer in model.layers]
         distinct = sorted(set(names))
@@ -73,11 +78,12 @@ class DeviceModels:
             else:
                 self._launch(linearise.forward_kernel(distinct), 1, records, first, last, params, lin)
         check_finite("params, X: the net's output", memory.take(lin.output))
-        count = B if get_loss(model.loss_name)["mean_over"] == "samples" else B * n
+        model.loss.check_registered()
+        scale, weights = 1.0 / model.normaliser(model.total_weight(targets)), memory.put(targets.weights)
         values, slope = memory.empty(B, np.float64), memory.empty((B, n), np.float64)
         self._launch(
-            linearise.terminal_kernel(model.loss_name), -(-B // BLOCK), 1.0 / count, memory.put(targets), lin.output,
-            slope, lin.curvature, values,
+            linearise.terminal_kernel(model.loss.name), -(-B // BLOCK), memory.put(model.loss_parameters), scale,
+            weights, memory.put(targets.values), lin.output, slope, lin.curvature, values,
         )
         value = float(memory.take(values).sum())
         if not np.isfinite(value):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..layers.dense import Dense
+from ..layers.targets import as_weights
 from ..network import Network
 from ..runtime.validation import as_array, as_numbers
 
@@ -12,10 +13,13 @@ _LOSSES = {
     ("log_loss", "softmax"): "softmax_cross_entropy",
     ("log_loss", "logistic"): "binary_cross_entropy",
     ("squared_error", "identity"): "mean_squared_error",
+    ("poisson", "exp"): "poisson",
 }
+# What makes scikit-learn's gradient of this library's, but for the number of outputs that a mean is over.
+_SCALES = {"softmax_cross_entropy": 1.0, "binary_cross_entropy": 1.0, "mean_squared_error": 0.5, "poisson": 1.0}
 
 
-def from_sklearn(model, X=None, y=None):
+def from_sklearn(model, X=None, y=None, sample_weight=None):
     """The network of a fitted ``MLPClassifier`` or ``MLPRegressor``, and its parameters.
 
     With data it also gives the targets as the network wants them, and the L2 term of scikit-learn as damping::
@@ -31,11 +35,14 @@ def from_sklearn(model, X=None, y=None):
         Samples, not sparse. X and y come together or not at all.
     y : (B,) or (B, n_outputs) array, optional
         Targets as ``model.fit`` takes them: classes, indicators of several labels, or numbers.
+    sample_weight : (B,) array, optional
+        As ``model.fit`` takes it; give it to ``network.loss`` as well. Here only the damping depends on it.
 
     Returns
     -------
     network : Network
-        With the last activation in the loss: its outputs are what goes into softmax or the logistic function.
+        With the last activation in the loss: its outputs are what goes into softmax, the logistic function or, for
+        ``loss="poisson"``, the exponential.
     params : (P,) array
         In the dtype of ``model.coefs_``. Per layer the transpose of ``coefs_``, row by row, then ``intercepts_``.
     X : (B, n_features) array
@@ -43,7 +50,7 @@ def from_sklearn(model, X=None, y=None):
     y : array
         Positions in ``model.classes_`` where there are more than two classes, otherwise (B, n_outputs) numbers.
     damping : float
-        ``alpha / (B scale)``; see below.
+        ``alpha / (B scale)``, B being the sum of the weights where there are some; see below.
 
     Raises
     ------
@@ -59,11 +66,14 @@ def from_sklearn(model, X=None, y=None):
 
         ``scale * network.loss(params, X, y) + alpha / (2 B) * (sum of the squared weights)``
 
-    where scale is n_outputs for several labels, n_outputs / 2 for a regressor and 1 otherwise: scikit-learn sums over
-    the outputs where this library averages, and halves squared errors. (The ``loss_`` that a regressor of several
-    outputs reports is another: there alone scikit-learn averages over the outputs.) The Hessian of that is scale times
-    ``H + damping I``, with one difference: damping acts on the intercepts too, which scikit-learn does not penalise.
-    There is no place for ``sample_weight``. In training, B is the size of a mini-batch, whatever that of the data.
+    where scale is n_outputs for several labels and for ``loss="poisson"``, n_outputs / 2 for other regressors and 1
+    otherwise: scikit-learn sums over the outputs where this library averages, and halves squared errors. To the Poisson
+    loss scikit-learn adds the mean of ``y log y - y``, summed over the outputs, which no gradient sees. (The ``loss_``
+    that a regressor of several outputs reports is another: there alone scikit-learn averages over the outputs.) The
+    Hessian of that is scale times ``H + damping I``, with one difference: damping acts on the intercepts too, which
+    scikit-learn does not penalise. With ``sample_weight``, which scikit-learn takes from version 1.7 on, both divide by
+    the sum of the weights, which B then stands for. In training, B is the size of a mini-batch, whatever that of the
+    data.
     """
     _check(model)
     activation = _lookup("activation", _ACTIVATIONS, model.activation)
@@ -84,10 +94,13 @@ def from_sklearn(model, X=None, y=None):
     X = as_array("X", X, (None, layers[0].in_features), params.dtype, " (samples x inputs of the model)")
     if X.shape[0] == 0:
         raise ValueError("X: expected at least one sample, got an empty batch")
-    scale = {"softmax_cross_entropy": 1.0, "binary_cross_entropy": 1.0, "mean_squared_error": 0.5}[loss]
+    scale = _SCALES[loss]
     if loss != "softmax_cross_entropy":
         scale *= layers[-1].out_features
-    return network, params, X, _targets(model, loss, y, X), float(model.alpha) / (X.shape[0] * scale)
+    weight = float(as_weights("sample_weight", sample_weight, X.shape[0]).sum())
+    if not weight > 0.0:
+        raise ValueError(f"sample_weight: expected weights with a positive sum, got {weight:g}")
+    return network, params, X, _targets(model, loss, y, X), float(model.alpha) / (weight * scale)
 
 
 def _check(model):
@@ -112,7 +125,7 @@ def _lookup(noun, known, name):
 def _targets(model, loss, y, X):
     """``y`` as the network wants it."""
     B, outputs = X.shape[0], model.n_outputs_
-    if loss == "mean_squared_error":
+    if loss in ("mean_squared_error", "poisson"):
         shape = (B,) if outputs == 1 and np.ndim(y) == 1 else (B, outputs)
         return as_array("y", y, shape, X.dtype, " (samples x outputs of the model)").reshape(B, outputs)
     if loss == "binary_cross_entropy" and outputs > 1:

@@ -11,10 +11,11 @@ def from_torch(module, loss, input_shape=None):
     module : torch.nn.Module
         As a rule an ``nn.Sequential``, nested or not. It is neither changed nor kept: modules are copied, to the CPU.
         Wrappers of ``torch.compile`` around it or its parts are taken off.
-    loss : torch.nn.Module, function or str
-        An ``nn.CrossEntropyLoss``, ``nn.MSELoss`` or ``nn.BCEWithLogitsLoss`` with its defaults (reduction "mean", no
-        weights, no label smoothing); the function of one of these in ``torch.nn.functional``, or a `functools.partial` of
-        it; or the name of a loss of this library.
+    loss : torch.nn.Module, or what `Network` takes
+        An ``nn.CrossEntropyLoss`` (class weights, label smoothing and ignore_index are kept, the last with PyTorch's
+        default of -100), ``nn.BCEWithLogitsLoss`` (pos_weight is kept), ``nn.MSELoss``, ``nn.HuberLoss``,
+        ``nn.SmoothL1Loss``, ``nn.L1Loss`` or ``nn.PoissonNLLLoss``, with a reduction of "mean" or "sum".
+        Functions of these in ``torch.nn.functional`` are taken, too, as they are or in a `functools.partial` with options.
     input_shape : int or tuple of int, optional
         Of one sample, without the batch. Needed unless a Linear or a norm comes first, which tells it.
 

@@ -1,13 +1,10 @@
 """From a PyTorch module to a `Network`: one pass over the modules in the order in which they are applied."""
 
-import functools
-import inspect
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ..layers.convolution import Conv1d
 from ..layers.dense import Dense
@@ -17,73 +14,31 @@ from .torch_chain import Residual, chain
 from .torch_compiled import uncompiled
 from .torch_function import TorchFunction
 from .torch_layers import activation_of, layer_of, linear_over_positions
+from .torch_losses import from_torch_loss
 from .torch_probe import DROPOUTS, unsteady
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# The losses, and the options beside the reduction that must have these values.
-_LOSSES = {
-    nn.CrossEntropyLoss: ("softmax_cross_entropy", {"weight": None, "ignore_index": -100, "label_smoothing": 0.0}),
-    nn.MSELoss: ("mean_squared_error", {}),
-    nn.BCEWithLogitsLoss: ("binary_cross_entropy", {"weight": None, "pos_weight": None}),
-}
-# The same as functions, whose options have the names of the modules' own.
-_FUNCTIONS = {
-    functional.cross_entropy: nn.CrossEntropyLoss,
-    functional.mse_loss: nn.MSELoss,
-    functional.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
-}
 
 
 def convert(module, loss, input_shape):
     """What `from_torch` returns; ``input_shape`` is a tuple or None."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    module, loss = uncompiled(module), _loss_name(_as_module(loss))
+    module, loss = uncompiled(module), from_torch_loss(loss)
     conversion = Conversion(input_shape or _input_shape(module))
     conversion.add("", module)
     conversion.turn_back()
     if not conversion.layers:
         raise ValueError("module: expected at least one layer, got a module that does nothing")
-    if loss == "softmax_cross_entropy" and len(conversion.shape) != 1:
+    if loss.has_labels and len(conversion.shape) != 1:
         raise ValueError(
-            f"module: expected one output per class for {loss}, got outputs of shape {conversion.shape} per sample"
+            f"module: expected one output per class for {loss.name}, got outputs of shape {conversion.shape} per sample"
         )
     network = Network(conversion.layers, loss)
     is_narrow = all(parameter.dtype == torch.float32 for parameter in conversion.parameters)
     dtype = torch.float32 if is_narrow else torch.float64
     parts = [parameter.detach().to("cpu", dtype).reshape(-1) for parameter in conversion.parameters]
     return network, torch.cat(parts).numpy().copy()
-
-
-def _as_module(loss):
-    """The module that a loss which is given as a function is, with the options of a `functools.partial` of one."""
-    options = {}
-    if isinstance(loss, functools.partial) and not loss.args:
-        loss, options = loss.func, loss.keywords
-    is_function = inspect.isroutine(loss) and loss in _FUNCTIONS
-    if not is_function:
-        return loss
-    try:
-        return _FUNCTIONS[loss](**options)
-    except TypeError as error:
-        raise TypeError(f"loss: expected options of {loss.__name__}, got {', '.join(options)} ({error})") from None
-
-
-def _loss_name(loss):
-    if isinstance(loss, str):
-        return loss
-    if type(loss) not in _LOSSES:
-        known = ", ".join(f"nn.{kind.__name__}()" for kind in _LOSSES)
-        given = getattr(loss, "__name__", type(loss).__name__)
-        raise (ValueError if isinstance(loss, nn.Module) else TypeError)(
-            f"loss: expected one of {known}, one of their functions, or the name of a loss; got {given}"
-        )
-    name, options = _LOSSES[type(loss)]
-    for option, value in {"reduction": "mean", **options}.items():
-        given = getattr(loss, option)
-        if given is not value and (isinstance(given, torch.Tensor) or given != value):
-            raise ValueError(f"loss: expected {type(loss).__name__} with {option}={value!r}, got {given!r}")
-    return name
 
 
 def _input_shape(module):

@@ -12,10 +12,11 @@ from numba import types
 from numba.extending import register_jitable
 
 from ..kernels.plumbing.disk_cache import callback
+from . import aliases
 from .registry import Registry
 from .trial import Evidence, compare, compiled, is_real
 
-_registry = Registry("activation", "u")
+_registry = Registry("activation", aliases.ACTIVATIONS)
 # Where a registered activation is tried, at either sign: dense where most of them bend, away from the round numbers at
 # which they have kinks.
 _TRIED = 0.003, *(0.117 + 0.236 * k for k in range(28)), 7.31, 9.43, 13.7, 29.3, 87.1
@@ -58,7 +59,7 @@ def register_activation(name):
     ... def cube(u):
     ...     return u * u * u, 3 * u * u, 6 * u
     """
-    return _registry.decorator(name, try_activation)
+    return _registry.decorator(name, "u", try_activation)
 
 
 def activation_names():
@@ -67,9 +68,8 @@ def activation_names():
 
 
 def check_activation(name):
-    """Return ``name``; ``ValueError`` that lists the known ones if it is not registered."""
-    _registry.get(name)
-    return name
+    """The registered name that ``name``, perhaps an alias, stands for; ``ValueError`` that lists the known ones."""
+    return _registry.resolve(name)
 
 
 def activation_function(name):

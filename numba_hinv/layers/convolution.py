@@ -66,7 +66,7 @@ class Conv1d:
             set_field(self, name, as_size(name, getattr(self, name), least=0 if name == "padding" else 1))
         for name in ("bias", "skip"):
             set_field(self, name, as_flag(name, getattr(self, name)))
-        check_activation(self.activation)
+        set_field(self, "activation", check_activation(self.activation))
         reach, padded = self.dilation * (self.kernel_size - 1) + 1, self.length + 2 * self.padding
         if reach > padded:
             raise ValueError(

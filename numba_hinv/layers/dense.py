@@ -14,9 +14,10 @@ class Dense:
     ----------
     in_features, out_features : int
         At least 1; equal where ``skip``.
-    activation : str
+    activation : str or callable
         A registered name: identity, tanh, sigmoid, softplus, silu, gelu (the exact one, with erf), sin, relu (its
-        second derivative is taken as 0), or one of `register_activation`.
+        second derivative is taken as 0), or one of `register_activation`. Names that other libraries use ("ReLU",
+        "swish") and their functions (``np.tanh``, ``torch.nn.functional.silu``) stand for these.
     bias : bool
         Whether the layer has c.
     skip : bool
@@ -40,7 +41,7 @@ class Dense:
             set_field(self, name, as_size(name, getattr(self, name)))
         for name in ("bias", "skip"):
             set_field(self, name, as_flag(name, getattr(self, name)))
-        check_activation(self.activation)
+        set_field(self, "activation", check_activation(self.activation))
         if self.skip and self.in_features != self.out_features:
             raise ValueError(
                 "skip: expected in_features == out_features for a layer with a skip, "

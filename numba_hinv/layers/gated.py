@@ -5,7 +5,7 @@ import functools
 from numba.extending import register_jitable
 
 from ..runtime.validation import as_size
-from .activations import activation_function
+from .activations import activation_function, check_activation
 from .custom import Custom
 from .registry import distinguish, is_own
 
@@ -34,6 +34,7 @@ class Gated(Custom):
 
     def __init__(self, features, activation="sigmoid"):
         features = as_size("features", features)
+        activation = check_activation(activation)
         phi = activation_function(activation)
         function, jacobian, curvature = _functions(phi)
         super().__init__(function, 2 * features, features, 0, 0.0, jacobian, curvature)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .loss_parameters import pack
 from .trial import Evidence, Fenced, check_symmetric, check_unchanged, compare, compiled, is_real, unwritten
 
 ARGUMENTS = "z, y, gradient, curvature"
@@ -51,9 +52,9 @@ _TARGETS = {
 }
 
 
-def try_loss(function, targets):
-    """Raise what is wrong with a plain function that is to be registered as a loss of such ``targets``."""
-    loss = _Loss("function", function, targets)
+def try_loss(entry):
+    """Raise what is wrong with a plain function that is to be registered as a loss, with this `losses.get_loss`."""
+    loss, targets = _Loss("function", entry), entry["targets"]
     sizes = _working_sizes(loss)
     if not is_real(loss.returned):
         raise TypeError(
@@ -64,7 +65,7 @@ def try_loss(function, targets):
     for kind in _kinds(targets):
         verdict = _Verdict(loss)
         for n in sizes:
-            for z, ys in _points(kind, n):
+            for z, ys in _points(kind, n, loss.num_targets(n)):
                 loss.try_targets(z, ys, verdict)
         if verdict.right:
             return
@@ -75,11 +76,11 @@ def try_loss(function, targets):
     )
 
 
-def try_outputs(name, function, targets, num_outputs):
-    """``ValueError`` about the argument ``name`` unless a registered loss works for so many outputs."""
-    loss = _Loss(name, function, targets)
+def try_outputs(name, entry, num_outputs, packed):
+    """``ValueError`` about the argument ``name`` unless a registered loss works for so many outputs and parameters."""
+    loss, targets = _Loss(name, entry, packed), entry["targets"]
     first = None
-    for z, y in _probes(targets, num_outputs):
+    for z, y in _probes(targets, num_outputs, loss.num_targets(num_outputs)):
         error = loss.failure(num_outputs, [(z, y)])
         if error is None:
             # Of labels, the largest one finds tables that are too short.
@@ -96,15 +97,15 @@ def _kinds(targets):
     return ("labels",) if targets == "labels" else tuple(_TARGETS)
 
 
-def _points(kind, n):
-    """Outputs z and, for each, a list of targets of this kind."""
+def _points(kind, n, num_targets):
+    """Outputs z (n,) and, for each, a list of so many targets of this kind."""
     rng = np.random.default_rng(n)
     if kind == "labels":
         return [(draw(rng, n), [np.array([float(label)]) for label in _spread(n)]) for draw in _OUTPUTS]
-    if n == 1 and kind in ("sums of 1", "one 1"):
+    if num_targets == 1 and kind in ("sums of 1", "one 1"):
         # Always 1, for which a loss may be right that is wrong elsewhere.
         return []
-    return [(draw(rng, n), [target(rng, n)]) for target in _TARGETS[kind] for draw in _OUTPUTS]
+    return [(draw(rng, n), [target(rng, num_targets)]) for target in _TARGETS[kind] for draw in _OUTPUTS]
 
 
 def _spread(n):
@@ -112,23 +113,27 @@ def _spread(n):
     return np.unique(np.linspace(0, n - 1, min(n, _MOST_TRIED)).astype(int)).tolist()
 
 
-def _probes(targets, n):
-    """A few z and y for n outputs, those first that most losses take for what they expect."""
+def _probes(targets, n, num_targets):
+    """A few z and y for n outputs and so many targets, those first that most losses take for what they expect."""
     rng = np.random.default_rng(n)
     labels = [np.zeros(1)]
-    ys = labels if targets == "labels" else [draws[0](rng, n) for draws in reversed(_TARGETS.values())]
+    ys = labels if targets == "labels" else [draws[0](rng, num_targets) for draws in reversed(_TARGETS.values())]
     return [(draw(rng, n), y) for y in ys for draw in (_fractions, _normal)]
 
 
 def _working_sizes(loss):
     """Numbers of outputs to try the loss with; ``ValueError`` where it raises for all."""
-    targets = loss.targets
-    failures = {n: loss.failure(n, _probes(targets, n)) for n in _SIZES[targets]}
+    targets, ratio = loss.targets, loss.outputs_per_target
+
+    def probes(n):
+        return _probes(targets, n, loss.num_targets(n))
+
+    failures = {n: loss.failure(n, probes(n)) for n in (ratio * size for size in _SIZES[targets])}
     sizes = [n for n, error in failures.items() if error is None]
     if sizes:
         return sizes
-    for n in range(_SIZES[targets][0], _MOST_OUTPUTS + 1):
-        if n not in failures and loss.failure(n, _probes(targets, n)[:1]) is None:
+    for n in range(ratio * _SIZES[targets][0], _MOST_OUTPUTS + 1, ratio):
+        if n not in failures and loss.failure(n, probes(n)[:1]) is None:
             return [n]
     n, error = next(iter(failures.items()))
     raise ValueError(
@@ -138,22 +143,33 @@ def _working_sizes(loss):
 
 
 class _Loss:
-    """A loss that is being tried; ``argument`` is what errors say is wrong."""
+    """A loss that is being tried; ``argument`` is what errors say is wrong, ``packed`` parameters other than defaults."""
 
-    def __init__(self, argument, function, targets):
-        self.argument, self.name, self.targets = argument, function.__name__, targets
+    def __init__(self, argument, entry, packed=None):
+        function = entry["function"]
+        self.argument, self.name, self.targets = argument, function.__name__, entry["targets"]
+        self.outputs_per_target = entry["outputs_per_target"]
+        self._defaults, self._packed = {name: p.default for name, p in entry["parameters"].items()}, packed
         self._fenced = ()
-        n = _SIZES[targets][0]
-        self.call, self.returned = compiled(argument, function, *self._arguments(*_probes(targets, n)[0]))
+        n = self.outputs_per_target * _SIZES[self.targets][0] if packed is None else packed.shape[1]
+        examples = self._arguments(*_probes(self.targets, n, self.num_targets(n))[0])
+        self.call, self.returned = compiled(argument, function, *examples)
+
+    def num_targets(self, n):
+        """Numbers of y for n outputs; the labels of one sample are another matter."""
+        return n // self.outputs_per_target
 
     def _arguments(self, z, y, held=0.0):
         """Fenced arrays to call it with: copies of z and y, and a gradient and curvature that hold this number."""
         n = z.size
+        count = len(self._defaults)
         if not self._fenced or self._fenced[0].array.size != n:
             self._fenced = [Fenced(shape, _FENCED_OUTPUTS) for shape in (n, y.size, n)]
             self._fenced.append(Fenced((n, n), _FENCED_OUTPUTS * (n + 1)))
+            self._fenced += [Fenced((count, n), _FENCED_OUTPUTS)] * (count > 0)
         arrays = [fenced.array for fenced in self._fenced]
-        for array, content in zip(arrays, (z, y, held, held)):
+        packed = pack(self._defaults, n) if self._packed is None else self._packed
+        for array, content in zip(arrays, (z, y, held, held, packed)):
             array[...] = content
         return arrays
 
@@ -193,7 +209,11 @@ class _Loss:
                 failures[int(y[0])] = error
                 continue
             inputs = {name: fenced.array for name, fenced in zip("zy", self._fenced)}
-            check_unchanged(self.argument, self.name, inputs, {"z": z, "y": y})
+            before = {"z": z, "y": y}
+            if self._defaults:
+                inputs["parameters"] = self._fenced[4].array
+                before["parameters"] = pack(self._defaults, z.size) if self._packed is None else self._packed
+            check_unchanged(self.argument, self.name, inputs, before)
             # Where there is no value, nothing needs to be written.
             if np.isfinite([first[0], second[0]]).any():
                 self._check_written(first, second)

@@ -10,14 +10,16 @@ from ..kernels.plumbing import binding
 from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
 from ..kernels.sweeps import linearise
 from ..runtime.chunks import chunks
-from ..runtime.validation import as_array, as_labels, check_finite
+from ..runtime.validation import as_array, check_finite
 from . import external, overflow
 from .activations import activation_address
 from .convolution import Conv1d
 from .custom import Custom
 from .dense import Dense
 from .external import External
-from .losses import check_loss, get_loss, loss_address
+from .loss import as_loss
+from .losses import loss_address
+from .targets import Targets, with_labels
 
 # Samples per compiled call of a plain forward pass, which keeps its memory independent of the batch.
 _FORWARD_CHUNK = 1024
@@ -31,12 +33,16 @@ class Model:
     Parameters
     ----------
     layers : sequence of layers
-    loss_name : str
+    loss : Loss, or what names one with its default options
 
     Attributes
     ----------
     layers : tuple
-    loss_name : str
+    loss : Loss
+    num_targets : int
+        Numbers of y for each sample.
+    num_terms : int
+        What a sample counts for in the mean, with a weight of 1: as many as targets, or 1.
     chain : Chain
     num_params : int
 
@@ -46,10 +52,13 @@ class Model:
         The layers do not meet, or the loss is unknown or not for so many outputs.
     """
 
-    def __init__(self, layers, loss_name):
+    def __init__(self, layers, loss):
         self.layers = check_layers(layers)
-        check_loss(loss_name, self.layers[-1].out_features)
-        self.loss_name = loss_name
+        self.loss, outputs = as_loss(loss), self.layers[-1].out_features
+        self.loss_parameters = self.loss.packed(outputs)
+        self.num_targets = 1 if self.loss.has_labels else self.loss.num_targets(outputs)
+        self.num_terms = 1 if self.loss.is_mean_over_samples else self.num_targets
+        self._class_weights = self.loss.class_weights(outputs)
         self.chain = Chain(*np.array([_fields(layer) for layer in self.layers], np.int64).T.copy())
         self.num_params = int(self.chain.p.sum())
         if self.num_params == 0:
@@ -98,14 +107,41 @@ class Model:
             raise ValueError(f"{name}: expected at least one sample, got an empty batch")
         return X
 
-    def check_y(self, y, num_samples, dtype, name="y"):
-        """Targets as (B, 1) labels or (B, n_L) values, in ``dtype``."""
-        outputs = int(self.chain.n_out[-1])
-        if get_loss(self.loss_name)["targets"] == "labels":
-            return as_labels(name, y, num_samples, outputs).astype(dtype).reshape(-1, 1)
-        if outputs == 1 and np.ndim(y) == 1:
-            return as_array(name, y, (num_samples,), dtype).reshape(-1, 1)
-        return as_array(name, y, (num_samples, outputs), dtype, " (samples x outputs of the last layer)")
+    def check_y(self, y, num_samples, dtype, name="y", weights=None):
+        """`Targets`: (B, 1) labels or (B, t) values in ``dtype``, and weights that `as_weights` has checked."""
+        weights, count = np.ones(num_samples) if weights is None else weights, self.num_targets
+        if self.loss.has_labels:
+            outputs = int(self.chain.n_out[-1])
+            return with_labels(name, y, weights, outputs, self.loss.ignore_index, dtype)
+        if count == 1 and np.ndim(y) == 1:
+            return Targets(as_array(name, y, (num_samples,), dtype).reshape(-1, 1), weights)
+        meaning = " (samples x outputs of the last layer)"
+        if count != self.chain.n_out[-1]:
+            meaning = f" (samples x targets, for the {self.chain.n_out[-1]} outputs of the last layer)"
+        return Targets(as_array(name, y, (num_samples, count), dtype, meaning), weights)
+
+    def counts(self, targets):
+        """What each sample counts for in a mean over samples: its weight, times that of its class, (B,)."""
+        if self._class_weights is None:
+            return targets.weights
+        return targets.weights * self._class_weights[targets.values[:, 0].astype(np.int64)]
+
+    def total_weight(self, targets):
+        """The sum of `counts`."""
+        with np.errstate(over="ignore"):
+            return float(self.counts(targets).sum())
+
+    def normaliser(self, total_weight):
+        """What the sum of the samples' losses is divided by; ``ValueError`` where a mean has nothing to be over."""
+        if self.loss.reduction == "sum":
+            return 1.0
+        if not 0.0 < total_weight < np.inf:
+            of = "" if self.loss.ignore_index is None else " of labels that are not ignored"
+            raise ValueError(
+                f"sample_weight: expected weights{of} with a positive, finite sum, for the loss to be a mean over it, "
+                f"got {total_weight:g}; a loss with reduction='sum' needs none"
+            )
+        return total_weight * self.num_terms
 
     def forward(self, params, X):
         B = X.shape[0]
@@ -153,31 +189,38 @@ class Model:
         # External layers are no compiled calls.
         return chunks(num_samples * flops, [cut for l in self._external for cut in (l, l + 1)])
 
-    def terminal(self, output, targets, curvature=None):
-        """Value, gradient and curvature of the loss in the output; ``ValueError`` where the value is not finite."""
-        value, gradient, curvature = self.loss_at(output, targets, curvature)
+    def terminal(self, output, targets, curvature=None, normaliser=None):
+        """Value, gradient and curvature of the loss in the output; ``ValueError`` where the value is not finite.
+
+        normaliser : what the sum over the samples is divided by, by default that of these samples.
+        """
+        value, gradient, curvature = self.loss_at(output, targets, curvature, normaliser)
         if not np.isfinite(value):
             raise ValueError(f"params, X, y: expected a finite loss, got {value}")
         return value, gradient, curvature
 
-    def loss_at(self, output, targets, curvature=None):
+    def loss_at(self, output, targets, curvature=None, normaliser=None):
         """The same, with whatever numbers."""
         B, n = output.shape
         if curvature is None:
             curvature = np.empty((B, n, n), output.dtype)
         gradient = np.empty_like(output)
-        count = B if get_loss(self.loss_name)["mean_over"] == "samples" else B * n
-        address = loss_address(self.loss_name, output.dtype)
-        value = linearise.terminal(address, 1.0 / count, targets, output, gradient, curvature)
+        if normaliser is None:
+            normaliser = self.normaliser(self.total_weight(targets))
+        self.loss.check_registered()
+        address, weights = loss_address(self.loss.name, output.dtype), targets.weights
+        value = linearise.terminal(
+            address, self.loss_parameters, 1.0 / normaliser, weights, targets.values, output, gradient, curvature
+        )
         return float(value), gradient, curvature
 
-    def linearise(self, params, X, targets, derivatives):
-        """`Linearisation` (complete with 2 ``derivatives``), loss and gradient."""
+    def linearise(self, params, X, targets, derivatives, normaliser=None):
+        """`Linearisation` (complete with 2 ``derivatives``), loss and gradient; normaliser as for `terminal`."""
         B = X.shape[0]
         table, sizes = self.table(B, params.dtype)
         lin = self._propagate(table, sizes, params, X, derivatives)
         self._check_output(lin, params, X)
-        value, output_gradient, _ = self.terminal(lin.output, targets, lin.curvature)
+        value, output_gradient, _ = self.terminal(lin.output, targets, lin.curvature, normaliser)
         gradient = self.backpropagate(table, sizes, params, lin, output_gradient, derivatives)
         self._check("params, X, y: the gradient", gradient, params, X, targets)
         for block in (lin.Dx, lin.Dz, lin.Dxx, lin.Dzx, lin.Dzz) if derivatives == 2 else ():

@@ -7,20 +7,21 @@ every combination of registered functions and its compiled form can be cached on
 import numba
 from numba.extending import register_jitable
 
+from .aliases import resolve
 from .trial import check_function, gist, plain_function
 
 
 class Registry:
-    """Functions by name; ``noun`` is what error messages call them, ``arguments`` what they are called with."""
+    """Functions by name; ``noun`` is what error messages call them, ``aliases`` the names that they have elsewhere."""
 
-    def __init__(self, noun, arguments):
+    def __init__(self, noun, aliases):
         self.noun = noun
-        self.arguments = arguments
+        self.aliases = aliases
         self._entries = {}
         self._compiled = {}
 
-    def decorator(self, name, check, **attributes):
-        """A decorator that registers a function, with its attributes, under ``name``.
+    def decorator(self, name, arguments, check, **attributes):
+        """A decorator that registers a function of these ``arguments``, with its attributes, under ``name``.
 
         ``check(function)`` raises where it must not be. This package's own functions are left to the tests: importing
         it compiles nothing.
@@ -29,7 +30,7 @@ class Registry:
             raise TypeError(f"name: expected a string, got {type(name).__name__}")
 
         def register(function):
-            check_function("function", function, self.arguments)
+            check_function("function", function, arguments)
             # Not a dispatcher: closures over plain functions can be cached on disk, over dispatchers they cannot.
             plain = plain_function(function)
             if not is_own(plain):
@@ -43,12 +44,13 @@ class Registry:
     def names(self):
         return sorted(self._entries)
 
+    def resolve(self, given):
+        """The name under which is registered what is meant: see `aliases.resolve`."""
+        return resolve(self.noun, given, self._entries, self.aliases)
+
     def get(self, name):
         """The entry of ``name``: a dictionary with ``function`` and the attributes it was registered with."""
-        try:
-            return self._entries[name]
-        except (KeyError, TypeError):
-            raise ValueError(f"{self.noun}: expected one of {', '.join(self.names())}; got {name!r}") from None
+        return self._entries[self.resolve(name)]
 
     def address(self, name, dtype, build):
         """Address of ``build(function, numba scalar type, cache)``, compiled at its first use."""

@@ -6,6 +6,8 @@ be gone through again, and notices where other samples come then.
 
 import numpy as np
 
+from .targets import Targets, as_weights
+
 # What arrays that lie on a disk say about how they lie there: those of h5py, zarr and dask, of PyTables, of tensorstore.
 _PARTED = ("chunks", "chunkshape", "chunk_layout")
 # Factors of the words of a sample's fingerprint; odd, so that no bit of a word is lost.
@@ -13,7 +15,7 @@ _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 
 class Samples:
-    """Batches ``(X, y)`` of ``batch_size`` samples, the last one of the rest, checked and in float64.
+    """Batches (X, `Targets`) of ``batch_size`` samples, the last one of the rest, checked and in float64.
 
     Parameters
     ----------
@@ -21,11 +23,15 @@ class Samples:
         What the samples are for.
     X : array, or batches
         Anything with a shape that can be sliced, such as an array of NumPy, a `numpy.memmap`, or a data set of h5py or
-        zarr. Where y is None, something that gives pairs ``(X, y)`` each time it is gone through: a list of them, a
-        DataLoader, or a function that returns a generator.
+        zarr. Where y is None, something that gives pairs ``(X, y)``, or triples with weights, each time it is gone
+        through: a list of them, a DataLoader, or a function that returns a generator.
     y : array, optional
         Targets of the samples of X.
     batch_size : int
+    weights : array, optional
+        Of the samples of X; ones by default.
+    may_be_negative : bool
+        Whether weights may.
 
     Attributes
     ----------
@@ -33,14 +39,24 @@ class Samples:
         None until batches have been gone through once.
     """
 
-    def __init__(self, model, X, y, batch_size):
+    def __init__(self, model, X, y, batch_size, weights=None, may_be_negative=False):
         self.model, self.batch_size = model, batch_size
-        self._X, self._y = X, y
+        self._X, self._y, self._weights, self._may_be_negative = X, y, weights, may_be_negative
         self._known = None
         self.num_samples = None
         if y is not None:
             self.num_samples = _num_samples(X, y)
-        elif not callable(X):
+            if weights is not None and np.shape(weights) != (self.num_samples,):
+                raise ValueError(
+                    f"sample_weight: expected shape ({self.num_samples},) (one weight a sample), got "
+                    f"{np.shape(weights)}"
+                )
+        elif weights is not None:
+            raise TypeError(
+                "sample_weight: expected None for samples in batches, which give theirs as triples (X, y, weights), "
+                f"got {type(weights).__name__}"
+            )
+        if y is None and not callable(X):
             if not hasattr(X, "__iter__") or hasattr(X, "shape"):
                 raise TypeError(
                     f"y: expected targets, or X to give pairs (X, y) of batches, got y=None and X of type "
@@ -52,15 +68,23 @@ class Samples:
                     f"returns a generator), got {type(X).__name__}, which is used up after the first time"
                 )
 
-    @property
-    def arrays(self):
-        """X and y, as they were given."""
-        return self._X, self._y
+    def cut_anew(self, batch_size):
+        """The same samples in batches of another size."""
+        return Samples(self.model, self._X, self._y, batch_size, self._weights, self._may_be_negative)
 
     def one(self, i):
         """Sample i of arrays, as a batch."""
-        X = self.model.check_X(self._X[i : i + 1], np.float64, f"X[{i}:{i + 1}]")
-        return X, self.model.check_y(self._y[i : i + 1], 1, np.float64, f"y[{i}:{i + 1}]")
+        return self._slice(i, i + 1)
+
+    def _slice(self, start, stop):
+        where = f"[{start}:{stop}]"
+        X = self.model.check_X(self._X[start:stop], np.float64, f"X{where}")
+        weights = None if self._weights is None else self._weights[start:stop]
+        return X, self._targets(self._y[start:stop], weights, stop - start, where)
+
+    def _targets(self, y, weights, count, where):
+        weights = as_weights(f"sample_weight{where}", weights, count, self._may_be_negative)
+        return self.model.check_y(y, count, np.float64, f"y{where}", weights)
 
     def count(self):
         """How many samples there are; batches are gone through for it, the first time."""
@@ -75,12 +99,12 @@ class Samples:
         return self._y is not None
 
     def __iter__(self):
-        """Pairs ``(X, y)``; ``ValueError`` where they are not those of the first time, in whatever order."""
+        """Pairs (X, `Targets`); ``ValueError`` where they are not those of the first time, in whatever order."""
         count, mark = 0, 0
-        for X, y in _cut(self._given(), self.batch_size):
+        for X, targets in _cut(self._given(), self.batch_size):
             count += X.shape[0]
-            mark = (mark + fingerprint(X, y)) % (1 << 64)
-            yield X, y
+            mark = (mark + fingerprint(X, targets.values, targets.weights.reshape(-1, 1))) % (1 << 64)
+            yield X, targets
         if count == 0:
             raise ValueError("X: expected at least one batch of samples, got none")
         self.num_samples = count
@@ -95,18 +119,15 @@ class Samples:
 
     def _given(self):
         """What is read, checked."""
-        model = self.model
         if self._y is None:
             source = self._X() if callable(self._X) else self._X
             for index, batch in enumerate(source):
-                X, y = _as_pair(batch, index)
-                X = model.check_X(X, np.float64, f"X of batch {index}")
-                yield X, model.check_y(y, X.shape[0], np.float64, f"y of batch {index}")
+                X, y, *weights = _as_parts(batch, index)
+                X = self.model.check_X(X, np.float64, f"X of batch {index}")
+                yield X, self._targets(y, weights[0] if weights else None, X.shape[0], f" of batch {index}")
             return
         for start in range(0, self.num_samples, self.batch_size):
-            stop = min(start + self.batch_size, self.num_samples)
-            X = model.check_X(self._X[start:stop], np.float64, f"X[{start}:{stop}]")
-            yield X, model.check_y(self._y[start:stop], stop - start, np.float64, f"y[{start}:{stop}]")
+            yield self._slice(start, min(start + self.batch_size, self.num_samples))
 
 
 def _num_samples(X, y):
@@ -121,21 +142,24 @@ def _num_samples(X, y):
     return X.shape[0]
 
 
-def _as_pair(batch, index):
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise TypeError(f"X: expected batches that are pairs (X, y), got {type(batch).__name__} as batch {index}")
+def _as_parts(batch, index):
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        raise TypeError(
+            f"X: expected batches that are pairs (X, y), or triples with weights, got {type(batch).__name__} as batch "
+            f"{index}"
+        )
     return batch
 
 
 def _cut(batches, size):
     """The same samples in batches of ``size``."""
     held, count = [], 0
-    for X, y in batches:
+    for X, targets in batches:
         while X.shape[0]:
             wanted = size - count
-            held.append((X[:wanted], y[:wanted]))
+            held.append((X[:wanted], targets[:wanted]))
             count += held[-1][0].shape[0]
-            X, y = X[wanted:], y[wanted:]
+            X, targets = X[wanted:], targets[wanted:]
             if count == size:
                 yield _joined(held)
                 held, count = [], 0
@@ -144,13 +168,16 @@ def _cut(batches, size):
 
 
 def _joined(pairs):
-    return pairs[0] if len(pairs) == 1 else tuple(np.concatenate(parts) for parts in zip(*pairs))
+    if len(pairs) == 1:
+        return pairs[0]
+    inputs, targets = zip(*pairs)
+    return np.concatenate(inputs), Targets.concatenate(targets)
 
 
-def fingerprint(X, y):
+def fingerprint(*arrays):
     """A number of 64 bits that depends on the samples of a batch and not on their order."""
-    total = np.zeros(X.shape[0], np.uint64)
-    for array in (X, y):
+    total = np.zeros(arrays[0].shape[0], np.uint64)
+    for array in arrays:
         words = np.ascontiguousarray(array).view(np.uint64)
         # Powers of an odd number, so that no two places of a sample count alike.
         factors = np.multiply.accumulate(np.full(words.shape[1], _FACTOR))

@@ -127,8 +127,8 @@ def check_finite(name, array):
         raise ValueError(f"{name}: expected finite numbers, got {array[place]} at index {where}")
 
 
-def as_labels(name, value, num_samples, num_classes):
-    """Integer labels (B,) in 0..num_classes-1 as an int64 array."""
+def as_labels(name, value, num_samples, num_classes, ignored=None):
+    """Integer labels (B,) in 0..num_classes-1 as an int64 array; one number beside these may be ``ignored``."""
     try:
         array = np.asarray(tensors.plain(value))
     except ValueError as error:
@@ -137,7 +137,7 @@ def as_labels(name, value, num_samples, num_classes):
         raise TypeError(f"{name}: expected integer labels, got dtype {array.dtype}")
     if array.shape != (num_samples,):
         raise ValueError(f"{name}: expected shape ({num_samples},), one label a sample, got {array.shape}")
-    wrong = np.flatnonzero((array < 0) | (array >= num_classes))
+    wrong = np.flatnonzero(((array < 0) | (array >= num_classes)) & (True if ignored is None else array != ignored))
     if wrong.size:
         i = int(wrong[0])
         raise ValueError(f"{name}: expected labels from 0 to {num_classes - 1}, got {array[i]} at index {i}")

@@ -39,8 +39,8 @@ def workers(table, num_samples, num_vectors=1):
 class Batches:
     """Pairs ``(weight, System)`` of all batches of samples, by `jobs` that can be asked for again.
 
-    The weight of a batch is its share of the samples, so that losses and gradients that are means over a batch add up to
-    the mean over all.
+    The loss of a batch is the sum of those of its samples, with their weights, over their number; the weight of a batch
+    makes the loss of all samples of these, be it a mean or a sum.
 
     Parameters
     ----------
@@ -57,13 +57,16 @@ class Batches:
     loss, gradient
         Of all samples.
     num_samples : int
+    total_weight : float
+        As `Model.total_weight` has it.
     """
 
     def __init__(self, model, params, samples, curvature, keep_bytes, tick=lambda num_samples: None):
         self.model, self.params, self.samples, self.curvature = model, params, samples, curvature
         self.kept, room, is_room = [], keep_bytes, True
-        loss, gradient = 0.0, np.zeros_like(params)
-        for system, value, slope in threads.in_order(self._jobs(), self._workers()):
+        loss, gradient, self.total_weight = 0.0, np.zeros_like(params), 0.0
+        for system, value, slope, weight in threads.in_order(self._jobs(), self._workers()):
+            self.total_weight += weight
             count = system.num_samples
             loss += count * value
             gradient += count * slope
@@ -76,7 +79,8 @@ class Batches:
                 self.kept.clear()
             tick(count)
         self.num_samples = samples.num_samples
-        self.loss, self.gradient = loss / self.num_samples, gradient / self.num_samples
+        self._divisor = model.normaliser(self.total_weight) / model.num_terms
+        self.loss, self.gradient = loss / self._divisor, gradient / self._divisor
         self.are_kept = is_room
 
     @property
@@ -89,25 +93,27 @@ class Batches:
         return workers(table, self.samples.batch_size)
 
     def _jobs(self, num_kept=0):
-        """Functions that give `System`, loss and gradient of all batches but the first ones, which are read in turn."""
-        for index, (X, y) in enumerate(self.samples):
+        """Functions that give `System`, loss, gradient and total weight of all batches but the first ones."""
+        for index, (X, targets) in enumerate(self.samples):
             if index >= num_kept:
-                yield functools.partial(self._linearised, index, X, y)
+                yield functools.partial(self._linearised, index, X, targets)
 
-    def _linearised(self, index, X, y):
+    def _linearised(self, index, X, targets):
         try:
-            lin, loss, gradient = self.model.linearise(self.params, X, y, 2)
+            count = len(targets) * self.model.num_terms
+            lin, loss, gradient = self.model.linearise(self.params, X, targets, 2, count)
         except ValueError as error:
             first = index * self.samples.batch_size
             raise ValueError(f"{error} (samples {first} to {first + X.shape[0] - 1})") from None
         if self.curvature == "ggn":
             only_curvature_of_loss(lin)
         layers = self.model.table(X.shape[0], np.float64)
-        return System(self.model.chain, self.params, lin, layers=layers), loss, gradient
+        system = System(self.model.chain, self.params, lin, layers=layers)
+        return system, loss, gradient, self.model.total_weight(targets)
 
     def jobs(self):
         """Functions that each give a pair ``(weight, System)``, for threads."""
-        share = 1.0 / self.num_samples
+        share = 1.0 / self._divisor
         for system in self.kept:
             yield functools.partial(tuple, (share * system.num_samples, system))
         if not self.are_kept:

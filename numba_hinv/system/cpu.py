@@ -9,6 +9,7 @@ from ..kernels.dense import blas
 from ..kernels.plumbing import binding, packing
 from ..kernels.steps import row_space
 from ..kernels.sweeps import eliminate, multiply, substitute
+from ..layers.targets import as_weights
 from ..runtime import columns, memory_budget, threads
 from ..runtime.chunks import chunks
 from ..runtime.validation import as_columns
@@ -78,9 +79,14 @@ class CpuModels:
         return model.check_X(X, np.float64)
 
     @staticmethod
-    def as_targets(model, y, num_samples):
-        """Targets of a model's loss in float64."""
-        return model.check_y(y, num_samples, np.float64)
+    def as_targets(model, y, weights):
+        """`Targets` of a model's loss in float64, with weights on the host."""
+        return model.check_y(y, weights.size, np.float64, weights=weights)
+
+    @staticmethod
+    def as_weights(name, weights, num_samples):
+        """Weights of samples, of either sign, in float64 on the host."""
+        return as_weights(name, weights, num_samples, True)
 
     @staticmethod
     def linearise(model, params, X, targets):

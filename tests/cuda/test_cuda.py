@@ -22,6 +22,7 @@ from pathlib import Path
 import dense_truth
 import numpy as np
 import pytest
+from loss_cases import CASES
 from problems import GOLDEN, Problem, chain, golden, layer, make
 from test_dense_truth import SHAPES, check_everything
 
@@ -120,6 +121,21 @@ def test_losses_and_activations():
         there = moved(problem).hessian
         np.testing.assert_allclose(there.gradient, problem.hessian.gradient, rtol=1e-12, atol=1e-14)
         check_everything(moved(problem), 1e-2 * problem.norm)
+
+
+@on_device
+@pytest.mark.parametrize("name", ["cross_entropy_all", "binary_pos_weight", "smooth_l1", "gaussian", "poisson_rates"])
+def test_losses_with_options_and_weights(name):
+    case = CASES[name]
+    z, y = case.data()
+    net = nh.Network([nh.Dense(4, 4, "identity"), nh.Dense(4, 4, "softplus", skip=True)], case.make())
+    params = np.concatenate([np.eye(4).ravel(), np.zeros(4), 0.1 * net.init(0)[20:]])
+    weights = np.linspace(-0.5, 2.0, len(z)).round(1)
+    weights[3] = 0.0
+    here, there = (net.hessian(params, z, y, sample_weight=weights, device=where) for where in ("cpu", "cuda"))
+    assert there.loss == pytest.approx(here.loss, rel=1e-13) and there.total_weight == here.total_weight
+    np.testing.assert_allclose(there.gradient, here.gradient, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(there.todense(), here.todense(), rtol=1e-12, atol=1e-13)
 
 
 @on_device
@@ -904,7 +920,8 @@ def test_arrays_on_the_device(loss):
     problem = chain(3, 3, batch=2, loss=loss)
     given = [problem.params, problem.X, problem.y]
     there = [numba.cuda.to_device(array) for array in given]
-    H = problem.net.hessian(*there, device="cuda")
+    ones = numba.cuda.to_device(np.ones(2))
+    H = problem.net.hessian(*there, device="cuda", sample_weight=ones)
     expected = moved(problem).hessian
     np.testing.assert_array_equal(H.gradient, expected.gradient)
     F, F_expected = H.factorize(0.1), expected.factorize(0.1)

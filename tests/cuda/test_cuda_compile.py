@@ -58,7 +58,8 @@ def kernels():
     net = *sweep, vector, lin[float64]
     yield "forward", linearise.forward_kernel(nh.activation_names()), net
     for loss in nh.loss_names():
-        yield loss, linearise.terminal_kernel(loss), (float64, matrix, matrix, matrix, array(float64, 3), vector)
+        arguments = matrix, float64, vector, matrix, matrix, matrix, array(float64, 3), vector
+        yield loss, linearise.terminal_kernel(loss), arguments
     yield "backward", linearise.backward, (*net, vector, matrix)
     yield "span", row_space.span, (sweep[0], lin[float64], named(RowSpace, vector, vector), matrix)
     yield "tangents", multiply.tangents, (*net, matrix, matrix, matrix)

@@ -1,5 +1,6 @@
 """scikit-learn's perceptrons: losses, gradients and curvature against its own code and finite differences."""
 
+import inspect
 import subprocess
 import sys
 import warnings
@@ -35,7 +36,7 @@ def fitted(kind, activation="tanh", outputs=3, hidden=(5, 4), alpha=0.3, solver=
         return model.fit(X, y), X, y
 
 
-def sklearn_objective(model, X, y):
+def sklearn_objective(model, X, y, *weights):
     """Loss and gradient (coefs, then intercepts) of scikit-learn's own backpropagation."""
     if hasattr(model, "_label_binarizer"):
         y = model._label_binarizer.transform(y).astype(bool)
@@ -44,7 +45,9 @@ def sklearn_objective(model, X, y):
     activations = [X, *(np.empty((len(X), n), X.dtype) for n in units[1:])]
     deltas = [np.empty_like(a) for a in activations[1:]]
     gradients = [np.empty_like(c) for c in model.coefs_], [np.empty_like(c) for c in model.intercepts_]
-    loss, dW, dc = model._backprop(X, y, None, activations, deltas, *gradients)
+    if "sample_weight" in inspect.signature(model._backprop).parameters:
+        weights = weights or (None,)
+    loss, dW, dc = model._backprop(X, y, *weights, activations, deltas, *gradients)
     return loss, np.concatenate([part.ravel() for w, c in zip(dW, dc) for part in (w.T, c)])
 
 
@@ -134,6 +137,47 @@ def test_forward_predicts_what_the_model_predicts(kind):
         assert np.array_equal(predicted, expected)
 
 
+def needs_weights():
+    if "sample_weight" not in inspect.signature(neural_network.MLPRegressor.fit).parameters:
+        pytest.skip("an older scikit-learn has neither Poisson losses nor weights")
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_counts(outputs):
+    """Losses of Poisson's law: scikit-learn's has a constant more."""
+    needs_weights()
+    rng = np.random.default_rng(0)
+    X_given = rng.standard_normal((B, 4))
+    y_given = rng.integers(1, 6, (B, outputs) if outputs > 1 else B).astype(float)
+    settings = {"loss": "poisson", "activation": "tanh", "alpha": 0.2, "max_iter": 3, "random_state": 0}
+    model = neural_network.MLPRegressor(hidden_layer_sizes=(3,), **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
+        model.fit(X_given, y_given)
+    net, params, X, y, damping = nh.from_sklearn(model, X_given, y_given)
+    loss, gradient = sklearn_objective(model, X_given, y_given)
+    constant = (y * np.log(y) - y).sum() / B
+    penalty = 0.5 * damping * on_weights(net, params) @ params
+    assert outputs * (net.loss(params, X, y) + penalty) + constant == pytest.approx(loss, rel=1e-12)
+    ours = outputs * (net.gradient(params, X, y) + damping * on_weights(net, params))
+    assert np.abs(ours - gradient).max() <= 1e-12 * np.abs(gradient).max()
+    np.testing.assert_allclose(np.exp(net.forward(params, X)).squeeze(), model.predict(X_given), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["regression", "multiclass", "multilabel"])
+def test_weights_of_samples(kind):
+    needs_weights()
+    model, X_given, y_given = fitted(kind)
+    weights = np.random.default_rng(2).integers(0, 4, B).astype(float)
+    net, params, X, y, damping = nh.from_sklearn(model, X_given, y_given, weights)
+    loss, gradient = sklearn_objective(model, X_given, y_given, weights)
+    scale = {"regression": 1.5, "multilabel": 3.0}.get(kind, 1.0)
+    ours = scale * (net.gradient(params, X, y, sample_weight=weights) + damping * on_weights(net, params))
+    assert np.abs(ours - gradient).max() <= 1e-12 * np.abs(gradient).max()
+    with pytest.raises(ValueError, match="sample_weight: expected weights with a positive sum, got 0"):
+        nh.from_sklearn(model, X_given, y_given, np.zeros(B))
+
+
 def test_narrow_models_stay_narrow():
     model, X, y = fitted("regression", solver="adam", dtype=np.float32)
     net, params, X, y, damping = nh.from_sklearn(model, X, y)
@@ -184,8 +228,8 @@ def test_what_cannot_be_converted_says_why():
     regressor, X, y = fitted("regression", outputs=2)
     with pytest.raises(ValueError, match=r"y: expected shape \(12, 2\)"):
         nh.from_sklearn(regressor, X, y[:, 0])
-    regressor.loss, regressor.out_activation_ = "poisson", "exp"
-    with pytest.raises(ValueError, match="model: expected loss and output activation to be one of .* got .*poisson"):
+    regressor.loss, regressor.out_activation_ = "gamma", "exp"
+    with pytest.raises(ValueError, match="model: expected loss and output activation to be one of .* got .*gamma"):
         nh.from_sklearn(regressor)
 
 

@@ -97,7 +97,7 @@ class Columns:
         _launch(_write_columns, rows.size, self.stream, rows, start, self.array)
 
 
-def take_labels(value, stream):
-    """Labels as a NumPy array."""
+def take_row(value, stream):
+    """One number a sample, a label or a weight, as a NumPy array."""
     array = value if getattr(value, "__cuda_ndarray__", False) else numba.cuda.as_cuda_array(value)
     return to_host(array, stream)

@@ -86,24 +86,37 @@ def _forward_kernels(functions):
 
 def terminal_kernel(name):
     """`terminal` for the loss of this name."""
-    return _terminal_kernel(get_loss(name)["function"])
+    loss = get_loss(name)
+    return _terminal_kernel(loss["function"], bool(loss["parameters"]))
 
 
 @functools.lru_cache(maxsize=None)
-def _terminal_kernel(function):
+def _terminal_kernel(function, has_parameters):
     loss = device(function)
 
+    @device
+    def with_parameters(z, y, gradient, curvature, parameters):
+        return loss(z, y, gradient, curvature, parameters)
+
+    @device
+    def without_parameters(z, y, gradient, curvature, parameters):
+        return loss(z, y, gradient, curvature)
+
+    evaluate = with_parameters if has_parameters else without_parameters
+
     @kernel
-    def terminal(scale, targets, output, gradient, curvature, values):
+    def terminal(parameters, scale, weights, targets, output, gradient, curvature, values):
         """Value of the loss of every sample, its gradient and curvature in the output; a thread a sample."""
         i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
         B, n = output.shape
         if i < B:
-            values[i] = scale * loss(output[i], targets[i], gradient[i], curvature[i])
+            factor, is_there = scale * weights[i], weights[i] != 0.0
+            value = evaluate(output[i], targets[i], gradient[i], curvature[i], parameters) if is_there else 0.0
+            values[i] = factor * value
             for a in range(n):
-                gradient[i, a] *= scale
+                gradient[i, a] = factor * gradient[i, a] if is_there else 0.0
                 for b in range(n):
-                    curvature[i, a, b] *= scale
+                    curvature[i, a, b] = factor * curvature[i, a, b] if is_there else 0.0
 
     return terminal
 

@@ -88,8 +88,8 @@ def _call_curvature(typingctx, address, z, x, g, Dxx, Dzx, Dzz, work, n_in, n_ou
 
 
 @intrinsic
-def _call_loss(typingctx, address, z, y, gradient, curvature, n, num_targets):
-    signature = types.float64(types.int64, z, y, gradient, curvature, types.int64, types.int64)
+def _call_loss(typingctx, address, z, y, gradient, curvature, parameters, n, num_targets, num_parameters):
+    signature = types.float64(types.int64, z, y, gradient, curvature, parameters, *[types.int64] * 3)
 
     def codegen(context, builder, signature, arguments):
         function_type = ir.FunctionType(ir.DoubleType(), [argument.type for argument in arguments[1:]])
@@ -162,28 +162,34 @@ def forward(table, start, stop, params, lin, U):
 
 
 @kernel
-def terminal(loss, scale, targets, output, gradient, curvature):
+def terminal(loss, parameters, scale, weights, targets, output, gradient, curvature):
     """Value of the loss; fills its gradient (B x n) and curvature (B x n x n) in the output (B x n).
 
-    ``scale`` is one over what the mean is over.
+    ``scale`` is one over what the mean is over. A sample whose weight is 0 has no part in it, whatever its loss is.
     """
     B, n = output.shape
     value = 0.0
     for i in range(B):
-        value += _call_loss(
+        if weights[i] == 0.0:
+            fill(n, 0.0, gradient, i * n)
+            fill(n * n, 0.0, curvature, i * n * n)
+            continue
+        value += weights[i] * _call_loss(
             loss,
             pointer(output, i * n),
             pointer(targets, i * targets.shape[1]),
             pointer(gradient, i * n),
             pointer(curvature, i * n * n),
+            pointer(parameters, 0),
             n,
             targets.shape[1],
+            parameters.shape[0],
         )
-    for i in range(B):
+        factor = scale * weights[i]
         for a in range(n):
-            gradient[i, a] *= scale
+            gradient[i, a] *= factor
             for b in range(n):
-                curvature[i, a, b] *= scale
+                curvature[i, a, b] *= factor
     return value * scale
 
 
