@@ -278,7 +278,8 @@ class Factorization(SymmetricOperator):
         About thirty solves, six at a time, and as many products with H. Each solve is refined.
         """
         size, multiply, inverse = self.shape[0], self.solver.matrix.multiply, self.solver.inverse
-        return condition.one_norm(multiply, size) * condition.one_norm_of_inverse(multiply, inverse, size)
+        back = None if self.solver.is_lifted() else multiply
+        return condition.one_norm(multiply, size) * condition.one_norm_of_inverse(back, inverse, size)
 
     def solve(self, b, refine=True, full_output=False, num_threads=None, progress=False):
         """Solve ``(H + damping I) x = b``.

@@ -10,7 +10,7 @@ from ..runtime import columns
 from ..runtime.progress import bar
 from ..runtime.validation import check_finite
 from ..system.scaling import lengths, lengths_of, row_exponents
-from . import singularity
+from . import lifted, singularity
 from .refinement import backward_error
 from .solver import BACKWARD_ERROR
 
@@ -91,12 +91,13 @@ def solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out=N
     if refine:
         refined = solver.refine(rows, dtype, check, 0.0, b_lengths, out, scratch)
         x, errors, steps, krylov_steps, x_lengths, _ = refined
-        singularity.check_solution(solver, refined)
+        if not solver.is_lifted():
+            singularity.check_solution(solver, refined)
     else:
         x = solver.factors.substitute(rows, check, out)
         x_lengths = lengths(x)
     if full_output:
-        errors, bounds = _judge(solver, x, rows)
+        errors, bounds = lifted.judge(solver.factors, x, rows, refine) if solver.is_lifted() else _judge(solver, x, rows)
     exponents -= matrix.scale.matrix
     if exponents.any():
         with np.errstate(over="ignore", under="ignore"):
