@@ -9,11 +9,11 @@ digits. So residuals, contraction and errors are those of the lifted system here
 import numpy as np
 
 from ..runtime import threads
-from ..runtime.probes import random_signs
+from ..runtime.probes import random_entries, random_signs
 from ..system.scaling import lengths
 from .refinement import MAX_STEPS, Refined
 
-# Errors of a solution are those that changes of its numbers by this cause, times two, of so many random ones.
+# Rounding may do to a solution what changes of data by this do, relatively; so many random ones are tried.
 _NOISE, _PROBES = 8.0 * np.finfo(np.float64).eps, 3
 
 
@@ -30,56 +30,73 @@ def maps(factors):
     return multiply, factors.trajectory
 
 
-def refine(factors, b, goal, check=threads.no_check, offset=0.0, b_lengths=None, max_steps=MAX_STEPS):
+def refine(factors, b, goal, limit, check=threads.no_check, offset=0.0, b_lengths=None):
     """`Refined` solutions of right-hand sides b (k, P), with backward errors of the lifted system.
 
-    Steps are taken until the error is at most ``goal``, or less than halved.
+    That is the largest entry of the residual relative to the moduli which it is the difference of, or, where that is
+    above ``limit``, how much data must change for an effect on x of the size of the next correction. Steps are taken
+    until the first is at most ``goal``, or corrections do not halve.
     """
-    return _refine(factors, b, goal, check, offset, b_lengths, max_steps)[0]
+    refined, z, y = _refine(factors, b, goal, check, offset, b_lengths)
+    if refined.backward_error.max(initial=0.0) > limit:
+        error, _ = _errors(factors, b, refined, z, y, check, offset)
+        refined = refined._replace(backward_error=error)
+    return refined
+
+
+def solves(factors, limit):
+    """Whether the solution of a random right-hand side comes to a backward error within the limit."""
+    probe = random_entries(1, factors.matrix.size)
+    return bool(refine(factors, probe, limit / 16, limit).backward_error[0] <= limit)
 
 
 def judge(factors, x, b, is_refined, check=threads.no_check):
     """(backward errors, bounds of the relative errors) of solutions x, refined or not, (k,) each.
 
-    The states are found again; then data and solution are changed by some units of roundoff, and what one more
-    correction makes of that is what rounding may have done.
+    The states are found again.
     """
-    found, z = _refine(factors, b, 0.0, check, max_steps=MAX_STEPS if is_refined else 0)
-    error = np.zeros(x.shape[0])
+    refined, z, y = _refine(factors, b, 0.0, check, max_steps=MAX_STEPS if is_refined else 0)
+    backward, error = _errors(factors, b, refined, z, y, check)
+    error, size = error + lengths(x - refined.x), lengths(x)
+    error = np.divide(error, size, out=np.zeros_like(error), where=size > 0.0)
+    return backward, np.where(error < 1.0, error / np.maximum(1.0 - error, 0.5), np.inf)
+
+
+def _errors(factors, b, refined, z, y, check, offset=0.0):
+    """(backward errors, errors of x) of points with the residual y: twice the next correction and what noise does to it."""
+    x, noise = refined.x, np.zeros(b.shape[0])
     for seed in range(50, 50 + _PROBES):
         changes = 1.0 + _NOISE * random_signs(seed, 2 * b.size + z.size)[0]
         of_b, of_x, of_z = np.split(changes, (b.size, 2 * b.size))
-        noisy = b * of_b.reshape(b.shape), found.x * of_x.reshape(b.shape), z * of_z
-        y, _ = factors.residuals(*noisy, check=check)
-        error = np.maximum(error, lengths(factors.trajectory(y, check)[0]))
-    error = 2.0 * error + lengths(x - found.x)
-    size = lengths(x)
-    error = np.divide(error, size, out=np.zeros_like(error), where=size > 0.0)
-    return found.backward_error, np.where(error < 1.0, error / np.maximum(1.0 - error, 0.5), np.inf)
+        y_changed, _ = factors.residuals(b * of_b.reshape(b.shape), x * of_x.reshape(b.shape), z * of_z, offset, check)
+        noise = np.maximum(noise, lengths(factors.trajectory(y_changed - y, check)[0]))
+    correction = lengths(factors.trajectory(y, check)[0])
+    explained = np.divide(correction, noise, out=np.full_like(noise, np.inf), where=noise > 0.0)
+    return np.fmin(refined.backward_error, _NOISE * explained), 2.0 * (correction + noise)
 
 
 def _refine(factors, b, goal, check, offset=0.0, b_lengths=None, max_steps=MAX_STEPS):
-    """(`Refined`, states of all solutions)."""
-    k = b.shape[0]
+    """(`Refined`, the states and the residuals y of all solutions)."""
+    k, steps, before = b.shape[0], 0, np.inf
     y, _ = factors.residuals(b, np.zeros_like(b), _no_states(factors, k), offset, check)
     x, z = factors.trajectory(y, check)
     y, error = factors.residuals(b, x, z, offset, check)
-    steps = 0
     while steps < max_steps and not (error <= goal).all():
-        steps += 1
         dx, dz = factors.trajectory(y, check)
-        dx += x
-        dz += z
-        y_new, error_new = factors.residuals(b, dx, dz, offset, check)
-        # All vectors go on together: their states lie layer by layer.
-        if not error_new.max() < error.max():
+        correction = _largest_ratio(lengths(dx), lengths(x))
+        # What is left once corrections do not halve is rounding. All vectors go on together: their states lie layer by
+        # layer.
+        if not correction < 0.5 * before:
             break
-        is_halved = error_new.max() < 0.5 * error.max()
-        x, z, y, error = dx, dz, y_new, error_new
-        if not is_halved:
-            break
+        steps, before = steps + 1, correction
+        x, z = x + dx, z + dz
+        y, error = factors.residuals(b, x, z, offset, check)
     error = np.where(np.isfinite(error), error, np.inf)
-    return Refined(x, error, steps, 0, lengths(x), lengths(b) if b_lengths is None else b_lengths), z
+    return Refined(x, error, steps, 0, lengths(x), lengths(b) if b_lengths is None else b_lengths), z, y
+
+
+def _largest_ratio(part, whole):
+    return float(np.divide(part, whole, out=np.zeros_like(part), where=part > 0.0).max(initial=0.0))
 
 
 def _no_states(factors, k):

@@ -92,8 +92,9 @@ class Solver:
     def is_lifted(self):
         """Whether solutions are refined, and all else is judged, on the lifted system: see `certainty.lifted`.
 
-        So where a pivot is too small beside ||H|| for products with H to say much of it, and yet, as three random vectors
-        at most show up to a chance of 1e-6, larger than its rounding.
+        So where a pivot is too small beside ||H|| for products with H to say much of it, and yet larger than its
+        rounding, as three random vectors at most show up to a chance of 1e-6. A solve with another one must succeed: of
+        pivots that vanish although the matrix is far from singular, it is the products that know better.
         """
         if self._is_lifted is None:
             factors, matrix = self.factors, self.matrix
@@ -104,7 +105,9 @@ class Solver:
             if self._is_lifted:
                 maps = lifted.maps(factors)
                 self._is_lifted = is_surely_below(inertia.CONTRACTION, *maps, matrix.size)
-                if not self._is_lifted:
+                if self._is_lifted:
+                    self._is_lifted = lifted.solves(factors, BACKWARD_ERROR[_DOUBLE])
+                else:
                     self.stage_rounding = contraction(*maps, matrix.size)
         return self._is_lifted
 
@@ -132,7 +135,7 @@ class Solver:
         """`Refined` solutions; those of ``2^-k (H + damping I) + offset I`` with the factors at hand."""
         limit = BACKWARD_ERROR[dtype]
         if self.is_lifted():
-            return lifted.refine(self.factors, rows, limit / 16, check, offset, b_lengths)
+            return lifted.refine(self.factors, rows, limit / 16, limit, check, offset, b_lengths)
         # What is left after one cycle is for the fallback, with all that may come to its help.
         rescue = _nothing if self.factors.has_fallback else self._rescue if self._can_be_rescued() else None
 

@@ -30,7 +30,7 @@ class Workspace(NamedTuple):
     """Scratch of both sweeps for k vectors."""
 
     multipliers: np.ndarray  # (2, k B width)
-    size: np.ndarray  # (width,)
+    sums: np.ndarray  # (2, k B width): of the moduli of what each multiplier is the sum of
     y: np.ndarray  # (2, k m), in the precision of the factors
     state: np.ndarray  # k B width, likewise
 
@@ -39,8 +39,7 @@ def workspace(sizes, num_vectors, num_samples, dtype):
     """An uninitialised `Workspace`."""
     width = num_vectors * num_samples * sizes.width
     return Workspace(
-        np.empty((2, width)), np.empty(num_samples * sizes.width), np.empty((2, num_vectors * sizes.m), dtype),
-        np.empty(width, dtype),
+        np.empty((2, width)), np.empty((2, width)), np.empty((2, num_vectors * sizes.m), dtype), np.empty(width, dtype)
     )
 
 
@@ -59,8 +58,8 @@ def _sum(size, a, b):
 
 
 @inner
-def _parameter_error(layer, lin, shift, b, x, z, q, r):
-    """The largest of the entries of r relative to the sum of what they are the differences of."""
+def _parameter_error(layer, lin, shift, b, x, z, sums, r):
+    """The largest of the entries of r relative to the sum of moduli of what they are made of, with ``sums`` for q."""
     B = lin.output.shape[0]
     n, p, N = layer.n_out, layer.p, layer.N
     Dxx, Dzx, Dx = matrix(lin.Dxx, layer.Dxx, p, p), matrix(lin.Dzx, layer.Dzx, p, N), pointer(lin.Dx, layer.Dx)
@@ -68,7 +67,7 @@ def _parameter_error(layer, lin, shift, b, x, z, q, r):
     for j in range(p):
         size = abs(b[j]) + abs(shift * x[j]) + _sum(p, Dxx[j], x) + _sum(N, Dzx[j], z)
         for i in range(B * n):
-            size += abs(Dx[i * p + j] * q[i])
+            size += abs(Dx[i * p + j]) * sums[i]
         # A sum that is not a number leaves an error which is none.
         if not abs(r[j]) <= worst * size:
             worst = abs(r[j]) / size
@@ -76,31 +75,25 @@ def _parameter_error(layer, lin, shift, b, x, z, q, r):
 
 
 @inner
-def _state_error(layer, lin, x, z, q, q_before, change, size):
-    """The largest entry of ``change`` over the largest sum of what q_before is made of."""
+def _add_up(layer, lin, x, z, q, q_before, sums):
+    """sums <- those of the moduli of q_before and of what it is made of."""
     B = lin.output.shape[0]
     n, n_in, p, N = layer.n_out, layer.n_in, layer.p, layer.N
     Dzx = matrix(lin.Dzx, layer.Dzx, p, N)
     for j in range(N):
-        size[j] = abs(q_before[j])
+        sums[j] = abs(q_before[j])
     for i in range(p):
         for j in range(N):
-            size[j] += abs(Dzx[i, j] * x[i])
+            sums[j] += abs(Dzx[i, j] * x[i])
     for s in range(B):
         Dz = matrix(lin.Dz, layer.Dz + s * n * n_in, n, n_in)
         Dzz = matrix(lin.Dzz, layer.Dzz + s * n_in * n_in, n_in, n_in)
         for i in range(n):
             for j in range(n_in):
-                size[s * n_in + j] += abs(Dz[i, j] * q[s * n + i])
+                sums[s * n_in + j] += abs(Dz[i, j] * q[s * n + i])
         for i in range(n_in):
             for j in range(n_in):
-                size[s * n_in + j] += abs(Dzz[i, j] * z[s * n_in + i])
-    largest, most = 0.0, 0.0
-    for j in range(N):
-        most = max(most, size[j])
-        if not abs(change[j]) <= largest:
-            largest = abs(change[j])
-    return largest / most if not largest == 0.0 else 0.0
+                sums[s * n_in + j] += abs(Dzz[i, j] * z[s * n_in + i])
 
 
 @kernel
@@ -108,8 +101,9 @@ def residuals(table, start, stop, lin, factors, shift, b, x, z, y, worst, work):
     """Layers stop-1..start: y (k, P) <- F^-1 r at the point x (k, P), z of k vectors, with ``shift`` for eps.
 
     z : the states as `trajectory` leaves them.
-    worst : (k,), raised to the backward errors: of entries of r relative to the sum of the moduli of what they are the
-        differences of, and of what the second equation lacks in a layer, relative to the largest such sum.
+    worst : (k,), raised to the largest of the entries of r relative to the sum of the moduli of what they are made of,
+        multipliers counting with the sum of moduli of what they are made of: one for r that is nothing but rounding of
+        its own is some units of roundoff.
     """
     k, P = x.shape
     B, n_L = lin.output.shape
@@ -122,12 +116,17 @@ def residuals(table, start, stop, lin, factors, shift, b, x, z, y, worst, work):
                 curvature = matrix(lin.curvature, i * n_L * n_L, n_L, n_L)
                 q_i = matrix(work.multipliers, work.multipliers.shape[1] * (L % 2) + at, 1, n_L)
                 multiply(1.0, matrix(z, end + at, 1, n_L), curvature, 0.0, q_i)
+                z_i, sums = vector(z, end + at, n_L), vector(work.sums, work.sums.shape[1] * (L % 2) + at, n_L)
+                for a in range(n_L):
+                    sums[a] = _sum(n_L, curvature[a], z_i)
     for l in range(stop - 1, start - 1, -1):
         layer = table[l]
         m, N, n = layer.m, layer.N, B * layer.n_out
         z_l = matrix(z, k * layer.z, k * B, layer.n_in)
         q = matrix(work.multipliers, work.multipliers.shape[1] * ((l + 1) % 2), k * B, layer.n_out)
         q_before = matrix(work.multipliers, work.multipliers.shape[1] * (l % 2), k * B, layer.n_in)
+        sums = matrix(work.sums, work.sums.shape[1] * ((l + 1) % 2), k, n)
+        sums_before = matrix(work.sums, work.sums.shape[1] * (l % 2), k, N)
         blocks_adjoint(layer, lin, x, y, z_l, q, q_before)
         F_y = matrix(work.y, 0, k, m)
         for t in range(k):
@@ -135,7 +134,7 @@ def residuals(table, start, stop, lin, factors, shift, b, x, z, y, worst, work):
             x_t, b_t, r = vector(x, at, m), vector(b, at, m), vector(y, at, m)
             for j in range(m):
                 r[j] = b_t[j] - r[j] - shift * x_t[j]
-            error = _parameter_error(layer, lin, shift, b_t, x_t, vector(z, k * layer.z + t * N, N), vector(q, t * n, n), r)
+            error = _parameter_error(layer, lin, shift, b_t, x_t, vector(z, k * layer.z + t * N, N), sums[t], r)
             if not error <= worst[t]:
                 worst[t] = error
             copy(m, y, at, F_y, t * m)
@@ -153,9 +152,7 @@ def residuals(table, start, stop, lin, factors, shift, b, x, z, y, worst, work):
             for t in range(k):
                 before, more = vector(q_before, t * N, N), vector(change, t * N, N)
                 x_t, z_t = vector(x, t * P + layer.parameters, m), vector(z, k * layer.z + t * N, N)
-                error = _state_error(layer, lin, x_t, z_t, vector(q, t * n, n), before, more, work.size)
-                if not error <= worst[t]:
-                    worst[t] = error
+                _add_up(layer, lin, x_t, z_t, vector(q, t * n, n), before, sums_before[t])
                 for j in range(N):
                     before[j] += more[j]
 
