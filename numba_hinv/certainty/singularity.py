@@ -44,6 +44,7 @@ def error(solver, smallest):
     """The ``LinAlgError`` of a singular matrix with this smallest singular value."""
     matrix, layer = solver.matrix, solver.factors.layer_of_smallest_pivot()
     bound = _SINGULAR_MATRIX * np.finfo(np.float64).eps * matrix.norm
+    wider = " or, for a chain of many scales, factor_dtype='float64'" if matrix.dtype == np.float32 else ""
     stages = ""
     if solver.stage_rounding is not None:
         stages = (
@@ -54,7 +55,7 @@ def error(solver, smallest):
         f"damping: H + damping I is singular to working precision with damping={matrix.damping:g}: its smallest "
         f"singular value is at most about {np.ldexp(smallest, matrix.scale.matrix):.1e}, and not told from 0 below "
         f"{np.ldexp(bound, matrix.scale.matrix):.1e} where ||H|| is {matrix.system.norm():.1e}{stages}, by the pivot of "
-        f"layer {layer}; expected a damping further from minus an eigenvalue of H"
+        f"layer {layer}; expected a damping further from minus an eigenvalue of H{wider}"
     )
 
 

@@ -50,6 +50,15 @@ class Solver:
     def factorize(cls, matrix, method="auto", checkpoint=False, tick=choice.no_tick):
         """That of a matrix with the factors that `choice.factorize` makes, settled."""
         factors = choice.factorize(matrix, method, checkpoint, tick)
+        is_dense = method == "auto" and factors.method == "dense" and matrix.system.has_layers
+        if is_dense and matrix.system.is_of_blocks and factors.has_tiny_pivots(_HIDDEN[matrix.dtype] ** 0.5):
+            try:
+                by_layers = choice.factorize(matrix, "layers")
+                solver = cls(by_layers.matrix, by_layers)._as_lifted()
+            except (MemoryError, np.linalg.LinAlgError):
+                solver = None
+            if solver is not None:
+                return solver
         return cls(factors.matrix, factors).settled()
 
     def settled(self):
