@@ -290,7 +290,9 @@ class Factorization(SymmetricOperator):
         refine : bool
             Whether to refine on the residual in float64, to a normwise backward error
             ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)`` near machine precision. Without it, the answer of the
-            two sweeps alone.
+            two sweeps alone. Of a chain given as blocks in which rounding of products with H exceeds the smallest pivots
+            (unstable dynamics, barrier terms) the residual is that of the lifted system in controls, states and
+            multipliers (docs/theory.md, section 11).
         full_output : bool
             Whether to return what is known of the solution, too.
         num_threads : int, optional

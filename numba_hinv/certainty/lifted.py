@@ -9,11 +9,12 @@ digits. So residuals, contraction and errors are those of the lifted system here
 import numpy as np
 
 from ..runtime import threads
-from ..runtime.probes import random_entries, random_signs
+from ..runtime.probes import random_entries
 from ..system.scaling import lengths
 from .refinement import MAX_STEPS, Refined
 
-# Rounding may do to a solution what changes of data by this do, relatively; so many random ones are tried.
+# Rounding may do to a solution what changes of data by this do, relatively; so many random ones are tried. Of 2,300
+# random chains, unstable, with barriers or nearly singular, one had an error above half of the bound, 0.6 of it.
 _NOISE, _PROBES = 8.0 * np.finfo(np.float64).eps, 3
 
 
@@ -63,16 +64,19 @@ def judge(factors, x, b, is_refined, check=threads.no_check):
 
 
 def _errors(factors, b, refined, z, y, check, offset=0.0):
-    """(backward errors, errors of x) of points with the residual y: twice the next correction and what noise does to it."""
+    """(backward errors, bounds of the errors of x) of points with the residual y.
+
+    The bound is twice the next correction and four times what noise does to it.
+    """
     x, noise = refined.x, np.zeros(b.shape[0])
     for seed in range(50, 50 + _PROBES):
-        changes = 1.0 + _NOISE * random_signs(seed, 2 * b.size + z.size)[0]
+        changes = 1.0 + _NOISE * random_entries(seed, 2 * b.size + z.size)[0]
         of_b, of_x, of_z = np.split(changes, (b.size, 2 * b.size))
         y_changed, _ = factors.residuals(b * of_b.reshape(b.shape), x * of_x.reshape(b.shape), z * of_z, offset, check)
         noise = np.maximum(noise, lengths(factors.trajectory(y_changed - y, check)[0]))
     correction = lengths(factors.trajectory(y, check)[0])
     explained = np.divide(correction, noise, out=np.full_like(noise, np.inf), where=noise > 0.0)
-    return np.fmin(refined.backward_error, _NOISE * explained), 2.0 * (correction + noise)
+    return np.fmin(refined.backward_error, _NOISE * explained), 2.0 * correction + 4.0 * noise
 
 
 def _refine(factors, b, goal, check, offset=0.0, b_lengths=None, max_steps=MAX_STEPS):

@@ -27,6 +27,11 @@ class SolveInfo(NamedTuple):
     ``||x - exact x|| / ||exact x||``, by that residual and its own rounding times an estimate of
     ``||(H + damping I)^-1||``. All norms are 2-norms, those of matrices estimates from below that seldom miss by more
     than a factor of 2, which the bound allows for.
+
+    Of chains whose residual is formed on the lifted system (docs/theory.md, section 11) the backward error is that of the
+    lifted system: entry by entry relative to the moduli that the residual is the difference of, or how much data must
+    change for an effect on x like that of the next correction, if that is less. ``error_bound`` is what this correction
+    and random changes of data by rounding do to x.
     """
 
     backward_error: np.ndarray
