@@ -129,8 +129,8 @@ def _judge(solver):
     with np.errstate(over="ignore"):
         errors = np.abs(solver.corrected(probes) - refined).max(axis=0)
         if solver.is_lifted():
-            # A^-1 = R sigma R^T, R = F^-T, changes by R N R^T with a norm of N that is the contraction: entry j by no more
-            # than that times the square of row j of R, which random vectors show.
+            # A^-1 = R sigma R^T, R = F^-T, changes by R N R^T with a norm of N that is the contraction: entry j by no
+            # more than that times the square of row j of R, which random vectors show.
             errors += solver.contraction() * (solver.factors.trajectory(probes)[0] ** 2).max(axis=0)
         else:
             errors += np.finfo(np.float64).eps * matrix.norm * norms**2

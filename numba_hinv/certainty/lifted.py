@@ -3,7 +3,8 @@
 Rounding of a product with H is worth u ||H||. In an unstable chain, or beside barrier terms, that may be more than the
 smallest eigenvalues, although the sweeps, which follow the loop that their own factors close, have the solution to all
 digits. So residuals, contraction and errors are those of the lifted system here, which `Factors.residuals` and
-`Factors.trajectory` sweep over. Vectors of the system, right-hand sides apart, are pairs (x, z) of parameters and states.
+`Factors.trajectory` sweep over. Vectors of the system, right-hand sides apart, are pairs (x, z) of parameters and
+states.
 """
 
 import numpy as np

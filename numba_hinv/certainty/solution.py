@@ -28,10 +28,10 @@ class SolveInfo(NamedTuple):
     ``||(H + damping I)^-1||``. All norms are 2-norms, those of matrices estimates from below that seldom miss by more
     than a factor of 2, which the bound allows for.
 
-    Of chains whose residual is formed on the lifted system (docs/theory.md, section 11) the backward error is that of the
-    lifted system: entry by entry relative to the moduli that the residual is the difference of, or how much data must
-    change for an effect on x like that of the next correction, if that is less. ``error_bound`` is what this correction
-    and random changes of data by rounding do to x.
+    Of chains whose residual is formed on the lifted system (docs/theory.md, section 11) the backward error is that of
+    the lifted system: entry by entry relative to the moduli that the residual is the difference of, or how much data
+    must change for an effect on x like that of the next correction, if that is less. ``error_bound`` is what this
+    correction and random changes of data by rounding do to x.
     """
 
     backward_error: np.ndarray
@@ -102,7 +102,7 @@ def solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out=N
         x = solver.factors.substitute(rows, check, out)
         x_lengths = lengths(x)
     if full_output:
-        errors, bounds = lifted.judge(solver.factors, x, rows, refine) if solver.is_lifted() else _judge(solver, x, rows)
+        errors, bounds = _judge(solver, x, rows, refine)
     exponents -= matrix.scale.matrix
     if exponents.any():
         with np.errstate(over="ignore", under="ignore"):
@@ -120,8 +120,10 @@ def solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out=N
     return x, SolveInfo(errors, bounds, steps, krylov_steps)
 
 
-def _judge(solver, x, b):
+def _judge(solver, x, b, is_refined):
     """Backward error, and bound of the relative error, of each row of x."""
+    if solver.is_lifted():
+        return lifted.judge(solver.factors, x, b, is_refined)
     matrix = solver.matrix
     residual, size, b_lengths = matrix.multiply(x, b=b), lengths(x), lengths(b)
     rounding = _RESIDUAL_ROUNDING * np.finfo(float).eps * (matrix.norm * size + b_lengths)

@@ -196,7 +196,7 @@ def _lapack(matrix, shift):
 
 
 def again(factors, matrix=None, shift=None, growth=None, is_static=None):
-    """Factors of the same kind with another matrix, damping of the elimination, limit on growth, or (of a chain) pivoting.
+    """Factors of the same kind with another matrix, damping of the elimination, limit on growth, or a chain's pivoting.
 
     They have no fallback: those of a chain in segments are made of the chain as one, dense ones of the same matrix by
     LAPACK, and so are others where their own pivoting would leave a doubt.

@@ -6,8 +6,8 @@ For layers given as blocks, and k vectors as rows. Each layer has the equations
 
 z being its incoming and z' its outgoing state, and q the multiplier of z'. `residuals` goes back and finds multipliers
 and the residual r of the first equation at a point (x, z); `trajectory` goes forth and turns F^-1 r into the correction
-of x and z. Both follow the loop that the factors close, ``x = -M^-1 K z``: what rounds off in one layer is damped in the
-next ones as states are, where products with H would let an unstable chain make the most of it.
+of x and z. Both follow the loop that the factors close, ``x = -M^-1 K z``: what rounds off in one layer is damped in
+the next ones as states are, where products with H would let an unstable chain make the most of it.
 
 Blocks and vectors are in float64, the factors in their own precision.
 """
