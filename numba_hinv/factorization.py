@@ -278,7 +278,8 @@ class Factorization(SymmetricOperator):
         About thirty solves, six at a time, and as many products with H. Each solve is refined.
         """
         size, multiply, inverse = self.shape[0], self.solver.matrix.multiply, self.solver.inverse
-        return condition.one_norm(multiply, size) * condition.one_norm_of_inverse(multiply, inverse, size)
+        back = None if self.solver.is_lifted() else multiply
+        return condition.one_norm(multiply, size) * condition.one_norm_of_inverse(back, inverse, size)
 
     def solve(self, b, refine=True, full_output=False, num_threads=None, progress=False):
         """Solve ``(H + damping I) x = b``.
@@ -290,7 +291,9 @@ class Factorization(SymmetricOperator):
         refine : bool
             Whether to refine on the residual in float64, to a normwise backward error
             ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)`` near machine precision. Without it, the answer of the
-            two sweeps alone.
+            two sweeps alone. Of a chain given as blocks in which rounding of products with H exceeds the smallest pivots
+            (unstable dynamics, barrier terms) the residual is that of the lifted system in controls, states and
+            multipliers (docs/theory.md, section 11).
         full_output : bool
             Whether to return what is known of the solution, too.
         num_threads : int, optional

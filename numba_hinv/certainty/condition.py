@@ -21,11 +21,12 @@ def one_norm(multiply, size):
 def one_norm_of_inverse(multiply, solve, size):
     """Estimate of ``||A^-1||_1``, ``solve`` giving rows times something close to the inverse.
 
-    ``||x||_1 / ||A x||_1`` is a lower bound for any x, so that solves which are not exact make it no larger.
+    ``||x||_1 / ||A x||_1`` is a lower bound for any x, so that solves which are not exact make it no larger. With None
+    for ``multiply`` solves count as exact: where A x cannot be had to any digits from x.
     """
 
-    def gain(_, images):
-        back = np.abs(np.asarray(multiply(images))).sum(axis=1)
+    def gain(given, images):
+        back = np.abs(np.asarray(given if multiply is None else multiply(images))).sum(axis=1)
         return np.divide(np.abs(images).sum(axis=1), back, out=np.zeros_like(back), where=back > 0.0)
 
     return _largest_gain(solve, size, gain)

@@ -89,7 +89,7 @@ def _from_pivots(solver, tolerance):
         largest = 0.0
         for k in range(_PROBES):
             probe = random_entries(4 + k, P)
-            error = matrix.multiply(solver.corrected(probe), b=probe)
+            error = solver.mismatch(probe)
             estimate = abs(float((probe * error).sum())) + float(lengths(error)[0])
             largest = max(largest, estimate if np.isfinite(estimate) else np.inf)
             uncertainty = _MISSED ** (_PROBES / (k + 1)) * largest

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ..kernels.steps.layer_table import BLOCKS
 from ..runtime.probes import random_entries
 from ..system.scaling import lengths
 
@@ -45,17 +44,18 @@ def error(solver, smallest):
     """The ``LinAlgError`` of a singular matrix with this smallest singular value."""
     matrix, layer = solver.matrix, solver.factors.layer_of_smallest_pivot()
     bound = _SINGULAR_MATRIX * np.finfo(np.float64).eps * matrix.norm
-    # Rounding of products of the size of ||H|| hides what a matrix of many scales may have below it.
-    is_a_chain = bool((matrix.system.table["kind"] == BLOCKS).all())
-    hidden = (
-        "; where H has many scales, as an unstable chain or barrier terms give it, and is known to be definite, "
-        "numba_hinv.embedded eliminates it unjudged"
-    )
+    wider = " or, for a chain of many scales, factor_dtype='float64'" if matrix.dtype == np.float32 else ""
+    stages = ""
+    if solver.stage_rounding is not None:
+        stages = (
+            ", nor on the scales of the stages, where rounding changes some pivot by about "
+            f"{min(solver.stage_rounding, 1.0):.0e} of itself"
+        )
     return np.linalg.LinAlgError(
         f"damping: H + damping I is singular to working precision with damping={matrix.damping:g}: its smallest "
         f"singular value is at most about {np.ldexp(smallest, matrix.scale.matrix):.1e}, and not told from 0 below "
-        f"{np.ldexp(bound, matrix.scale.matrix):.1e} where ||H|| is {matrix.system.norm():.1e}, by the pivot of layer "
-        f"{layer}; expected a damping further from minus an eigenvalue of H{hidden if is_a_chain else ''}"
+        f"{np.ldexp(bound, matrix.scale.matrix):.1e} where ||H|| is {matrix.system.norm():.1e}{stages}, by the pivot "
+        f"of layer {layer}; expected a damping further from minus an eigenvalue of H{wider}"
     )
 
 
@@ -70,5 +70,6 @@ def smallest_singular_value(solver, num_steps):
         if not np.isfinite(length) or length == 0.0:
             break
         v /= length
-        smallest = min(smallest, float(lengths(solver.matrix.multiply(v))[0]))
+        image = 1.0 / length if solver.is_lifted() else lengths(solver.matrix.multiply(v))[0]
+        smallest = min(smallest, float(image))
     return smallest

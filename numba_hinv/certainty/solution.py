@@ -10,7 +10,7 @@ from ..runtime import columns
 from ..runtime.progress import bar
 from ..runtime.validation import check_finite
 from ..system.scaling import lengths, lengths_of, row_exponents
-from . import singularity
+from . import lifted, singularity
 from .refinement import backward_error
 from .solver import BACKWARD_ERROR
 
@@ -27,6 +27,11 @@ class SolveInfo(NamedTuple):
     ``||x - exact x|| / ||exact x||``, by that residual and its own rounding times an estimate of
     ``||(H + damping I)^-1||``. All norms are 2-norms, those of matrices estimates from below that seldom miss by more
     than a factor of 2, which the bound allows for.
+
+    Of chains whose residual is formed on the lifted system (docs/theory.md, section 11) the backward error is that of
+    the lifted system: entry by entry relative to the moduli that the residual is the difference of, or how much data
+    must change for an effect on x like that of the next correction, if that is less. ``error_bound`` is what this
+    correction and random changes of data by rounding do to x.
     """
 
     backward_error: np.ndarray
@@ -91,12 +96,13 @@ def solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out=N
     if refine:
         refined = solver.refine(rows, dtype, check, 0.0, b_lengths, out, scratch)
         x, errors, steps, krylov_steps, x_lengths, _ = refined
-        singularity.check_solution(solver, refined)
+        if not solver.is_lifted():
+            singularity.check_solution(solver, refined)
     else:
         x = solver.factors.substitute(rows, check, out)
         x_lengths = lengths(x)
     if full_output:
-        errors, bounds = _judge(solver, x, rows)
+        errors, bounds = _judge(solver, x, rows, refine)
     exponents -= matrix.scale.matrix
     if exponents.any():
         with np.errstate(over="ignore", under="ignore"):
@@ -114,8 +120,10 @@ def solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out=N
     return x, SolveInfo(errors, bounds, steps, krylov_steps)
 
 
-def _judge(solver, x, b):
+def _judge(solver, x, b, is_refined):
     """Backward error, and bound of the relative error, of each row of x."""
+    if solver.is_lifted():
+        return lifted.judge(solver.factors, x, b, is_refined)
     matrix = solver.matrix
     residual, size, b_lengths = matrix.multiply(x, b=b), lengths(x), lengths(b)
     rounding = _RESIDUAL_ROUNDING * np.finfo(float).eps * (matrix.norm * size + b_lengths)

@@ -9,7 +9,7 @@ import numpy as np
 from ..factors import choice
 from ..runtime import threads
 from ..system.shifted import Shifted
-from . import inertia, perturbation, singularity
+from . import inertia, lifted, perturbation, singularity
 from .refinement import contraction, is_surely_below, refine
 
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
@@ -17,6 +17,8 @@ _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
 # Of 65 solves at 1e-10 to 1e-12 ||H|| that Krylov steps could not mend, it mended 29, in 2 to 29 steps; with 1e-9 they
 # took more steps.
 _RESCUE = {_DOUBLE: 1e-8, _SINGLE: 1e-4}
+# Of a chain of blocks with a pivot below this times ||H||, products with H say little: it is lifted if it can be.
+_HIDDEN = {_DOUBLE: 1e-8, _SINGLE: 1e-4}
 # What refinement is to reach, by the precision of the solution.
 BACKWARD_ERROR = {_DOUBLE: 1e-14, _SINGLE: 1e-7}
 
@@ -39,6 +41,7 @@ class Solver:
         self.matrix, self.factors = matrix, factors
         self._rescuer = self._contraction = self._is_exact = self._inverse_norm = None
         self._correction, self._is_corrected = None, False
+        self._is_lifted, self.stage_rounding = None, None
 
     def __getstate__(self):
         return {**self.__dict__, "_rescuer": None, "_correction": None, "_is_corrected": False}
@@ -47,13 +50,26 @@ class Solver:
     def factorize(cls, matrix, method="auto", checkpoint=False, tick=choice.no_tick):
         """That of a matrix with the factors that `choice.factorize` makes, settled."""
         factors = choice.factorize(matrix, method, checkpoint, tick)
+        is_dense = method == "auto" and factors.method == "dense" and matrix.system.has_layers
+        if is_dense and matrix.system.is_of_blocks and factors.has_tiny_pivots(_HIDDEN[matrix.dtype] ** 0.5):
+            try:
+                by_layers = choice.factorize(matrix, "layers")
+                solver = cls(by_layers.matrix, by_layers)._as_lifted()
+            except (MemoryError, np.linalg.LinAlgError):
+                solver = None
+            if solver is not None:
+                return solver
         return cls(factors.matrix, factors).settled()
 
     def settled(self):
         """This solver, or its fallback where the factors do not tell the inertia or show the matrix to be singular.
 
+        That of a chain in which products with H say little is lifted if its pivots are certain on their own scales.
         ``LinAlgError`` where the matrix is singular to working precision.
         """
+        lifted_solver = self._as_lifted()
+        if lifted_solver is not None:
+            return lifted_solver
         if not self.factors.has_fallback:
             if singularity.is_suspect(self):
                 singularity.check(self)
@@ -68,6 +84,41 @@ class Solver:
             singularity.check(whole)
             return whole
         return self
+
+    def _as_lifted(self):
+        """This solver, or one with pivots as they are, if `is_lifted`; else None."""
+        solver = self
+        if self.factors.lifts and self.factors.num_perturbed:
+            try:
+                solver = self.with_factors(is_static=False)
+            except (MemoryError, np.linalg.LinAlgError):
+                return None
+        if solver.is_lifted():
+            return solver
+        self.stage_rounding = solver.stage_rounding
+        return None
+
+    def is_lifted(self):
+        """Whether solutions are refined, and all else is judged, on the lifted system: see `certainty.lifted`.
+
+        So where a pivot is too small beside ||H|| for products with H to say much of it, and yet larger than its
+        rounding, as three random vectors at most show up to a chance of 1e-6. A solve with another one must succeed: of
+        pivots that vanish although the matrix is far from singular, it is the products that know better.
+        """
+        if self._is_lifted is None:
+            factors, matrix = self.factors, self.matrix
+            self._is_lifted = bool(
+                factors.lifts and not factors.num_perturbed
+                and factors.has_pivots_below(_HIDDEN[matrix.dtype] * matrix.norm)
+            )
+            if self._is_lifted:
+                maps = lifted.maps(factors)
+                self._is_lifted = is_surely_below(inertia.CONTRACTION, *maps, matrix.size)
+                if self._is_lifted:
+                    self._is_lifted = lifted.solves(factors, BACKWARD_ERROR[_DOUBLE])
+                else:
+                    self.stage_rounding = contraction(*maps, matrix.size)
+        return self._is_lifted
 
     def whole(self):
         """The solver with the fallback of these factors; this one where there is none."""
@@ -92,6 +143,8 @@ class Solver:
     def refine(self, rows, dtype, check=threads.no_check, offset=0.0, b_lengths=None, out=None, scratch=None):
         """`Refined` solutions; those of ``2^-k (H + damping I) + offset I`` with the factors at hand."""
         limit = BACKWARD_ERROR[dtype]
+        if self.is_lifted():
+            return lifted.refine(self.factors, rows, limit / 16, limit, check, offset, b_lengths)
         # What is left after one cycle is for the fallback, with all that may come to its help.
         rescue = _nothing if self.factors.has_fallback else self._rescue if self._can_be_rescued() else None
 
@@ -158,15 +211,26 @@ class Solver:
 
     # ---- what is certain, each computed once ------------------------------------------------------------------------
 
+    def _maps(self):
+        """(multiply, solve) such that ``multiply(solve(b), b=b)`` is b times I - A A'^-1, or a matrix similar to it."""
+        return lifted.maps(self.factors) if self.is_lifted() else (self.matrix.multiply, self.factors.substitute)
+
+    def mismatch(self, rows):
+        """rows times I - A A'^-1, A' being the factors' matrix without what perturbed pivots have changed.
+
+        Or times a matrix that is similar to it.
+        """
+        multiply, solve = self._maps()
+        return multiply(solve(rows) if self.is_lifted() else self.corrected(rows), b=rows)
+
     def surely_contracts(self, limit):
         """Whether one solve or a few show that `contraction` is below the limit, where that is not known yet."""
-        matrix, factors = self.matrix, self.factors
-        return self._contraction is None and is_surely_below(limit, matrix.multiply, factors.substitute, matrix.size)
+        return self._contraction is None and is_surely_below(limit, *self._maps(), self.matrix.size)
 
     def contraction(self):
         """How far the factors' matrix is from the true one, relatively: `refinement.contraction`."""
         if self._contraction is None:
-            self._contraction = contraction(self.matrix.multiply, self.factors.substitute, self.matrix.size)
+            self._contraction = contraction(*self._maps(), self.matrix.size)
         return self._contraction
 
     def is_exact(self):

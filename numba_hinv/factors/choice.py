@@ -197,8 +197,8 @@ def _lapack(matrix, shift):
     return Lapack.factorize(matrix, shift)
 
 
-def again(factors, matrix=None, shift=None, growth=None):
-    """Factors of the same kind with another matrix, damping of the elimination, or limit on growth.
+def again(factors, matrix=None, shift=None, growth=None, is_static=None):
+    """Factors of the same kind with another matrix, damping of the elimination, limit on growth, or a chain's pivoting.
 
     They have no fallback: those of a chain in segments are made of the chain as one, dense ones of the same matrix by
     LAPACK, and so are others where their own pivoting would leave a doubt.
@@ -211,7 +211,8 @@ def again(factors, matrix=None, shift=None, growth=None):
             return _lapack(factors.matrix, None)
         return _dense(matrix or factors.matrix, shift, no_tick, certain=True)
     way = Checkpoints if isinstance(factors, Checkpoints) else Layers
-    return _run(Elimination.of(matrix or factors.matrix, shift, growth), way, no_tick, may_cut=False)
+    is_static = factors.elimination.is_static if is_static is None else is_static
+    return _run(Elimination.of(matrix or factors.matrix, shift, growth, is_static), way, no_tick, may_cut=False)
 
 
 def _run(elimination, way, tick, may_cut):

@@ -13,6 +13,7 @@ from ..system.shifted import Shifted
 from .pivots import PERTURBATION, relative_pivoting
 
 _DOUBLE = np.dtype(np.float64)
+_AS_THEY_ARE = Pivoting(0.0, 0.0, np.inf, 0.0)
 # `_flops` of the systems that were factorized.
 _known_flops = weakref.WeakKeyDictionary()
 
@@ -29,16 +30,21 @@ class Elimination(NamedTuple):
     pivoting: Pivoting
 
     @classmethod
-    def of(cls, matrix, shift=None, growth=None):
+    def of(cls, matrix, shift=None, growth=None, is_static=True):
         """That of a matrix, by default as `choose_shift` and `relative_pivoting` say.
 
-        ``growth`` is another limit on what a pivot may take from the next front, in units of ||H||.
+        ``growth`` is another limit on what a pivot may take from the next front, in units of ||H||. If not
+        ``is_static``, all pivots are taken as they are, but for 0, which is an error.
         """
         shift = choose_shift(matrix) if shift is None else shift
-        relative = relative_pivoting(matrix.dtype)
+        relative = relative_pivoting(matrix.dtype) if is_static else _AS_THEY_ARE
         if growth is not None:
             relative = relative._replace(limit=growth)
         return cls(matrix, shift, scale_pivoting(relative, matrix.hessian_norm, shift))
+
+    @property
+    def is_static(self):
+        return self.pivoting.perturbation > 0.0
 
     def pivoting_at(self, level):
         """The `Pivoting` of layers of this level (`Scaling`)."""

@@ -33,10 +33,13 @@ class Factors(abc.ABC):
         these do not certify something, and for all that is not among the abstract methods.
     solves_at_once : bool
         Whether solves with blocks of columns may run at the same time.
+    lifts : bool
+        Whether there are sweeps over the lifted system: `residuals` and `trajectory`.
     """
 
     has_fallback = False
     solves_at_once = True
+    lifts = False
 
     is_altered = False
     num_perturbed = 0
@@ -93,6 +96,24 @@ class Factors(abc.ABC):
             x = x.astype(np.float64)
             np.ldexp(x, exponents, out=x)
         return x
+
+    # ---- where factors lift -----------------------------------------------------------------------------------------
+
+    def has_pivots_below(self, size):
+        """Whether a pivot's magnitude is below ``size``."""
+        raise NotImplementedError(f"{type(self).__name__} does not lift")
+
+    def residuals(self, b, x, z, offset=0.0, check=threads.no_check):
+        """(y, backward errors) of points with parameters x (k, P) and states z, for right-hand sides b (k, P).
+
+        y (k, P) is ``F^-1`` times the residual, F being the factor of ``F diag(sigma) F^T``, the factors' matrix, to
+        which ``offset`` times the identity is added.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not lift")
+
+    def trajectory(self, y, check=threads.no_check):
+        """(x, z): parameters ``F^-T sigma y`` (k, P), and the states that they lead to."""
+        raise NotImplementedError(f"{type(self).__name__} does not lift")
 
     # ---- what ways with a fallback may leave to it ------------------------------------------------------------------
 

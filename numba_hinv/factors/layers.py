@@ -161,6 +161,38 @@ class Layers(ChainFactors):
             if stretch.start == 0:
                 run, back = on.substitution.forth, False
 
+    @property
+    def lifts(self):
+        system = self.matrix.system
+        return system.is_of_blocks and system.on.substitution.lifts and not self.is_altered
+
+    def has_pivots_below(self, size):
+        # Magnitudes of pivots are one over the squares of their scales.
+        return bool(self.pivots.largest.max() ** 2 * size > 1.0)
+
+    def residuals(self, b, x, z, offset=0.0, check=threads.no_check):
+        y, worst = np.empty_like(x), np.zeros(x.shape[0])
+        self._lifted_sweep(True, (self.matrix.eps + offset, b, x, z, y, worst), check)
+        return y, worst
+
+    def trajectory(self, y, check=threads.no_check):
+        system, k = self.matrix.system, y.shape[0]
+        x, z = np.empty_like(y), np.zeros(k * system.on.substitution.num_states(system.sizes, system.num_samples))
+        self._lifted_sweep(False, (y, x, z), check)
+        return x, z
+
+    def _lifted_sweep(self, back, arguments, check):
+        """`residuals` or `trajectory` over all layers, with their arguments from the fifth on."""
+        system, matrix = self.matrix.system, self.matrix
+        on, (_, lin), k = system.on.substitution, system.scaled(matrix.scale), arguments[1].shape[0]
+        work = on.lifted_workspace(system.sizes, k, system.num_samples, matrix.dtype)
+        run, order = on.residuals if back else on.trajectory, range(len(self.stretches))
+        for stretch, factors in self.visit(order[::-1] if back else order):
+            table = stretch.table(system.table)
+            for start, stop in pieces(system, stretch, k, back):
+                check()
+                run(table, start, stop, lin, factors, *arguments, work)
+
     def square_root(self, rows, check=threads.no_check):
         system, matrix, shift = self.matrix.system, self.matrix, self.elimination.shift
         params, lin, space = matrix.blocks()

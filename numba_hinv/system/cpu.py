@@ -8,7 +8,7 @@ import numpy as np
 from ..kernels.dense import blas
 from ..kernels.plumbing import binding, packing
 from ..kernels.steps import row_space
-from ..kernels.sweeps import eliminate, multiply, substitute
+from ..kernels.sweeps import eliminate, lifted, multiply, substitute
 from ..layers.targets import as_weights
 from ..runtime import columns, memory_budget, threads
 from ..runtime.chunks import chunks
@@ -161,6 +161,12 @@ class CpuSubstitution:
     workspace = staticmethod(substitute.workspace)
     back = staticmethod(substitute.substitute_back)
     forth = staticmethod(substitute.substitute_forth)
+    # Whether the lifted system has sweeps, those that follow.
+    lifts = True
+    lifted_workspace = staticmethod(lifted.workspace)
+    num_states = staticmethod(lifted.num_states)
+    residuals = staticmethod(lifted.residuals)
+    trajectory = staticmethod(lifted.trajectory)
 
 
 class Cpu:

@@ -7,7 +7,7 @@ compiled sweeps through its processor alone.
 import numpy as np
 
 from ..kernels.dense import product
-from ..kernels.steps.layer_table import layer_table
+from ..kernels.steps.layer_table import BLOCKS, layer_table
 from ..kernels.steps.row_space import RowSpace
 from ..kernels.sweeps.linearise import Linearisation
 from ..runtime import columns, threads
@@ -48,6 +48,7 @@ class System(Matrix):
     """
 
     has_layers = True
+    is_of_blocks: bool  # whether all layers are given as derivative blocks
 
     def __init__(
         self, chain, params, lin, l2=0.0, gradient=None, layers=None, on=CPU, norm=None, logarithms=None
@@ -61,6 +62,7 @@ class System(Matrix):
     def _prepare(self, layers=None):
         # The table and its sizes follow from the chain, so that they are not pickled.
         self.table, self.sizes = layers or layer_table(self.chain, self.num_samples)
+        self.is_of_blocks = bool((self.table["kind"] == BLOCKS).all())
         self.on.load(np.dtype(np.float64))
         self._spaces, self._known_runs = {}, {}
         self._last_scaled = self._last_narrow = (None,)

@@ -138,7 +138,7 @@ def blocks_tangent(layer, lin, k, dx, stride, dZ, dZ_next):
 
 
 @njit(inline="always")
-def _blocks_adjoint(layer, lin, V, HV, dZ, q, q_next):
+def blocks_adjoint(layer, lin, V, HV, dZ, q, q_next):
     """(Hv)_l = Dxx dx + Dzx dZ + Dx^T q; q <- Dzx^T dx + Dzz dZ + Dz^T q."""
     k, P = V.shape
     B = lin.output.shape[0]
@@ -206,7 +206,7 @@ def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q, patches, shift, 
         q_l = matrix(q, q.shape[1] * ((l + 1) % 2), k * B, layer.n_out)
         q_next = matrix(q, q.shape[1] * (l % 2), k * B, layer.n_in)
         if layer.kind == BLOCKS:
-            _blocks_adjoint(layer, lin, V, HV, dZ_l, q_l, q_next)
+            blocks_adjoint(layer, lin, V, HV, dZ_l, q_l, q_next)
             _finish_all(layer, shift, V, b, HV, squares)
         elif layer.kind == CONVOLUTION:
             nu = matrix(dU, k * layer.u, k * B, layer.n_out)

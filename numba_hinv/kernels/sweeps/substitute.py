@@ -47,7 +47,7 @@ def workspace(sizes, num_vectors, num_samples, dtype):
 
 
 @inner
-def _apply_signs(num_positive, y):
+def apply_signs(num_positive, y):
     """sigma y for each row y."""
     for t in range(y.shape[0]):
         for j in range(num_positive, y.shape[1]):
@@ -142,7 +142,7 @@ def substitute_back(table, start, stop, params, lin, row_space, factors, damping
         for t in range(k):
             copy(m, y, t * m, x, t * P + layer.parameters)
         if N > 0:
-            _apply_signs(factors.num_positive[l], y)
+            apply_signs(factors.num_positive[l], y)
             multiply(-1.0, y, matrix(factors.Y, layer.Y, m, N), 1.0, reshape(v_next, k, N))
 
 
@@ -232,7 +232,7 @@ def substitute_forth(table, start, stop, params, lin, row_space, factors, dampin
             copy(m, x, t * P + layer.parameters, W1, t * m)
         if N > 0:
             multiply_nt(-1.0, reshape(dZ, k, N), matrix(factors.Y, layer.Y, m, N), 1.0, W1)
-        _apply_signs(factors.num_positive[l], W1)
+        apply_signs(factors.num_positive[l], W1)
         L = vector(factors.L, layer.L, pack_size(m))
         pivots = vector(factors.pivots, layer.pivots, 2 * m)
         scales = matrix(factors.scales, layer.scales, m, 2)
