@@ -57,10 +57,21 @@ class Samples:
         """X and y, as they were given."""
         return self._X, self._y
 
-    def one(self, i):
-        """Sample i of arrays, as a batch."""
-        X = self.model.check_X(self._X[i : i + 1], np.float64, f"X[{i}:{i + 1}]")
-        return X, self.model.check_y(self._y[i : i + 1], 1, np.float64, f"y[{i}:{i + 1}]")
+    @property
+    def are_in_memory(self):
+        """Whether they are arrays that do not lie on a disk."""
+        return self._y is not None and is_in_memory(self._X) and is_in_memory(self._y)
+
+    def some(self, indices):
+        """Samples of arrays, (k,) ascending integers, as a batch."""
+        if self.are_in_memory:
+            runs = [indices]
+        else:
+            # What lies on a disk is read in slices, which everything understands.
+            runs = [slice(run[0], run[-1] + 1) for run in np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)]
+        X = [self.model.check_X(self._X[run], np.float64, "X") for run in runs]
+        y = [self.model.check_y(self._y[run], part.shape[0], np.float64) for run, part in zip(runs, X)]
+        return _joined(list(zip(X, y)))
 
     def count(self):
         """How many samples there are; batches are gone through for it, the first time."""

@@ -41,6 +41,27 @@ class Terms:
                 yield weight * share, system
 
 
+class Bent:
+    """The same pairs, of systems with a share of the layers' second derivatives."""
+
+    def __init__(self, terms, share):
+        self.terms, self.share = terms, share
+
+    @property
+    def are_kept(self):
+        """Whether all are in memory."""
+        return self.terms.are_kept
+
+    @property
+    def largest_batch(self):
+        """Samples of the largest term."""
+        return self.terms.largest_batch
+
+    def __iter__(self):
+        for weight, system in self.terms:
+            yield weight, system.with_bending(self.share)
+
+
 class Total(Matrix):
     """``sum of weight H`` over pairs ``(weight, System)``, plus ``l2 I``.
 
@@ -107,6 +128,10 @@ class Total(Matrix):
         if self.terms is None:
             raise ValueError("H: expected a Hessian with its samples, got one from a file or another process")
         return iter(self.terms)
+
+    def with_bending(self, share):
+        """The same with this share of the layers' second derivatives: with 0, the Gauss-Newton matrix."""
+        return Total(self.chain, self.params, Bent(self.terms, share), self.num_samples, self.l2, self.gradient)
 
     def reaches_blas(self):
         """Whether factorizing has products that are large enough for BLAS."""

@@ -219,7 +219,7 @@ def test_samples_in_batches_have_the_same_influence():
 
 
 def test_many_samples_are_read_in_batches(monkeypatch):
-    from numba_hinv.applications import influence as module
+    from numba_hinv.applications import training_set as module
 
     problem = chain(4, 3, batch=60, seed=5)
     args = problem.net, problem.params, problem.X, problem.y, problem.X[:2], problem.y[:2], 1.0

@@ -1,0 +1,142 @@
+"""A net's training samples with its Hessian, as what leaves samples out needs them: some of them, or all but some."""
+
+import warnings
+
+import numpy as np
+from scipy.linalg import LinAlgWarning
+
+from ..certainty.inertia import best_count
+from ..factors import choice
+from ..hessian import Hessian
+from ..layers.losses import get_loss
+from ..layers.samples import Samples
+from ..network import Network
+from ..runtime import threads
+from ..system.batches import batch_size_for
+
+
+class TrainingSet:
+    """Samples that a net was trained on, and the Hessian of their mean loss with its L2 term.
+
+    Parameters
+    ----------
+    net : Network
+    params, X, y, curvature, l2, batch_size, keep_bytes
+        As for `Network.hessian`, but y is needed.
+    method : str
+        By which the Hessian will be factorized.
+
+    Attributes
+    ----------
+    hessian : Hessian
+    samples : Samples
+    params : (P,) array of float64
+    num_samples : int
+        B.
+    """
+
+    def __init__(self, net, params, X, y, curvature, l2, batch_size=None, keep_bytes=None, method="auto"):
+        if not isinstance(net, Network):
+            raise TypeError(f"net: expected a Network, got {type(net).__name__}")
+        if y is None:
+            raise TypeError(
+                "y: expected targets of the samples of an array X, got None; batches from a loader have no order that "
+                "says which sample is which"
+            )
+        self.net, self.model = net, net.model
+        options = {"curvature": curvature, "l2": l2, "keep_bytes": keep_bytes}
+        H = net.hessian(params, X, y, batch_size=batch_size, **options)
+        size = batch_size_for(self.model)
+        if H.system.has_layers and H.num_samples > size and self._is_dense(H, method):
+            # Then nothing needs the blocks of all samples at the same time, and their tangents would take much memory.
+            H = net.hessian(params, X, y, batch_size=size, **options)
+        self.hessian, self.params, self.num_samples = H, H.system.params, H.num_samples
+        self.samples = Samples(self.model, X, y, size if batch_size is None else batch_size)
+
+    @staticmethod
+    def _is_dense(H, method):
+        return choice.chosen(H.system, H.system.params.dtype, method) == "dense"
+
+    @property
+    def gradient(self):
+        """Of the loss at params, (P,), L2 term included."""
+        return self.hessian.gradient.astype(np.float64, copy=False)
+
+    def terminals(self):
+        """(outputs (B, n), gradients (B, n) and curvatures (B, n, n) of the loss in them), with the mean's 1/B inside."""
+        found = []
+        for X, y in self.samples:
+            output = self.model.forward(self.params, X)
+            share = len(X) / self.num_samples
+            found.append((output, *(share * part for part in self.model.terminal(output, y)[1:])))
+        return tuple(map(np.concatenate, zip(*found)))
+
+    def inputs(self, indices):
+        """The inputs of some samples, (k, in_features)."""
+        return self.samples.some(indices)[0]
+
+    def tangents(self, rows, check=threads.no_check):
+        """How the outputs of all samples move with the parameters, (k, B, n), along rows (k, P)."""
+        return np.concatenate([part.output_tangents(rows, check) for _, part in self.hessian.system.parts()], axis=1)
+
+    def pull(self, indices, slopes):
+        """The Jacobian's transpose of the outputs of some samples, times slopes (k, n) in these."""
+        lin = self.model.propagate(self.params, self.inputs(indices), 1)
+        return self.model.pull(self.params, lin, slopes)
+
+    def gradient_without(self, params, indices):
+        """1/B times the sum of the gradients of the losses of all other samples, (P,), with whatever numbers."""
+        is_left_out, start, total = np.zeros(self.num_samples, bool), 0, np.zeros(params.size)
+        is_left_out[indices] = True
+        for X, y in self.samples:
+            stop = start + len(X)
+            lin = self.model.propagate(params, X, 1)
+            slopes = self.model.loss_at(lin.output, y)[1]
+            slopes *= len(X) / self.num_samples
+            slopes[is_left_out[start:stop]] = 0.0
+            total += self.model.pull(params, lin, slopes)
+            start = stop
+        return total
+
+    def without(self, indices):
+        """All other samples, as `Network.gradient` takes them: arrays (X, y), or a function that gives batches, and None."""
+        is_kept = np.ones(self.num_samples, bool)
+        is_kept[indices] = False
+        if self.samples.are_in_memory:
+            X, y = self.samples.some(np.flatnonzero(is_kept))
+            return X, self._as_given(y)
+
+        def batches():
+            start = 0
+            for X, y in self.samples:
+                kept = is_kept[start : start + len(X)]
+                start += len(X)
+                if kept.any():
+                    yield X[kept], self._as_given(y[kept])
+
+        return batches, None
+
+    def _as_given(self, y):
+        """Checked targets, fit to be checked again: labels as integers."""
+        return y[:, 0].astype(np.int64) if get_loss(self.net.loss_name)["targets"] == "labels" else y
+
+    def factorize(self, damping, method, what, stacklevel, share=1.0):
+        """(`Hessian.factorize` in float64, whether it is positive definite); warns that ``what`` mean little if not.
+
+        ``share`` is that of the layers' second derivatives in H.
+        """
+        H = self.hessian
+        if share != 1.0 and H.curvature == "hessian":
+            H = Hessian(H.system.with_bending(share), H.dtype, H.loss, H.network)
+        F = H.factorize(damping, np.float64, method=method)
+        negative, is_certain = best_count(F.solver)
+        if negative or not is_certain:
+            found = f"{negative} negative eigenvalues" if is_certain else "eigenvalues too close to 0 to know their signs"
+            cause = "params are no minimum of the loss" if is_certain else "params may be no minimum of the loss"
+            warnings.warn(
+                f"H + damping I has {found} with damping={damping:g}: {cause}, where {what} do not predict what "
+                "leaving samples out does; expected a trained net, or a larger damping",
+                LinAlgWarning,
+                stacklevel=stacklevel + 1,
+            )
+        return F, not negative and is_certain
