@@ -25,7 +25,7 @@ class Groups(NamedTuple):
 
 
 def as_groups(groups, num_samples):
-    """`Groups` of so many samples: each alone (None), so many folds of neighbours (an int), or those of equal labels."""
+    """`Groups` of so many samples: each alone (None), folds of neighbours (an int), or those with equal labels."""
     order = np.arange(num_samples)
     if groups is None:
         return Groups(order, [(order, order[:, None])])
@@ -38,8 +38,10 @@ def as_groups(groups, num_samples):
         return _with_sizes(np.repeat(np.arange(folds), sizes))
     array = np.asarray(groups)
     if array.shape != (num_samples,):
-        raise ValueError(f"groups: expected a label for each of {num_samples} samples, or a number of folds, got an array "
-                         f"of shape {array.shape}")
+        raise ValueError(
+            f"groups: expected a label for each of {num_samples} samples, or a number of folds, got an array of shape "
+            f"{array.shape}"
+        )
     if array.dtype.kind not in "iubUS":
         raise TypeError(f"groups: expected labels that are integers or strings, got dtype {array.dtype}")
     return _with_sizes(np.unique(array, return_inverse=True)[1].reshape(-1))

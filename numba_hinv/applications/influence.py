@@ -104,7 +104,8 @@ def influence(
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`. Where H is factored as one dense matrix, many samples are read in batches by default.
     groups : int or (B,) array, optional
-        Leave out groups instead of single samples, as for `leave_one_out`; the influences of a group add up to first order.
+        Leave out groups instead of single samples, as for `leave_one_out`; to first order, the influences of a group's
+        samples add up.
     leverage : bool
         Whether to allow for the leverage of what is left out.
 
@@ -173,7 +174,7 @@ def influence(
 
 
 def _removals(F, data, groups, leverage, num_threads):
-    """(groups, their samples, `Removal`) of all groups of one size, for every size; to first order without ``leverage``."""
+    """(groups, samples, `Removal`) of all groups of one size, for every size; to first order without ``leverage``."""
     _, r, C = data.terminals()
     for chosen, members in groups.by_size:
         A = output_covariance.of_training(F, data, members, num_threads)

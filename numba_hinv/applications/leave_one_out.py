@@ -1,9 +1,9 @@
 """What a net would predict for each sample if it had been trained without it, by one exact step instead of training.
 
-For squared errors and a linear net it is the classical hat matrix, and exact. In general it is one Newton step on the loss
-of the other samples, in which the removed ones' curvature is taken as Gauss-Newton (docs/theory.md, section 14). Beirami
-et al., On optimal generalizability in parametric learning, NeurIPS 2017, and Giordano et al., A Swiss army infinitesimal
-jackknife, AISTATS 2019, have such steps for models whose Hessian is at hand.
+For squared errors and a linear net it is the classical hat matrix, and exact. In general it is one Newton step on the
+loss of the other samples, in which the removed ones' curvature is taken as Gauss-Newton (docs/theory.md, section 14).
+Beirami et al., On optimal generalizability in parametric learning, NeurIPS 2017, and Giordano et al., A Swiss army
+infinitesimal jackknife, AISTATS 2019, have such steps for models whose Hessian is at hand.
 """
 
 import warnings
@@ -19,10 +19,10 @@ from .minimize import minimize
 from .removal import Removal, verify
 from .training_set import TrainingSet
 
-# A sample is relied on where another step would move its predictions by at most this share of the change, and its length
-# is at most this share of the first one's. Of 756 samples left out of 43 small nets, most of them with about as many
-# parameters as samples, 83 % had predictions within 5 % of the change that training again brought; 53 % pass, and one of
-# these was further off. With 5 and 10 %, 67 % pass, and 12 are further off.
+# A sample is relied on where another step would move its predictions by at most this share of the change, and its
+# length is at most this share of the first one's. Of 756 samples left out of 43 small nets, most of them with about as
+# many parameters as samples, 83 % had predictions within 5 % of the change that training again brought; 53 % pass, and
+# one of these was further off. With 5 and 10 %, 67 % pass, and 12 are further off.
 _ERROR, _CONTRACTION = 0.02, 0.05
 # Leverages up to which they are relied on: with that proof, and without it.
 _VERIFIED, _UNVERIFIED = 0.99, 0.2
@@ -118,8 +118,9 @@ def leave_one_out(
 ):  # fmt: skip
     """What the net would predict for each sample if it were trained again without it.
 
-    Training again means: minimise the mean loss of the other samples, with the same weight of the L2 term, from where the
-    net is. One factorization gives an approximation for every sample; it is exact for a linear net and squared errors.
+    Training again means: minimise the mean loss of the other samples, with the same weight of the L2 term, from where
+    the net is. One factorization gives an approximation for every sample, which is exact for a linear net and squared
+    errors.
 
     Parameters
     ----------
@@ -142,8 +143,8 @@ def leave_one_out(
         `minimize` from ``params``; or take at most 5 exact trust-region steps of it. Where these converge, the group is
         reliable.
     check : bool, optional
-        Whether to verify each step by the gradient of the others' loss where it ends. By default for up to 1,000 samples
-        in memory.
+        Whether to verify each step by the gradient of the others' loss where it ends. By default for up to 1,000
+        samples in memory.
     method : "auto", "layers" or "dense"
         As for `Hessian.factorize`.
     num_threads : int, optional
@@ -178,16 +179,16 @@ def leave_one_out(
 
     Notes
     -----
-    With ``A_i = J_i A^-1 J_i^T``, J_i being the Jacobian of sample i's outputs, and r_i and C_i gradient and curvature of
-    its loss in these, with the mean's 1/B inside, the outputs move by ``(I - A_i C_i)^-1 (A_i r_i + q_i)``. For k samples
-    left out of B, the others' loss with a mean over B - k is, times (B - k)/B, their part of the mean over B and an L2 term
-    of weight ``l2 (1 - k/B)``. So A is the Gauss-Newton matrix and ``1 - k/B`` times what H and the L2 term have beside it
-    (the layers' second derivatives of a sample being taken as the average ones), plus the damping; q_i is what the
-    L2 term and the gradient at params contribute (docs/theory.md, section 14).
+    With ``A_i = J_i A^-1 J_i^T``, J_i being the Jacobian of sample i's outputs, and r_i and C_i gradient and curvature
+    of its loss in these, with the mean's 1/B inside, the outputs move by ``(I - A_i C_i)^-1 (A_i r_i + q_i)``. For k
+    samples left out of B, the others' loss with a mean over B - k is, times (B - k)/B, their part of the mean over B
+    and an L2 term of weight ``l2 (1 - k/B)``. So A is the Gauss-Newton matrix and ``1 - k/B`` times what H and the L2
+    term have beside it (the layers' second derivatives of a sample being taken as the average ones), plus the damping;
+    q_i is what the L2 term and the gradient at params contribute (docs/theory.md, section 14).
 
     A sample is reliable if its leverage is at most 0.99, another step would move its predictions by at most 2 % of the
-    change, and be at most 5 % as long as the first in the norm of A; unverified, if its leverage is at most 0.2. What no
-    step can see is a second minimum to which training again goes.
+    change, and be at most 5 % as long as the first in the norm of A; unverified, if its leverage is at most 0.2. What
+    no step can see is a second minimum to which training again goes.
 
     Costs a factorization, and once more about as much for the covariances; one of each for every size of groups.
     Verifying takes a gradient of all samples and two solves for each group. Groups of k samples take ``(k n_L)^2``
@@ -291,8 +292,8 @@ def _warn(groups, leverage, is_reliable, is_refitted):
         else "refit=True trains again without them, refit='trust-region' takes a few exact steps"
     )
     warnings.warn(
-        f"the predictions of {bad.size} of {is_reliable.size} samples are not reliable, with the leverages in brackets: "
-        f"{names}; expected steps that the net bears, with leverages well below 1: {way_out}",
+        f"the predictions of {bad.size} of {is_reliable.size} samples are not reliable, with the leverages in "
+        f"brackets: {names}; expected steps that the net bears, with leverages well below 1: {way_out}",
         LinAlgWarning,
         stacklevel=3,
     )

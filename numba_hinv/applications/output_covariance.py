@@ -1,10 +1,10 @@
 """Covariances of a net's outputs under the inverse of H + damping I: ``J_i A^-1 J_i^T`` of samples, or groups of them.
 
-J_i is the Jacobian of the outputs of sample i in the parameters; for a group of k samples it has the rows of all of them,
-so that the covariance has k n_L rows. There are three ways: those of all training samples are blocks of the last Sigma
-of the recursion over the layers (docs/theory.md, section 6.1); where one dense matrix was factored, sums over the tangents
-along the columns of a square root of the inverse, which no Jacobian is needed for; else refined solves with the rows of
-the Jacobians, of a few samples at a time.
+J_i is the Jacobian of the outputs of sample i in the parameters; for a group of k samples it has the rows of all of
+them, so that the covariance has k n_L rows. There are three ways: those of all training samples are blocks of the last
+Sigma of the recursion over the layers (docs/theory.md, section 6.1); where one dense matrix was factored, sums over the
+tangents along the columns of a square root of the inverse, which no Jacobian is needed for; else refined solves with
+the rows of the Jacobians, of a few samples at a time.
 """
 
 import numpy as np
@@ -54,7 +54,8 @@ def of_samples(F, model, params, read, members, num_threads=None):
     P, n = params.size, model.layers[-1].out_features
     # Of one sample and one direction: tangents along all of the root's columns, which cost P^3, or solves.
     if F.method == "dense" and P + 4.0 * members.size < _ROW * n * members.size:
-        memory_budget.require(16 * P * P, f"a square root of the inverse, of P = {P} parameters", "take method='layers'")
+        purpose = f"a square root of the inverse, of P = {P} parameters"
+        memory_budget.require(16 * P * P, purpose, "take method='layers'")
         root = covariance.root(F.solver, 0, P)
         if root is not None:
             return _by_tangents(F, model, params, read, members, root, num_threads)

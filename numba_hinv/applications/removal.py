@@ -114,7 +114,9 @@ def verify(F, data, members, removal, u, t, l2, num_threads=None, progress=False
     slopes, refine = removal.slopes(u), not F.solver.contraction() <= ACCURATE
     workers = threads.num_workers(num_threads, -(-count // block), F.hessian.system.solves_reach_blas())
     memory_budget.require(
-        8 * workers * block * 6 * P, f"the steps of {workers} blocks of {block} groups", "take num_threads=1, or check=False"
+        8 * workers * block * 6 * P,
+        f"the steps of {workers} blocks of {block} groups",
+        "take num_threads=1, or check=False",
     )
 
     def solve(rows):

@@ -63,7 +63,7 @@ class TrainingSet:
         return self.hessian.gradient.astype(np.float64, copy=False)
 
     def terminals(self):
-        """(outputs (B, n), gradients (B, n) and curvatures (B, n, n) of the loss in them), with the mean's 1/B inside."""
+        """(outputs (B, n), gradient (B, n) and curvature (B, n, n) of the loss in them), with the mean's 1/B inside."""
         found = []
         for X, y in self.samples:
             output = self.model.forward(self.params, X)
@@ -99,7 +99,7 @@ class TrainingSet:
         return total
 
     def without(self, indices):
-        """All other samples, as `Network.gradient` takes them: arrays (X, y), or a function that gives batches, and None."""
+        """All other samples, as `Network.gradient` takes them: (X, y), or a function that gives batches and None."""
         is_kept = np.ones(self.num_samples, bool)
         is_kept[indices] = False
         if self.samples.are_in_memory:
@@ -131,7 +131,8 @@ class TrainingSet:
         F = H.factorize(damping, np.float64, method=method)
         negative, is_certain = best_count(F.solver)
         if negative or not is_certain:
-            found = f"{negative} negative eigenvalues" if is_certain else "eigenvalues too close to 0 to know their signs"
+            doubt = "eigenvalues too close to 0 to know their signs"
+            found = f"{negative} negative eigenvalues" if is_certain else doubt
             cause = "params are no minimum of the loss" if is_certain else "params may be no minimum of the loss"
             warnings.warn(
                 f"H + damping I has {found} with damping={damping:g}: {cause}, where {what} do not predict what "

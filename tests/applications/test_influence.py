@@ -146,7 +146,7 @@ def test_training_again_without_each_sample():
 
 @pytest.mark.parametrize("leverage", [False, True])
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
-@pytest.mark.parametrize("groups", [None, 2, np.array(["a", "b", "a", "c", "b", "a"])], ids=["single", "folds", "labels"])
+@pytest.mark.parametrize("groups", [None, 2, np.array(list("abacba"))], ids=["single", "folds", "labels"])
 def test_groups_and_leverage(groups, curvature, leverage):
     """Against steps with dense matrices, from which the group's own Gauss-Newton matrix is subtracted, or not."""
     problem, l2 = chain(3, 3, batch=6, seed=2), 0.1

@@ -25,7 +25,7 @@ def quietly(*arguments, **options):
 
 
 def jacobian(net, params, X):
-    """(B, n_L, P), by differences of nothing: one output's slope at a time, from the gradient of a linear loss."""
+    """(B, n_L, P): one output's slope at a time, from gradients of squared errors."""
     n, rows = net.layers[-1].out_features, []
     linear = nh.Network(net.layers, "mean_squared_error")
     for x in X:
@@ -41,7 +41,7 @@ def blocks(inverse, J, members):
     return rows @ inverse @ rows.transpose(0, 2, 1)
 
 
-# ---- a linear net and squared errors: exact ---------------------------------------------------------------------------
+# ---- a linear net and squared errors: exact --------------------------------------------------------------------------
 
 
 def ridge(X, y, l2):
@@ -88,7 +88,7 @@ def test_leverages_are_the_hat_matrix():
     np.testing.assert_allclose(found.losses, residuals**2, rtol=1e-10)
 
 
-# ---- covariances of outputs -------------------------------------------------------------------------------------------
+# ---- covariances of outputs ------------------------------------------------------------------------------------------
 
 
 def scale(z, x, out):
@@ -159,7 +159,7 @@ def test_covariances_of_an_indefinite_matrix_are_refined():
         np.testing.assert_allclose(found, truth, rtol=0, atol=1e-10 * np.abs(truth).max())
 
 
-# ---- the formula ------------------------------------------------------------------------------------------------------
+# ---- the formula -----------------------------------------------------------------------------------------------------
 
 
 def by_dense_algebra(problem, l2, damping, groups, curvature="hessian"):
@@ -199,7 +199,7 @@ def test_golden_files(name, curvature):
         np.testing.assert_allclose(found.leverage, leverage, rtol=1e-8, atol=1e-12)
 
 
-# ---- training again ---------------------------------------------------------------------------------------------------
+# ---- training again --------------------------------------------------------------------------------------------------
 
 
 def trained(kind):
@@ -290,7 +290,7 @@ def test_folds():
             assert np.linalg.norm(found.predictions[own] - again) < 0.05 * np.linalg.norm(again - before[own])
 
 
-# ---- samples and arguments --------------------------------------------------------------------------------------------
+# ---- samples and arguments -------------------------------------------------------------------------------------------
 
 
 def test_samples_on_a_disk_in_batches(tmp_path):
@@ -392,6 +392,6 @@ def test_memory_is_asked_for(monkeypatch):
 )
 def test_bad_arguments(changes, error):
     problem = chain(4, 3, batch=3)
-    arguments = {"net": problem.net, "params": problem.params, "X": problem.X, "y": problem.y, "damping": 100.0, **changes}
+    arguments = {"net": problem.net, "params": problem.params, "X": problem.X, "y": problem.y, "damping": 100.0}
     with pytest.raises(error, match=f"^{list(changes)[0]}: expected"):
-        quietly(**arguments)
+        quietly(**{**arguments, **changes})
