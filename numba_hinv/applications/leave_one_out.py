@@ -50,7 +50,8 @@ class LeaveOneOut:
         The largest eigenvalue of ``A_i C_i``, of the sample's group: how much the fit of its outputs rests on their own
         targets. The diagonal of the hat matrix, for a linear net of one output and squared errors.
     errors : (B,) array
-        The length of what one more step would add to each prediction; NaN where that was not asked for.
+        The length of what one more step would add to each prediction; NaN where that was not asked for, or where
+        training again did not end in a minimum, and 0 where it did.
     reliable : (B,) array of bool
         Whether the step bears the removal of the sample's group.
     refitted : (B,) array of bool

@@ -133,7 +133,8 @@ def verify(F, data, members, removal, u, t, l2, num_threads=None, progress=False
                 check()
                 gradients[i - start] = data.gradient_without(params + step, members[i]) + l2 * (params + step)
                 shown.update(1)
-            is_finite = np.isfinite(lengths(gradients))
+            with np.errstate(over="ignore", invalid="ignore"):
+                is_finite = np.isfinite(lengths(gradients))
             gradients[~is_finite] = 0.0
             again = solve(gradients)
             at = np.arange(stop - start)
@@ -143,8 +144,7 @@ def verify(F, data, members, removal, u, t, l2, num_threads=None, progress=False
             dots[some] = np.where(is_finite, np.einsum("ip,ip->i", gradients, again), np.nan)
             sizes[some] = steps @ t
 
-        with np.errstate(all="ignore"):
-            columns.run(job, (P, count), workers, block)
+        columns.run(job, (P, count), workers, block)
     error = -removal.amplify(moved)
     with np.errstate(all="ignore"):
         again = dots - np.einsum("gkn,gkn->g", moved, removal.times_C(error))

@@ -88,14 +88,16 @@ class TrainingSet:
         """1/B times the sum of the gradients of the losses of all other samples, (P,), with whatever numbers."""
         is_left_out, start, total = np.zeros(self.num_samples, bool), 0, np.zeros(params.size)
         is_left_out[indices] = True
-        for X, y in self.samples:
-            stop = start + len(X)
-            lin = self.model.propagate(params, X, 1)
-            slopes = self.model.loss_at(lin.output, y)[1]
-            slopes *= len(X) / self.num_samples
-            slopes[is_left_out[start:stop]] = 0.0
-            total += self.model.pull(params, lin, slopes)
-            start = stop
+        # Of every thread its own.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for X, y in self.samples:
+                stop = start + len(X)
+                lin = self.model.propagate(params, X, 1)
+                slopes = self.model.loss_at(lin.output, y)[1]
+                slopes *= len(X) / self.num_samples
+                slopes[is_left_out[start:stop]] = 0.0
+                total += self.model.pull(params, lin, slopes)
+                start = stop
         return total
 
     def without(self, indices):

@@ -63,7 +63,7 @@ class Samples:
         return self._y is not None and is_in_memory(self._X) and is_in_memory(self._y)
 
     def some(self, indices):
-        """Samples of arrays, (k,) ascending integers, as a batch."""
+        """Samples of arrays, (k,) integers in any order, as a batch."""
         if self.are_in_memory:
             runs = [indices]
         else:
