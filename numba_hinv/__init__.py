@@ -11,6 +11,7 @@ from ._version import __version__
 from .applications.eigenvalues import eigenvalues, eigenvalues_in
 from .applications.influence import Influence, influence
 from .applications.laplace import Laplace
+from .applications.leave_one_out import LeaveOneOut, leave_one_out
 from .applications.minimize import minimize
 from .applications.spectral_density import SpectralDensity, spectral_density
 from .applications.trust_region import TrustRegionStep, trust_region_step
@@ -70,6 +71,7 @@ __all__ = [
     "Laplace",
     "LayerBlocks",
     "LayerNorm",
+    "LeaveOneOut",
     "Loss",
     "Network",
     "RMSNorm",
@@ -84,6 +86,7 @@ __all__ = [
     "from_sklearn",
     "from_torch",
     "influence",
+    "leave_one_out",
     "load",
     "loss_names",
     "losses",

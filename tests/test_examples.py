@@ -221,6 +221,19 @@ print("slope", abs(difference - logarithm.grad.item()) / abs(difference))
     assert float(row(check, "slope")[0]) < 1e-4
 
 
+def test_leave_one_out(tmp_path):
+    """Steps and training again agree, on the score and sample by sample, where the weight decay is strong."""
+    pytest.importorskip("matplotlib")
+    example = str(ROOT / "examples" / "leave_one_out.py")
+    output = run([example, "--samples", "30", "--decays", "0.3", "0.2", "--picture", "picture.png"], tmp_path)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    rows = re.findall(r"^ +(0\.\d+) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+) +(\d+) of +30 +(\d+) of +(\d+)$", output, re.M)
+    table = np.array(rows, float)
+    assert table[:, 0].tolist() == [0.3, 0.2]
+    assert np.abs(table[:, 2] - table[:, 3]).max() < 0.01 * table[:, 3].max()
+    assert (table[:, 7] == table[:, 8]).all() and (table[:, 1] < table[:, 2]).all()
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_readme_snippet(number, tmp_path):
     for package in ("torch", "sklearn"):

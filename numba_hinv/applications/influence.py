@@ -3,22 +3,18 @@
 P. Koh and P. Liang, Understanding black-box predictions via influence functions, ICML 2017.
 """
 
-import warnings
-
 import numpy as np
-from scipy.linalg import LinAlgWarning
 
 from ..certainty import solution
-from ..certainty.inertia import best_count
-from ..factors import choice
-from ..layers.samples import Samples
 from ..layers.targets import as_weights
-from ..network import Network
 from ..runtime import columns, memory_budget, threads
 from ..runtime.progress import bar
-from ..runtime.validation import as_real
-from ..system.batches import batch_size_for
+from ..runtime.validation import as_flag, as_real
 from ..system.scaling import lengths
+from . import output_covariance
+from .groups import as_groups
+from .removal import Removal
+from .training_set import TrainingSet
 
 
 class Influence:
@@ -26,22 +22,22 @@ class Influence:
 
     Attributes
     ----------
-    values : (B, T) array
-        ``values[i, j]`` is the first-order change of the loss of test sample j if training sample i were left out.
+    values : (G, T) array
+        ``values[i, j]`` is the predicted change of the loss of test sample j if training sample i, or group i of them,
+        were left out; G is the number of groups, by default B.
     factorization : Factorization
         The inverse that they were computed with.
     """
 
-    def __init__(self, factorization, gradient_of, shares, num_threads):
+    def __init__(self, factorization, data, groups, leverage, num_threads):
         """Private: `influence`."""
-        self._shares = shares
         self.factorization = factorization
-        self._gradient_of = gradient_of
-        self._num_threads = num_threads
+        self._data, self._groups, self._leverage, self._num_threads = data, groups, leverage, num_threads
         self._self_influence = None
 
     def __repr__(self):
-        return f"<Influences of {self.shape[0]} training samples on {self.shape[1]} test samples>"
+        what = "training samples" if self._groups.are_single else "groups of training samples"
+        return f"<Influences of {self.shape[0]} {what} on {self.shape[1]} test samples>"
 
     def __array__(self, dtype=None, copy=None):
         return np.array(self.values, dtype, copy=True if copy is None else copy)
@@ -52,28 +48,27 @@ class Influence:
 
     @property
     def self_influence(self):
-        """(B,) array: the first-order change of each training sample's own loss if it were left out.
+        """(G,) array: the predicted change of each training sample's own loss, or the sum of a group's, without it.
 
         Of large values are samples that the others do not explain, such as those with a wrong label. Computed at the
-        first use, for one solve a training sample.
+        first use, by the covariances of the outputs (docs/theory.md, section 14).
         """
         if self._self_influence is None:
-            F = self.factorization
-            own = np.empty(F.hessian.num_samples)
-
-            def take(start, stop, gradients, solutions, check):
-                own[start:stop] = np.einsum("kp,kp->k", gradients, solutions) * self._shares[start:stop]
-
-            _solve_in_blocks(F, self._gradient_of, own.size, take, self._num_threads, False)
+            own = np.empty(self._groups.count)
+            slopes = self._data.own_slopes()
+            for chosen, members, removal in _removals(
+                self.factorization, self._data, self._groups, self._leverage, self._num_threads
+            ):
+                own[chosen] = np.einsum("gkn,gkn->g", slopes[members], removal.change())
             self._self_influence = own
         return self._self_influence
 
 
 def influence(
     net, params, X, y, X_test, y_test, damping, l2=0.0, curvature="hessian", num_threads=None, progress=False,
-    batch_size=None, keep_bytes=None, sample_weight=None,
+    batch_size=None, keep_bytes=None, groups=None, leverage=False, sample_weight=None,
 ):  # fmt: skip
-    """Influence of every training sample on the loss of every test sample.
+    """Influence of every training sample, or group of them, on the loss of every test sample.
 
     With ``A = H + damping I``, H being the Hessian of the mean loss over the B training samples and its L2 term, and
     g the gradients of one sample's loss,
@@ -83,7 +78,10 @@ def influence(
     That is the change of test sample j's loss, to first order, if training sample i were left out and the parameters
     minimised again: positive where sample i helps. The other samples keep their weight of 1/B, and the L2 term its own.
     Prediction and truth agree where ``params`` is a minimum of ``net.loss(params, X, y, l2)`` and ``damping`` is 0 or
-    tiny.
+    tiny, but for what is of second order: a sample that is left out takes its own part of the curvature with it. With
+    ``leverage=True`` the change is that of a Newton step on the loss of the others, in which this part is taken as
+    Gauss-Newton: for the outputs of the sample or group, with the covariance ``J A^-1 J^T`` of these and the gradient r
+    and curvature C of the loss in them, r becomes ``(I - C J A^-1 J^T)^-1 r`` (docs/theory.md, section 14).
 
     Parameters
     ----------
@@ -105,6 +103,11 @@ def influence(
         Show a progress bar, for which tqdm must be installed.
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`. Where H is factored as one dense matrix, many samples are read in batches by default.
+    groups : int or (B,) array, optional
+        Leave out groups instead of single samples, as for `leave_one_out`; to first order, the influences of a group's
+        samples add up.
+    leverage : bool
+        Whether to allow for the leverage of what is left out.
     sample_weight : (B,) array, optional
         Of the training samples, as for `Network.gradient`: they have w[i] / sum(w) in place of 1/B above. Where the
         loss weighs classes, the loss of a sample is its term in the sum, so with the weight of its class.
@@ -112,7 +115,7 @@ def influence(
     Returns
     -------
     Influence
-        Holds the (B, T) matrix, and the influence of each training sample on itself.
+        Holds the (B, T) matrix, or one row a group, and the influence of each training sample on itself.
 
     Raises
     ------
@@ -135,79 +138,52 @@ def influence(
     Notes
     -----
     One factorization; per test sample a gradient, a refined solve and a forward sweep of tangents, whose inner products
-    with the gradients of the losses in the outputs are those of all training samples' gradients with the solution.
+    with the gradients of the losses in the outputs are those of all training samples' gradients with the solution. The
+    leverages cost about one more factorization.
     """
-    if not isinstance(net, Network):
-        raise TypeError(f"net: expected a Network, got {type(net).__name__}")
-    damping = as_real("damping", damping)
-    if y is None:
-        raise TypeError(
-            "y: expected targets of the samples of an array X, got None; batches from a loader have no order that says "
-            "which sample is which"
-        )
+    damping, leverage = as_real("damping", damping), as_flag("leverage", leverage)
     if sample_weight is not None:
         sample_weight = as_weights("sample_weight", sample_weight, None)
-    model, options = net.model, {"curvature": curvature, "l2": l2, "keep_bytes": keep_bytes}
-    options["sample_weight"] = sample_weight
-    H = net.hessian(params, X, y, batch_size=batch_size, **options)
-    size = batch_size_for(model)
-    if H.system.has_layers and H.num_samples > size and choice.chosen(H.system, H.system.params.dtype) == "dense":
-        # Then nothing needs the blocks of all samples at the same time, and their tangents would take much memory.
-        H = net.hessian(params, X, y, batch_size=size, **options)
-    train = Samples(model, X, y, size if batch_size is None else batch_size, sample_weight)
+    data = TrainingSet(net, params, X, y, curvature, l2, batch_size, keep_bytes, sample_weight=sample_weight)
+    model, system, groups = data.model, data.hessian.system, as_groups(groups, data.num_samples)
     X_test = model.check_X(X_test, np.float64, "X_test")
     y_test = model.check_y(y_test, X_test.shape[0], np.float64, "y_test")
-    F = H.factorize(damping, np.float64)
-    negative, is_certain = best_count(F.solver)
-    if negative or not is_certain:
-        found = f"{negative} negative eigenvalues" if is_certain else "eigenvalues too close to 0 to know their signs"
-        cause = "params are no minimum of the loss" if is_certain else "params may be no minimum of the loss"
-        warnings.warn(
-            f"H + damping I has {found} with damping={damping:g}: {cause}, where influences do not predict what "
-            "leaving samples out does; expected a trained net, or a larger damping",
-            LinAlgWarning,
-            stacklevel=2,
-        )
-
-    def gradient_at(x, target):
-        return model.linearise(H.system.params, x, target.each_once(), 1, model.num_terms)[2]
-
-    B, T = H.num_samples, X_test.shape[0]
-    matrix = f"the influences of B = {B} training samples on {T} test samples"
-    memory_budget.require(8 * B * T, matrix, "take fewer test samples at a time")
-    slopes, weights = _output_gradients(H.system, model, train)
-    shares = weights * (model.num_terms / model.normaliser(H.total_weight))
-    found = Influence(F, lambda i: gradient_at(*train.one(i)), shares, num_threads)
-    found.values = np.empty((B, T))
+    F, _ = data.factorize(damping, "auto", "influences", stacklevel=2)
+    found = Influence(F, data, groups, leverage, num_threads)
+    T, whose = X_test.shape[0], "B = {} training samples" if groups.are_single else "{} groups of training samples"
+    matrix = f"the influences of {whose.format(groups.count)} on {T} test samples"
+    memory_budget.require(8 * groups.count * T, matrix, "take fewer test samples at a time")
+    found.values = np.zeros((groups.count, T))
+    slopes = data.terminals()[1]
+    if leverage:
+        for _, members, removal in _removals(F, data, groups, True, num_threads):
+            slopes[members] = removal.slopes(removal.change())
 
     def take(start, stop, gradients, solutions, check):
         first = 0
-        for weight, part in H.system.parts():
-            stop_at = first + part.num_samples
+        for weight, part in system.parts():
+            some = slice(first, first + part.num_samples)
             tangents = part.output_tangents(solutions, check)
-            np.einsum("kia,ia->ik", tangents, slopes[first:stop_at], out=found.values[first:stop_at, start:stop])
-            first = stop_at
+            if groups.are_single:
+                np.einsum("kia,ia->ik", tangents, slopes[some], out=found.values[some, start:stop])
+            else:
+                each = np.einsum("kia,ia->ik", tangents, slopes[some])
+                np.add.at(found.values[:, start:stop], groups.labels[some], each)
+            first = some.stop
 
     def test_gradient(i):
-        return gradient_at(X_test[i : i + 1], y_test[i : i + 1])
+        return model.linearise(data.params, X_test[i : i + 1], y_test[i : i + 1].each_once(), 1, model.num_terms)[2]
 
     _solve_in_blocks(F, test_gradient, T, take, num_threads, progress)
     return found
 
 
-def _output_gradients(system, model, samples):
-    """Gradients of the loss in the samples' outputs, (B, n_L), and the samples' weights (B,)."""
-    found, weights = np.empty((system.num_samples, model.layers[-1].out_features)), np.empty(system.num_samples)
-    if system.has_layers:
-        ((_, targets),) = samples.cut_anew(system.num_samples)
-        return model.terminal(system.lin.output, targets)[1], targets.weights
-    first = 0
-    for (weight, part), (_, targets) in zip(system.parts(), samples):
-        count = len(targets)
-        slope = model.terminal(part.lin.output, targets, None, count * model.num_terms)[1]
-        found[first : first + count], weights[first : first + count] = weight * slope, targets.weights
-        first += count
-    return found, weights
+def _removals(F, data, groups, leverage, num_threads):
+    """(groups, samples, `Removal`) of all groups of one size, for every size; to first order without ``leverage``."""
+    _, r, C = data.terminals()
+    for chosen, members in groups.by_size:
+        A = output_covariance.of_training(F, data, members, num_threads)
+        yield chosen, members, Removal(A, r[members], C[members] if leverage else np.zeros_like(C[members]))
 
 
 def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):

@@ -22,13 +22,10 @@ from ..layers.targets import as_weights
 from ..network import Network
 from ..runtime import memory_budget
 from ..runtime.validation import as_flag, as_real
+from . import output_covariance
 
-# Entries of the Jacobians that `predict` solves with at a time.
-_BLOCK = 1 << 22
 # Relative accuracy of the variances that `fit_prior` sums.
 _TRACE = 1e-4
-# Relative error of covariances by solves without refinement, which cost a third, below which they are good enough.
-_ACCURATE = 1e-10
 # The search for a maximum takes steps of this factor in the prior precision, at most so many either way.
 _FACTOR, _STEPS = 4.0, 20
 _TOLERANCE = 1e-8
@@ -375,24 +372,15 @@ class Laplace:
 
         Notes
         -----
-        One solve for every output of every sample, several at a time; unrefined where that costs no more than ten digits.
+        One solve for every output of every sample, several at a time, unrefined where that costs no more than ten digits;
+        or, of many samples and one dense matrix, what the inverse's square root costs, P^3 flops, and a pass of P tangents.
         """
         net, params = self.network, self.hessian.system.params
         X = net.model.check_X(X, np.float64)
-        size, outputs = params.size, net.layers[-1].out_features
-        block = max(1, min(len(X), _BLOCK // (size * outputs)))
-        memory_budget.require(32 * block * size * outputs, f"the Jacobians of {block} samples with {outputs} outputs",
-                              "free memory: it is for one sample at least")
-        refine = not self.factorization.solver.contraction() <= _ACCURATE
-        mean, cov = np.empty((len(X), outputs)), np.empty((len(X), outputs, outputs))
-        for start in range(0, len(X), block):
-            part = range(start, min(start + block, len(X)))
-            jacobians = np.empty((len(part), outputs, size))
-            for i, jacobian in zip(part, jacobians):
-                mean[i], jacobian[:] = net.model.jacobian(params, X[i : i + 1])
-            solved = self.factorization.solve(jacobians.reshape(-1, size).T, refine).T.reshape(jacobians.shape)
-            found = jacobians @ solved.transpose(0, 2, 1) / self.scale
-            cov[start : start + len(part)] = 0.5 * (found + found.transpose(0, 2, 1))
+        mean = net.model.forward(params, X)
+        members = np.arange(len(X))[:, None]
+        cov = output_covariance.of_samples(self.factorization, net.model, params, lambda indices: X[indices], members)
+        cov /= self.scale
         dtype = self.hessian.dtype
         return mean.astype(dtype, copy=False), cov.astype(dtype, copy=False)
 

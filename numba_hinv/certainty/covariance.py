@@ -24,6 +24,8 @@ _PROBES = 3
 # Relative error of covariances above which there is a warning.
 _TOLERANCE = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 1e-3}
 _NOISE = 64.0
+# Contraction of refinement up to which a covariance is as good as one by refined solves.
+_ACCURATE = 1e-10
 # Where H + damping I is indefinite, estimates may be too low: of 22,015 matrices in float64 6 were missed with 2, the
 # worst with an error of 2.4 times the allowance.
 _SAFETY, _INDEFINITE_SAFETY = 2.0, {np.dtype(np.float64): 5.0, np.dtype(np.float32): 2.0}
@@ -74,6 +76,49 @@ def block(solver, layer, dtype, progress):
     safety = _SAFETY if is_positive else _INDEFINITE_SAFETY[solver.matrix.dtype]
     _warn(solver, f"the covariance of layer {layer}", worst + _worst(uncertainty, scale), tolerance, safety)
     return _unscaled(solver.matrix, found, f"covariance of layer {layer}", dtype)
+
+
+def outputs(solver):
+    """The covariance of the net's outputs, (B n_L, B n_L), by the recursion; None where that may lose more digits.
+
+    It is J A^-1 J^T, J being the Jacobian of the outputs of all samples and A = H + damping I. Where that is positive
+    definite nothing cancels, and the relative error of no variance exceeds that of the inverse. None, too, of factors
+    that visit no states.
+    """
+    if not is_accurate(solver):
+        return None
+    found, scale = solver.factors.outputs(), solver.matrix.scale
+    if found is None:
+        return None
+    with np.errstate(over="ignore", under="ignore"):
+        # In the units of the matrix, and in those of the last state.
+        found = np.ldexp(found, (2 * scale.states[-1] if scale.states else 0) - scale.matrix, out=found)
+    return _as_dtype(solver.matrix, found, "covariance of the outputs", np.dtype(np.float64))
+
+
+def root(solver, start, stop):
+    """Rows (k, P) of S^T, S S^T being (H + damping I)^-1, from ``start`` on; None where there is no accurate root."""
+    if not is_accurate(solver):
+        return None
+    unit = np.zeros((stop - start, solver.matrix.size))
+    unit[np.arange(stop - start), np.arange(start, stop)] = 1.0
+    try:
+        rows = solver.factors.square_root(unit)
+    except np.linalg.LinAlgError:
+        # LAPACK's factors with interchanges have none.
+        return None
+    rows *= 2.0 ** (-0.5 * solver.matrix.scale.matrix)
+    return rows
+
+
+def is_accurate(solver):
+    """Whether unrefined covariances lose nothing: a positive definite matrix, and factors that are it to ten digits."""
+    return bool(
+        not solver.factors.has_fallback
+        and not solver.factors.num_perturbed
+        and solver.is_positive()
+        and solver.contraction() <= _ACCURATE
+    )
 
 
 def sample(solver, rng, count, dtype, num_threads, progress):

@@ -137,6 +137,13 @@ class Factors(abc.ABC):
         """The block of the inverse for one layer's parameters, (p, p)."""
         raise NotImplementedError(f"{type(self).__name__} has no covariances")
 
+    def outputs(self, tick=None):
+        """The covariance of the chain's last state, (N, N), by a recursion; None of a way that does not visit states.
+
+        ``tick(n)`` is to be called once n layers are done.
+        """
+        return None
+
     def to_arrays(self):
         """(plain data, named NumPy arrays), from which `choice.from_arrays` makes the factors again."""
         raise NotImplementedError(f"{type(self).__name__} is not saved")

@@ -219,3 +219,6 @@ class Layers(ChainFactors):
 
     def block(self, layer, work, tick):
         return recursion.block(self, layer, work, tick)
+
+    def outputs(self, tick=no_tick):
+        return recursion.outputs(self, tick)

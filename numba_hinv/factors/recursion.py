@@ -14,10 +14,15 @@ from .interface import LESS_OF_INVERSE
 
 def workspace(matrix, layer, num_kept, purpose):
     """Scratch for the diagonal (layer None) or the block of a layer; ``MemoryError`` where it would not fit."""
+    table = matrix.system.table if layer is None else matrix.system.table[: layer + 1]
+    wanted = "diagonal" if layer is None else "block"
+    return _allocate(matrix, table, wanted, num_kept, purpose, LESS_OF_INVERSE)
+
+
+def _allocate(matrix, table, wanted, num_kept, purpose, way_out):
     system = matrix.system
-    table = system.table if layer is None else system.table[: layer + 1]
-    lengths = covariance.work_sizes(table, system.sizes, system.num_samples, layer is not None)
-    memory_budget.require(matrix.dtype.itemsize * sum(lengths) + 8 * num_kept, purpose, LESS_OF_INVERSE)
+    lengths = covariance.work_sizes(table, system.sizes, system.num_samples, wanted)
+    memory_budget.require(matrix.dtype.itemsize * sum(lengths) + 8 * num_kept, purpose, way_out)
     return covariance.workspace(lengths, matrix.dtype)
 
 
@@ -47,6 +52,20 @@ def block(factors, layer, work, tick):
             at = layer - stretch.start
             covariance.covariance(stretch.table(system.table), at, lin, space, arrays, shift, found, work)
     return found.astype(np.float64)
+
+
+def outputs(factors, tick):
+    """The covariance of the chain's last state, (B n_L, B n_L) in float64: that of the outputs of all samples."""
+    matrix = factors.matrix
+    system, (params, lin, space) = matrix.system, matrix.blocks()
+    last, size = system.num_layers - 1, lin.output.size
+    purpose = f"the covariance of {size} outputs"
+    work = _allocate(matrix, system.table, "outputs", 2 * size * size, purpose, "take method='dense', or fewer samples")
+    found = np.empty((size, size), matrix.dtype)
+    for stretch, arrays in propagate(factors, last, 0.0, np.empty(0, matrix.dtype), work, tick):
+        if stretch.stop > last:
+            covariance.outputs(stretch.table(system.table), params, lin, space, arrays, found, work)
+    return found.astype(np.float64, copy=False)
 
 
 def _flops(system, layers, is_diagonal):

@@ -118,6 +118,12 @@ class Loss:
         """Whether the values are divided by the samples' weights alone, and not by the targets of each as well."""
         return get_loss(self.name)["mean_over"] == "samples"
 
+    @property
+    def counts_differ(self):
+        """Whether samples without weights may count differently in the mean: by their classes, or as ignored ones."""
+        is_weighed = self.has_labels and self.parameters.get("class_weights") not in (None, 1.0)
+        return self.reduction == "mean" and (is_weighed or self.ignore_index is not None)
+
     def num_targets(self, num_outputs):
         """Numbers of y for each sample, where it has no labels."""
         return num_outputs // get_loss(self.name)["outputs_per_target"]

@@ -228,6 +228,13 @@ class Model:
                 self._check("params, X, y: the derivatives of a layer", block, params, X, targets)
         return lin, value, gradient
 
+    def linearise_outputs(self, params, X):
+        """A `Linearisation` of the outputs alone, for tangents: as of a loss whose gradient is 0."""
+        lin = self.propagate(params, X, 2)
+        self._check_output(lin, params, X)
+        self.backpropagate(*self.table(X.shape[0], params.dtype), params, lin, np.zeros_like(lin.output), 2)
+        return lin
+
     def backpropagate(self, table, sizes, params, lin, output_gradient, derivatives):
         """The gradient in the parameters that a gradient in the output leads to; completes ``lin`` on the way."""
         B = output_gradient.shape[0]
@@ -248,14 +255,18 @@ class Model:
         lin = self._propagate(table, sizes, params, x, 1)
         self._check_output(lin, params, x)
         unit = np.eye(sizes.outputs, dtype=params.dtype)
-        rows = [self.backpropagate(table, sizes, params, lin, one[None], 1) for one in unit]
-        return lin.output[0], np.array(rows)
+        return lin.output[0], np.array([self.pull(params, lin, one[None]) for one in unit])
+
+    def pull(self, params, lin, output_gradient):
+        """What `backpropagate` gives, where `propagate` with one derivative has made ``lin``."""
+        table, sizes = self.table(lin.output.shape[0], params.dtype)
+        return self.backpropagate(table, sizes, params, lin, output_gradient, 1)
 
 
 def only_curvature_of_loss(lin, zero=lambda block: block.fill(0.0)):
     """Make the derivative blocks of H those of the Gauss-Newton matrix, in which no layer bends but the loss alone."""
-    for block in (lin.D, lin.lam, lin.Dxx, lin.Dzx, lin.Dzz):
-        zero(block)
+    for name in linearise.BENDING:
+        zero(getattr(lin, name))
 
 
 def check_layers(layers):

@@ -72,15 +72,26 @@ class Samples:
         """The same samples in batches of another size."""
         return Samples(self.model, self._X, self._y, batch_size, self._weights, self._may_be_negative)
 
-    def one(self, i):
-        """Sample i of arrays, as a batch."""
-        return self._slice(i, i + 1)
+    @property
+    def are_in_memory(self):
+        """Whether they are arrays that do not lie on a disk."""
+        return self._y is not None and is_in_memory(self._X) and is_in_memory(self._y)
+
+    def some(self, indices):
+        """Samples of arrays, (k,) integers in any order, as a batch."""
+        if self.are_in_memory:
+            return self._part(indices, len(indices), "")
+        # What lies on a disk is read in slices, which everything understands.
+        runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
+        return _joined([self._slice(int(run[0]), int(run[-1]) + 1) for run in runs])
 
     def _slice(self, start, stop):
-        where = f"[{start}:{stop}]"
-        X = self.model.check_X(self._X[start:stop], np.float64, f"X{where}")
-        weights = None if self._weights is None else self._weights[start:stop]
-        return X, self._targets(self._y[start:stop], weights, stop - start, where)
+        return self._part(slice(start, stop), stop - start, f"[{start}:{stop}]")
+
+    def _part(self, part, count, where):
+        X = self.model.check_X(self._X[part], np.float64, f"X{where}")
+        weights = None if self._weights is None else self._weights[part]
+        return X, self._targets(self._y[part], weights, count, where)
 
     def _targets(self, y, weights, count, where):
         weights = as_weights(f"sample_weight{where}", weights, count, self._may_be_negative)

@@ -9,7 +9,7 @@ import numpy as np
 from ..kernels.dense import product
 from ..kernels.steps.layer_table import BLOCKS, layer_table
 from ..kernels.steps.row_space import RowSpace
-from ..kernels.sweeps.linearise import Linearisation
+from ..kernels.sweeps.linearise import BENDING, Linearisation
 from ..runtime import columns, threads
 from ..runtime.chunks import chunks
 from ..runtime.probes import random_signs
@@ -117,6 +117,11 @@ class System(Matrix):
     def jobs(self):
         """Functions that each give a pair (weight, `System`) of which this is the sum: itself."""
         yield lambda: (1.0, self)
+
+    def with_bending(self, share):
+        """The same with this share of the layers' second derivatives: with 0, the Gauss-Newton matrix. On the CPU."""
+        lin = self.lin._replace(**{name: share * getattr(self.lin, name) for name in BENDING})
+        return System(self.chain, self.params, lin, self.l2, self.gradient, (self.table, self.sizes), self.on)
 
     def reaches_blas(self):
         """Whether the elimination has products that are large enough for BLAS."""

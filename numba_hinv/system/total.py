@@ -50,6 +50,33 @@ def _weighted(weight, job):
     return weight * share, system
 
 
+class Bent:
+    """The same pairs, of systems with a share of the layers' second derivatives."""
+
+    def __init__(self, terms, share):
+        self.terms, self.share = terms, share
+
+    @property
+    def are_kept(self):
+        """Whether all are in memory."""
+        return self.terms.are_kept
+
+    @property
+    def largest_batch(self):
+        """Samples of the largest term."""
+        return self.terms.largest_batch
+
+    def jobs(self):
+        """Functions that each give such a pair, for threads."""
+        for job in self.terms.jobs():
+            yield functools.partial(_bent, self.share, job)
+
+
+def _bent(share, job):
+    weight, system = job()
+    return weight, system.with_bending(share)
+
+
 class Total(Matrix):
     """``sum of weight H`` over pairs ``(weight, System)``, plus ``l2 I``.
 
@@ -116,6 +143,10 @@ class Total(Matrix):
         if self.terms is None:
             raise ValueError("H: expected a Hessian with its samples, got one from a file or another process")
         return self.terms.jobs()
+
+    def with_bending(self, share):
+        """The same with this share of the layers' second derivatives: with 0, the Gauss-Newton matrix."""
+        return Total(self.chain, self.params, Bent(self.terms, share), self.num_samples, self.l2, self.gradient)
 
     def reaches_blas(self):
         """Whether factorizing has products that are large enough for BLAS."""

@@ -136,6 +136,38 @@ def test_training_again_without_each_sample():
         assert np.corrcoef(predicted.ravel(), true.ravel())[0, 1] >= 0.99
         # What is left is of second order: a sample weighs more in the curvature than 1/B, by its leverage.
         assert 0.8 < (predicted * true).sum() / (true * true).sum() < 1.2
+    with_leverage = nh.influence(net, params, X, y, X_test, y_test, 0.0, l2, leverage=True)
+    for plain, better, true in (
+        (found.values[left_out], with_leverage.values[left_out], changes),
+        (found.self_influence[left_out], with_leverage.self_influence[left_out], own),
+    ):
+        assert np.linalg.norm(better - true) < 0.7 * np.linalg.norm(plain - true)
+
+
+@pytest.mark.parametrize("leverage", [False, True])
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+@pytest.mark.parametrize("groups", [None, 2, np.array(list("abacba"))], ids=["single", "folds", "labels"])
+def test_groups_and_leverage(groups, curvature, leverage):
+    """Against steps with dense matrices, from which the group's own Gauss-Newton matrix is subtracted, or not."""
+    problem, l2 = chain(3, 3, batch=6, seed=2), 0.1
+    net, params, X, y = problem.net, problem.params, problem.X, problem.y
+    X_test, y_test = test_set_of(problem, 40)
+    damping = 1.5 * problem.norm
+    H = problem.truth.hessian if curvature == "hessian" else problem.truth.ggn
+    A = dense_truth.shifted(H, damping + l2).astype(np.float64)
+    theirs = true_gradients(problem, X_test, y_test)
+    found = nh.influence(net, params, X, y, X_test, y_test, damping, l2, curvature, groups=groups, leverage=leverage)
+    labels = np.arange(6) if groups is None else np.repeat([0, 1], 3) if np.ndim(groups) == 0 else groups
+    assert found.shape == (np.unique(labels).size, 40)
+    for row, own_change, label in zip(found.values, found.self_influence, np.unique(labels)):
+        own = labels == label
+        share = own.mean()
+        part = share * net.hessian(params, X[own], y[own], "ggn").todense()
+        step = np.linalg.solve(A - part if leverage else A, share * net.gradient(params, X[own], y[own]))
+        np.testing.assert_allclose(row, theirs @ step, rtol=0, atol=1e-12 * np.abs(found.values).max())
+        ours = true_gradients(problem, X[own], y[own]).sum(axis=0)
+        np.testing.assert_allclose(own_change, ours @ step, rtol=1e-11)
+    assert ("groups of" in repr(found)) == (groups is not None)
 
 
 def test_parameters_that_are_no_minimum():
@@ -191,6 +223,8 @@ def test_a_matrix_that_would_not_fit(monkeypatch):
         ({"curvature": "fisher"}, ValueError),
         ({"num_threads": 0}, ValueError),
         ({"progress": None}, TypeError),
+        ({"groups": 9}, ValueError),
+        ({"leverage": 1}, TypeError),
     ],
 )
 def test_bad_arguments(changes, error):
@@ -219,7 +253,7 @@ def test_samples_in_batches_have_the_same_influence():
 
 
 def test_many_samples_are_read_in_batches(monkeypatch):
-    from numba_hinv.applications import influence as module
+    from numba_hinv.applications import training_set as module
 
     problem = chain(4, 3, batch=60, seed=5)
     args = problem.net, problem.params, problem.X, problem.y, problem.X[:2], problem.y[:2], 1.0

@@ -11,6 +11,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import multivariate_normal, norm
 
 import numba_hinv as nh
+from numba_hinv.applications import output_covariance
 
 RNG = np.random.default_rng(11)
 X = RNG.standard_normal((12, 3))
@@ -127,6 +128,20 @@ def test_golden_files(name, curvature):
     expected = np.einsum("pic,pq,qid->icd", jacobian, inverse, jacobian)
     np.testing.assert_allclose(cov, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
     np.testing.assert_array_equal(cov, cov.transpose(0, 2, 1))
+
+
+def test_predictions_of_many_samples(monkeypatch):
+    """By tangents along the square root of the inverse, as by solves, through chunks of samples."""
+    problem = chain(3, 3, batch=40)
+    laplace = nh.Laplace(problem.net, problem.params, problem.X, problem.y, 30.0, "ggn")
+    laplace.factorization = laplace.hessian.factorize(30.0 / laplace.scale, method="dense")
+    X = np.random.default_rng(0).standard_normal((70, 3))
+    monkeypatch.setattr(output_covariance, "_CHUNK", 32)
+    found = []
+    for row in (0.0, np.inf):
+        monkeypatch.setattr(output_covariance, "_ROW", row)
+        found.append(laplace.predict(X)[1])
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-13 * np.abs(found[0]).max())
 
 
 def test_samples_have_the_posterior_law():

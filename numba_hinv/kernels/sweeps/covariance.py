@@ -41,19 +41,22 @@ class Workspace(NamedTuple):
     patches: np.ndarray  # of one sample
 
 
-def work_sizes(table, sizes, num_samples, is_block):
-    """Lengths of the arrays of a `Workspace` for a table's layers; with ``is_block`` for `covariance` of the last."""
+def work_sizes(table, sizes, num_samples, wanted):
+    """Lengths of the arrays of a `Workspace` for a table's layers.
+
+    ``wanted`` is "diagonal" of the inverse, or "block" (`covariance`) or "outputs" (`outputs`) of the last layer.
+    """
     names = "m", "N", "n_out", "r", "d", "fan_in", "rows", "p"
     m, N, n_out, r, d, fan_in, layer_rows, p = (table[name] for name in names)
     mapped, both = num_samples * n_out, m + N
-    mapped[-1] = p[-1] if is_block else 0
+    mapped[-1] = {"diagonal": 0, "block": p[-1], "outputs": mapped[-1]}[wanted]
     unit = np.where(r < d, r * (N * (layer_rows + 2) + 2 * fan_in + r) + fan_in + num_samples, 0)
     return (
         int((both * m).max()),
         int((both * N).max()),
         int((both * np.maximum(mapped, m)).max()),
         int((both * mapped).max()),
-        int(np.maximum(m, 0 if is_block else unit).max()),
+        int(np.maximum(m, unit if wanted == "diagonal" else 0).max()),
         sizes.patches,
     )
 
@@ -256,6 +259,23 @@ def _diagonal(layer, lin, row_space, damping, work, diagonal):
             x[a * fan_in + j if j < fan_in else n * fan_in + a] = C[j * n + a, j * n + a]
 
 
+@inner
+def _advance(layer, params, lin, row_space, noise, Sigma, work):
+    """Sigma (a B, n_out) <- [Dx J] G [Dx J]^T, the covariance of the states behind the layer, a of them."""
+    B = lin.output.shape[0]
+    m, N, a = layer.m, layer.N, B * layer.n_out
+    w, z = matrix(work.w, 0, m + N, m), matrix(work.z, 0, (m + N) * B, layer.n_in)
+    moved = matrix(work.moved, 0, m + N, a)
+    step(layer, params, lin, row_space, w, z, reshape(moved, (m + N) * B, layer.n_out), work.patches)
+    w, z = matrix(work.turned, 0, a, m), matrix(work.turned, a * m, a, N)
+    _transpose(rows(moved, 0, m), w)
+    _transpose(rows(moved, m, N), z)
+    step(layer, params, lin, row_space, w, reshape(z, a * B, layer.n_in), Sigma, work.patches)
+    if noise != 0.0:
+        _disturb(reshape(Sigma, a, a), noise)
+    mirror(reshape(Sigma, a, a))
+
+
 @kernel
 def propagate(table, start, stop, params, lin, row_space, factors, damping, noise, diagonal, work):
     """Layers start..stop-1: takes Sigma to the layer after them, and fills their slices of ``diagonal``, unless empty.
@@ -266,23 +286,13 @@ def propagate(table, start, stop, params, lin, row_space, factors, damping, nois
     B = lin.output.shape[0]
     for l in range(start, stop):
         layer = table[l]
-        m, N, a = layer.m, layer.N, B * layer.n_out
+        a = B * layer.n_out
         _form_G(layer, factors.num_positive[l], factors, noise, work)
         if diagonal.size > 0:
             _diagonal(layer, lin, row_space, damping, work, diagonal)
         if l + 1 == table.size:
             continue
-        w, z = matrix(work.w, 0, m + N, m), matrix(work.z, 0, (m + N) * B, layer.n_in)
-        moved = matrix(work.moved, 0, m + N, a)
-        step(layer, params, lin, row_space, w, z, reshape(moved, (m + N) * B, layer.n_out), work.patches)
-        w, z = matrix(work.turned, 0, a, m), matrix(work.turned, a * m, a, N)
-        _transpose(rows(moved, 0, m), w)
-        _transpose(rows(moved, m, N), z)
-        Sigma = matrix(work.z, table[l + 1].m * a, a * B, layer.n_out)
-        step(layer, params, lin, row_space, w, reshape(z, a * B, layer.n_in), Sigma, work.patches)
-        if noise != 0.0:
-            _disturb(reshape(Sigma, a, a), noise)
-        mirror(reshape(Sigma, a, a))
+        _advance(layer, params, lin, row_space, noise, matrix(work.z, table[l + 1].m * a, a * B, layer.n_out), work)
 
 
 @kernel
@@ -305,6 +315,16 @@ def covariance(table, l, lin, row_space, factors, damping, out, work):
     if layer.r < layer.d:
         _add_outside(layer, row_space, damping, out)
     mirror(out)
+
+
+@kernel
+def outputs(table, params, lin, row_space, factors, out, work):
+    """out (B n_L, B n_L) <- Sigma behind the last layer of a table, after `propagate` of the layers before it."""
+    l = table.size - 1
+    layer = table[l]
+    _form_G(layer, factors.num_positive[l], factors, 0.0, work)
+    B = lin.output.shape[0]
+    _advance(layer, params, lin, row_space, 0.0, matrix(out, 0, B * layer.n_out * B, layer.n_out), work)
 
 
 @inner

@@ -36,6 +36,10 @@ class Linearisation(NamedTuple):
     curvature: np.ndarray  # B x n_L x n_L
 
 
+# Blocks in which H is linear and the Gauss-Newton matrix has zeros: the layers' second derivatives.
+BENDING = "D", "lam", "Dxx", "Dzx", "Dzz"
+
+
 def allocate(sizes, num_samples, num_outputs, dtype, derivatives):
     """An uninitialised `Linearisation`.
 
