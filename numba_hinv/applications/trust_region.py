@@ -359,12 +359,19 @@ class _Search:
         self.improve(self.F)
         z = self.vector
         weight = float(z @ self.g)
-        across = -self.solve(self.F, -self.lowest, (self.g - weight * z)[None])[0]
-        across -= float(z @ across) * z
+
+        def across_at(mu):
+            p = -self.solve(self.F, mu, (self.g - weight * z)[None])[0]
+            return p - float(z @ p) * z
+
+        across = across_at(-self.lowest)
         room = self.room(across)
         if room == 0.0:
-            p = -self.solve(self.F, self.high, self.g[None])[0]
-            return p * (self.radius / np.linalg.norm(p)), self.high, "boundary"
+            # Where the lowest eigenvalue has other eigenvectors, rounding is blown up along them; here it is not.
+            across = across_at(self.high)
+            room = self.room(across)
+        if room == 0.0:
+            return across * (self.radius / np.linalg.norm(across)), self.high, "boundary"
         along = np.copysign(room, -weight)
         return across + along * z, max(0.0, abs(weight / along) - self.lowest), "hard"
 
