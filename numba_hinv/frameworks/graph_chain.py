@@ -117,8 +117,9 @@ class _Chain:
         positions = np.unique(np.concatenate(numbers)) if numbers else np.empty(0, np.int64)
         piece = Piece(None, positions, block, source, target)
         # What has few parameters, as a norm's gain, costs more as a layer of its own.
-        is_small = last and last.layer is None and min(positions.size, last.positions.size) <= source.size
-        if is_small:
+        is_function = positions.size == 0 and all(equation.elementwise for equation in block)
+        is_small = is_function or (last and max(positions.size, last.positions.size) <= source.size)
+        if last and last.layer is None and is_small:
             found[-1] = last.joined(piece)
         else:
             found.append(piece)

@@ -57,7 +57,8 @@ def trace(function, leaves, shape):
     for eqn in jaxpr.eqns:
         inputs = tuple(constants[a] if not isinstance(a, core.Literal) and a in constants else read(a) for a in eqn.invars)
         outputs = tuple(map(read, eqn.outvars))
-        equations.append(Equation(eqn.primitive.name, inputs, outputs, eqn.params, _evaluation(eqn), _is_elementwise(eqn)))
+        evaluate = _evaluation(jaxpr, eqn)
+        equations.append(Equation(eqn.primitive.name, inputs, outputs, eqn.params, evaluate, _is_elementwise(eqn)))
         made[equations[-1]] = eqn
     *parameters, source = map(read, jaxpr.invars)
     graph = Graph(tuple(parameters), source, read(jaxpr.outvars[0]), tuple(equations))
@@ -97,7 +98,7 @@ def _opened(jaxpr, consts, inputs):
         elif name == "scan" and eqn.params["length"] <= _MOST_STEPS:
             found = _unrolled(eqn.params, given)
         else:
-            found = _evaluation(eqn)(*given)
+            found = _evaluation(jaxpr, eqn)(*given)
         values.update(zip(eqn.outvars, found))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -115,10 +116,11 @@ def _unrolled(params, given):
     return [*carry, *(jnp.stack(column) for column in zip(*(rows[step] for step in range(length))))]
 
 
-def _evaluation(eqn):
-    """The function that an equation evaluates its inputs by; it returns a tuple."""
+def _evaluation(jaxpr, eqn):
+    """The function that an equation of a jaxpr evaluates its inputs by; it returns a tuple."""
     names = tuple(dict.fromkeys(atom for atom in eqn.invars if not isinstance(atom, core.Literal)))
-    function = core.jaxpr_as_fun(core.ClosedJaxpr(core.Jaxpr((), names, eqn.outvars, (eqn,)), ()))
+    alone = jaxpr.replace(constvars=(), invars=names, outvars=eqn.outvars, eqns=(eqn,))
+    function = core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))
 
     def evaluate(*inputs):
         given = {atom: value for atom, value in zip(eqn.invars, inputs) if not isinstance(atom, core.Literal)}
