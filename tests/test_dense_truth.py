@@ -11,7 +11,8 @@ import dense_truth
 import numpy as np
 import pytest
 import scipy.linalg
-from hypothesis import assume, example, given, settings, strategies as st
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 from problems import chain, layer, make, problems
 
 import numba_hinv as nh

@@ -1,7 +1,7 @@
 """A model as equations between arrays, and what each array is: a constant, parameters, or a state that samples reach.
 
-Whoever traces a framework writes the equations down; nothing here knows which one it was. Arrays of numbers are told apart
-from arrays that only move numbers about by evaluating these on indices instead.
+Whoever traces a framework writes the equations down; nothing here knows which one it was. Where parameters go that are
+moved about is found by moving their indices about.
 """
 
 import math
@@ -12,7 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 # Operations that move entries of their arrays, and change none.
-_MOVES = {"reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "slice", "rev", "concatenate"}
+_MOVES = {
+    "reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "slice", "rev",
+    "concatenate",
+}  # fmt: skip
 # Those whose further arguments say where to.
 _INDEXED_MOVES = {"dynamic_slice"}
 

@@ -269,7 +269,9 @@ def _convolution(state, positions, options):
     layout = options["dimension_numbers"]
     if len(state.shape) != 3 or state.shape[0] != 1 or any(tuple(spec) != (0, 1, 2) for spec in layout):
         return None, None
-    if options["feature_group_count"] != 1 or options["batch_group_count"] != 1 or tuple(options["lhs_dilation"]) != (1,):
+    if options["feature_group_count"] != 1 or options["batch_group_count"] != 1:
+        return None, None
+    if tuple(options["lhs_dilation"]) != (1,):
         return None, None
     ((before, after),) = options["padding"]
     if before != after or before < 0:

@@ -32,18 +32,19 @@ def from_equinox(module, loss, input_shape=None):
     ImportError
         JAX or Equinox is not installed.
     TypeError, ValueError
-        The module cannot be converted: why. Among the reasons: it is random (dropout), computes in a precision of its own,
-        has parameters that do nothing or of a dtype other than float32 and float64, or cannot be differentiated twice.
+        The module cannot be converted: why. Among the reasons: it is random (dropout), computes in a precision of its
+        own, has parameters that do nothing or of a dtype other than float32 and float64, or cannot be differentiated
+        twice.
     MemoryError
         A part has to be an external layer of more parameters than a Hessian of one sample has memory for: which one.
 
     Notes
     -----
     What the module does is seen by tracing it in float64, so that it may be written in any way. It is cut wherever one
-    array alone goes on. Products with a weight, with a bias, an activation and a skip around them, become `Dense`; so do
-    convolutions in one dimension, channels first (`Conv1d`). An activation is told by its values: any registered one, so
-    that ``register_activation`` has others recognised, too. ``jax.nn.gelu`` is not ours, unless ``approximate=False``.
-    Loops over layers (``jax.lax.scan``) are unrolled.
+    array alone goes on. Products with a weight become `Dense`, with a bias, an activation and a skip around them;
+    convolutions in one dimension, channels first, `Conv1d`; norms over all features `LayerNorm` and `RMSNorm`. An
+    activation is told by its values: any registered one, so that ``register_activation`` has others recognised, too.
+    ``jax.nn.gelu`` is not ours, unless ``approximate=False``. Loops over layers (``jax.lax.scan``) are unrolled.
 
     Every other part becomes one `External` layer, differentiated by JAX in float64 on the CPU: 16 p^2 bytes for p
     parameters, and a pivot of all p rows. ``network.layers`` shows what became of everything. Such a network cannot be
@@ -94,7 +95,8 @@ def from_flax(module, loss, variables=None, input_shape=None):
     Raises
     ------
     ImportError, TypeError, ValueError, MemoryError
-        As `from_equinox`; also where a batch has other outputs than its samples alone (batch normalisation while training).
+        As `from_equinox`; also where a batch has other outputs than its samples alone (batch normalisation while
+        training).
 
     Examples
     --------
@@ -117,7 +119,8 @@ def from_flax(module, loss, variables=None, input_shape=None):
     if not hasattr(variables, "items") or "params" not in variables:
         got = f"one with {', '.join(map(str, variables)) or 'nothing'}" if hasattr(variables, "items") else variables
         raise ValueError(
-            f"variables: expected a dictionary with 'params', as module.init returns it, for a module of linen; got {got}"
+            "variables: expected a dictionary with 'params', as module.init returns it, for a module of linen; "
+            f"got {got}"
         )
     return _convert(models.of_linen(module, dict(variables)), loss, input_shape)
 
@@ -128,7 +131,8 @@ def _models(library, name):
         __import__(library)
     except ImportError:
         raise ImportError(
-            f"module: expected JAX and {name} to be installed (pip install 'numba_hinv[jax]'), got a module without them"
+            f"module: expected JAX and {name} to be installed (pip install 'numba_hinv[jax]'), got a module without "
+            "them"
         ) from None
     from . import jax_models
 

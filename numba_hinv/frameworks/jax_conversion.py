@@ -4,6 +4,7 @@ import math
 import os
 from collections import Counter
 
+import jax
 import numpy as np
 
 from ..layers.external import External, require_memory
@@ -71,8 +72,9 @@ def _loss_name(loss):
     if is_optax and name in _LOSSES:
         return _LOSSES[name]
     known = ", ".join(f"optax.{each}" for each in _LOSSES)
+    hint = _NEAR_LOSSES.get(name, "") if is_optax else ""
     raise (ValueError if is_optax else TypeError)(
-        f"loss: expected one of {known}, or the name of a loss; got {name}{_NEAR_LOSSES.get(name, '') if is_optax else ''}"
+        f"loss: expected one of {known}, or the name of a loss; got {name}{hint}"
     )
 
 
@@ -88,7 +90,7 @@ def _called(source, leaves, shape):
 
 
 def _input_shape(source, leaves):
-    """Shape of a sample: the one number of features for which the model can be called, of those that its arrays have."""
+    """Shape of a sample: the one size, of those that the arrays have, with which the model can be called."""
     fitting, errors = [], {}
     for size in sorted({size for leaf in leaves for size in leaf.shape}):
         try:
@@ -140,11 +142,11 @@ def _name(piece, order):
 
 
 def _compare(network, source, leaves, order, shape):
-    """``ValueError`` where a batch has other outputs in the model than in the network, which takes it sample by sample."""
+    """``ValueError`` where a batch has other outputs in the model than in the network, which takes samples alone."""
     X = np.random.default_rng(0).standard_normal((_SAMPLES, math.prod(shape)))
     ours = network.forward(order.join(leaves), X)
     try:
-        theirs = np.asarray(source.apply(source.rebuild(leaves, wide=True), X.reshape(_SAMPLES, *shape)))
+        theirs = jax.device_get(source.apply(source.rebuild(leaves, wide=True), X.reshape(_SAMPLES, *shape)))
     except Exception as error:
         raise ValueError(
             f"module: cannot convert it: it cannot be called with {_SAMPLES} samples of shape {shape}: {_gist(error)}"
@@ -153,8 +155,8 @@ def _compare(network, source, leaves, order, shape):
         np.abs(theirs.reshape(ours.shape) - ours).max() <= _ROUNDING * np.abs(theirs).max()
     ):
         raise ValueError(
-            "module: cannot convert it: samples of a batch have other outputs than each alone; expected a function of each "
-            "sample: call eval() (nnx) or say use_running_average=True (linen) for batch normalisation"
+            "module: cannot convert it: samples of a batch have other outputs than each alone; expected a function of "
+            "each sample: call eval() (nnx) or say use_running_average=True (linen) for batch normalisation"
         )
 
 

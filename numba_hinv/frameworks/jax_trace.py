@@ -14,9 +14,9 @@ _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpo
 # Longer loops stay one equation.
 _MOST_STEPS = 4096
 _ELEMENTWISE = set(
-    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy copy_p cos cosh div "
-    "eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg not or "
-    "pow rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor".split()
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy copy_p cos "
+    "cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min "
+    "mul ne neg not or pow rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor".split()
 )
 _RANDOM = ("random_", "threefry", "rng_", "philox")
 
@@ -44,19 +44,21 @@ def trace(function, leaves, shape):
     jaxpr = closed.jaxpr
     variables = {}
 
+    constants = dict(zip(jaxpr.constvars, closed.consts))
+
     def read(atom):
         if isinstance(atom, core.Literal):
             return np.asarray(atom.val, atom.aval.dtype)
+        if atom in constants:
+            return constants[atom]
         if atom not in variables:
             dtype = atom.aval.dtype
             variables[atom] = Variable(getattr(atom.aval, "shape", ()), dtype == np.float64)
         return variables[atom]
 
-    constants = dict(zip(jaxpr.constvars, closed.consts))
     equations, made = [], {}
     for eqn in jaxpr.eqns:
-        inputs = tuple(constants[a] if not isinstance(a, core.Literal) and a in constants else read(a) for a in eqn.invars)
-        outputs = tuple(map(read, eqn.outvars))
+        inputs, outputs = tuple(map(read, eqn.invars)), tuple(map(read, eqn.outvars))
         evaluate = _evaluation(jaxpr, eqn)
         equations.append(Equation(eqn.primitive.name, inputs, outputs, eqn.params, evaluate, _is_elementwise(eqn)))
         made[equations[-1]] = eqn
@@ -82,7 +84,7 @@ def check_output(function, leaves, shape):
 
 
 def _opened(jaxpr, consts, inputs):
-    """The outputs of a jaxpr, computed by its equations one by one, those of calls and of loops over layers included."""
+    """The outputs of a jaxpr, computed by its equations one by one, those of calls and of loops included."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs)))
 
     def read(atom):
@@ -106,7 +108,8 @@ def _opened(jaxpr, consts, inputs):
 def _unrolled(params, given):
     """The outputs of a loop, step by step."""
     num_consts, num_carry, length = params["num_consts"], params["num_carry"], params["length"]
-    consts, carry, stacked = given[:num_consts], given[num_consts : num_consts + num_carry], given[num_consts + num_carry :]
+    consts, carry = given[:num_consts], given[num_consts : num_consts + num_carry]
+    stacked = given[num_consts + num_carry :]
     steps = range(length)[::-1] if params["reverse"] else range(length)
     body, rows = params["jaxpr"], {}
     for step in steps:
@@ -149,8 +152,8 @@ def _check_steady(eqn):
     """``ValueError`` where an equation, or one that it calls, draws random numbers."""
     if eqn.primitive.name.startswith(_RANDOM):
         raise ValueError(
-            "it draws random numbers; expected dropout to be off: call eval() (nnx), say deterministic=True (linen), or "
-            "take equinox.nn.inference_mode of it first"
+            "it draws random numbers; expected dropout to be off: call eval() (nnx), say deterministic=True (linen), "
+            "or take equinox.nn.inference_mode of it first"
         )
     for jaxpr in _inner(eqn):
         for each in jaxpr.eqns:
@@ -163,5 +166,6 @@ def _check_precision(eqn):
         dtype = getattr(output.aval, "dtype", None)
         if jnp.issubdtype(dtype, jnp.floating) and dtype != np.float64:
             raise ValueError(
-                f"it computes in {dtype}, whatever its parameters are; expected one without a dtype of its own (dtype=None)"
+                f"it computes in {dtype}, whatever its parameters are; expected one without a dtype of its own "
+                "(dtype=None)"
             )

@@ -5,11 +5,13 @@ import warnings
 import numpy as np
 import pytest
 import scipy.linalg
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from problems import GOLDEN, chain, golden, layer, make, problems
 
 import numba_hinv as nh
-from numba_hinv.applications import eigenvalues as module, shift_invert
+from numba_hinv.applications import eigenvalues as module
+from numba_hinv.applications import shift_invert
 
 # The width of a cluster, and rounding of a dense eigenvalue decomposition of at most a thousand rows, both of the norm.
 WIDTH = 1e-12

@@ -5,7 +5,8 @@ import warnings
 import numpy as np
 import pytest
 import scipy.linalg
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from problems import chain, layer, make, problems
 
 from numba_hinv.certainty.refinement import is_surely_below

@@ -9,7 +9,8 @@ import dense_truth
 import numpy as np
 import pytest
 import scipy.linalg
-from hypothesis import assume, given, strategies as st
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from problems import GOLDEN, Problem, chain, golden, problems
 from test_layer_blocks import dense, random_chain
 

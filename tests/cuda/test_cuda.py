@@ -172,9 +172,9 @@ def test_factors_are_those_of_the_cpu(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_where_a_front_lies_changes_nothing(dtype, monkeypatch):
     """From all of a front in shared memory to none of it: the same bits, also in more than one launch."""
-    from numba_hinv.cuda.elimination import RESERVED_SHARED, DeviceElimination
-    from numba_hinv.cuda.sweeps import eliminate
     from numba_hinv.factors import elimination
+    from numba_hinv.cuda.sweeps import eliminate
+    from numba_hinv.cuda.elimination import RESERVED_SHARED, DeviceElimination
 
     problem = chain(3, 4, batch=2)
     H = moved(problem).hessian
@@ -211,7 +211,8 @@ def symmetric(rng, m, kind):
 
 def factor_by_block(M, K, tiny, perturbation, pivots, scales, L, results):
     """`signed_cholesky`, `pack` and `forward_rows` by one block."""
-    from numba_hinv.cuda.dense import signed_cholesky as twin, triangular
+    from numba_hinv.cuda.dense import signed_cholesky as twin
+    from numba_hinv.cuda.dense import triangular
     from numba_hinv.cuda.plumbing.launch import launch
     from numba_hinv.cuda.plumbing.target import kernel, start_team
 
@@ -234,8 +235,8 @@ def factor_by_device(M, K, tiny, perturbation, pivots, scales, L, results):
     """The same panel by panel, as the fronts of wide layers."""
     import numba.cuda
 
-    from numba_hinv.cuda.plumbing.launch import launch, spread
     from numba_hinv.cuda.sweeps import panels, wide
+    from numba_hinv.cuda.plumbing.launch import launch, spread
 
     m = results.shape[1]
     n = K.size // m
@@ -675,9 +676,9 @@ def test_long_chains_are_cut_by_default(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
     """From all of a front in shared memory to none of it, in one launch or one a layer: the same bits."""
-    from numba_hinv.cuda.elimination import RESERVED_SHARED, DeviceElimination
-    from numba_hinv.cuda.sweeps import eliminate
     from numba_hinv.factors import elimination
+    from numba_hinv.cuda.sweeps import eliminate
+    from numba_hinv.cuda.elimination import RESERVED_SHARED, DeviceElimination
 
     problem = make(RAGGED, batch=2)
     H, damping, found = moved(problem).hessian, 0.3 * problem.norm, []
@@ -1014,9 +1015,8 @@ def test_two_streams_on_a_gpu():
     """Two Hessians, each on its own stream, at once from two threads."""
     import threading
 
-    import numba.cuda
-
     from numba_hinv.cuda.device import Device
+    import numba.cuda
 
     problems, found = [chain(4, 80, batch=2, seed=seed, gain=0.3) for seed in (0, 1)], [None, None]
 

@@ -22,16 +22,16 @@ from numba import boolean, float32, float64, from_dtype, int32, int64, types
 
 import numba_hinv as nh
 from numba_hinv.cuda.dense import product, rank_update
-from numba_hinv.cuda.elimination import RESERVED_SHARED
 from numba_hinv.cuda.plumbing import arrays, vectors
-from numba_hinv.cuda.plumbing.target import BLOCK, PLAIN_SHARED
 from numba_hinv.cuda.steps import front, row_space
 from numba_hinv.cuda.sweeps import eliminate, linearise, multiply, panels, segments, substitute, wide, wide_substitute
+from numba_hinv.cuda.elimination import RESERVED_SHARED
+from numba_hinv.cuda.plumbing.target import BLOCK, PLAIN_SHARED
+from numba_hinv.kernels.sweeps.eliminate import Factors
 from numba_hinv.kernels.steps.layer_table import PLAIN_LAYER
+from numba_hinv.kernels.sweeps.linearise import Linearisation
 from numba_hinv.kernels.steps.row_space import RowSpace
 from numba_hinv.kernels.steps.segment_table import SEGMENT
-from numba_hinv.kernels.sweeps.eliminate import Factors
-from numba_hinv.kernels.sweeps.linearise import Linearisation
 
 # Of a multiprocessor, with both compute capabilities (CUDA C programming guide, "Technical specifications").
 REGISTERS, REGISTERS_PER_THREAD = 65536, 255

@@ -7,8 +7,8 @@ from problems import chain
 import numba_hinv as nh
 from numba_hinv.certainty.solver import Solver
 from numba_hinv.factors.interface import Factors
-from numba_hinv.runtime import threads
 from numba_hinv.system.shifted import Shifted
+from numba_hinv.runtime import threads
 
 
 class Eigenvalues(Factors):

@@ -207,12 +207,16 @@ def test_pytrees():
     np.testing.assert_allclose(unflatten.flatten(gradient), ours, rtol=1e-12, atol=1e-15)
     F = net.hessian(jnp.asarray(params), X, y).factorize(0.1)
     step = F.solve(jnp.asarray(ours))
-    assert isinstance(step, np.ndarray) and np.array_equal(step, F.solve(ours)) and isinstance(F @ jnp.asarray(ours), np.ndarray)
+    assert isinstance(step, np.ndarray) and np.array_equal(step, F.solve(ours))
+    assert isinstance(F @ jnp.asarray(ours), np.ndarray)
     moved = unflatten(params - step)
     assert isinstance(moved, Nnx) and np.array_equal(unflatten.flatten(moved), params - step)
     assert np.array_equal(unflatten.flatten(model), params)
-    twice = jax.jit(lambda vector: unflatten.flatten(jax.tree.map(lambda leaf: 2 * leaf, nnx.state(unflatten(vector), nnx.Param))))
-    assert np.array_equal(twice(params), 2 * params)
+
+    def twice(vector):
+        return unflatten.flatten(jax.tree.map(lambda leaf: 2 * leaf, nnx.state(unflatten(vector), nnx.Param)))
+
+    assert np.array_equal(jax.jit(twice)(params), 2 * params)
 
 
 def test_float32():
@@ -265,14 +269,14 @@ REFUSALS = {
         ValueError, "its parameter weight has dtype float16; expected float32 or float64",
     ),
     "no model": (lambda: nh.from_equinox(jnp.tanh, CROSS_ENTROPY), TypeError, "module: expected an equinox.Module"),
-    "no module": (lambda: nh.from_flax(mlp(), CROSS_ENTROPY), TypeError, "expected a flax.linen.Module or a flax.nnx.Module"),
-    "no variables": (lambda: nh.from_flax(Linen(), CROSS_ENTROPY), ValueError, "variables: expected a dictionary with 'params'"),
+    "no module": (lambda: nh.from_flax(mlp(), CROSS_ENTROPY), TypeError, "expected a flax.linen.Module or a"),
+    "no variables": (lambda: nh.from_flax(Linen(), CROSS_ENTROPY), ValueError, "variables: expected a dictionary"),
     "nnx variables": (lambda: nh.from_flax(nnx_model(), CROSS_ENTROPY, {}), TypeError, "variables: expected None"),
-    "near loss": (lambda: nh.from_equinox(mlp(), optax.l2_loss), ValueError, "got l2_loss; squared_error is twice l2_loss"),
+    "near loss": (lambda: nh.from_equinox(mlp(), optax.l2_loss), ValueError, "got l2_loss; squared_error is twice l2_"),
     "own loss": (lambda: nh.from_equinox(mlp(), lambda z, y: 0.0), TypeError, "loss: expected one of optax.softmax"),
     "name": (lambda: nh.from_equinox(mlp(), "hinge"), ValueError, "loss: expected one of"),
     "shape": (
-        lambda: nh.from_equinox(Function(jnp.ones((3, 4)), lambda W, x: x @ x * W[0, 0] + W.sum()), "mean_squared_error"),
+        lambda: nh.from_equinox(Function(jnp.ones((3, 4)), lambda W, x: x @ x * W.sum()), "mean_squared_error"),
         ValueError, "input_shape: .*samples of 3 and of 4 features would do; got None",
     ),
     "in training": (lambda: nh.from_flax(nnx_model(True), CROSS_ENTROPY), ValueError, r"call eval\(\) \(nnx\)"),
@@ -292,9 +296,9 @@ def test_samples_that_are_mixed():
             self.linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
 
         def __call__(self, x):
-            return self.linear(x - x.mean(axis=0))
+            return self.linear(x + x.mean(axis=0))
 
-    with pytest.raises(ValueError, match="its outputs do not depend|samples of a batch have other outputs than each alone"):
+    with pytest.raises(ValueError, match="samples of a batch have other outputs than each alone"):
         nh.from_flax(Mixed(), CROSS_ENTROPY)
 
 
@@ -315,7 +319,8 @@ def test_vectors_and_trees_that_do_not_fit():
     with pytest.raises(ValueError, match="tree: expected an array layers.0.weight .* got a pytree without it"):
         unflatten.flatten({"kernel": np.ones(3)})
     with pytest.raises(ValueError, match="got layers.3.bias as well|got layers.3.weight as well"):
-        unflatten.flatten({"layers": [*({"weight": l.weight, "bias": l.bias} for l in model.layers), {"weight": np.ones(1)}]})
+        layers = [{"weight": layer.weight, "bias": layer.bias} for layer in model.layers]
+        unflatten.flatten({"layers": [*layers, {"weight": np.ones(1)}]})
     for tree in (model, {"params": 1.0}):
         with pytest.raises(TypeError, match="params: expected"):
             net.loss(tree, np.ones((2, 4)), np.array([0, 1]))

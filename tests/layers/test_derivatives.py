@@ -10,7 +10,8 @@ import dense_truth
 import numpy as np
 import pytest
 import scipy.special
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from problems import chain, layer, make, problems
 
 import numba_hinv as nh

@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 from custom_layers import golden as custom_golden
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from problems import DATA, GOLDEN, Problem, chain, golden, layer, make, problems
 
 import numba_hinv as nh
