@@ -18,6 +18,7 @@ from .applications.trust_region import TrustRegionStep, trust_region_step
 from .certainty.inertia import Inertia
 from .certainty.solution import SolveInfo
 from .factorization import Factorization
+from .frameworks.jax import from_equinox, from_flax
 from .frameworks.sklearn import from_sklearn
 from .frameworks.torch import from_torch
 from .hessian import Hessian
@@ -83,6 +84,8 @@ __all__ = [
     "eigenvalues",
     "eigenvalues_in",
     "embedded",
+    "from_equinox",
+    "from_flax",
     "from_sklearn",
     "from_torch",
     "influence",

@@ -20,7 +20,7 @@ ORDER = [
 # Folders within `kernels` and `cuda`, likewise; `cuda.device` and what registers it come last.
 INNER = ["plumbing", "dense", "steps", "sweeps", ""]
 # What users install by extras: modules that import one may themselves be imported late.
-EXTRAS = {"numba.cuda", "numba_cuda", "torch", "sklearn", "tqdm", "matplotlib", "cuda"}
+EXTRAS = {"numba.cuda", "numba_cuda", "torch", "sklearn", "jax", "equinox", "flax", "tqdm", "matplotlib", "cuda"}
 PATHS = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name.removesuffix("/__init__").replace("__init__", ""): ast.parse(path.read_text()) for name, path in PATHS.items()}
 IS_PACKAGE = {name.removesuffix("__init__").rstrip("/") for name in PATHS if name.endswith("__init__")}

@@ -46,3 +46,51 @@ def test_solves_in_autograd():
 
         assert torch.autograd.gradcheck(cubed, (b,), rtol=1e-5)
         assert torch.autograd.gradgradcheck(cubed, (b,), rtol=1e-5)
+
+
+def test_jax(tmp_path):
+    pytest.importorskip("jax")
+    pytest.importorskip("flax")
+    pytest.importorskip("optax")
+    output = run(["-c", script("jax.md")], tmp_path)
+    loss, before = map(float, re.search(r"^(\S+) from (\S+)$", output, re.M).groups())
+    after = float(re.search(r"^(\S+) after a step", output, re.M)[1])
+    assert loss < before and after < before
+    assert "Dense(in_features=8, out_features=8, activation='tanh', bias=True, skip=True)" in output
+    assert "Dense(in_features=4, out_features=6, activation='gelu_by_tanh', bias=True, skip=False)" in output
+    assert re.search(r"^jax\w* float64$", output, re.M)
+    differences = [float(number) for number in re.findall(r"^(\d\S*)$", output, re.M)]
+    assert len(differences) == 2 and differences[0] < 1e-14 and differences[1] < 1e-10
+
+
+def test_solves_in_jax():
+    """The recipe of docs/jax.md: values, reverse mode once and twice, and many right-hand sides, compiled and not."""
+    jax = pytest.importorskip("jax")
+    block = next(block for block in re.findall(r"^def solver.*?(?=^\w)", script("jax.md"), re.M | re.S))
+    scope = {"jax": jax, "np": np}
+    exec(block, scope)
+    net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], "softmax_cross_entropy")
+    params, X, y = net.init(0), np.random.default_rng(0).standard_normal((5, 3)), np.array([0, 1, 1, 0, 1])
+    factors = net.hessian(params, X, y).factorize(0.5)
+    inverse = factors.solve(np.eye(net.num_params))
+    solve = scope["solver"](factors)
+    B = np.random.default_rng(1).standard_normal((3, net.num_params))
+
+    def cubed(b):
+        return (solve(b) ** 3).sum()
+
+    def gradient(b):
+        x = inverse @ b
+        return inverse @ (3 * x**2)
+
+    with jax.enable_x64(True):
+        for function in (solve, jax.jit(solve)):
+            np.testing.assert_allclose(function(B[0]), inverse @ B[0], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(jax.jit(jax.vmap(solve))(B), B @ inverse, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(jax.jit(jax.grad(cubed))(B[0]), gradient(B[0]), rtol=1e-12, atol=1e-13)
+        second = jax.jit(jax.grad(lambda b: jax.numpy.vdot(jax.grad(cubed)(b), B[1])))(B[0])
+        exact = inverse @ (6 * (inverse @ B[0]) * (inverse @ B[1]))
+        np.testing.assert_allclose(second, exact, rtol=1e-12, atol=1e-12)
+    narrow = solve(np.float32(B[0]))
+    assert narrow.dtype == np.float32
+    np.testing.assert_allclose(narrow, inverse @ B[0], rtol=1e-4, atol=1e-6)

@@ -1,15 +1,13 @@
 """From a PyTorch module to a `Network`: one pass over the modules in the order in which they are applied."""
 
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..layers.convolution import Conv1d
-from ..layers.dense import Dense
 from ..layers.external import External, require_memory
 from ..network import Network
+from .fusion import with_activation, with_skip
 from .torch_chain import Residual, chain
 from .torch_compiled import uncompiled
 from .torch_function import TorchFunction
@@ -116,10 +114,10 @@ class Conversion:
 
     def _activate(self, activation):
         """Give the last layer an activation; False if it takes none or has one."""
-        last = self.layers[-1] if self.layers else None
-        if not isinstance(last, (Dense, Conv1d)) or last.activation != "identity" or last.skip:
+        layer = with_activation(self.layers[-1], activation) if self.layers else None
+        if layer is None:
             return False
-        self.layers[-1] = replace(last, activation=activation)
+        self.layers[-1] = layer
         return True
 
     def _add_chain(self, name, module, steps):
@@ -152,15 +150,8 @@ class Conversion:
         branch.layers, branch._present = [None] * before, self._present
         if not branch._add_steps(name, step.steps) or len(branch.layers) != before + 1:
             return False
-        layer = branch.layers[-1]
-        if not isinstance(layer, (Dense, Conv1d)) or layer.skip:
-            return False
-        if (branch.shape, branch.turned) != (self.shape, self.turned):
-            return False
-        try:
-            layer = replace(layer, skip=True)
-        except ValueError:
-            # A convolution's output may have been given the input's shape afterwards, by an Unflatten.
+        layer = with_skip(branch.layers[-1])
+        if layer is None or (branch.shape, branch.turned) != (self.shape, self.turned):
             return False
         self.layers.append(layer)
         self.parameters += branch.parameters
