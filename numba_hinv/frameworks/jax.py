@@ -10,9 +10,9 @@ def from_equinox(module, loss, input_shape=None):
     ----------
     module : equinox.Module
         Called with one sample: ``equinox.nn.MLP``, ``equinox.nn.Sequential``, or one of your own.
-    loss : function or str
+    loss : function, Loss or str
         ``optax.softmax_cross_entropy_with_integer_labels``, ``optax.squared_error`` or
-        ``optax.sigmoid_binary_cross_entropy``, of which the network takes the mean; or the name of a loss of this
+        ``optax.sigmoid_binary_cross_entropy``, of which the network takes the mean; or a loss of this
         library.
     input_shape : int or tuple of int, optional
         Of one sample. Needed where the shapes of the parameters do not tell it.

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ..layers.external import External, require_memory
+from ..layers.loss import Loss, as_loss
 from ..network import Network
 from .flat_order import FlatOrder
 from .graph import Reading
@@ -31,7 +32,7 @@ _SAMPLES, _ROUNDING = 3, 1e-9
 
 def convert(source, loss, input_shape):
     """What `from_equinox` and `from_flax` return, for a `jax_models.Source`; ``input_shape`` is a tuple or None."""
-    loss = _loss_name(loss)
+    loss = _as_loss(loss)
     for path, leaf in zip(source.paths, source.leaves):
         if leaf.dtype not in (np.float32, np.float64):
             raise ValueError(
@@ -41,9 +42,9 @@ def convert(source, loss, input_shape):
         wide = [leaf.astype(np.float64) for leaf in source.leaves]
         shape = _input_shape(source, wide) if input_shape is None else input_shape
         outputs = _called(source, wide, shape)
-        if loss == "softmax_cross_entropy" and len(outputs) != 1:
+        if loss.has_labels and len(outputs) != 1:
             raise ValueError(
-                f"module: expected one output per class for {loss}, got outputs of shape {outputs} per sample"
+                f"module: expected one output per class for {loss.name}, got outputs of shape {outputs} per sample"
             )
         try:
             reading = Reading(trace(source.one, wide, shape))
@@ -64,13 +65,13 @@ def convert(source, loss, input_shape):
     return network, params, Unflatten(order, source)
 
 
-def _loss_name(loss):
-    if isinstance(loss, str):
-        return loss
+def _as_loss(loss):
+    if isinstance(loss, (Loss, str)):
+        return as_loss(loss)
     name = getattr(loss, "__name__", type(loss).__name__)
     is_optax = str(getattr(loss, "__module__", "")).split(".")[0] == "optax"
     if is_optax and name in _LOSSES:
-        return _LOSSES[name]
+        return Loss(_LOSSES[name])
     known = ", ".join(f"optax.{each}" for each in _LOSSES)
     hint = _NEAR_LOSSES.get(name, "") if is_optax else ""
     raise (ValueError if is_optax else TypeError)(
