@@ -106,4 +106,4 @@ def _largest_ratio(part, whole):
 
 def _no_states(factors, k):
     system = factors.matrix.system
-    return np.zeros(k * system.on.substitution.num_states(system.sizes, system.num_samples))
+    return np.zeros(k * system.on.lifting.num_states(system.sizes, system.num_samples))

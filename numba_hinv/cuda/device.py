@@ -38,6 +38,7 @@ class Device:
         self.elimination = DeviceElimination(memory)
         self.segments = DeviceSegments(memory)
         self.substitution = DeviceSubstitution(memory)
+        self.lifting = None
 
     def __reduce__(self):
         # A stream belongs to its process.

@@ -10,8 +10,6 @@ from .sweeps import substitute, wide, wide_substitute
 class DeviceSubstitution:
     """What `factors` calls to solve."""
 
-    lifts = False
-
     def __init__(self, memory):
         self.memory = memory
         self._launch = Launcher(memory.stream)

@@ -164,7 +164,7 @@ class Layers(ChainFactors):
     @property
     def lifts(self):
         system = self.matrix.system
-        return system.is_of_blocks and system.on.substitution.lifts and not self.is_altered
+        return system.is_of_blocks and system.on.lifting is not None and not self.is_altered
 
     def has_pivots_below(self, size):
         # Magnitudes of pivots are one over the squares of their scales.
@@ -177,15 +177,15 @@ class Layers(ChainFactors):
 
     def trajectory(self, y, check=threads.no_check):
         system, k = self.matrix.system, y.shape[0]
-        x, z = np.empty_like(y), np.zeros(k * system.on.substitution.num_states(system.sizes, system.num_samples))
+        x, z = np.empty_like(y), np.zeros(k * system.on.lifting.num_states(system.sizes, system.num_samples))
         self._lifted_sweep(False, (y, x, z), check)
         return x, z
 
     def _lifted_sweep(self, back, arguments, check):
         """`residuals` or `trajectory` over all layers, with their arguments from the fifth on."""
         system, matrix = self.matrix.system, self.matrix
-        on, (_, lin), k = system.on.substitution, system.scaled(matrix.scale), arguments[1].shape[0]
-        work = on.lifted_workspace(system.sizes, k, system.num_samples, matrix.dtype)
+        on, (_, lin), k = system.on.lifting, system.scaled(matrix.scale), arguments[1].shape[0]
+        work = on.workspace(system.sizes, k, system.num_samples, matrix.dtype)
         run, order = on.residuals if back else on.trajectory, range(len(self.stretches))
         for stretch, factors in self.visit(order[::-1] if back else order):
             table = stretch.table(system.table)

@@ -161,9 +161,12 @@ class CpuSubstitution:
     workspace = staticmethod(substitute.workspace)
     back = staticmethod(substitute.substitute_back)
     forth = staticmethod(substitute.substitute_forth)
-    # Whether the lifted system has sweeps, those that follow.
-    lifts = True
-    lifted_workspace = staticmethod(lifted.workspace)
+
+
+class CpuLifting:
+    """The two sweeps over the lifted system; a processor without them has None for this part."""
+
+    workspace = staticmethod(lifted.workspace)
     num_states = staticmethod(lifted.num_states)
     residuals = staticmethod(lifted.residuals)
     trajectory = staticmethod(lifted.trajectory)
@@ -179,6 +182,7 @@ class Cpu:
     products = CpuProducts()
     elimination = CpuElimination()
     substitution = CpuSubstitution()
+    lifting = CpuLifting()
     num_workers = staticmethod(threads.num_workers)
 
     def load(self, dtype):
