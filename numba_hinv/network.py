@@ -7,7 +7,7 @@ import numpy as np
 
 from .hessian import Hessian
 from .layers.dense import Dense
-from .layers.model import STRUCTURED, Model, only_curvature_of_loss
+from .layers.model import SAMPLES_AT_ONCE, STRUCTURED, Model, only_curvature_of_loss
 from .layers.samples import Samples, is_in_memory
 from .runtime import memory_budget, tensors
 from .runtime.progress import bar
@@ -214,10 +214,13 @@ class Network:
         return value, tensors.like(gradient, given)
 
     def _shares(self, X, y, dtype):
-        """Triples of samples, targets in ``dtype`` and share of all samples: one of arrays in memory, or of each batch."""
+        """Triples of samples, targets in ``dtype`` and share of all samples: of parts of arrays, or of each batch."""
         if y is not None and is_in_memory(X):
             X = self.model.check_X(X, dtype)
-            yield X, self.model.check_y(y, X.shape[0], dtype), 1.0
+            y, B = self.model.check_y(y, X.shape[0], dtype), X.shape[0]
+            for start in range(0, B, SAMPLES_AT_ONCE):
+                part = slice(start, start + SAMPLES_AT_ONCE)
+                yield X[part], y[part], min(SAMPLES_AT_ONCE, B - start) / B
             return
         samples = self._samples(X, y)
         count = samples.count()

@@ -1,4 +1,4 @@
-"""2-norms of rows, without overflow or underflow inside."""
+"""2-norms of rows, without overflow or underflow inside, and sums, which tell whether all of many numbers are finite."""
 
 import math
 
@@ -22,6 +22,26 @@ def squared_norm(x):
     for j in range(x.size):
         total += x[j] * x[j]
     return total
+
+
+@reassociated
+def total(x):
+    """Sum of the entries, float64: not finite where one is not."""
+    found = 0.0
+    for j in range(x.size):
+        found += x[j]
+    return found
+
+
+@reassociated
+def copy_with_total(x, out):
+    """out <- x; returns the `total`."""
+    found = 0.0
+    for j in range(x.size):
+        value = x[j]
+        out[j] = value
+        found += value
+    return found
 
 
 @kernel
