@@ -417,7 +417,7 @@ class Hessian(SymmetricOperator):
         return dense.astype(self.dtype, copy=False)
 
     def norm(self):
-        """Estimate of the 2-norm of H from below, by power steps; computed once, always from the same start."""
+        """Estimate of the 2-norm of H from below, by a few products; computed once, always from the same start."""
         return self.system.norm()
 
     @property
