@@ -8,6 +8,7 @@ import numpy as np
 
 from ..kernels.dense.norm import copy_with_total
 from ..kernels.dense.symmetric import symmetric_means
+from ..kernels.plumbing.memory import together
 from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain
 from ..kernels.sweeps.linearise import Linearisation
 from ..runtime import tensors
@@ -98,9 +99,17 @@ def pack(blocks, terminal, arrays=None):
         terminal = as_array("terminal", terminal, shape, meaning=" (the states of the last layer)")
         dtypes.add(terminal.dtype)
     dtype = DTYPES[0] if DTYPES[0] in dtypes else DTYPES[1]
-    packed = {name: _copied(name, given[name]) for name in ("Dx", "Dz", "Dzx")}
-    packed |= {name: _symmetrised(name, given[name], sizes, dtype) for name, sizes in (("Dxx", p), ("Dzz", n_in))}
-    last = np.zeros(shape) if terminal is None else _symmetrised("terminal", terminal[None], n_out[-1:], dtype)
+    sizes = n_out * p, n_out * n_in, p * p, p * n_in, n_in * n_in, n_out[-1:] ** 2
+    *room, last = together([int(size.sum()) for size in sizes], np.float64)
+    packed = dict(zip(LayerBlocks.__slots__, room))
+    for name in ("Dx", "Dz", "Dzx"):
+        _copy(name, given[name], packed[name])
+    for name, sides in (("Dxx", p), ("Dzz", n_in)):
+        _symmetrise(name, given[name], sides, dtype, packed[name])
+    if terminal is None:
+        last.fill(0.0)
+    else:
+        _symmetrise("terminal", terminal[None], n_out[-1:], dtype, last)
     none = np.zeros_like(p)
     nothing = np.empty(0)
     lin = Linearisation(
@@ -185,19 +194,16 @@ def _flat(given):
     return flat if flat.flags.writeable and flat.flags.aligned else flat.copy()
 
 
-def _copied(name, given):
-    flat = _flat(given)
-    copied = np.empty(flat.size)
-    if not np.isfinite(copy_with_total(flat, copied)):
+def _copy(name, given, out):
+    """out <- the numbers of all blocks."""
+    if not np.isfinite(copy_with_total(_flat(given), out)):
         _check_finite(name, given)
-    return copied
 
 
-def _symmetrised(name, given, sizes, dtype):
-    """The mean of each square block and its transpose; ``ValueError`` for one that is far from symmetric."""
-    flat = _flat(given).astype(np.float64, copy=False)
-    means, found = np.empty_like(flat), np.empty((sizes.size, 2))
-    symmetric_means(flat, sizes, means, found)
+def _symmetrise(name, given, sides, dtype, out):
+    """out <- the mean of each square block and its transpose; ``ValueError`` for one that is far from symmetric."""
+    found = np.empty((sides.size, 2))
+    symmetric_means(_flat(given).astype(np.float64, copy=False), sides, out, found)
     difference, largest = found.T
     if not np.isfinite(largest).all():
         _check_finite(name, given)
@@ -208,7 +214,6 @@ def _symmetrised(name, given, sizes, dtype):
             f"{argument}: expected {name}{place} to be symmetric, got entries that differ by "
             f"{difference[wrong[0]]:.1e} from those across the diagonal"
         )
-    return means
 
 
 def _check_finite(name, given):

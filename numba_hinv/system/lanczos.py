@@ -7,8 +7,8 @@ from ..kernels.dense.norm import LARGEST, LEAST
 from .scaling import lengths
 
 # Products at most, and by how much one more has to raise the estimate for another to follow. Of 700 small nets, from
-# their gradients, the estimates reached 0.53 of the norm at least, 0.72 in all but 1 of 100, 0.995 in the median, by 2.3
-# products; four power steps had 0.61, 0.70 and 0.994.
+# their gradients, the estimates reached 0.53 of the norm at least, 0.72 in all but 1 of 100, and 0.995 in the median,
+# by 2.3 products; four power steps had 0.61, 0.70 and 0.994.
 _PRODUCTS, _RISE = 4, 1.25
 # Of a direction that has lost so much of its length, what is left is orthogonalised again; below the second, it is
 # noise.

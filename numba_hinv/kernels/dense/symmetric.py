@@ -1,8 +1,9 @@
 """Square blocks made exactly symmetric, in one pass: `symmetric_means`, and its micro-kernel in LLVM vector IR.
 
-``symmetric_mean(n, given, out, found)``, a Numba intrinsic for nopython code, writes the mean of a block and its transpose to ``out``, and the largest
-difference of entries across the diagonal, and the largest entry, to ``found[0]`` and ``found[1]``; a NaN counts as larger
-than all numbers. Tiles of whole vectors are transposed in registers, so that the block is read twice and written once.
+``symmetric_mean(n, given, out, found)``, a Numba intrinsic for nopython code, writes the mean of a block and its
+transpose to ``out``, and the largest difference of entries across the diagonal, and the largest entry, to ``found[0]``
+and ``found[1]``; a NaN counts as larger than all numbers. Tiles of whole vectors are transposed in registers, so that
+the block is read twice and written once.
 """
 
 from llvmlite import ir
@@ -34,7 +35,7 @@ def _emit(emitter, arguments):
         return vectors
 
     def larger(x, value, mask):
-        """The larger of x and the sizes of the values, as integers: those of floating-point numbers are in their order."""
+        """The larger of x and the sizes of the values, as integers, which are in the same order."""
         sizes = builder.and_(builder.bitcast(value, lanes), size_mask)
         return builder.select(builder.and_(mask, builder.icmp_unsigned(">", sizes, x)), sizes, x)
 

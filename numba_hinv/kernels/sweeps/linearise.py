@@ -16,7 +16,7 @@ from ..dense.microkernel import pointer, tile_rows
 from ..dense.norm import total
 from ..dense.product import gemm_tn, multiply, multiply_nt
 from ..plumbing.compiled import inner, kernel
-from ..plumbing.memory import add, fill, matrix, rows, units_at_once, vector
+from ..plumbing.memory import add, fill, matrix, rows, together, units_at_once, vector
 from ..steps.convolution import convolution_backward, convolution_pre_activation
 from ..steps.layer_table import BLOCKS, CONVOLUTION
 
@@ -46,19 +46,24 @@ def allocate(sizes, num_samples, num_outputs, dtype, derivatives):
     B = num_samples
     first = {0: 0, 1: 1, 2: B}[derivatives]
     second = derivatives == 2
-    return Linearisation(
-        np.empty(sizes.z, dtype),
-        np.empty(sizes.u, dtype),
-        np.empty(sizes.u, dtype),
-        np.empty(sizes.u, dtype),
-        np.empty(sizes.Dx // B * first, dtype),
-        np.empty(sizes.Dz // B * first, dtype),
-        np.empty(sizes.Dxx * second, dtype),
-        np.empty(sizes.Dzx * second, dtype),
-        np.empty(sizes.Dzz * second, dtype),
-        np.empty((B, num_outputs), dtype),
-        np.empty((B, num_outputs, num_outputs), dtype),
+    n = num_outputs
+    *blocks, output, curvature = together(
+        [
+            sizes.z,
+            sizes.u,
+            sizes.u,
+            sizes.u,
+            sizes.Dx // B * first,
+            sizes.Dz // B * first,
+            sizes.Dxx * second,
+            sizes.Dzx * second,
+            sizes.Dzz * second,
+            B * n,
+            B * n * n,
+        ],
+        dtype,
     )
+    return Linearisation(*blocks, output.reshape(B, n), curvature.reshape(B, n, n))
 
 
 def _call(context, builder, signature, arguments):
