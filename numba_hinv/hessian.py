@@ -66,7 +66,9 @@ class Hessian(SymmetricOperator):
         self.total_weight = total_weight
 
     @classmethod
-    def from_blocks(cls, blocks, terminal=None, device="cpu"):
+    def from_blocks(
+        cls, blocks=None, terminal=None, device="cpu", *, Dx=None, Dz=None, Dxx=None, Dzx=None, Dzz=None
+    ):  # fmt: skip
         """The Hessian of any chain ``z_l = f_l(z_{l-1}; x_l)`` from the derivatives of its layers.
 
         Parameters
@@ -78,6 +80,9 @@ class Hessian(SymmetricOperator):
             Curvature of the loss in the last state; 0 by default.
         device : "cpu" or "cuda"
             As for `Network.hessian`.
+        Dx, Dz, Dxx, Dzx, Dzz : (L, a, p), (L, a, a), (L, p, p), (L, p, a), (L, a, a) arrays, or sequences of matrices
+            In place of ``blocks``: those of all layers, as `LayerBlocks` has them. Arrays are the fast way, for layers of
+            one size.
 
         Returns
         -------
@@ -87,16 +92,30 @@ class Hessian(SymmetricOperator):
         Raises
         ------
         TypeError, ValueError
-            The layers do not meet, or a block is not finite or not symmetric: which one.
+            The layers do not meet, or a block is not finite or not symmetric: which one. Or there are blocks and arrays,
+            or not all of the arrays.
 
         Notes
         -----
-        The mathematics is in docs/theory.md, section 7. The blocks are copied. With a states, p parameters and a_in
+        The mathematics is in docs/theory.md, section 7. The blocks are copied, in one pass that checks them. With a states, p parameters and a_in
         incoming states, a factorization costs about
         2 a^2 (p + a_in) + a (p + a_in)^2 + p^3/3 + p^2 a_in + p a_in^2 flops a layer.
+
+        Examples
+        --------
+        >>> import numba_hinv as nh, numpy as np
+        >>> one, zero = np.ones((50, 1, 1)), np.zeros((50, 1, 1))
+        >>> H = nh.Hessian.from_blocks(Dx=one, Dz=one, Dxx=one, Dzx=zero, Dzz=one, terminal=[[1.0]])
+        >>> H.factorize(0.0).inertia.positive
+        50
         """
-        on = processor.get(device)
-        chain, lin, dtype = layer_blocks.pack(blocks, terminal)
+        on, arrays = processor.get(device), {"Dx": Dx, "Dz": Dz, "Dxx": Dxx, "Dzx": Dzx, "Dzz": Dzz}
+        missing = [name for name, array in arrays.items() if array is None]
+        if blocks is None and missing:
+            raise TypeError(f"blocks: expected LayerBlocks, or all of Dx, Dz, Dxx, Dzx and Dzz, got no {missing[0]}")
+        if blocks is not None and len(missing) < len(arrays):
+            raise TypeError("blocks: expected LayerBlocks, or Dx, Dz, Dxx, Dzx and Dzz in their place, got both")
+        chain, lin, dtype = layer_blocks.pack(blocks, terminal, arrays if blocks is None else None)
         params = np.zeros(int(chain.p.sum()))
         num_bytes, what = sum(block.nbytes for block in (params, *lin)), f"derivative blocks of {chain.p.size} layers"
         on.memory.require(num_bytes, f"the {what}", "give narrower layers, or fewer samples in them")
@@ -421,7 +440,7 @@ class Hessian(SymmetricOperator):
         return dense.astype(self.dtype, copy=False)
 
     def norm(self):
-        """Estimate of the 2-norm of H from below, by power steps; computed once, always from the same start."""
+        """Estimate of the 2-norm of H from below, by a few products; computed once, always from the same start."""
         return self.system.norm()
 
     @property

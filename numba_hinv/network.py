@@ -7,7 +7,7 @@ import numpy as np
 
 from .hessian import Hessian
 from .layers.dense import Dense
-from .layers.model import STRUCTURED, Model, only_curvature_of_loss
+from .layers.model import SAMPLES_AT_ONCE, STRUCTURED, Model, only_curvature_of_loss
 from .layers.samples import Samples, is_in_memory
 from .layers.targets import as_weights
 from .runtime import memory_budget, tensors
@@ -231,14 +231,22 @@ class Network:
     def _over_all(self, evaluate, X, y, sample_weight, dtype):
         """Loss and gradient (or None) of all samples.
 
-        ``evaluate(X, targets, normaliser)`` gives both for some of them, over the normaliser: of arrays in memory for
-        all, else for a batch at a time.
+        ``evaluate(X, targets, normaliser)`` gives both for some of them, over the normaliser: for a part of arrays in
+        memory, else for a batch at a time.
         """
         model = self.model
         if y is not None and is_in_memory(X):
             X = model.check_X(X, dtype)
             weights = as_weights("sample_weight", sample_weight, X.shape[0])
-            return evaluate(X, model.check_y(y, X.shape[0], dtype, weights=weights), None)
+            targets = model.check_y(y, X.shape[0], dtype, weights=weights)
+            normaliser, parts = model.normaliser(model.total_weight(targets)), []
+            for start in range(0, X.shape[0], SAMPLES_AT_ONCE):
+                part = slice(start, start + SAMPLES_AT_ONCE)
+                parts.append(evaluate(X[part], targets[part], normaliser))
+            value, gradient = parts[0]
+            for one, slope in parts[1:]:
+                value, gradient = value + one, None if slope is None else np.add(gradient, slope, dtype=np.float64)
+            return value, gradient
         value, total, weight = 0.0, None, 0.0
         for X, targets in self._samples(X, y, sample_weight):
             count = len(targets) * model.num_terms

@@ -2,7 +2,8 @@
 
 To add one, write a scalar function ``u -> (phi(u), phi'(u), phi''(u))`` in Python that Numba can compile and decorate
 it with :func:`register_activation`, which tries it out. Nothing else needs to know: the sweeps call it through a
-pointer. Derivatives are written so that they keep their relative accuracy where the activation saturates.
+pointer to a loop over it, which is one of vector instructions where the function has neither branches nor calls, as
+those below. Derivatives are written so that they keep their relative accuracy where the activation saturates.
 """
 
 import math
@@ -11,6 +12,7 @@ import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
+from ..kernels.dense.exponentials import exponential, fma, log_one_plus, normal_tail
 from ..kernels.plumbing.disk_cache import callback
 from . import aliases
 from .registry import Registry
@@ -82,7 +84,7 @@ def activation_address(name, dtype):
 
     It takes ``(u, phi, dphi, d2phi, n)``: pointers to n scalars each, and n.
     """
-    return _registry.address(name, dtype, _compile)
+    return _registry.address(name, dtype, compile_array_form)
 
 
 def try_activation(function):
@@ -129,7 +131,8 @@ def try_activation(function):
             )
 
 
-def _compile(function, scalar, cache):
+def compile_array_form(function, scalar, cache):
+    """The array form of an activation, see `activation_address`; of one without branches and calls, in vectors."""
     array = types.CPointer(scalar)
 
     @callback(types.void(array, array, array, array, types.int64), cache)
@@ -147,45 +150,52 @@ def identity(u):
 
 @register_activation("tanh")
 def tanh(u):
-    t = math.tanh(u)
-    e = math.exp(-2.0 * abs(u))
-    s = 4.0 * e / ((1.0 + e) * (1.0 + e))
+    e, m, rest = exponential(-2.0 * abs(u), 0.0)
+    below = 2.0 + m
+    inverse = 1.0 / below
+    t = -m * inverse
+    # A Newton step with what -m and 2 + m have lost in rounding.
+    lost = fma(-t, below, -m) - fma(t, (2.0 - below) + m + rest, rest)
+    t = math.copysign(fma(lost, inverse, t), u)
+    s = 4.0 * e * (inverse * inverse)
     return t, s, -2.0 * t * s
 
 
 @register_jitable
 def _logistic(u):
-    """sigma(u), sigma'(u), sigma''(u)."""
-    e = math.exp(-abs(u))
-    s = e / ((1.0 + e) * (1.0 + e))
-    half_tanh = math.copysign(-math.expm1(-abs(u)) / (1.0 + e), u)
-    return (1.0 if u >= 0.0 else e) / (1.0 + e), s, -s * half_tanh
+    """(sigma(u), sigma'(u), sigma''(u), exp(-abs(u)))."""
+    e, m, _ = exponential(-abs(u), 0.0)
+    inverse = 1.0 / (1.0 + e)
+    s = e * (inverse * inverse)
+    half_tanh = math.copysign(-m * inverse, u)
+    return (1.0 if u >= 0.0 else e) * inverse, s, -s * half_tanh, e
 
 
 @register_activation("sigmoid")
 def sigmoid(u):
-    return _logistic(u)
+    value, slope, bend, _ = _logistic(u)
+    return value, slope, bend
 
 
 @register_activation("softplus")
 def softplus(u):
-    value, slope, _ = _logistic(u)
-    return max(u, 0.0) + math.log1p(math.exp(-abs(u))), value, slope
+    value, slope, _, e = _logistic(u)
+    return max(u, 0.0) + log_one_plus(e), value, slope
 
 
 @register_activation("silu")
 def silu(u):
-    value, slope, bend = _logistic(u)
+    value, slope, bend, _ = _logistic(u)
     return u * value, value + u * slope, 2.0 * slope + u * bend
 
 
 @register_activation("gelu")
 def gelu(u):
-    below = 0.5 * math.erfc(-u * math.sqrt(0.5))
-    density = math.exp(-0.5 * u * u) / math.sqrt(2.0 * math.pi)
-    # Far out the density is 0 and u * u may be infinite.
-    bend = density * (2.0 - u * u) if density > 0.0 else 0.0
-    return u * below, below + u * density, bend
+    density, tail = normal_tail(abs(u))
+    below = tail if u < 0.0 else 1.0 - tail
+    # Far out the density is 0 and u * u would be infinite.
+    near = min(abs(u), 1e9)
+    return u * below, fma(u, density, below), density * fma(-near, near, 2.0)
 
 
 @register_activation("sin")

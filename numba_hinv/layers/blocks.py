@@ -6,15 +6,17 @@ Packing checks all layers at once, since there may be a hundred thousand.
 
 import numpy as np
 
+from ..kernels.dense.norm import copy_with_total
+from ..kernels.dense.symmetric import symmetric_means
+from ..kernels.plumbing.memory import together
 from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain
 from ..kernels.sweeps.linearise import Linearisation
+from ..runtime import tensors
 from ..runtime.validation import DTYPES, as_array, as_layer, as_numbers, common_dtype
 
 # Entries of symmetric blocks may differ by this times the largest entry of the block: what rounding in forming them
 # leaves, with digits to spare. They are replaced by their mean.
 ASYMMETRY = {DTYPES[0]: 1e-10, DTYPES[1]: 1e-4}
-# Numbers that `symmetrise` looks at in one go.
-_AT_ONCE = 1 << 18
 
 
 class LayerBlocks:
@@ -77,8 +79,49 @@ class LayerBlocks:
         return f"LayerBlocks(a={a}, p={p}, a_in={a_in})"
 
 
-def pack(blocks, terminal):
-    """``(Chain, Linearisation, dtype)`` of a sequence of `LayerBlocks`, for a batch of 1, in float64."""
+def pack(blocks, terminal, arrays=None):
+    """``(Chain, Linearisation, dtype)`` for a batch of 1, in float64.
+
+    blocks : sequence of `LayerBlocks`, or None with
+    arrays : {name of a block: those of all layers}, each an array with the layers along its first axis or a sequence.
+    """
+    if arrays is None:
+        given, n_out, p, n_in = _of_layers(as_blocks(blocks))
+    else:
+        stacks = _stacks(arrays)
+        given, n_out, p, n_in = _of_layers(_separate(arrays)) if stacks is None else stacks
+    if not p.any():
+        raise ValueError("blocks: expected at least one parameter, got p = 0 in all layers")
+    shape = int(n_out[-1]), int(n_out[-1])
+    dtypes = {common_dtype(block) for block in given.values() if isinstance(block, np.ndarray)}
+    dtypes |= {common_dtype(block) for layers in given.values() if isinstance(layers, list) for block in layers}
+    if terminal is not None:
+        terminal = as_array("terminal", terminal, shape, meaning=" (the states of the last layer)")
+        dtypes.add(terminal.dtype)
+    dtype = DTYPES[0] if DTYPES[0] in dtypes else DTYPES[1]
+    sizes = n_out * p, n_out * n_in, p * p, p * n_in, n_in * n_in, n_out[-1:] ** 2
+    *room, last = together([int(size.sum()) for size in sizes], np.float64)
+    packed = dict(zip(LayerBlocks.__slots__, room))
+    for name in ("Dx", "Dz", "Dzx"):
+        _copy(name, given[name], packed[name])
+    for name, sides in (("Dxx", p), ("Dzz", n_in)):
+        _symmetrise(name, given[name], sides, dtype, packed[name])
+    if terminal is None:
+        last.fill(0.0)
+    else:
+        _symmetrise("terminal", terminal[None], n_out[-1:], dtype, last)
+    none = np.zeros_like(p)
+    nothing = np.empty(0)
+    lin = Linearisation(
+        Z=np.zeros(int(n_in.sum())), S=nothing, D=nothing, lam=nothing, **packed,
+        output=np.zeros((1, shape[0])), curvature=last.reshape(1, *shape),
+    )
+    one_position = [none + value for value in ONE_POSITION]
+    return Chain(none + BLOCKS, n_in, n_out, p, none, none, *one_position), lin, dtype
+
+
+def as_blocks(blocks):
+    """A list of `LayerBlocks` that meet."""
     try:
         blocks = list(blocks)
     except TypeError:
@@ -88,6 +131,11 @@ def pack(blocks, terminal):
     for l, block in enumerate(blocks):
         if not isinstance(block, LayerBlocks):
             raise TypeError(f"blocks: expected LayerBlocks, got {type(block).__name__} at index {l}")
+    return blocks
+
+
+def _of_layers(blocks):
+    """({name: list of arrays}, n_out, p, n_in) of layers that meet."""
     n_out, p, n_in = np.array([(*block.Dx.shape, block.Dz.shape[1]) for block in blocks], np.int64).T.copy()
     apart = np.flatnonzero(n_in[1:] != n_out[:-1])
     if apart.size:
@@ -96,39 +144,81 @@ def pack(blocks, terminal):
             f"blocks: expected layer {l} to take the {n_out[l - 1]} states of layer {l - 1}, got a Dz of shape "
             f"{blocks[l].Dz.shape}"
         )
-    if not p.any():
-        raise ValueError("blocks: expected at least one parameter, got p = 0 in all layers")
-    shape = int(n_out[-1]), int(n_out[-1])
-    if terminal is None:
-        terminal, dtypes = np.zeros(shape), set()
-    else:
-        given = as_array("terminal", terminal, shape, meaning=" (the states of the last layer)")
-        terminal, dtypes = given.astype(np.float64, copy=False), {given.dtype}
-    packed = {}
-    for name in LayerBlocks.__slots__:
-        arrays = [getattr(block, name) for block in blocks]
-        dtypes |= {common_dtype(array) for array in arrays}
-        packed[name] = np.concatenate([array.ravel() for array in arrays]).astype(np.float64, copy=False)
-        _check_finite(name, arrays, packed[name])
-    dtype = DTYPES[0] if DTYPES[0] in dtypes else DTYPES[1]
-    packed["Dxx"] = _symmetrise("Dxx", packed["Dxx"], p, ASYMMETRY[dtype])
-    packed["Dzz"] = _symmetrise("Dzz", packed["Dzz"], n_in, ASYMMETRY[dtype])
-    terminal = _symmetrise("terminal", terminal.ravel(), n_out[-1:], ASYMMETRY[dtype]).reshape(1, *shape)
-    none = np.zeros_like(p)
-    nothing = np.empty(0)
-    lin = Linearisation(
-        Z=np.zeros(int(n_in.sum())), S=nothing, D=nothing, lam=nothing, **packed,
-        output=np.zeros((1, shape[0])), curvature=terminal,
-    )
-    one_position = [none + value for value in ONE_POSITION]
-    return Chain(none + BLOCKS, n_in, n_out, p, none, none, *one_position), lin, dtype
+    return {name: [getattr(block, name) for block in blocks] for name in LayerBlocks.__slots__}, n_out, p, n_in
 
 
-def _check_finite(name, arrays, packed):
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(packed.sum()):
-            return
-    for l, array in enumerate(arrays):
+def _stacks(arrays):
+    """({name: (L, m, n) array}, n_out, p, n_in) of equal layers; None where one of the arrays is a sequence."""
+    stacks = {name: tensors.plain(array) for name, array in arrays.items()}
+    if not all(isinstance(stack, np.ndarray) and stack.ndim == 3 for stack in stacks.values()):
+        return None
+    stacks = {name: as_numbers(name, stack) for name, stack in stacks.items()}
+    L, a, p = stacks["Dx"].shape
+    a_in = stacks["Dz"].shape[2] if L == 1 else a
+    if L == 0 or a == 0:
+        raise ValueError(f"Dx: expected at least one layer, of at least one state, got shape {stacks['Dx'].shape}")
+    for name, shape in (("Dz", (a, a_in)), ("Dxx", (p, p)), ("Dzx", (p, a_in)), ("Dzz", (a_in, a_in))):
+        if stacks[name].shape != (L, *shape):
+            raise ValueError(
+                f"{name}: expected shape {(L, *shape)}, where Dx is {(L, a, p)} (layers, states, parameters), got "
+                f"{stacks[name].shape}"
+            )
+    sizes = (np.full(L, size, np.int64) for size in (a, p, a_in))
+    return stacks, *sizes
+
+
+def _separate(arrays):
+    """The layers of which the arrays are given one by one, in sequences."""
+    layers = {}
+    for name, given in arrays.items():
+        try:
+            layers[name] = list(given)
+        except TypeError:
+            raise TypeError(
+                f"{name}: expected an array with the layers along its first axis, or a sequence of matrices, got "
+                f"{type(given).__name__}"
+            ) from None
+        if len(layers[name]) != len(layers["Dx"]):
+            raise ValueError(
+                f"{name}: expected {len(layers['Dx'])} matrices, as many as Dx has, got {len(layers[name])}"
+            )
+    return as_blocks(LayerBlocks(*blocks) for blocks in zip(*layers.values()))
+
+
+def _flat(given):
+    """The numbers of a stack or of a list of arrays, one after the other, in float64 or float32; perhaps a view."""
+    if isinstance(given, list):
+        return np.concatenate([array.ravel() for array in given]).astype(np.float64, copy=False)
+    flat = np.ascontiguousarray(given, common_dtype(given)).ravel()
+    # Another type to Numba, for which the kernels would be compiled again.
+    return flat if flat.flags.writeable and flat.flags.aligned else flat.copy()
+
+
+def _copy(name, given, out):
+    """out <- the numbers of all blocks."""
+    if not np.isfinite(copy_with_total(_flat(given), out)):
+        _check_finite(name, given)
+
+
+def _symmetrise(name, given, sides, dtype, out):
+    """out <- the mean of each square block and its transpose; ``ValueError`` for one that is far from symmetric."""
+    found = np.empty((sides.size, 2))
+    symmetric_means(_flat(given).astype(np.float64, copy=False), sides, out, found)
+    difference, largest = found.T
+    if not np.isfinite(largest).all():
+        _check_finite(name, given)
+    wrong = np.flatnonzero(difference > ASYMMETRY[dtype] * largest)
+    if wrong.size:
+        argument, place = ("terminal", "") if name == "terminal" else ("blocks", f" of layer {wrong[0]}")
+        raise ValueError(
+            f"{argument}: expected {name}{place} to be symmetric, got entries that differ by "
+            f"{difference[wrong[0]]:.1e} from those across the diagonal"
+        )
+
+
+def _check_finite(name, given):
+    """``ValueError`` that gives the place of a number that is not finite; nothing where a sum has overflowed."""
+    for l, array in enumerate(given):
         bad = np.argwhere(~np.isfinite(array))
         if bad.size:
             place = tuple(int(i) for i in bad[0])
@@ -137,43 +227,15 @@ def _check_finite(name, arrays, packed):
             )
 
 
-def _symmetrise(name, packed, sizes, tolerance):
-    """The mean of each square block and its transpose; ``ValueError`` for one that is far from symmetric."""
-    ends = np.cumsum(sizes * sizes)
-    starts = ends - sizes * sizes
-    means = np.empty_like(packed)
-    for size in np.unique(sizes[sizes > 0]):
-        layers = np.flatnonzero(sizes == size)
-        at = starts[layers][:, None] + np.arange(size * size)
-        square = packed[at].reshape(-1, size, size)
-        wrong, difference = symmetrise(square, tolerance)
-        if wrong.size:
-            argument, place = ("terminal", "") if name == "terminal" else ("blocks", f" of layer {layers[wrong[0]]}")
-            raise ValueError(
-                f"{argument}: expected {name}{place} to be symmetric, got entries that differ by "
-                f"{difference[wrong[0]]:.1e} from those across the diagonal"
-            )
-        means[at] = square.reshape(at.shape)
-    return means
-
-
 def symmetrise(square, tolerance):
-    """Give each of (k, n, n) the mean with its transpose, in place, a few rows at a time.
+    """Give each of (k, n, n) of float64 the mean with its transpose, in place.
 
     Returns the indices of those far from symmetric, and by how much entries of all differ from those across.
     """
-    k, n, _ = square.shape
-    difference, scale = np.zeros((2, k), square.dtype)
-    rows = max(1, _AT_ONCE // max(1, k * n))
-    for start in range(0, n, rows):
-        # What is left and above has its mean already.
-        part, below = square[:, start : start + rows, start:], square[:, start:, start : start + rows]
-        across = below.transpose(0, 2, 1)
-        difference = np.maximum(difference, np.abs(part - across).max(axis=(1, 2)))
-        scale = np.maximum(scale, np.maximum(np.abs(part), np.abs(across)).max(axis=(1, 2)))
-        mean = 0.5 * part + 0.5 * across
-        part[...], below[...] = mean, mean.transpose(0, 2, 1)
-    return np.flatnonzero(difference > tolerance * scale), difference
+    means, found = np.empty(square.size), np.empty((square.shape[0], 2))
+    symmetric_means(np.ascontiguousarray(square).ravel(), np.full(*square.shape[:2]), means, found)
+    square[...] = means.reshape(square.shape)
+    return np.flatnonzero(found[:, 0] > tolerance * found[:, 1]), found[:, 0]
 
 
 def block_diagonal(blocks):

@@ -10,7 +10,7 @@ from ..kernels.plumbing import binding
 from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
 from ..kernels.sweeps import linearise
 from ..runtime.chunks import chunks
-from ..runtime.validation import as_array, check_finite
+from ..runtime.validation import as_array, as_copy, check_finite
 from . import external, overflow
 from .activations import activation_address
 from .convolution import Conv1d
@@ -21,8 +21,10 @@ from .loss import as_loss
 from .losses import loss_address
 from .targets import Targets, with_labels
 
-# Samples per compiled call of a plain forward pass, which keeps its memory independent of the batch.
-_FORWARD_CHUNK = 1024
+# Samples per compiled call of passes that keep nothing of a sample: their memory does not grow with the batch, and lies
+# in a cache for narrow nets.
+SAMPLES_AT_ONCE = 1024
+_PARAMS = " (the parameters of all layers)"
 # Layers of a weight, an activation and perhaps a bias.
 STRUCTURED = (Dense, Conv1d)
 
@@ -99,7 +101,11 @@ class Model:
         return self._fixed_bytes + num_samples * self._sample_bytes
 
     def check_params(self, params):
-        return as_array("params", params, (self.num_params,), meaning=" (the parameters of all layers)")
+        return as_array("params", params, (self.num_params,), meaning=_PARAMS)
+
+    def copy_params(self, params):
+        """(a copy of the parameters in float64, the dtype that `check_params` gives them)."""
+        return as_copy("params", params, (self.num_params,), np.float64, _PARAMS)
 
     def check_X(self, X, dtype, name="X"):
         X = as_array(name, X, (None, int(self.chain.n_in[0])), dtype, " (samples x inputs of the first layer)")
@@ -146,12 +152,12 @@ class Model:
     def forward(self, params, X):
         B = X.shape[0]
         output = np.empty((B, int(self.chain.n_out[-1])), params.dtype)
-        for start in range(0, B, _FORWARD_CHUNK):
-            X_chunk = X[start : start + _FORWARD_CHUNK]
+        for start in range(0, B, SAMPLES_AT_ONCE):
+            X_chunk = X[start : start + SAMPLES_AT_ONCE]
             table, sizes = self.table(X_chunk.shape[0], params.dtype)
             lin = self._propagate(table, sizes, params, X_chunk, 0)
             self._check_output(lin, params, X_chunk)
-            output[start : start + _FORWARD_CHUNK] = lin.output
+            output[start : start + SAMPLES_AT_ONCE] = lin.output
         return output
 
     def _propagate(self, table, sizes, params, X, derivatives):
@@ -221,8 +227,9 @@ class Model:
         lin = self._propagate(table, sizes, params, X, derivatives)
         self._check_output(lin, params, X)
         value, output_gradient, _ = self.terminal(lin.output, targets, lin.curvature, normaliser)
-        gradient = self.backpropagate(table, sizes, params, lin, output_gradient, derivatives)
-        self._check("params, X, y: the gradient", gradient, params, X, targets)
+        gradient, total = self._backpropagate(table, sizes, params, lin, output_gradient, derivatives)
+        if not np.isfinite(total):
+            self._check("params, X, y: the gradient", gradient, params, X, targets)
         for block in (lin.Dx, lin.Dz, lin.Dxx, lin.Dzx, lin.Dzz) if derivatives == 2 else ():
             if block.size:
                 self._check("params, X, y: the derivatives of a layer", block, params, X, targets)
@@ -237,7 +244,11 @@ class Model:
 
     def backpropagate(self, table, sizes, params, lin, output_gradient, derivatives):
         """The gradient in the parameters that a gradient in the output leads to; completes ``lin`` on the way."""
-        B = output_gradient.shape[0]
+        return self._backpropagate(table, sizes, params, lin, output_gradient, derivatives)[0]
+
+    def _backpropagate(self, table, sizes, params, lin, output_gradient, derivatives):
+        """That, and the sum of its entries."""
+        B, total = output_gradient.shape[0], 0.0
         G = np.empty((2, B * sizes.width), params.dtype)
         G[table.size % 2, : output_gradient.size] = output_gradient.ravel()
         gradient = np.empty_like(params)
@@ -245,9 +256,12 @@ class Model:
         for start, stop in reversed(self._runs(B, derivatives)):
             if start in self._external:
                 external.backward(self.layers[start], table, start, params, lin, gradient, G, keep=derivatives == 2)
+                first, p = table["parameters"][start], table["p"][start]
+                with np.errstate(over="ignore", invalid="ignore"):
+                    total += gradient[first : first + p].sum()
             else:
-                linearise.backward(table, start, stop, params, lin, gradient, G, work)
-        return gradient
+                total += linearise.backward(table, start, stop, params, lin, gradient, G, work)
+        return gradient, total
 
     def jacobian(self, params, x):
         """(outputs (n_L,), their Jacobian (n_L, P)) of one sample x (1, n_in), in the dtype of both."""

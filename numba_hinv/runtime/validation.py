@@ -7,6 +7,7 @@ import operator
 
 import numpy as np
 
+from ..kernels.dense.norm import copy_with_total
 from . import tensors
 
 DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
@@ -101,17 +102,30 @@ def as_array(name, value, shape, dtype=None, meaning=""):
 
     Converted to ``dtype`` (by default: float32 stays, all else becomes float64); copied only where that is needed.
     """
+    array = _for_kernels(name, value, shape, dtype, meaning)
+    check_finite(name, array)
+    return array
+
+
+def as_copy(name, value, shape, dtype, meaning=""):
+    """(a copy of what `as_array` gives, in ``dtype``; the dtype that it has by default), made in one pass."""
+    array = _for_kernels(name, value, shape, None, meaning)
+    copied = np.empty(array.shape, dtype)
+    if not np.isfinite(copy_with_total(array.ravel(), copied.ravel())):
+        check_finite(name, array)
+    return copied, array.dtype
+
+
+def _for_kernels(name, value, shape, dtype, meaning):
+    """`as_array`, before it is known to be finite."""
     array = as_numbers(name, value)
     if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape)):
         wanted = ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name}: expected shape ({wanted}){meaning}, got {array.shape}")
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype or common_dtype(array))
-    if not (array.flags.writeable and array.flags.aligned):
-        # Another type to Numba, for which every kernel would be compiled again.
-        array = array.copy()
-    check_finite(name, array)
-    return array
+    # Another type to Numba, for which every kernel would be compiled again.
+    return array if array.flags.writeable and array.flags.aligned else array.copy()
 
 
 def check_finite(name, array):

@@ -70,8 +70,7 @@ class CpuModels:
     @staticmethod
     def as_params(model, params):
         """A copy of a model's parameters in float64, and the dtype that they were given in."""
-        params = model.check_params(params)
-        return np.array(params, np.float64), params.dtype
+        return model.copy_params(params)
 
     @staticmethod
     def as_samples(model, X):

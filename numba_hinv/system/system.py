@@ -190,7 +190,7 @@ class System(Matrix):
             on, signs = self.on, random_signs(3, self.num_params)
             for shrinking in (0, _SHRINKING):
                 # Sums of inputs near the largest number overflow: smaller parameters move the states by less.
-                v = on.memory.vectors(np.ldexp(signs, -shrinking))
+                v = on.memory.vectors(np.ldexp(signs, -shrinking) if shrinking else signs)
                 scratch = on.products.workspace(self.sizes, 1, self.num_samples, v.dtype)
                 for start, stop in self._runs(1):
                     on.products.tangents(self.table, start, stop, self.params, self.lin, v, scratch)

@@ -190,7 +190,7 @@ class Total(Matrix):
 
     def norm(self):
         if self._norm is None and not self.has_dense and self.terms is not None and not self.terms.are_kept:
-            # Each power step would go through all samples; and what asks for the norm needs the matrix next.
+            # Each product would go through all samples; and what asks for the norm needs the matrix next.
             if memory_budget.fits(16 * self.num_params**2):
                 self.kept_dense()
         return super().norm()

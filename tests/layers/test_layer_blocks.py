@@ -10,6 +10,7 @@ import scipy.sparse.linalg
 from problems import GOLDEN, golden
 
 import numba_hinv as nh
+from numba_hinv.kernels.dense.symmetric import symmetric_means
 
 
 def symmetric(rng, n):
@@ -306,3 +307,102 @@ def test_rounding_in_symmetric_blocks_is_taken_out():
     found = nh.Hessian.from_blocks(blocks, terminal).blocks(3).Dxx
     assert found[0, 1] == found[1, 0] and abs(found[0, 1] - 0.5) < 1e-12
     np.testing.assert_array_equal(fields["Dxx"], before)
+
+
+# ---- stacks: the blocks of all layers in arrays ---------------------------------------------------------------------
+
+NAMES = nh.LayerBlocks.__slots__
+
+
+def stacks(blocks):
+    return {name: np.stack([getattr(block, name) for block in blocks]) for name in NAMES}
+
+
+def equal_chain(dtype=np.float64, L=7, a=3, p=4, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = (a, p), (a, a), (p, p), (p, a), (a, a)
+    squares = [rng.standard_normal((L, *shape)).astype(dtype) for shape in shapes]
+    for at in (2, 4):
+        squares[at] = squares[at] + squares[at].transpose(0, 2, 1)
+    return [nh.LayerBlocks(*(square[l] for square in squares)) for l in range(L)], symmetric(rng, a).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_stacks_are_the_same_as_layers(dtype):
+    blocks, terminal = equal_chain(dtype)
+    expected = nh.Hessian.from_blocks(blocks, terminal)
+    given = stacks(blocks)
+    wide = {name: np.repeat(stack, 2, axis=2)[:, :, ::2] for name, stack in given.items()}
+    fixed = {name: stack.copy() for name, stack in given.items()}
+    for stack in fixed.values():
+        stack.flags.writeable = False
+    ragged = {name: [getattr(block, name) for block in blocks] for name in NAMES}
+    mixed = {**given, "Dz": list(given["Dz"])}
+    for form in (given, wide, fixed, ragged, mixed):
+        before = {name: [np.array(one) for one in form[name]] for name in NAMES}
+        H = nh.Hessian.from_blocks(terminal=terminal, **form)
+        assert H.dtype == expected.dtype == dtype
+        for one, other in zip(H.system.lin, expected.system.lin):
+            np.testing.assert_array_equal(one, other)
+        assert all(np.array_equal(before[name], np.array(form[name])) for name in NAMES)
+        assert not any(np.shares_memory(block, form["Dx"][0]) for block in H.system.lin)
+    A = dense(blocks, terminal.astype(np.float64))
+    tolerance = 1e-14 if dtype == np.float64 else 1e-6
+    assert np.abs(expected.todense() - A).max() < tolerance * np.abs(A).max()
+
+
+def test_sequences_of_layers_of_many_sizes():
+    blocks, terminal = random_chain(4)
+    arrays = {name: [getattr(block, name) for block in blocks] for name in NAMES}
+    H = nh.Hessian.from_blocks(terminal=terminal, **arrays)
+    np.testing.assert_array_equal(H.todense(), nh.Hessian.from_blocks(blocks, terminal).todense())
+
+
+def test_one_layer_may_take_states_of_another_number():
+    rng = np.random.default_rng(0)
+    given = {"Dx": rng.standard_normal((1, 2, 3)), "Dz": np.zeros((1, 2, 5)), "Dxx": symmetric(rng, 3)[None]}
+    given |= {"Dzx": np.zeros((1, 3, 5)), "Dzz": np.zeros((1, 5, 5))}
+    H = nh.Hessian.from_blocks(terminal=np.eye(2), **given)
+    Dx = given["Dx"][0]
+    np.testing.assert_allclose(H.todense(), given["Dxx"][0] + Dx.T @ Dx, atol=1e-14)
+
+
+def test_wrong_stacks():
+    blocks, terminal = equal_chain()
+    given = stacks(blocks)
+    for change, error, message in (
+        ({"Dx": None}, TypeError, "no Dx"),
+        ({"Dzz": None}, TypeError, "no Dzz"),
+        ({"blocks": blocks}, TypeError, "both"),
+        ({"Dz": given["Dz"][:, :, :2]}, ValueError, r"Dz: expected shape \(7, 3, 3\)"),
+        ({"Dxx": given["Dxx"][:6]}, ValueError, "Dxx: expected shape"),
+        ({"Dx": 3.0}, TypeError, "Dx: expected an array"),
+        ({"Dzx": list(given["Dzx"])[:5]}, ValueError, "Dzx: expected 7 matrices"),
+        ({"Dx": given["Dx"].astype(complex)}, TypeError, "Dx: expected an array of real numbers"),
+        ({name: stack[:0] for name, stack in given.items()}, ValueError, "at least one layer"),
+    ):
+        with pytest.raises(error, match=message):
+            nh.Hessian.from_blocks(terminal=terminal, **{**given, **change})
+    for name in NAMES:
+        for bad in (np.nan, np.inf):
+            wrong = given[name].copy()
+            wrong[5, 2, 1] = bad
+            with pytest.raises(ValueError, match=rf"in {name} of layer 5 at index \(2, 1\)"):
+                nh.Hessian.from_blocks(terminal=terminal, **{**given, name: wrong})
+    wrong = given["Dzz"].copy()
+    wrong[4, 2, 0] += 1e-3
+    with pytest.raises(ValueError, match="Dzz of layer 4 to be symmetric"):
+        nh.Hessian.from_blocks(terminal=terminal, **{**given, "Dzz": wrong})
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 17, 40])
+def test_means_of_blocks_and_their_transposes(n):
+    rng = np.random.default_rng(n)
+    squares = rng.uniform(-1.0, 1.0, (5, n, n)) * 10.0 ** np.array([[[0]], [[-300]], [[308]], [[5]], [[0]]])
+    means, found = np.empty(squares.size), np.empty((5, 2))
+    with np.errstate(over="ignore"):
+        symmetric_means(squares.ravel(), np.full(5, n), means, found)
+        across = squares.transpose(0, 2, 1)
+        np.testing.assert_array_equal(found[:, 0], np.abs(squares - across).max(axis=(1, 2)))
+    np.testing.assert_array_equal(found[:, 1], np.abs(squares).max(axis=(1, 2)))
+    np.testing.assert_array_equal(means.reshape(squares.shape), 0.5 * squares + 0.5 * across)

@@ -254,7 +254,11 @@ class Vectors(NDArrayOperatorsMixin):
 
     def add_multiple(self, factor, rows):
         """``self += factor * rows``."""
-        self._launch(_combine, 1.0, self, float(factor), rows, self)
+        self.combine(1.0, factor, rows)
+
+    def combine(self, alpha, beta, rows):
+        """``self <- alpha self + beta rows``."""
+        self._launch(_combine, float(alpha), self, float(beta), rows, self)
 
 
 def to_host(array, stream):

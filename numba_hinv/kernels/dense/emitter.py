@@ -12,22 +12,30 @@ from numba.core.codegen import get_host_cpu_features
 # Reassociation and contraction to FMA, but not "no NaNs" or "no infinities": those must reach the status codes.
 FLAGS = ("nsz", "contract", "reassoc")
 I32, I64 = ir.IntType(32), ir.IntType(64)
+_IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
+
+
+def _enabled():
+    """Names of the instruction sets that Numba compiles for."""
+    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
+    return {name[1:] for name in features.split(",") if name.startswith("+")}
 
 
 def _target():
     """Bytes per vector, rows and vectors per tile, and whether masked loads are single instructions."""
-    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
-    enabled = {name[1:] for name in features.split(",") if name.startswith("+")}
+    enabled = _enabled()
     if {"avx512f", "avx512vl", "avx512dq"} <= enabled:
         return 64, 8, 3, True
     if "avx2" in enabled and "fma" in enabled:
         return 32, 4, 3, True
-    if platform.machine().lower() in ("aarch64", "arm64"):
+    if _IS_ARM:
         return 16, 8, 2, False
     return 16, 4, 2, False
 
 
 VECTOR_BYTES, TILE_ROWS, TILE_VECTORS, MASKS_ARE_CHEAP = _target()
+# Whether a b + c is one instruction.
+HAS_FMA = _IS_ARM or "fma" in _enabled()
 
 
 def vector_width(dtype):

@@ -240,8 +240,21 @@ def _sum_lanes(emitter, vectors):
     return total
 
 
+def transposed(emitter, rows):
+    """The columns of a square block, as vectors, from its rows, by a network of shuffles."""
+    block, span = list(rows), 1
+    while span < emitter.width:
+        low, high = _pair_lanes(emitter.width, span)
+        for i in range(emitter.width):
+            if not i & span:
+                x, y = block[i], block[i + span]
+                block[i], block[i + span] = emitter.shuffle(x, y, low), emitter.shuffle(x, y, high)
+        span *= 2
+    return block
+
+
 def _emit_transpose(emitter, arguments):
-    """Blocks of width x width through registers, by a network of shuffles; rows are rounded up to whole blocks."""
+    """Blocks of width x width through registers; rows are rounded up to whole blocks."""
     builder = emitter.builder
     columns, k, b, ldb, out, ldo = arguments
     width = emitter.width
@@ -259,16 +272,8 @@ def _emit_transpose(emitter, arguments):
         def over_rows(step, _):
             mask = emitter.mask(builder.select(builder.icmp_signed("<", builder.sub(k, step), width_),
                                                builder.sub(k, step), width_))
-            block, span = [emitter.load(emitter.at(row, step), mask) for row in b_rows], 1
-            while span < width:
-                low, high = _pair_lanes(width, span)
-                for i in range(width):
-                    if not i & span:
-                        x, y = block[i], block[i + span]
-                        block[i], block[i + span] = emitter.shuffle(x, y, low), emitter.shuffle(x, y, high)
-                span *= 2
             target = emitter.at(out, first, builder.mul(step, ldo))
-            for row in block:
+            for row in transposed(emitter, [emitter.load(emitter.at(row, step), mask) for row in b_rows]):
                 emitter.store(row, target)
                 target = emitter.at(target, ldo)
             return []
@@ -280,7 +285,8 @@ def _emit_transpose(emitter, arguments):
     builder.ret_void()
 
 
-def _define(module, name, argument_types):
+def define(module, name, argument_types):
+    """A function that returns nothing, to be emitted into a module once, and a builder at its start."""
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), argument_types), name)
     function.linkage = "linkonce_odr"
     # optsize keeps LLVM from unrolling the loops over k: the tiles are unrolled already.
@@ -296,7 +302,7 @@ def _tile_function(module, dtype, kind):
         return module.globals[name]
     scalar = scalar_type(dtype)
     address = scalar.as_pointer()
-    function, builder = _define(module, name, [I64, I64, I64, scalar, address, I64, address, I64, scalar,
+    function, builder = define(module, name, [I64, I64, I64, scalar, address, I64, address, I64, scalar,
                                                address, I64])
     width = vector_width(dtype)
     emitter = Emitter(builder, dtype, width)
@@ -359,7 +365,7 @@ def transpose(typingctx, columns, k, b, ldb, out, ldo):
         function = builder.module.globals.get(name)
         if function is None:
             address = scalar_type(dtype).as_pointer()
-            function, inner = _define(builder.module, name, [I64, I64, address, I64, address, I64])
+            function, inner = define(builder.module, name, [I64, I64, address, I64, address, I64])
             _emit_transpose(Emitter(inner, dtype, vector_width(dtype)), function.args)
         builder.call(function, args)
         return context.get_dummy_value()

@@ -1,4 +1,5 @@
-"""2-norms of rows, without overflow or underflow inside."""
+"""2-norms of rows, without overflow or underflow inside, and sums, of vectors and
+of many numbers at once, which tell whether all are finite."""
 
 import math
 
@@ -22,6 +23,47 @@ def squared_norm(x):
     for j in range(x.size):
         total += x[j] * x[j]
     return total
+
+
+@reassociated
+def total(x):
+    """Sum of the entries, float64: not finite where one is not."""
+    found = 0.0
+    for j in range(x.size):
+        found += x[j]
+    return found
+
+
+@reassociated
+def products(x, y):
+    """(x . y, y . y), float64, which may overflow."""
+    between, square = 0.0, 0.0
+    for j in range(y.size):
+        between += x[j] * y[j]
+        square += y[j] * y[j]
+    return between, square
+
+
+@reassociated
+def combine(alpha, x, beta, y):
+    """x <- alpha x + beta y; returns the square of its 2-norm."""
+    square = 0.0
+    for j in range(x.size):
+        value = alpha * x[j] + beta * y[j]
+        x[j] = value
+        square += value * value
+    return square
+
+
+@reassociated
+def copy_with_total(x, out):
+    """out <- x; returns the `total`."""
+    found = 0.0
+    for j in range(x.size):
+        value = x[j]
+        out[j] = value
+        found += value
+    return found
 
 
 @kernel

@@ -5,6 +5,7 @@ copy, no reference count, no bounds check, so the offsets of the layer table mus
 the loops are spelt out because NumPy's slices and whole-array assignments compile to far more code.
 """
 
+import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
@@ -103,3 +104,15 @@ def move(count, source, to):
     """``to[:count] = source[:count]``, both pointers."""
     for i in range(count):
         to[i] = source[i]
+
+
+def together(sizes, dtype):
+    """Uninitialised arrays of these sizes, each on a cache line of its own, in one piece of memory.
+
+    The allocator of C gives large pieces back to the system, and takes them again page by page, but keeps one that is
+    as large as those it has seen.
+    """
+    line = 64 // np.dtype(dtype).itemsize
+    starts = np.cumsum([0, *(-(-size // line) * line for size in sizes)]).tolist()
+    room = np.empty(starts[-1], dtype)
+    return [room[start : start + size] for start, size in zip(starts, sizes)]

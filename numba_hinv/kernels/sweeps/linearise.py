@@ -12,10 +12,11 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from ..dense.microkernel import pointer
-from ..dense.product import multiply, multiply_nt, multiply_tn
+from ..dense.microkernel import pointer, tile_rows
+from ..dense.norm import total
+from ..dense.product import gemm_tn, multiply, multiply_nt
 from ..plumbing.compiled import inner, kernel
-from ..plumbing.memory import add, fill, matrix, rows, vector
+from ..plumbing.memory import add, fill, matrix, rows, together, units_at_once, vector
 from ..steps.convolution import convolution_backward, convolution_pre_activation
 from ..steps.layer_table import BLOCKS, CONVOLUTION
 
@@ -49,19 +50,24 @@ def allocate(sizes, num_samples, num_outputs, dtype, derivatives):
     B = num_samples
     first = {0: 0, 1: 1, 2: B}[derivatives]
     second = derivatives == 2
-    return Linearisation(
-        np.empty(sizes.z, dtype),
-        np.empty(sizes.u, dtype),
-        np.empty(sizes.u, dtype),
-        np.empty(sizes.u, dtype),
-        np.empty(sizes.Dx // B * first, dtype),
-        np.empty(sizes.Dz // B * first, dtype),
-        np.empty(sizes.Dxx * second, dtype),
-        np.empty(sizes.Dzx * second, dtype),
-        np.empty(sizes.Dzz * second, dtype),
-        np.empty((B, num_outputs), dtype),
-        np.empty((B, num_outputs, num_outputs), dtype),
+    n = num_outputs
+    *blocks, output, curvature = together(
+        [
+            sizes.z,
+            sizes.u,
+            sizes.u,
+            sizes.u,
+            sizes.Dx // B * first,
+            sizes.Dz // B * first,
+            sizes.Dxx * second,
+            sizes.Dzx * second,
+            sizes.Dzz * second,
+            B * n,
+            B * n * n,
+        ],
+        dtype,
     )
+    return Linearisation(*blocks, output.reshape(B, n), curvature.reshape(B, n, n))
 
 
 def _call(context, builder, signature, arguments):
@@ -199,7 +205,10 @@ def terminal(loss, parameters, scale, weights, targets, output, gradient, curvat
 
 @njit(inline="always")
 def _dense_backward(layer, params, lin, gradient, G_out, G_in):
-    """lam = S G', D = phi'' G'; dW = lam^T Z, dc = sum_i lam_i; G = lam W (+ G'), unless nothing comes before."""
+    """lam = S G', D = phi'' G'; dW = lam^T Z, dc = sum_i lam_i; G = lam W (+ G'), unless nothing comes before.
+
+    Returns the sum of dW and dc.
+    """
     B, n = G_out.shape
     n_in = layer.n_in
     W = matrix(params, layer.parameters, n, n_in)
@@ -211,17 +220,25 @@ def _dense_backward(layer, params, lin, gradient, G_out, G_in):
         for a in range(n):
             lam[i, a] = S[i, a] * G_out[i, a]
             D[i, a] = D[i, a] * G_out[i, a]
-    multiply_tn(1.0, lam, Z, 0.0, matrix(gradient, layer.parameters, n, n_in))
+    found, one, zero = 0.0, G_in.dtype.type(1), G_in.dtype.type(0)
+    taken = min(n, max(units_at_once(n, n_in, B), tile_rows(pointer(gradient, 0))))
+    for first in range(0, n, taken):
+        count, here = min(taken, n - first), layer.parameters + first * n_in
+        to = pointer(gradient, here)
+        gemm_tn(count, n_in, B, one, pointer(lam, first), n, pointer(Z, 0), n_in, zero, to, n_in)
+        found += total(vector(gradient, here, count * n_in))
     if layer.bias:
         dc = vector(gradient, layer.parameters + n * n_in, n)
         fill(n, 0.0, dc, 0)
         for i in range(B):
             for a in range(n):
                 dc[a] += lam[i, a]
+        found += total(dc)
     if layer.N > 0:
         multiply(1.0, lam, W, 0.0, G_in)
         if layer.skip:
             add(G_in.size, G_out, 0, G_in, 0)
+    return found
 
 
 @njit(inline="always")
@@ -261,15 +278,20 @@ def backward(table, start, stop, params, lin, gradient, G, work):
 
     G, (2, B times the largest width), holds dLoss/dZ' of layer stop-1 in row ``stop % 2``, and that of layer start-1 in
     row ``start % 2`` at the end. work : scratch of custom layers and of convolutions.
+
+    Returns the sum of these layers' gradient, which is finite if the gradient is and nothing overflows.
     """
-    B = lin.output.shape[0]
+    B, found = lin.output.shape[0], 0.0
     for l in range(stop - 1, start - 1, -1):
         layer = table[l]
         G_out = matrix(G, G.shape[1] * ((l + 1) % 2), B, layer.n_out)
         G_in = matrix(G, G.shape[1] * (l % 2), B, layer.n_in)
         if layer.kind == BLOCKS:
             _custom_backward(layer, params, lin, gradient, G_out, G_in, work)
+            found += total(vector(gradient, layer.parameters, layer.p))
         elif layer.kind == CONVOLUTION:
             convolution_backward(layer, params, lin, gradient, G_out, G_in, work)
+            found += total(vector(gradient, layer.parameters, layer.p))
         else:
-            _dense_backward(layer, params, lin, gradient, G_out, G_in)
+            found += _dense_backward(layer, params, lin, gradient, G_out, G_in)
+    return found
