@@ -1,5 +1,7 @@
 """Exact solves with the Hessian of a deep net, in time and memory linear in its depth."""
 
+import importlib.util
+
 from .runtime import compilation_cache
 
 compilation_cache.prepare()
@@ -55,6 +57,29 @@ def solve(network, params, X, y, b, damping):
     Hessian.factorize, Factorization.solve : what it does, the errors and the warning.
     """
     return network.hessian(params, X, y).factorize(damping).solve(b)
+
+
+# Estimators of scikit-learn, which is imported when one of them is asked for.
+_ESTIMATORS = "NetClassifier", "NetRegressor"
+
+
+def __getattr__(name):
+    if name not in _ESTIMATORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        import sklearn  # noqa: F401 - what follows needs it
+    except ImportError:
+        raise ImportError(
+            f"{name}: expected scikit-learn to be installed (pip install 'numba_hinv[sklearn]'), got none"
+        ) from None
+    from .frameworks import sklearn_estimators
+
+    return getattr(sklearn_estimators, name)
+
+
+def __dir__():
+    is_there = importlib.util.find_spec("sklearn") is not None
+    return sorted([*globals(), *(_ESTIMATORS if is_there else ())])
 
 
 __all__ = [

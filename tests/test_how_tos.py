@@ -46,3 +46,13 @@ def test_solves_in_autograd():
 
         assert torch.autograd.gradcheck(cubed, (b,), rtol=1e-5)
         assert torch.autograd.gradgradcheck(cubed, (b,), rtol=1e-5)
+
+
+def test_scikit_learn(tmp_path):
+    pytest.importorskip("sklearn")
+    output = run(["-c", script("scikit_learn.md")], tmp_path)
+    noise = float(re.search(r"noise (\S+),", output)[1])
+    inside, outside = map(float, re.search(r"inside (\S+) outside (\S+)$", output, re.M).groups())
+    # 90 of 100 normal numbers lie within 1.64 standard deviations.
+    assert 0.05 < noise < 0.2 and 3.2 * noise < inside < 2 * 3.3 * noise < outside
+    assert re.search(r"^\d+ negative eigenvalues$", output, re.M)
