@@ -17,6 +17,7 @@ from scipy.linalg import LinAlgWarning, eigvalsh
 
 from ..certainty import covariance
 from ..certainty.inertia import best_count
+from ..layers import per_sample
 from ..layers.samples import Samples
 from ..layers.targets import as_weights
 from ..network import Network
@@ -386,13 +387,11 @@ class Laplace:
         refine = not self.factorization.solver.contraction() <= _ACCURATE
         mean, cov = np.empty((len(X), outputs)), np.empty((len(X), outputs, outputs))
         for start in range(0, len(X), block):
-            part = range(start, min(start + block, len(X)))
-            jacobians = np.empty((len(part), outputs, size))
-            for i, jacobian in zip(part, jacobians):
-                mean[i], jacobian[:] = net.model.jacobian(params, X[i : i + 1])
+            part = slice(start, min(start + block, len(X)))
+            mean[part], jacobians = per_sample.jacobians(net.model, params, X[part])
             solved = self.factorization.solve(jacobians.reshape(-1, size).T, refine).T.reshape(jacobians.shape)
             found = jacobians @ solved.transpose(0, 2, 1) / self.scale
-            cov[start : start + len(part)] = 0.5 * (found + found.transpose(0, 2, 1))
+            cov[part] = 0.5 * (found + found.transpose(0, 2, 1))
         dtype = self.hessian.dtype
         return mean.astype(dtype, copy=False), cov.astype(dtype, copy=False)
 

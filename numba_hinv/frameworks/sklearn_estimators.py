@@ -192,9 +192,9 @@ class NetRegressor(RegressorMixin, _NetEstimator):
     >>> import numpy as np
     >>> import numba_hinv as nh
     >>> X = np.linspace(-2, 2, 40).reshape(-1, 1)
-    >>> y = np.sin(2 * X[:, 0])
-    >>> model = nh.NetRegressor((8,), random_state=0).fit(X, y)
-    >>> bool(model.score(X, y) > 0.99)
+    >>> y = np.sin(2 * X[:, 0]) + 0.1 * np.random.default_rng(0).standard_normal(40)
+    >>> model = nh.NetRegressor((4,), random_state=0).fit(X, y)
+    >>> bool(model.score(X, y) > 0.95)
     True
     >>> lower, upper = model.predict_interval([[0.5], [6.0]])
     >>> bool(upper[0] - lower[0] < upper[1] - lower[1])

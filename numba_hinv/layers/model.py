@@ -11,7 +11,7 @@ from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION
 from ..kernels.sweeps import linearise
 from ..runtime.chunks import chunks
 from ..runtime.validation import as_array, check_finite
-from . import external, overflow
+from . import external, overflow, per_sample
 from .activations import activation_address
 from .convolution import Conv1d
 from .custom import Custom
@@ -150,7 +150,7 @@ class Model:
             X_chunk = X[start : start + _FORWARD_CHUNK]
             table, sizes = self.table(X_chunk.shape[0], params.dtype)
             lin = self._propagate(table, sizes, params, X_chunk, 0)
-            self._check_output(lin, params, X_chunk)
+            self.check_output(lin, params, X_chunk)
             output[start : start + _FORWARD_CHUNK] = lin.output
         return output
 
@@ -170,7 +170,8 @@ class Model:
         """A `Linearisation` for as many ``derivatives`` whose forward part is filled, with whatever numbers."""
         return self._propagate(*self.table(X.shape[0], params.dtype), params, X, derivatives)
 
-    def _check_output(self, lin, params, X):
+    def check_output(self, lin, params, X):
+        """``ValueError`` that says which layer is to blame where an output is not finite."""
         self._check("params, X: the net's output", lin.output, params, X)
 
     def _check(self, what, array, params, X, targets=None):
@@ -219,7 +220,7 @@ class Model:
         B = X.shape[0]
         table, sizes = self.table(B, params.dtype)
         lin = self._propagate(table, sizes, params, X, derivatives)
-        self._check_output(lin, params, X)
+        self.check_output(lin, params, X)
         value, output_gradient, _ = self.terminal(lin.output, targets, lin.curvature, normaliser)
         gradient = self.backpropagate(table, sizes, params, lin, output_gradient, derivatives)
         self._check("params, X, y: the gradient", gradient, params, X, targets)
@@ -243,13 +244,9 @@ class Model:
         return gradient
 
     def jacobian(self, params, x):
-        """(outputs (n_L,), their Jacobian (n_L, P)) of one sample x (1, n_in), in the dtype of both."""
-        table, sizes = self.table(1, params.dtype)
-        lin = self._propagate(table, sizes, params, x, 1)
-        self._check_output(lin, params, x)
-        unit = np.eye(sizes.outputs, dtype=params.dtype)
-        rows = [self.backpropagate(table, sizes, params, lin, one[None], 1) for one in unit]
-        return lin.output[0], np.array(rows)
+        """(outputs (n_L,), their Jacobian (n_L, P)) of one sample x (1, n_in), in float64 as both are."""
+        outputs, found = per_sample.jacobians(self, params, x)
+        return outputs[0], found[0]
 
 
 def only_curvature_of_loss(lin, zero=lambda block: block.fill(0.0)):

@@ -22,10 +22,13 @@ SMALL = {"hidden_layer_sizes": (3,), "random_state": 0}
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [nh.NetRegressor, nh.NetClassifier])
-def test_checks_of_scikit_learn(make):
+@pytest.mark.parametrize(
+    "make, sizes",
+    [(nh.NetRegressor, 3), (nh.NetClassifier, ()), pytest.param(nh.NetClassifier, 3, marks=pytest.mark.slow)],
+)
+def test_checks_of_scikit_learn(make, sizes):
     """With a given alpha, which is what takes little time; tests below are of the evidence."""
-    estimator_checks.check_estimator(make((3,), alpha=0.1, random_state=0))
+    estimator_checks.check_estimator(make(sizes, alpha=0.1, random_state=0))
 
 
 def test_they_are_estimators():
