@@ -14,6 +14,7 @@ from .applications.eigenvalues import eigenvalues, eigenvalues_in
 from .applications.influence import Influence, influence
 from .applications.laplace import Laplace
 from .applications.minimize import minimize
+from .applications.scipy_method import trust_region
 from .applications.spectral_density import SpectralDensity, spectral_density
 from .applications.trust_region import TrustRegionStep, trust_region_step
 from .certainty.inertia import Inertia
@@ -117,5 +118,6 @@ __all__ = [
     "register_loss",
     "solve",
     "spectral_density",
+    "trust_region",
     "trust_region_step",
 ]

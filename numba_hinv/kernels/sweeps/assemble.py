@@ -9,13 +9,7 @@ from ..dense.product import gemm_nn, gemm_tn
 from ..dense.rank_update import reflect
 from ..plumbing.compiled import inner, kernel
 from ..plumbing.memory import vector
-from ..steps.curvature import (
-    blocks_tangents,
-    sample_curve,
-    start_tangents,
-    structured_tangents,
-    unfold,
-)
+from ..steps.curvature import blocks_tangents, sample_curve, start_tangents, structured_tangents, unfold
 from ..steps.khatri_rao import convolution_row, dense_row
 from ..steps.layer_table import BLOCKS, CONVOLUTION
 
