@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "numba_hinv"
 # From the top, a rank a row: (name, what lives there).
 ROWS = [
+    [("frameworks", "nets of PyTorch and scikit-learn; estimators of scikit-learn")],
     [
         ("applications", "training, spectra, influence, Laplace"),
-        ("frameworks", "PyTorch, scikit-learn"),
         ("storage", "files, checked"),
         ("embedded", "sweeps for @njit"),
     ],

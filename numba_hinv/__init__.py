@@ -1,5 +1,7 @@
 """Exact solves with the Hessian of a deep net, in time and memory linear in its depth."""
 
+import importlib.util
+
 from .runtime import compilation_cache
 
 compilation_cache.prepare()
@@ -13,6 +15,7 @@ from .applications.influence import Influence, influence
 from .applications.laplace import Laplace
 from .applications.leave_one_out import LeaveOneOut, leave_one_out
 from .applications.minimize import minimize
+from .applications.scipy_method import trust_region
 from .applications.spectral_density import SpectralDensity, spectral_density
 from .applications.trust_region import TrustRegionStep, trust_region_step
 from .certainty.inertia import Inertia
@@ -59,6 +62,29 @@ def solve(network, params, X, y, b, damping):
     return network.hessian(params, X, y).factorize(damping).solve(b)
 
 
+# Estimators of scikit-learn, which is imported when one of them is asked for.
+_ESTIMATORS = "NetClassifier", "NetRegressor"
+
+
+def __getattr__(name):
+    if name not in _ESTIMATORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        import sklearn  # noqa: F401 - what follows needs it
+    except ImportError:
+        raise ImportError(
+            f"{name}: expected scikit-learn to be installed (pip install 'numba_hinv[sklearn]'), got none"
+        ) from None
+    from .frameworks import sklearn_estimators
+
+    return getattr(sklearn_estimators, name)
+
+
+def __dir__():
+    is_there = importlib.util.find_spec("sklearn") is not None
+    return sorted([*globals(), *(_ESTIMATORS if is_there else ())])
+
+
 __all__ = [
     "Conv1d",
     "Custom",
@@ -98,5 +124,6 @@ __all__ = [
     "register_loss",
     "solve",
     "spectral_density",
+    "trust_region",
     "trust_region_step",
 ]

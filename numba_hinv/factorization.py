@@ -13,7 +13,7 @@ from .certainty import condition, covariance, determinant, solution
 from .certainty.inertia import Inertia
 from .certainty.solver import Solver
 from .factors import choice
-from .runtime import archive, tensors
+from .runtime import archive, memory_budget, tensors
 from .runtime.progress import bar
 from .runtime.validation import as_flag, as_float_dtype, as_generator, as_layer, as_real, as_size
 from .system import processor
@@ -69,7 +69,7 @@ class Factorization(SymmetricOperator):
         Bytes that the factors take, with the checkpoints.
     """
 
-    _operand, _dense = "b", "solve(np.eye(P)) is its array"
+    _operand, _dense = "b", "todense() is its array"
     damping = property(operator.attrgetter("solver.matrix.damping"))
     num_perturbed = property(operator.attrgetter("solver.factors.num_perturbed"))
     method = property(operator.attrgetter("solver.factors.method"))
@@ -99,6 +99,27 @@ class Factorization(SymmetricOperator):
     def inertia(self):
         negative = self.solver.factors.num_negative
         return Inertia(negative, 0, self.shape[0] - negative, self.solver.is_exact())
+
+    def todense(self):
+        """``(H + damping I)^-1`` as a (P, P) array, exactly symmetric, in the dtype of the parameters.
+
+        Raises
+        ------
+        MemoryError
+            It would not fit; nothing has been allocated.
+
+        See Also
+        --------
+        diagonal, blocks : parts of it, without the rest. solve : what is better where it is only to be multiplied with.
+
+        Notes
+        -----
+        P solves, with their refinement and its warning; 24 P^2 bytes.
+        """
+        P = self.shape[0]
+        memory_budget.require(24 * P * P, f"the dense inverse of P = {P} parameters", "take F.solve, or F.diagonal()")
+        found = self.solve(np.eye(P))
+        return (0.5 * (found + found.T)).astype(self.dtype, copy=False)
 
     def slogdet(self):
         """Sign and logarithm of the magnitude of ``det(H + damping I)``.

@@ -10,11 +10,12 @@ from .certainty.solver import Solver
 from .factorization import Factorization, factor_dtype_of, method_of
 from .factors import choice
 from .kernels.sweeps.linearise import Linearisation
-from .layers import blocks as layer_blocks
-from .runtime import columns, threads
-from .runtime.validation import as_array, as_flag, as_real, check_finite
+from .layers import blocks as layer_blocks, per_sample
+from .runtime import columns, memory_budget, threads
+from .runtime.validation import as_array, as_flag, as_layer, as_real, check_finite
 from .system import processor, total
 from .system.operators import SymmetricOperator
+from .system.processor import require_cpu
 from .system.scaling import lengths
 from .system.shifted import Shifted
 from .system.system import System
@@ -438,6 +439,84 @@ class Hessian(SymmetricOperator):
         if self.dtype != np.float64:
             self._require_fit(dense, self.dtype)
         return dense.astype(self.dtype, copy=False)
+
+    def diagonal(self):
+        """The diagonal of H, (P,), in the dtype of the parameters; exact to rounding.
+
+        Raises
+        ------
+        ValueError
+            H is on a GPU.
+        numpy.linalg.LinAlgError
+            It overflows.
+
+        Notes
+        -----
+        Costs about 6 n^3 flops a sample and layer of width n, on one core, and never forms H.
+        """
+        system = self.system
+        require_cpu(system.on, "the diagonal of H")
+        if system.has_dense:
+            found = system.kept_dense().diagonal().copy()
+        else:
+            parts = system.parts()
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = sum(share * per_sample.diagonal(part.table, part.params, part.lin) for share, part in parts)
+                found += self.l2
+        self._require_fit(found, self.dtype)
+        return found.astype(self.dtype, copy=False)
+
+    def trace(self):
+        """The trace of H, the sum of its eigenvalues, as a float; as `diagonal`."""
+        return float(self.diagonal().sum(dtype=np.float64))
+
+    def block(self, l, k=None):
+        """The block of H in the parameters of layer ``l`` (rows) and of layer ``k`` (columns).
+
+        Parameters
+        ----------
+        l, k : int
+            From 0; negative from the end. By default ``k = l``: a block on the diagonal, which is exactly symmetric.
+
+        Returns
+        -------
+        block : (p_l, p_k) array
+            In the order of the flat parameter vector and the dtype of the parameters.
+
+        Raises
+        ------
+        TypeError, IndexError
+            ``l`` or ``k`` is not an integer, or there is no such layer.
+        MemoryError
+            It would not fit; nothing has been allocated.
+
+        See Also
+        --------
+        blocks : the derivatives of one layer. Factorization.blocks : blocks of the inverse.
+
+        Notes
+        -----
+        Costs as many products with H as the smaller of the two layers has parameters, 6 B P flops each.
+        """
+        sizes = self.system.chain.p
+        l = as_layer("l", l, sizes.size)
+        k = l if k is None else as_layer("k", k, sizes.size)
+        ends = np.cumsum(sizes)
+        of = [slice(int(end - size), int(end)) for end, size in zip(ends, sizes)]
+        few, many = (l, k) if sizes[l] <= sizes[k] else (k, l)
+        count, P = int(sizes[few]), self.shape[0]
+        memory_budget.require(
+            8 * (count * int(sizes[many]) + 2 * P * columns.SHORT_BLOCK), f"the block of {count} x {sizes[many]} parameters"
+        )
+        found = np.empty((count, int(sizes[many])))
+        for start in range(0, count, columns.SHORT_BLOCK):
+            stop = min(start + columns.SHORT_BLOCK, count)
+            unit = np.zeros((P, stop - start))
+            unit[of[few].start + np.arange(start, stop), np.arange(stop - start)] = 1.0
+            found[start:stop] = (self @ unit)[of[many]].T
+        if l == k:
+            found = 0.5 * (found + found.T)
+        return (found if few == l else found.T).astype(self.dtype)
 
     def norm(self):
         """Estimate of the 2-norm of H from below, by a few products; computed once, always from the same start."""

@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from .hessian import Hessian
+from .layers import per_sample
 from .layers.dense import Dense
 from .layers.model import SAMPLES_AT_ONCE, STRUCTURED, Model, only_curvature_of_loss
 from .layers.samples import Samples, is_in_memory
@@ -172,6 +173,79 @@ class Network:
         """
         given, params = params, self.model.check_params(params)
         return tensors.like(self.model.forward(params, self.model.check_X(X, params.dtype)), given)
+
+    def jacobian(self, params, X):
+        """Derivatives of the outputs of each sample in the parameters.
+
+        Parameters
+        ----------
+        params : (P,) array
+        X : (B, in_features of the first layer) array
+
+        Returns
+        -------
+        jacobian : (B, n_L, P) array
+            Computed in float64; in the dtype of ``params``, as a tensor where that is one.
+
+        Raises
+        ------
+        MemoryError
+            8 B n_L P bytes would not fit; nothing has been allocated.
+
+        Notes
+        -----
+        Costs about 4 n_L P flops a sample, or those of one Jacobian of the states for convolutions and other layers.
+
+        Examples
+        --------
+        >>> import numba_hinv as nh, numpy as np
+        >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+        >>> net.jacobian(np.zeros(3), [[5.0, 7.0]])
+        array([[[5., 7., 1.]]])
+        """
+        given, params = params, self.model.check_params(params)
+        wide = params.astype(np.float64)
+        found = per_sample.jacobians(self.model, wide, self.model.check_X(X, np.float64))[1]
+        return tensors.like(found.astype(params.dtype, copy=False), given)
+
+    def input_hessian(self, params, X, y):
+        """Hessian of the loss of each sample, taken alone, in its inputs.
+
+        Parameters
+        ----------
+        params : (P,) array
+        X, y
+            As for `gradient`, in memory.
+
+        Returns
+        -------
+        hessian : (B, n, n) array
+            n being the inputs of the first layer. Computed in float64; in the dtype of ``params``, as a tensor where that
+            is one. Of the mean loss over the batch, it is these over B.
+
+        Raises
+        ------
+        MemoryError
+            8 B n^2 bytes would not fit, or the derivative blocks of 256 samples; nothing has been allocated.
+
+        Notes
+        -----
+        The recursion ``P <- J^T P J + A^T diag(D) A`` of docs/theory.md, section 13, down to the inputs: about 6 n^3 flops
+        a layer of width n, and sample.
+
+        Examples
+        --------
+        >>> import numba_hinv as nh, numpy as np
+        >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+        >>> net.input_hessian(np.array([1.0, 2.0, 0.0]), [[5.0, 7.0]], [[0.0]])
+        array([[[2., 4.],
+                [4., 8.]]])
+        """
+        given, params = params, self.model.check_params(params)
+        X = self.model.check_X(X, np.float64)
+        targets = self.model.check_y(y, X.shape[0], np.float64)
+        found = per_sample.input_hessians(self.model, params.astype(np.float64), X, targets)
+        return tensors.like(found.astype(params.dtype, copy=False), given)
 
     def loss(self, params, X, y=None, l2=0.0, sample_weight=None):
         """The loss, averaged as `Network` says, as a float. Arguments as for `gradient`."""

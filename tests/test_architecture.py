@@ -15,7 +15,7 @@ import numba_hinv
 PACKAGE = Path(numba_hinv.__file__).parent
 ORDER = [
     "_version", "kernels", "runtime", "layers", "system", "cuda", "factors", "certainty", "factorization", "hessian",
-    ("network", "losses"), ("storage", "embedded", "applications", "frameworks"), "", "__main__",
+    ("network", "losses"), ("storage", "embedded", "applications"), "frameworks", "", "__main__",
 ]
 # Folders within `kernels` and `cuda`, likewise; `cuda.device` and what registers it come last.
 INNER = ["plumbing", "dense", "steps", "sweeps", ""]

@@ -94,3 +94,29 @@ def test_solves_in_jax():
     narrow = solve(np.float32(B[0]))
     assert narrow.dtype == np.float32
     np.testing.assert_allclose(narrow, inverse @ B[0], rtol=1e-4, atol=1e-6)
+
+
+def test_scikit_learn(tmp_path):
+    pytest.importorskip("sklearn")
+    output = run(["-c", script("scikit_learn.md")], tmp_path)
+    noise = float(re.search(r"noise (\S+),", output)[1])
+    inside, outside = map(float, re.search(r"inside (\S+) outside (\S+)$", output, re.M).groups())
+    # 90 of 100 normal numbers lie within 1.64 standard deviations.
+    assert 0.05 < noise < 0.2 and 3.2 * noise < inside < 2 * 3.3 * noise < outside
+    assert re.search(r"^\d+ negative eigenvalues$", output, re.M)
+
+
+def test_scipy(tmp_path):
+    output = run(["-c", script("scipy.md")], tmp_path)
+    success, size, _, negative = re.search(r"^trust_region (\S+) (\S+) (\d+) (\d+)$", output, re.M).groups()
+    assert success == "True" and float(size) <= 1e-8 and negative == "0"
+    losses = [float(loss) for loss in re.findall(r"^loss of \S+ (\S+)$", output, re.M)]
+    # Minima of one net, not always the same one.
+    assert len(losses) == 5 and max(losses) < 1.2 * min(losses)
+    steps = {name: (int(count), float(rest)) for name, count, rest in
+             re.findall(r"^(\w+) factors (\d+) steps (\S+)$", output, re.M)}
+    # minres ends at rtol ||H|| ||x||, and b has a norm of 12.
+    assert 5 * steps["with"][0] < steps["without"][0] and max(rest for _, rest in steps.values()) < 1e-3
+    whole, last = map(float, re.search(r"^trace (\S+) of the last layer (\S+)$", output, re.M).groups())
+    assert 0 < last < whole
+    assert "(60, 3, 139) (60, 4, 4)" in output

@@ -7,7 +7,7 @@ import numpy as np
 from ..layers.samples import is_in_memory
 from ..layers.targets import as_weights
 from ..network import Network
-from ..runtime import tensors
+from ..runtime import frames, tensors
 from ..runtime.progress import bar
 from ..runtime.validation import as_array, as_real, as_size
 from . import saddle, warmup as lbfgs_warmup
@@ -143,7 +143,7 @@ def minimize(
         batch_size = as_size("batch_size", batch_size)
     if y is not None and is_in_memory(X):
         X = as_array("X", X, (None, net.layers[0].in_features), np.float64)
-        y = np.asarray(tensors.plain(y))
+        y = np.asarray(frames.plain("y", tensors.plain(y)))
         sample_weight = None if sample_weight is None else as_weights("sample_weight", sample_weight, X.shape[0])
     elif batch_size is not None:
         raise ValueError(f"batch_size: expected None for samples that are read in batches already, got {batch_size}")

@@ -10,6 +10,7 @@ the rows of the Jacobians, of a few samples at a time.
 import numpy as np
 
 from ..certainty import covariance
+from ..layers import per_sample
 from ..runtime import columns, memory_budget, threads
 from ..system.system import System
 
@@ -99,7 +100,7 @@ def _by_solves(F, model, params, read, members, num_threads):
     for start in range(0, count, size):
         part = members[start : start + size]
         X = read(part.ravel())
-        jacobians = np.concatenate([model.jacobian(params, X[i : i + 1])[1] for i in range(len(X))])
+        jacobians = per_sample.jacobians(model, params, X)[1].reshape(-1, P)
         solved = F.solve(jacobians.T, refine, num_threads=num_threads).T.reshape(len(part), k * n, P)
         found[start : start + size] = jacobians.reshape(solved.shape) @ solved.transpose(0, 2, 1)
     return _symmetric(found)

@@ -25,10 +25,10 @@ class TrustRegion:
     def __init__(self, start):
         self.scale, self.multiplier, self.length, self.on_boundary = start or 1.0, None, 0.0, False
 
-    def propose(self, H):
-        """(step, decrease of the model, negative eigenvalues of H or NaN where unknown)."""
+    def propose(self, H, gradient=None):
+        """(step, decrease of the model, negative eigenvalues of H or NaN where unknown); by default H's gradient."""
         try:
-            answer = trust_region_step(H, self.scale, multiplier=self.multiplier, rtol=_RADIUS_RTOL)
+            answer = trust_region_step(H, self.scale, gradient, multiplier=self.multiplier, rtol=_RADIUS_RTOL)
         except np.linalg.LinAlgError:
             self.num_factorizations = 0
             return None, 0.0, np.nan

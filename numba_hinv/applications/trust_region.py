@@ -328,8 +328,7 @@ class _Search:
         if -self.lowest <= _LEAST_DAMPING * self.norm and self.low <= self.least:
             return self.least
         weight = abs(float(self.vector @ self.g))
-        across = p - float(self.vector @ p) * self.vector
-        room = self.room(across)
+        room = self.room(self.without(p))
         # The pole of the lowest eigenvalue alone. The rest grows, too: from here the multiplier is too low, if at all.
         pole = weight / room if room > 0.0 else np.inf
         if pole > _POLE * self.norm and self.low < pole - self.lowest < self.high:
@@ -340,6 +339,10 @@ class _Search:
         """How long a step along the lowest eigenvector may be, beside one across it; radii may have no square."""
         length = float(np.linalg.norm(across))
         return max(self.radius - length, 0.0) ** 0.5 * (self.radius + length) ** 0.5
+
+    def without(self, p):
+        """p without its part along the lowest eigenvector."""
+        return p - float(self.vector @ p) * self.vector
 
     def between(self):
         """A multiplier closer to minus the lowest eigenvalue; None where it cannot be closer."""
@@ -359,17 +362,12 @@ class _Search:
         self.improve(self.F)
         z = self.vector
         weight = float(z @ self.g)
-
-        def across_at(mu):
-            p = -self.solve(self.F, mu, (self.g - weight * z)[None])[0]
-            return p - float(z @ p) * z
-
-        across = across_at(-self.lowest)
+        rest = (self.g - weight * z)[None]
+        across = self.without(-self.solve(self.F, -self.lowest, rest)[0])
+        if self.room(across) == 0.0:
+            # Where the lowest eigenvalue is a multiple one, the singular matrix makes steps of rounding in the others.
+            across = self.without(-self.solve(self.F, self.high, rest)[0])
         room = self.room(across)
-        if room == 0.0:
-            # Where the lowest eigenvalue has other eigenvectors, rounding is blown up along them; here it is not.
-            across = across_at(self.high)
-            room = self.room(across)
         if room == 0.0:
             return across * (self.radius / np.linalg.norm(across)), self.high, "boundary"
         along = np.copysign(room, -weight)

@@ -20,7 +20,7 @@ _SCALES = {"softmax_cross_entropy": 1.0, "binary_cross_entropy": 1.0, "mean_squa
 
 
 def from_sklearn(model, X=None, y=None, sample_weight=None):
-    """The network of a fitted ``MLPClassifier`` or ``MLPRegressor``, and its parameters.
+    """The network of a fitted ``MLPClassifier`` or ``MLPRegressor``, alone or at the end of a Pipeline, and its parameters.
 
     With data it also gives the targets as the network wants them, and the L2 term of scikit-learn as damping::
 
@@ -29,10 +29,13 @@ def from_sklearn(model, X=None, y=None, sample_weight=None):
 
     Parameters
     ----------
-    model : sklearn.neural_network.MLPClassifier or MLPRegressor
-        Fitted. It is not changed, and later changes of it do not reach what was returned.
+    model : sklearn.neural_network.MLPClassifier or MLPRegressor, or sklearn.pipeline.Pipeline
+        Fitted. It is not changed, and later changes of it do not reach what was returned. Of a Pipeline that ends in one,
+        the network is that of the last step. What the steps before make of X is what it takes: they are no part of the
+        net, so that parameters, Hessian and penalty are those that were trained. So a Pipeline needs data; for new
+        samples there is ``model[:-1].transform(X)``.
     X : (B, n_features) array, optional
-        Samples, not sparse. X and y come together or not at all.
+        Samples, not sparse, as the model or Pipeline takes them. X and y come together or not at all.
     y : (B,) or (B, n_outputs) array, optional
         Targets as ``model.fit`` takes them: classes, indicators of several labels, or numbers.
     sample_weight : (B,) array, optional
@@ -46,7 +49,7 @@ def from_sklearn(model, X=None, y=None, sample_weight=None):
     params : (P,) array
         In the dtype of ``model.coefs_``. Per layer the transpose of ``coefs_``, row by row, then ``intercepts_``.
     X : (B, n_features) array
-        With data only, as the two that follow: in the dtype of ``params``.
+        With data only, as the two that follow: in the dtype of ``params``, after the steps of a Pipeline.
     y : array
         Positions in ``model.classes_`` where there are more than two classes, otherwise (B, n_outputs) numbers.
     damping : float
@@ -75,6 +78,7 @@ def from_sklearn(model, X=None, y=None, sample_weight=None):
     the sum of the weights, which B then stands for. In training, B is the size of a mini-batch, whatever that of the
     data.
     """
+    model, X = _last_step(model, X)
     _check(model)
     activation = _lookup("activation", _ACTIVATIONS, model.activation)
     # Regressors of older versions have a loss of one kind and no name for it that can be set.
@@ -114,6 +118,29 @@ def _check(model):
         raise TypeError(f"model: expected an MLPClassifier or an MLPRegressor, got {type(model).__name__}")
     if not hasattr(model, "coefs_"):
         raise ValueError(f"model: expected a fitted {type(model).__name__}, got one without coefs_; call fit first")
+
+
+def _last_step(model, X):
+    """The model at the end of a Pipeline, and what its other steps make of X; all else as it is."""
+    # Not to import scikit-learn, which is missing where there is no such model either.
+    if type(model).__name__ != "Pipeline" or not hasattr(model, "steps"):
+        best = getattr(model, "best_estimator_", None)
+        if best is not None:
+            raise TypeError(f"model: expected a model, got {type(model).__name__}; give its best_estimator_")
+        return model, X
+    last, before = model[-1], model[:-1]
+    _check(last)
+    if all(step is None or step == "passthrough" for _, step in before.steps):
+        return last, X
+    if X is None:
+        raise ValueError(
+            "X: expected data with a Pipeline, whose steps make the inputs of its net, got None; give X and y, or "
+            "model[-1] for the net behind these steps"
+        )
+    transformed = before.transform(X)
+    if hasattr(transformed, "toarray"):
+        raise TypeError("X: expected a Pipeline whose steps make dense arrays, got a sparse one; see sparse_output=False")
+    return last, transformed
 
 
 def _lookup(noun, known, name):

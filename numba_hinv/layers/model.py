@@ -156,7 +156,7 @@ class Model:
             X_chunk = X[start : start + SAMPLES_AT_ONCE]
             table, sizes = self.table(X_chunk.shape[0], params.dtype)
             lin = self._propagate(table, sizes, params, X_chunk, 0)
-            self._check_output(lin, params, X_chunk)
+            self.check_output(lin, params, X_chunk)
             output[start : start + SAMPLES_AT_ONCE] = lin.output
         return output
 
@@ -176,7 +176,8 @@ class Model:
         """A `Linearisation` for as many ``derivatives`` whose forward part is filled, with whatever numbers."""
         return self._propagate(*self.table(X.shape[0], params.dtype), params, X, derivatives)
 
-    def _check_output(self, lin, params, X):
+    def check_output(self, lin, params, X):
+        """``ValueError`` that says which layer is to blame where an output is not finite."""
         self._check("params, X: the net's output", lin.output, params, X)
 
     def _check(self, what, array, params, X, targets=None):
@@ -225,7 +226,7 @@ class Model:
         B = X.shape[0]
         table, sizes = self.table(B, params.dtype)
         lin = self._propagate(table, sizes, params, X, derivatives)
-        self._check_output(lin, params, X)
+        self.check_output(lin, params, X)
         value, output_gradient, _ = self.terminal(lin.output, targets, lin.curvature, normaliser)
         gradient, total = self._backpropagate(table, sizes, params, lin, output_gradient, derivatives)
         if not np.isfinite(total):
@@ -238,7 +239,7 @@ class Model:
     def linearise_outputs(self, params, X):
         """A `Linearisation` of the outputs alone, for tangents: as of a loss whose gradient is 0."""
         lin = self.propagate(params, X, 2)
-        self._check_output(lin, params, X)
+        self.check_output(lin, params, X)
         self.backpropagate(*self.table(X.shape[0], params.dtype), params, lin, np.zeros_like(lin.output), 2)
         return lin
 
@@ -262,14 +263,6 @@ class Model:
             else:
                 total += linearise.backward(table, start, stop, params, lin, gradient, G, work)
         return gradient, total
-
-    def jacobian(self, params, x):
-        """(outputs (n_L,), their Jacobian (n_L, P)) of one sample x (1, n_in), in the dtype of both."""
-        table, sizes = self.table(1, params.dtype)
-        lin = self._propagate(table, sizes, params, x, 1)
-        self._check_output(lin, params, x)
-        unit = np.eye(sizes.outputs, dtype=params.dtype)
-        return lin.output[0], np.array([self.pull(params, lin, one[None]) for one in unit])
 
     def pull(self, params, lin, output_gradient):
         """What `backpropagate` gives, where `propagate` with one derivative has made ``lin``."""

@@ -8,7 +8,7 @@ import operator
 import numpy as np
 
 from ..kernels.dense.norm import copy_with_total
-from . import tensors
+from . import frames, tensors
 
 DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
 
@@ -80,7 +80,7 @@ def as_float_dtype(name, dtype):
 
 def as_numbers(name, value):
     """``value`` as an array of real numbers of any shape."""
-    value = tensors.plain(value)
+    value = frames.plain(name, tensors.plain(value))
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -144,7 +144,7 @@ def check_finite(name, array):
 def as_labels(name, value, num_samples, num_classes, ignored=None):
     """Integer labels (B,) in 0..num_classes-1 as an int64 array; one number beside these may be ``ignored``."""
     try:
-        array = np.asarray(tensors.plain(value))
+        array = np.asarray(frames.plain(name, tensors.plain(value)))
     except ValueError as error:
         raise ValueError(f"{name}: expected an array of integer labels ({error})") from None
     if array.dtype.kind not in "iu":

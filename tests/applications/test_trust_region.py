@@ -108,6 +108,23 @@ def test_degenerate_lowest_eigenvalue_of_a_net(seed):
         check(H, H.todense(), H.gradient, radius, slack=1e-8)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_lowest_eigenvalue_of_many_idle_units(seed):
+    """15 units without weights, whose directions of negative curvature are all alike, and which no gradient moves."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((30, 3))
+    net = nh.Network([nh.Dense(3, 16), nh.Dense(16, 1, "identity")], "mean_squared_error")
+    params = net.init(seed)
+    (W, c), (V, _) = net.unpack(params)
+    W[1:], c[1:], V[:, 1:] = 0.0, 0.0, 0.0
+    H = net.hessian(params, X, X @ [1.0, 2.0, 3.0] + 0.5, l2=1e-4)
+    A = H.todense()
+    values = np.linalg.eigvalsh(A)
+    assert values[14] - values[0] <= 1e-12 * values[-1]
+    for radius in (0.01, 1.0, 3.0, 10.0):
+        check(H, A, H.gradient, radius)
+
+
 def test_inside():
     """A positive definite Hessian: the Newton step, multiplier 0, one factorization."""
     problem = chain(3, 2, batch=12)

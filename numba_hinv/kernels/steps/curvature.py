@@ -9,7 +9,7 @@ from ..dense.microkernel import pointer, shift
 from ..dense.product import gemm_nn, gemm_nt, gemm_tn
 from ..plumbing.compiled import inner
 from ..plumbing.memory import add, fill, matrix, vector
-from .layer_table import CONVOLUTION, for_convolutions
+from .layer_table import BLOCKS, CONVOLUTION, for_convolutions
 from .patches import gather, tap
 
 # Rows of tangents that go through a layer in one product, so that small layers' products stay away from BLAS.
@@ -106,6 +106,26 @@ def blocks_curve(layer, place, lin, i, j, P, P_next, Q, kept):
     for k in range(n_in * n_in):
         P_next[k] = lin.Dzz[layer.Dzz + i * n_in * n_in + k]
     gemm_tn(n_in, n_in, n, 1.0, Dz, n_in, q, n_in, 1.0, pointer(P_next, 0), n_in)
+
+
+@inner
+def sample_curve(table, places, params, lin, i, j, kept, work):
+    """V, E and the inputs of all layers for sample i, the j-th of its chunk.
+
+    work : scratch. Where the first layer has states before it (N > 0), it ends with the curvature in these, n_in x n_in,
+    in quarter ``table.size % 2``.
+    """
+    n_L, size = lin.output.shape[1], work.size // 4
+    P, P_next = vector(work, 0, size), vector(work, size, size)
+    SP, Q = vector(work, 2 * size, size), vector(work, 3 * size, size)
+    for k in range(n_L * n_L):
+        P[k] = lin.curvature[i, k // n_L, k % n_L]
+    for l in range(table.size - 1, -1, -1):
+        if table[l].kind == BLOCKS:
+            blocks_curve(table[l], places[l], lin, i, j, P, P_next, Q, kept)
+        else:
+            structured_curve(table[l], places[l], params, lin, i, j, P, P_next, SP, Q, kept)
+        P, P_next = P_next, P
 
 
 @inner

@@ -9,14 +9,7 @@ from ..dense.product import gemm_nn, gemm_tn
 from ..dense.rank_update import reflect
 from ..plumbing.compiled import inner, kernel
 from ..plumbing.memory import vector
-from ..steps.curvature import (
-    blocks_curve,
-    blocks_tangents,
-    start_tangents,
-    structured_curve,
-    structured_tangents,
-    unfold,
-)
+from ..steps.curvature import blocks_tangents, sample_curve, start_tangents, structured_tangents, unfold
 from ..steps.khatri_rao import convolution_row, dense_row
 from ..steps.layer_table import BLOCKS, CONVOLUTION
 
@@ -46,19 +39,8 @@ def prepare(table, places, params, lin, kept):
 @kernel
 def curve(table, places, params, lin, kept, begin, first, last, work):
     """V, E and the inputs of all layers, for samples first..last-1 of the chunk that starts with sample ``begin``."""
-    n_L, size = lin.output.shape[1], work.size // 4
-    P, P_next = vector(work, 0, size), vector(work, size, size)
-    SP, Q = vector(work, 2 * size, size), vector(work, 3 * size, size)
     for j in range(first, last):
-        i = begin + j
-        for k in range(n_L * n_L):
-            P[k] = lin.curvature[i, k // n_L, k % n_L]
-        for l in range(table.size - 1, -1, -1):
-            if table[l].kind == BLOCKS:
-                blocks_curve(table[l], places[l], lin, i, j, P, P_next, Q, kept)
-            else:
-                structured_curve(table[l], places[l], params, lin, i, j, P, P_next, SP, Q, kept)
-            P, P_next = P_next, P
+        sample_curve(table, places, params, lin, begin + j, j, kept, work)
 
 
 @inner
