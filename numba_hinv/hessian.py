@@ -506,7 +506,8 @@ class Hessian(SymmetricOperator):
         few, many = (l, k) if sizes[l] <= sizes[k] else (k, l)
         count, P = int(sizes[few]), self.shape[0]
         memory_budget.require(
-            8 * (count * int(sizes[many]) + 2 * P * columns.SHORT_BLOCK), f"the block of {count} x {sizes[many]} parameters"
+            8 * (count * int(sizes[many]) + 2 * P * columns.SHORT_BLOCK),
+            f"the block of {count} x {sizes[many]} parameters",
         )
         found = np.empty((count, int(sizes[many])))
         for start in range(0, count, columns.SHORT_BLOCK):

@@ -1,4 +1,4 @@
-"""Parts of H and of its inverse, Jacobians and Hessians in the inputs: against dense algebra, golden files, differences."""
+"""Parts of H and its inverse, Jacobians and Hessians in inputs: against dense algebra, golden files and differences."""
 
 import json
 
@@ -140,7 +140,8 @@ def test_input_hessian_of_labels_and_sums():
               *given.layers)
     n = X.shape[1]
     for i in (0, len(X) - 1):
-        truth = dense_truth.differentiate(layers, given.loss, np.concatenate([X[i], params]), np.ones((1, 1)), y[i : i + 1])
+        start = np.concatenate([X[i], params])
+        truth = dense_truth.differentiate(layers, given.loss, start, np.ones((1, 1)), y[i : i + 1])
         assert near(found[i], truth.hessian[:n, :n].astype(float), 1e-12)
     total = nh.Network(net.layers, nh.Loss(net.loss_name, "sum"))
     factor = net.model.num_terms

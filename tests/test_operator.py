@@ -220,7 +220,7 @@ def test_what_is_wrong_with_an_operand(case, inverse):
     with pytest.raises(ValueError, match=rf"^{name}: expected shape \({P}, k\), got"):
         operator.matmat(np.ones(P))
     np.testing.assert_array_equal(operator @ np.ma.masked_array(np.ones(P), False), operator @ np.ones(P))
-    way = "solve" if inverse else "todense"
+    way = "todense"
     for function in (np.asarray, np.linalg.eigvalsh):
         with pytest.raises(TypeError, match=f"^{type(operator).__name__}: .* {way}"):
             function(operator)

@@ -153,4 +153,5 @@ class _Run:
 
     def answer(self, result, l2, noise, is_settled):
         posterior = self.posterior(result.x, l2, noise) if l2 else None
-        return Trained(result.x, l2, posterior, self.num_iterations, bool(result.success and is_settled), result.message)
+        is_converged = bool(result.success and is_settled)
+        return Trained(result.x, l2, posterior, self.num_iterations, is_converged, result.message)

@@ -9,8 +9,9 @@ from . import saddle
 from .eigenvalues import as_hessian
 from .step_rules import TrustRegion
 
-# As in `minimize`: a step is taken where the objective falls by at least this share of what the model promised; decreases
-# below so many units of rounding cannot be seen in it; a radius so short, relative to x, leaves nothing to try.
+# As in `minimize`: a step is taken where the objective falls by at least this share of what the model promised;
+# decreases below so many units of rounding cannot be seen in it; a radius so short, relative to x, leaves nothing to
+# try.
 _TAKEN, _ROUNDING, _SHORTEST = 1e-4, 16.0, 1e-15
 
 _MESSAGES = {
@@ -30,8 +31,9 @@ def trust_region(
 ):  # fmt: skip
     """A method for `scipy.optimize.minimize`: exact steps for any objective whose Hessian is a `Hessian`.
 
-    ``scipy.optimize.minimize(fun, x0, jac=..., hess=..., method=nh.trust_region, options={...})``: the loss of a net, or
-    that and a function whose second derivatives are a multiple of the identity. For training alone, `minimize` has more.
+    ``scipy.optimize.minimize(fun, x0, jac=..., hess=..., method=nh.trust_region, options={...})``: the loss of a net,
+    or that and a function whose second derivatives are a multiple of the identity. For training alone, `minimize` has
+    more.
 
     Parameters
     ----------
@@ -61,8 +63,8 @@ def trust_region(
 
     Notes
     -----
-    Every step is the global minimum of the model in the ball (`trust_region_step`), however indefinite H is: one to three
-    factorizations each. SciPy's own trust-exact does so with dense arrays, in P^3 flops.
+    Every step is the global minimum of the model in the ball (`trust_region_step`), however indefinite H is: one to
+    three factorizations each. SciPy's own trust-exact does so with dense arrays, in P^3 flops.
 
     Examples
     --------

@@ -20,7 +20,8 @@ _SCALES = {"softmax_cross_entropy": 1.0, "binary_cross_entropy": 1.0, "mean_squa
 
 
 def from_sklearn(model, X=None, y=None, sample_weight=None):
-    """The network of a fitted ``MLPClassifier`` or ``MLPRegressor``, alone or at the end of a Pipeline, and its parameters.
+    """The network of a fitted ``MLPClassifier`` or ``MLPRegressor``, or of a Pipeline that ends in one, and its
+    parameters.
 
     With data it also gives the targets as the network wants them, and the L2 term of scikit-learn as damping::
 
@@ -30,9 +31,9 @@ def from_sklearn(model, X=None, y=None, sample_weight=None):
     Parameters
     ----------
     model : sklearn.neural_network.MLPClassifier or MLPRegressor, or sklearn.pipeline.Pipeline
-        Fitted. It is not changed, and later changes of it do not reach what was returned. Of a Pipeline that ends in one,
-        the network is that of the last step. What the steps before make of X is what it takes: they are no part of the
-        net, so that parameters, Hessian and penalty are those that were trained. So a Pipeline needs data; for new
+        Fitted. It is not changed, and later changes of it do not reach what was returned. Of a Pipeline that ends in
+        one, the network is that of the last step. What the steps before make of X is what it takes: they are no part of
+        the net, so that parameters, Hessian and penalty are those that were trained. So a Pipeline needs data; for new
         samples there is ``model[:-1].transform(X)``.
     X : (B, n_features) array, optional
         Samples, not sparse, as the model or Pipeline takes them. X and y come together or not at all.
@@ -139,7 +140,7 @@ def _last_step(model, X):
         )
     transformed = before.transform(X)
     if hasattr(transformed, "toarray"):
-        raise TypeError("X: expected a Pipeline whose steps make dense arrays, got a sparse one; see sparse_output=False")
+        raise TypeError("X: expected a Pipeline that makes dense arrays, got a sparse one; try sparse_output=False")
     return last, transformed
 
 

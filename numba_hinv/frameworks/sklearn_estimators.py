@@ -126,9 +126,9 @@ class _NetEstimator(BaseEstimator):
 class NetRegressor(RegressorMixin, _NetEstimator):
     """Regression with a net of dense layers, trained by exact second-order steps, that knows how sure it is.
 
-    Squared errors, least by L-BFGS and then exact trust-region steps (`minimize`); the prior and the noise variance by the
-    evidence; predictive standard deviations by the Laplace approximation (`Laplace`). For data sets and nets whose Hessian
-    can be formed: up to some thousands of parameters, and any number of samples.
+    Squared errors, least by L-BFGS and then exact trust-region steps (`minimize`); the prior and the noise variance by
+    the evidence; predictive standard deviations by the Laplace approximation (`Laplace`). For data sets and nets whose
+    Hessian can be formed: up to some thousands of parameters, and any number of samples.
 
     Parameters
     ----------
@@ -184,8 +184,9 @@ class NetRegressor(RegressorMixin, _NetEstimator):
 
     Notes
     -----
-    A step costs about B P^2 + P^3/3 flops, P being the number of parameters and B that of samples; a prior that is tried
-    about 4 P^3 more. Predicting means costs a pass of the net; standard deviations, a solve of P^2 flops a sample.
+    A step costs about B P^2 + P^3/3 flops, P being the number of parameters and B that of samples; a prior that is
+    tried about 4 P^3 more. Predicting means costs a pass of the net; standard deviations, a solve of P^2 flops a
+    sample.
 
     Examples
     --------
@@ -213,7 +214,8 @@ class NetRegressor(RegressorMixin, _NetEstimator):
         y = y.astype(np.float64).reshape(X.shape[0], -1)
         self._fit(X, y, y.shape[1], "mean_squared_error", sample_weight)
         noise = self.laplace_.noise_variance if self.laplace_ is not None else np.nan
-        self.noise_variance_ = float(noise * self._target_scale[0] ** 2) if self._is_flat else noise * self._target_scale**2
+        noise_variance = noise * self._target_scale**2
+        self.noise_variance_ = float(noise_variance[0]) if self._is_flat else noise_variance
         return self
 
     def _scaled_targets(self, y, weights, standardize):
@@ -225,7 +227,7 @@ class NetRegressor(RegressorMixin, _NetEstimator):
 
     @staticmethod
     def _l2(alpha, total_weight, num_outputs):
-        """The weight of the L2 term beside a mean over all elements, where scikit-learn halves and sums over outputs."""
+        """The weight of the L2 term beside a mean over all elements; scikit-learn sums halves over the outputs."""
         return 2.0 * alpha / (total_weight * num_outputs)
 
     def _shaped(self, values):
@@ -280,10 +282,10 @@ class NetRegressor(RegressorMixin, _NetEstimator):
 class NetClassifier(ClassifierMixin, _NetEstimator):
     """Classification with a net of dense layers, trained by exact second-order steps; probabilities are averaged.
 
-    Cross-entropy, least by L-BFGS and then exact trust-region steps (`minimize`); the prior by the evidence; probabilities
-    averaged over the posterior of the Laplace approximation (`Laplace`), so that far from the training data they are
-    nearer to each other than those of one net. For data sets and nets whose Hessian can be formed: up to some thousands
-    of parameters, and any number of samples.
+    Cross-entropy, least by L-BFGS and then exact trust-region steps (`minimize`); the prior by the evidence;
+    probabilities averaged over the posterior of the Laplace approximation (`Laplace`), so that far from the training
+    data they are nearer to each other than those of one net. For data sets and nets whose Hessian can be formed: up to
+    some thousands of parameters, and any number of samples.
 
     Parameters
     ----------
@@ -294,7 +296,8 @@ class NetClassifier(ClassifierMixin, _NetEstimator):
     alpha : "evidence" or float
         Strength of the L2 term, in the units of scikit-learn's ``MLPClassifier``, but that intercepts are penalised,
         too. By default it is where the evidence of the training data is the largest (D. MacKay, Neural Computation 4,
-        1992), of two maxima that are searched for, and there is nothing to tune. With 0 there is no posterior, and no uncertainty.
+        1992), of two maxima that are searched for, and there is nothing to tune. With 0 there is no posterior, and no
+        uncertainty.
     standardize : bool
         Whether every input is scaled to a mean of 0 and a variance of 1 for training, as the prior supposes
         them to be.

@@ -26,7 +26,8 @@ def test_minimum_is_that_of_scipy():
     exact = solve(found.x + 1e-3, hess=lambda *a: hess(*a).todense(), method="trust-exact", options={"gtol": 1e-9})
     np.testing.assert_allclose(found.x, exact.x, atol=1e-6)
     assert found.fun <= exact.fun + 1e-14 and found.nfev > found.nit and found.nhev >= 2
-    apart = scipy.optimize.minimize(NET.loss, NET.init(0), DATA, jac=NET.gradient, hess=hess, method=nh.trust_region, tol=1e-4)
+    apart = scipy.optimize.minimize(
+        NET.loss, NET.init(0), DATA, jac=NET.gradient, hess=hess, method=nh.trust_region, tol=1e-4)
     assert apart.success and 1e-8 < np.linalg.norm(apart.jac) <= 1e-4
 
 

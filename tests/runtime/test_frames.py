@@ -79,7 +79,7 @@ def test_networks_take_them():
 def test_pandas():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"a": pandas.array([1, 2, 3], "Int64"), "b": pandas.array([0.5, 1.0, None], "Float64")})
-    with pytest.raises(ValueError, match="X: expected numbers in column 'b' without gaps, got a missing value at row 2"):
+    with pytest.raises(ValueError, match="X: expected numbers in column 'b' .* a missing value at row 2"):
         frames.plain("X", frame)
     assert frames.plain("X", frame[:2]).tolist() == [[1.0, 0.5], [2.0, 1.0]]
     flags = pandas.Series(pandas.array([True, False], "boolean"))
@@ -92,7 +92,7 @@ def test_pandas():
     assert list(model.feature_names_in_) == ["age", "size"] and model.score(data, labels) > 0.9
     with pytest.raises(ValueError, match="feature names"):
         model.predict(data.rename(columns={"age": "years"}))
-    with pytest.raises(ValueError, match="X: expected numbers in column 'age' without gaps, got a missing value at row 0"):
+    with pytest.raises(ValueError, match="X: expected numbers in column 'age' .* a missing value at row 0"):
         model.predict(data.assign(age=data["age"].mask(data.index == 0)))
     with pytest.raises(ValueError, match="y: .*missing value at row 3"):
         nh.NetClassifier((), alpha=0.1).fit(data, labels.mask(labels.index == 3))

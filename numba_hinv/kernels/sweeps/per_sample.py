@@ -86,7 +86,8 @@ def _structured_jacobian(layer, place, params, lin, i, kept, outputs, P, G, lam,
 def jacobians(table, places, params, lin, kept, first, last, work, out):
     """Add to ``out``, (last - first, n_L, P) as one vector, the outputs' derivatives in the parameters.
 
-    Of ``lin``, Z and S are read, and Dx and Dz of layers given as blocks. work : scratch, 3 n_L times the largest width.
+    Of ``lin``, Z and S are read, and Dx and Dz of layers given as blocks. work : scratch, 3 n_L times the largest
+    width.
     """
     outputs, size, P = lin.output.shape[1], work.size // 3, params.size
     for i in range(first, last):
