@@ -65,9 +65,10 @@ def _steps():
             yield f"{type(layer).__name__}, {dtype}", lambda layer=layer, dtype=dtype: layer.addresses(dtype)
         # Sweeps over chains without convolutions are compiled without them.
         for layer in (nh.Dense(3, 3, skip=True), nh.Conv1d(1, 3, 3, 3)):
-            for job in (_gradient, _solve, _covariances, _dense):
+            for job in (_gradient, _solve, _covariances, _dense, _blocks, _parts):
                 name = f"{job.__name__[1:]}, {type(layer).__name__}, {dtype}"
                 yield name, lambda layer=layer, job=job, dtype=dtype: _small_problem(layer, dtype, job)
+    yield "unstable chains", _unstable_chain
 
 
 def _small_problem(layer, dtype, job):
@@ -98,6 +99,25 @@ def _dense(net, params, X, y):
 def _covariances(net, params, X, y):
     F = net.hessian(params, X, y, curvature="ggn").factorize(damping=1.0)
     return F.diagonal(), F.blocks(1), F.sample(0)
+
+
+def _blocks(net, params, X, y):
+    H = net.hessian(params, X, y)
+    chain = nh.Hessian.from_blocks([H.blocks(l) for l in range(2)], H.terminal)
+    return chain.factorize(damping=1.0).solve(H.gradient)
+
+
+def _parts(net, params, X, y):
+    return net.hessian(params, X, y).diagonal(), net.jacobian(params, X), net.input_hessian(params, X, y)
+
+
+def _unstable_chain():
+    """Half of the squares of all states and controls u, from 0 on, with a state that grows by a half in every step."""
+    A, B, num_steps = np.array([[1.5, 1.0], [0.0, 0.5]]), np.array([[0.0], [1.0]]), 60
+    blocks = [
+        nh.LayerBlocks(B, A[:, :n_in], np.eye(1), np.zeros((1, n_in)), np.eye(n_in)) for n_in in (0, *[2] * num_steps)
+    ]
+    return nh.Hessian.from_blocks(blocks, np.eye(2)).factorize(0.0).solve(np.ones(num_steps + 1))
 
 
 def warmup():

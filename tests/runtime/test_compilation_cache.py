@@ -177,6 +177,7 @@ for dtype in (np.float64, np.float32):
         H.count_below(-10.0)
         chain = nh.Hessian.from_blocks([H.blocks(l) for l in range(2)], H.terminal)
         chain.factorize(10.0).solve(H.gradient)
+        H.diagonal(), net.jacobian(params, X), net.input_hessian(params, X, y)
     nh.minimize(net, params, X, y, max_iterations=2)
 print(len(before), len(set(compiled()) - set(before)))
 """
