@@ -55,10 +55,9 @@ class Influence:
         """
         if self._self_influence is None:
             own = np.empty(self._groups.count)
-            slopes = self._data.own_slopes()
-            for chosen, members, removal in _removals(
-                self.factorization, self._data, self._groups, self._leverage, self._num_threads
-            ):
+            slopes, (_, r, C) = self._data.own_slopes(), self._data.terminals()
+            C = C if self._leverage else np.zeros_like(C)
+            for chosen, members, removal in _removals(self.factorization, self._data, self._groups, r, C, self._num_threads):
                 own[chosen] = np.einsum("gkn,gkn->g", slopes[members], removal.change())
             self._self_influence = own
         return self._self_influence
@@ -154,9 +153,9 @@ def influence(
     matrix = f"the influences of {whose.format(groups.count)} on {T} test samples"
     memory_budget.require(8 * groups.count * T, matrix, "take fewer test samples at a time")
     found.values = np.zeros((groups.count, T))
-    slopes = data.terminals()[1]
+    _, slopes, C = data.terminals()
     if leverage:
-        for _, members, removal in _removals(F, data, groups, True, num_threads):
+        for _, members, removal in _removals(F, data, groups, slopes, C, num_threads):
             slopes[members] = removal.slopes(removal.change())
 
     def take(start, stop, gradients, solutions, check):
@@ -178,12 +177,11 @@ def influence(
     return found
 
 
-def _removals(F, data, groups, leverage, num_threads):
-    """(groups, samples, `Removal`) of all groups of one size, for every size; to first order without ``leverage``."""
-    _, r, C = data.terminals()
+def _removals(F, data, groups, r, C, num_threads):
+    """(groups, samples, `Removal`) of all groups of one size, for every size; to first order where C is 0."""
     for chosen, members in groups.by_size:
         A = output_covariance.of_training(F, data, members, num_threads)
-        yield chosen, members, Removal(A, r[members], C[members] if leverage else np.zeros_like(C[members]))
+        yield chosen, members, Removal(A, r[members], C[members])
 
 
 def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):

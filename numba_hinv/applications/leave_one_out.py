@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
+from ..runtime import axes
 from ..runtime.progress import bar
 from ..runtime.validation import as_flag, as_real
 from . import output_covariance
@@ -92,14 +93,7 @@ class LeaveOneOut:
         -------
         ax : matplotlib.axes.Axes
         """
-        if ax is None:
-            try:
-                import matplotlib.pyplot as plt
-            except ImportError:
-                raise ImportError(
-                    "ax: expected matplotlib to be installed (pip install 'numba_hinv[examples]'), or axes to draw on"
-                ) from None
-            _, ax = plt.subplots()
+        ax = axes.given_or_new(ax)
         both = np.concatenate([self.fitted_losses, self.losses[np.isfinite(self.losses)]])
         ax.plot([both.min(), both.max()], [both.min(), both.max()], color="0.7", linewidth=1, zorder=0)
         points = ax.scatter(self.fitted_losses, self.losses, **{"c": self.leverage, "s": 18, **kwargs})

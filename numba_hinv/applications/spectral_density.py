@@ -7,7 +7,7 @@ import numpy as np
 from ..certainty.inertia import certified_count
 from ..certainty.solver import Solver
 from ..factors import choice
-from ..runtime import threads
+from ..runtime import axes, threads
 from ..runtime.progress import bar
 from ..runtime.validation import as_array
 from ..system.shifted import Shifted
@@ -47,14 +47,7 @@ class SpectralDensity(NamedTuple):
         -------
         ax : matplotlib.axes.Axes
         """
-        if ax is None:
-            try:
-                import matplotlib.pyplot as plt
-            except ImportError:
-                raise ImportError(
-                    "ax: expected matplotlib to be installed (pip install 'numba_hinv[examples]'), or axes to draw on"
-                ) from None
-            _, ax = plt.subplots()
+        ax = axes.given_or_new(ax)
         ax.stairs(self.counts, self.edges, **{"fill": True, **kwargs})
         # Zero counts have no logarithm, and one is to be seen.
         ax.set_yscale("symlog", linthresh=1.0)

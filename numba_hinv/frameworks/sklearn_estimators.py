@@ -238,9 +238,10 @@ class NetRegressor(RegressorMixin, _NetEstimator):
 
         With ``return_std``, a pair of that and `predict_std`, as regressors of scikit-learn that know it have it.
         """
+        if return_std:
+            return self._mean_and_std(X, True)
         inputs = self._checked(X)
-        mean = self._shaped(self.network_.forward(self.params_, inputs) * self._target_scale + self._target_mean)
-        return (mean, self.predict_std(X)) if return_std else mean
+        return self._in_units(self.network_.forward(self.params_, inputs))
 
     def predict_std(self, X, include_noise=True):
         """Standard deviation of the targets of X, in the shape of `predict`.
@@ -248,14 +249,20 @@ class NetRegressor(RegressorMixin, _NetEstimator):
         It has two parts: what the training data leave uncertain of the net, and, with ``include_noise``, the noise of
         targets about it.
         """
-        include_noise = as_flag("include_noise", include_noise)
-        covariance = self._outputs(self._checked(X))[1]
+        return self._mean_and_std(X, as_flag("include_noise", include_noise))[1]
+
+    def _in_units(self, outputs):
+        """Means of the targets in their own units, in the shape of `predict`, from outputs of the net."""
+        return self._shaped(outputs * self._target_scale + self._target_mean)
+
+    def _mean_and_std(self, X, include_noise):
+        outputs, covariance = self._outputs(self._checked(X))
         if covariance is None:
             raise ValueError("alpha: expected a positive number or 'evidence' for an uncertainty, got 0")
         variance = np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0)
         if include_noise:
             variance = variance + self.laplace_.noise_variance
-        return self._shaped(np.sqrt(variance) * self._target_scale)
+        return self._in_units(outputs), self._shaped(np.sqrt(variance) * self._target_scale)
 
     def predict_interval(self, X, coverage=0.95, include_noise=True):
         """Lower and upper bounds that the targets of X lie within with the given probability, each as `predict`.
@@ -265,7 +272,7 @@ class NetRegressor(RegressorMixin, _NetEstimator):
         coverage = as_real("coverage", coverage)
         if not 0.0 < coverage < 1.0:
             raise ValueError(f"coverage: expected a number between 0 and 1, got {coverage}")
-        mean, std = self.predict(X), self.predict_std(X, include_noise)
+        mean, std = self._mean_and_std(X, as_flag("include_noise", include_noise))
         half = ndtri(0.5 + 0.5 * coverage) * std
         return mean - half, mean + half
 

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from custom_layers import golden as custom_golden
+from external_layers import twist
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import DATA, GOLDEN, Problem, chain, golden, layer, make, problems
@@ -97,26 +98,8 @@ def test_chains_of_all_kinds(name, batch, curvature):
     close(net.hessian(params, X, y, curvature=curvature, l2=0.3))
 
 
-def value(Z, x):
-    return np.sin(x[0] * Z) * x[1]
-
-
-def jacobian(Z, x):
-    Dz = (x[0] * x[1] * np.cos(x[0] * Z))[:, :, None] * np.eye(Z.shape[1])
-    return Dz, np.stack([Z * np.cos(x[0] * Z) * x[1], np.sin(x[0] * Z)], axis=2)
-
-
-def curvature(Z, x, G):
-    s, c = np.sin(x[0] * Z), np.cos(x[0] * Z)
-    mixed = (G * Z * c).sum()
-    Dxx = np.array([[-(G * Z**2 * s * x[1]).sum(), mixed], [mixed, 0.0]])
-    Dzx = np.stack([G * (c - x[0] * Z * s) * x[1], G * x[0] * c], axis=1)
-    return Dxx, Dzx, (-G * x[0] ** 2 * x[1] * s)[:, :, None] * np.eye(Z.shape[1])
-
-
 def test_external_layers():
-    twist = nh.External(value, jacobian, curvature, in_features=4, out_features=4, num_params=2, init=(1.0, 0.5))
-    net = nh.Network([nh.Dense(3, 4), twist, nh.Dense(4, 4, skip=True), twist], "mean_squared_error")
+    net = nh.Network([nh.Dense(3, 4), twist(4), nh.Dense(4, 4, skip=True), twist(4)], "mean_squared_error")
     rng = np.random.default_rng(0)
     close(net.hessian(net.init(0), rng.standard_normal((5, 3)), rng.standard_normal((5, 4))))
 
