@@ -1,9 +1,9 @@
 """Numba's disk cache of this package's compiled code: that there is one, where it lies, and that it is never stale.
 
 Numba checks the file of a cached function, but not the files of the functions that were compiled into it: after an
-upgrade it could run an old sweep on new kernels. So a digest of all source files is kept beside the cache, and the
-cache's indices are dropped where it differs. `prepare` runs before anything is compiled or loaded. Where the cache
-lies, `numba_hinv.kernels.plumbing.disk_cache` says.
+upgrade it could run an old sweep on new kernels. So a digest of all files with compiled functions is kept beside the
+cache, and the cache's indices are dropped where it differs. `prepare` runs before anything is compiled or loaded. Where
+the cache lies, `numba_hinv.kernels.plumbing.disk_cache` says.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from ..kernels.plumbing.disk_cache import folder_of
 
 _PACKAGE = Path(__file__).parents[1]
 _STAMP = "numba_hinv.sha256"
+_COMPILED = ("embedded.py", "layers/*.py", "runtime/columns.py", "kernels/**/*.py")
 
 
 def prepare():
@@ -33,14 +34,17 @@ def prepare():
 
 def cache_directories():
     """Directories of the cached code, one for each folder whose functions are compiled and cached."""
-    kernels = sorted(path.parent for path in (_PACKAGE / "kernels").glob("*/__init__.py"))
-    folders = (_PACKAGE, _PACKAGE / "layers", _PACKAGE / "runtime", *kernels)
-    return [folder_of(folder / "__init__.py") for folder in folders]
+    return [folder_of(folder / "__init__.py") for folder in sorted({path.parent for path in sources()})]
+
+
+def sources():
+    """The files in which functions are compiled and cached; these use each other's functions, and no others."""
+    return sorted({path for pattern in _COMPILED for path in _PACKAGE.glob(pattern)})
 
 
 def _digest():
     digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
+    for path in sources():
         digest.update(path.relative_to(_PACKAGE).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -1,14 +1,19 @@
 """The disk cache of compiled code is never stale: not after an edit of the package, nor of a user's own function."""
 
+import gc
+import importlib
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from numba.core.dispatcher import Dispatcher
 
 import numba_hinv
+from numba_hinv.runtime import compilation_cache
 
 PACKAGE = Path(numba_hinv.__file__).parent
 
@@ -66,6 +71,17 @@ def test_the_cache_is_used_until_a_kernel_is_edited(tmp_path):
     source = package / "kernels" / "plumbing" / "memory.py"
     source.write_text(source.read_text().replace("out[i] += given[i]", "out[i] -= given[i]"))
     assert run(SOLVE, tmp_path, NUMBA_CACHE_DIR=str(cache)) != before
+
+
+def test_all_compiled_functions_are_in_files_that_the_digest_reads():
+    for module in pkgutil.walk_packages([str(PACKAGE)], "numba_hinv."):
+        if not module.name.startswith(("numba_hinv.cuda", "numba_hinv.frameworks", "numba_hinv.__main__")):
+            importlib.import_module(module.name)
+    compiled = [thing for thing in gc.get_objects() if isinstance(thing, Dispatcher)]
+    files = {Path(thing.py_func.__code__.co_filename) for thing in compiled}
+    own = {path for path in files if PACKAGE in path.parents and PACKAGE / "cuda" not in path.parents}
+    assert len(own) > 20
+    assert own <= set(compilation_cache.sources())
 
 
 def test_an_edited_activation_is_compiled_again(tmp_path):
