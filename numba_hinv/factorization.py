@@ -13,7 +13,7 @@ from .certainty import condition, covariance, determinant, solution
 from .certainty.inertia import Inertia
 from .certainty.solver import Solver
 from .factors import choice
-from .runtime import archive, memory_budget, tensors
+from .runtime import archive, memory_budget, tensors, threads
 from .runtime.progress import bar
 from .runtime.validation import as_flag, as_float_dtype, as_generator, as_layer, as_real, as_size
 from .system import processor
@@ -44,6 +44,18 @@ def method_of(hessian, method, checkpoint):
     if method == "dense" and hessian.device != "cpu":
         raise ValueError(f"method: expected 'layers' or 'auto' for a Hessian on {hessian.device!r}, got 'dense'")
     return method
+
+
+def segments_of(hessian, num_segments, num_threads, method, checkpoint):
+    """Segments that a chain is cut into at most, None where its processor is to say so."""
+    if num_segments is None:
+        count = None if num_threads is None else as_size("num_threads", num_threads)
+        return None if checkpoint or hessian.device != "cpu" else count
+    num_segments = as_size("num_segments", num_segments)
+    if num_segments > 1 and (checkpoint or method == "dense" or not hessian.system.has_layers):
+        given = "checkpoint=True" if checkpoint else "the dense matrix"
+        raise ValueError(f"num_segments: expected 1 with {given}, which has no segments, got {num_segments}")
+    return num_segments
 
 
 class Factorization(SymmetricOperator):
@@ -83,13 +95,18 @@ class Factorization(SymmetricOperator):
         self._determinant = None
 
     @classmethod
-    def compute(cls, hessian, damping, factor_dtype=None, checkpoint=False, progress=False, method="auto"):
+    def compute(
+        cls, hessian, damping, factor_dtype=None, checkpoint=False, progress=False, method="auto", num_threads=None,
+        num_segments=None,
+    ):
         """`Hessian.factorize`."""
         damping, dtype = as_real("damping", damping), factor_dtype_of(hessian, factor_dtype)
         checkpoint = as_flag("checkpoint", checkpoint)
         method = method_of(hessian, method, checkpoint)
-        with bar(progress, hessian.num_layers, "factorize", "layer") as shown:
-            solver = Solver.factorize(Shifted(hessian.system, damping, dtype), method, checkpoint, shown.update)
+        num_segments = segments_of(hessian, num_segments, num_threads, method, checkpoint)
+        with bar(progress, hessian.num_layers, "factorize", "layer") as shown, threads.limited(num_threads):
+            matrix = Shifted(hessian.system, damping, dtype)
+            solver = Solver.factorize(matrix, method, checkpoint, shown.update, num_segments)
         return cls(hessian, solver, checkpoint)
 
     def __repr__(self):
@@ -356,7 +373,8 @@ class Factorization(SymmetricOperator):
         solver, on = self.solver, self.hessian.system.on
         tensor, b = b, tensors.plain(b, self._is_on_device)
         given, dtype = on.columns.as_columns("b", b, self.shape[0], self.dtype)
-        x, info = solution.solve(solver, given, dtype, refine, full_output, num_threads, progress)
+        with threads.limited(num_threads):
+            x, info = solution.solve(solver, given, dtype, refine, full_output, num_threads, progress)
         if refine:
             worst = info.backward_error.max(initial=0.0)
             solution.warn(solver, worst, info.refinement_steps, info.krylov_steps, dtype, stacklevel=3)

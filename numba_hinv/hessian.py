@@ -241,7 +241,10 @@ class Hessian(SymmetricOperator):
         if not self.system.has_layers:
             raise ValueError(f"H: expected a Hessian of samples in one batch for {what}, got a sum over batches")
 
-    def factorize(self, damping, factor_dtype=None, checkpoint=False, progress=False, method="auto"):
+    def factorize(
+        self, damping, factor_dtype=None, checkpoint=False, progress=False, method="auto", num_threads=None,
+        num_segments=None,
+    ):
         """Factorize ``H + damping I`` (docs/theory.md, section 3).
 
         Parameters
@@ -263,6 +266,14 @@ class Hessian(SymmetricOperator):
             for matrices that need interchanges over all rows), whatever the number of samples: for data sets rather
             than minibatches. "auto" takes the one with less work, and ``F.method`` says which. Answers and promises are
             the same. On a GPU, and with ``checkpoint``, there are layers alone.
+        num_threads : int, optional
+            Threads for one elimination by layers, which by default has one: a long chain with fronts of at most 96 rows is
+            cut into as many segments, which are eliminated at the same time, and so are its solves. All in all that is
+            up to three times as much work: two threads take about two thirds of the time of one. Dense matrices are factored
+            on so many threads at most, by default one a core.
+        num_segments : int, optional
+            Into how many segments such a chain is cut at most, by default ``num_threads``. Answers depend on it in rounding
+            alone, and not on the number of threads: with the same number they are the same everywhere.
 
         Returns
         -------
@@ -275,7 +286,8 @@ class Hessian(SymmetricOperator):
         MemoryError
             The factors would not fit; nothing has been allocated.
         ValueError, TypeError
-            ``damping`` is not a finite real number, or ``method`` is none of those, or not to be had here.
+            ``damping`` is not a finite real number, or ``method`` is none of those, or not to be had here, or
+            ``num_threads`` or ``num_segments`` is not a positive integer.
         ImportError
             A progress bar is asked for and tqdm is not there.
 
@@ -289,7 +301,9 @@ class Hessian(SymmetricOperator):
         GPU, long chains with fronts of at most 96 rows are eliminated in segments at the same time, which takes more flops in
         all, and keeps up to m max(N) numbers more a layer.
         """
-        return Factorization.compute(self, damping, factor_dtype, checkpoint, progress, method)
+        return Factorization.compute(
+            self, damping, factor_dtype, checkpoint, progress, method, num_threads, num_segments
+        )
 
     def factorize_many(
         self, dampings, factor_dtype=None, checkpoint=False, num_threads=None, progress=False, method="auto"

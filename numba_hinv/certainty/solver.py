@@ -47,9 +47,9 @@ class Solver:
         return {**self.__dict__, "_rescuer": None, "_correction": None, "_is_corrected": False}
 
     @classmethod
-    def factorize(cls, matrix, method="auto", checkpoint=False, tick=choice.no_tick):
+    def factorize(cls, matrix, method="auto", checkpoint=False, tick=choice.no_tick, num_segments=None):
         """That of a matrix with the factors that `choice.factorize` makes, settled."""
-        factors = choice.factorize(matrix, method, checkpoint, tick)
+        factors = choice.factorize(matrix, method, checkpoint, tick, num_segments)
         is_dense = method == "auto" and factors.method == "dense" and matrix.system.has_layers
         if is_dense and matrix.system.is_of_blocks and factors.has_tiny_pivots(_HIDDEN[matrix.dtype] ** 0.5):
             try:

@@ -1,4 +1,4 @@
-"""Chains that are cut in segments, all of them eliminated at the same time, on a GPU; a CPU has nothing like it."""
+"""Chains that are cut in segments, all of them eliminated at the same time, on a GPU; twin of `system.cpu_segments`."""
 
 import numba.cuda
 
@@ -12,7 +12,10 @@ class DeviceSegments:
 
     # Fewer segments, or shorter ones, do not pay: in flops, for one sample and layers that are square, a layer costs a
     # segment twice as much as a chain, and a seam four times as much. The simulator sees any.
-    fewest, shortest = (2, 2) if SIMULATED else (4, 16)
+    fewest, shortest, least = (2, 2, 0.0) if SIMULATED else (4, 16, 0.0)
+
+    # Segments are of the same number of flops, as those of the chain as one.
+    carrying = 0.0, 0.0
 
     def __init__(self, memory):
         self.memory = memory

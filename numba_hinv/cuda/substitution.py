@@ -22,6 +22,10 @@ class DeviceSubstitution:
             empty((k, num_samples * sizes.r + 1), dtype),
         )
 
+    def workspaces(self, sizes, num_vectors, num_samples, dtype, num_segments):
+        """Scratch of `runs` of so many segments."""
+        return self.workspace(sizes, num_vectors * num_segments, num_samples, dtype)
+
     def back(self, table, start, stop, params, lin, space, factors, damping, b, x, work):
         for first, last, alone in wide.runs(wide.wide_solves(table), start, stop):
             if alone:

@@ -1,6 +1,6 @@
-"""Eliminations of several dampings in one launch, of the chain as one or of all its segments at the same time.
+"""Eliminations of several dampings at the same time, of the chain as one or of all its segments together.
 
-For processors that do so (`batches` of the processor); `segmentation` has the mathematics of the cut.
+Of several dampings on processors that ``batches``, of segments on all; `segmentation` has the mathematics of the cut.
 """
 
 import itertools
@@ -9,6 +9,7 @@ import numpy as np
 
 from ..kernels.plumbing.status import OK
 from ..kernels.sweeps.eliminate import Factors as Arrays
+from ..kernels.sweeps.eliminate import Pivoting
 from ..kernels.sweeps.linearise import Linearisation
 from . import segmentation, stretches
 from .elimination import no_tick
@@ -17,16 +18,15 @@ from .pivots import Pivots
 from .segments import SegmentArrays, Segments
 
 
-def eliminate(eliminations, may_cut, tick):
+def eliminate(eliminations, plan, tick):
     """Eliminate for matrices of one system in one precision, scaled alike: `Factors`, or a ``LinAlgError``, for each.
 
-    With ``may_cut``, long chains are cut in segments (`segmentation.cut`). Those matrices to which that brings pivots
-    that had to be perturbed are then eliminated as one segment.
+    With a ``plan`` (`segmentation.plan`) the chain is cut in segments. Those matrices to which that brings pivots that
+    had to be perturbed are then eliminated as one segment.
     """
     matrix, count = eliminations[0].matrix, len(eliminations)
     system, dtype = matrix.system, matrix.dtype
     on, table, levels = system.on, system.table, matrix.scale.levels_by_layer(system.num_layers)
-    plan = segmentation.plan(system) if may_cut else None
     if plan is not None and np.abs(levels).max() > segmentation.LARGEST_LEVEL:
         plan = None
     arrays = on.elimination.allocate(system.sizes, table.size, dtype, count)
@@ -39,7 +39,7 @@ def eliminate(eliminations, may_cut, tick):
         factors = None if kept[t] is None else _in_segments(E, plan, kept[t], levels)
         if factors is None or factors.num_perturbed:
             own = Arrays(*[array.reshape(1, array.size) for array in _row(on, arrays, t)])
-            work = on.elimination.workspace(table, system.sizes, dtype)
+            work = on.elimination.workspace(table, system.sizes, dtype, 1)
             factors = _whole(E, own, 0, _sweep([E], None, own, None, work, no_tick)[0])
         results.append(factors)
     return results
@@ -95,7 +95,9 @@ def _eliminate_in_segments(eliminations, plan, arrays, levels, tick):
     seam_arrays = on.elimination.allocate(together, seams.size, dtype)
     # Seams are on the scale of the Hessian in their states: the smallest of them.
     scale = np.ldexp(1.0, -2 * int(levels.max()))
-    pivotings = [(scale * E.pivoting.singular, scale * E.pivoting.perturbation, np.inf, 0.0) for E in eliminations]
+    pivotings = [
+        Pivoting(scale * E.pivoting.singular, scale * E.pivoting.perturbation, np.inf, 0.0) for E in eliminations
+    ]
     batch = Arrays(*[array.reshape(1, array.size) for array in seam_arrays])
     seam_found = on.elimination.runs(seams, runs, params, lin, space, [0.0], pivotings, batch, None, seam_work)
     # Those of the seams are the same for all.
@@ -121,7 +123,8 @@ def _sweep(eliminations, plan, arrays, Y_mu, work, tick):
     on, table, (params, lin, space) = matrix.system.on, matrix.system.table, matrix.blocks()
     bounds = (0, table.size) if plan is None else plan.bounds
     shifts, found = [E.shift for E in eliminations], [(OK, 0)] * count
-    queues = [eliminations[0].runs(start, stop) for start, stop in zip(bounds[:-1], bounds[1:])]
+    loads = (1.0,) if plan is None else plan.loads
+    queues = [eliminations[0].runs(*part) for part in zip(bounds[:-1], bounds[1:], loads)]
     for pieces in itertools.zip_longest(*queues):
         # A segment of fewer runs than others has nothing left to do.
         pieces = [(start, start, 0) if piece is None else piece for piece, start in zip(pieces, bounds)]

@@ -78,7 +78,9 @@ def _flops_of_layers(system):
     return _flops[system]
 
 
-def num_bytes(system, dtype, method="layers", checkpoint=False, scales=(), num_kept=1, num_working=1):
+def num_bytes(
+    system, dtype, method="layers", checkpoint=False, scales=(), num_kept=1, num_working=1, num_segments=None
+):
     """Bytes of so many factorizations of a system, at most ``num_working`` of them at work, at their peak.
 
     Parameters
@@ -91,6 +93,8 @@ def num_bytes(system, dtype, method="layers", checkpoint=False, scales=(), num_k
     checkpoint : bool
     scales : iterable of Scaling
         Those for which blocks have to be made.
+    num_segments : int, optional
+        Into which a chain is cut, at most.
     """
     if method == "dense":
         kept, work = Dense.num_bytes(system, dtype)
@@ -98,7 +102,7 @@ def num_bytes(system, dtype, method="layers", checkpoint=False, scales=(), num_k
     if method == "spectrum":
         kept, shared, work = Spectrum.num_bytes(system)
         return num_kept * kept + (0 if has_decomposition(system) else shared + work + _dense_bytes(system))
-    plan = segmentation.plan(system) if system.on.elimination.batches and not checkpoint else None
+    plan = None if checkpoint else segmentation.plan(system, num_segments)
     if plan is not None:
         kept, work = Segments.num_bytes(system, dtype, plan)
     else:
@@ -112,7 +116,9 @@ def _dense_bytes(system):
     return 0 if system.has_dense else 8 * system.num_params**2
 
 
-def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kept=1, num_working=1):
+def require(
+    system, dtype, method="layers", checkpoint=False, scales=(), num_kept=1, num_working=1, num_segments=None
+):
     """``MemoryError`` where they would not fit; the message says what would need less."""
     sizes, count = system.sizes, "a factorization" if num_kept == 1 else f"{num_kept} factorizations"
     purpose = (
@@ -121,7 +127,7 @@ def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kep
         else f"{count} for B = {system.num_samples} samples, {system.num_layers} layers of up to "
         f"{sizes.width} units (pivots of up to {sizes.m} rows)"
     )
-    needed = num_bytes(system, dtype, method, checkpoint, scales, num_kept, num_working)
+    needed = num_bytes(system, dtype, method, checkpoint, scales, num_kept, num_working, num_segments)
     try:
         system.on.memory.require(needed, purpose)
     except MemoryError as error:
@@ -148,7 +154,7 @@ def shared_blocks(system, dtype, method, scales):
     return {scale: system.blocks(dtype, scale) for scale in dict.fromkeys(scales)}
 
 
-def factorize(matrix, method="auto", checkpoint=False, tick=no_tick):
+def factorize(matrix, method="auto", checkpoint=False, tick=no_tick, num_segments=None):
     """`Factors` of a `Shifted` matrix.
 
     Parameters
@@ -159,6 +165,8 @@ def factorize(matrix, method="auto", checkpoint=False, tick=no_tick):
         Whether most factors are made again in every solve.
     tick : callable
         ``tick(n)`` is called after every n layers and may raise.
+    num_segments : int, optional
+        Into which a long chain of small fronts is cut, at most; by default as many as its processor takes by itself.
 
     Raises
     ------
@@ -175,7 +183,8 @@ def factorize(matrix, method="auto", checkpoint=False, tick=no_tick):
         factors = Spectrum.factorize(matrix.as_dense())
         tick(matrix.system.num_layers)
         return factors
-    return _run(Elimination.of(matrix), Checkpoints if checkpoint else Layers, tick, may_cut=True)
+    plan = None if checkpoint else segmentation.plan(matrix.system, num_segments)
+    return _run(Elimination.of(matrix), Checkpoints if checkpoint else Layers, tick, plan, num_segments)
 
 
 def _dense(matrix, shift, tick, certain=False):
@@ -212,17 +221,17 @@ def again(factors, matrix=None, shift=None, growth=None, is_static=None):
         return _dense(matrix or factors.matrix, shift, no_tick, certain=True)
     way = Checkpoints if isinstance(factors, Checkpoints) else Layers
     is_static = factors.elimination.is_static if is_static is None else is_static
-    return _run(Elimination.of(matrix or factors.matrix, shift, growth, is_static), way, no_tick, may_cut=False)
+    return _run(Elimination.of(matrix or factors.matrix, shift, growth, is_static), way, no_tick)
 
 
-def _run(elimination, way, tick, may_cut):
+def _run(elimination, way, tick, plan=None, num_segments=None):
     matrix = elimination.matrix
-    system, checkpoint = matrix.system, way is Checkpoints
-    require(system, matrix.dtype, "layers", checkpoint, () if matrix.has_blocks else (matrix.scale,))
+    system, checkpoint, scales = matrix.system, way is Checkpoints, () if matrix.has_blocks else (matrix.scale,)
+    require(system, matrix.dtype, "layers", checkpoint, scales, num_segments=num_segments)
     system.on.load(matrix.dtype)
-    if checkpoint or not system.on.elimination.batches:
+    if checkpoint or (plan is None and not system.on.elimination.batches):
         return way.eliminate(elimination, tick)
-    (found,) = batched.eliminate([elimination], may_cut, tick)
+    (found,) = batched.eliminate([elimination], plan, tick)
     if isinstance(found, Exception):
         raise found
     return found
@@ -245,7 +254,8 @@ def factorize_batch(matrices, tick=no_tick):
         alike = [
             at for at, matrix in enumerate(matrices) if matrix.scale == scale and isinstance(found[at], Elimination)
         ]
-        results = batched.eliminate([found[at] for at in alike], True, tick) if alike else []
+        plan = segmentation.plan(matrices[0].system)
+        results = batched.eliminate([found[at] for at in alike], plan, tick) if alike else []
         for at, result in zip(alike, results):
             found[at] = result
     return found

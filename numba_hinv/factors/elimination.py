@@ -51,11 +51,14 @@ class Elimination(NamedTuple):
         with np.errstate(over="ignore"):
             return self.pivoting._replace(limit=float(np.ldexp(self.pivoting.limit, -2 * level)))
 
-    def runs(self, start, stop):
-        """``(first, last, level)`` of runs of layers start..stop-1 for one compiled call, last ones first."""
+    def runs(self, start, stop, load=1.0):
+        """``(first, last, level)`` of runs of layers start..stop-1 for one compiled call, last ones first.
+
+        load : what the layers cost, in terms of what they would cost by themselves.
+        """
         levels = dict(self.matrix.scale.levels)
         starts = [first - start for first in levels if start < first < stop]
-        for first, last in reversed(chunks(_flops(self.matrix.system)[start:stop], starts)):
+        for first, last in reversed(chunks(load * _flops(self.matrix.system)[start:stop], starts)):
             yield start + first, start + last, levels[max(at for at in levels if at <= start + first)]
 
     def not_finite(self, layer):

@@ -17,8 +17,9 @@ import weakref
 from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
 
-from ..kernels.steps.layer_table import BLOCKS, ONE_POSITION, Chain, Sizes, layer_table
+from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, ONE_POSITION, Chain, Sizes, layer_table
 from ..kernels.steps.segment_table import SEGMENT
 
 # Layers whose fronts have at most so many rows.
@@ -29,36 +30,64 @@ _LARGEST_FRONT = 96
 GUESS = -3
 # Levels of states (`scaling`) between which alpha and its square exist in float32.
 LARGEST_LEVEL = 20
-# The segmentations of systems that were factorized, as `plan` has made them.
+# What a layer, and its multipliers, cost beside their flops, in flops: small products run at a fraction of the rate of
+# large ones.
+_LAYER, _MULTIPLIERS = 2e3, 8e2
+# The segmentations of systems that were factorized, by the number of segments asked for, as `plan` has made them.
 _plans = weakref.WeakKeyDictionary()
 
 
-def plan(system):
-    """The `Segmentation` of a system on its processor, None where its chain is not cut; made once."""
-    if system not in _plans:
-        bounds = cut(system.table, system.num_samples, system.on.segments)
-        found = None if bounds is None else segmentation_of(system.table, system.num_samples, bounds)
-        _plans[system] = bounds, found
-    return _plans[system][1]
+def plan(system, count=None):
+    """The `Segmentation` of a system on its processor, None where its chain is not cut; made once.
+
+    count : segments at most; by default as many as the processor takes by itself.
+    """
+    plans = _plans.setdefault(system, {})
+    if count not in plans:
+        bounds = cut(system.table, system.num_samples, system.on.segments, count)
+        plans[count] = bounds and segmentation_of(system.table, system.num_samples, bounds, system.on.segments)
+    return plans[count]
 
 
-def cut(table, num_samples, segments):
+def cut(table, num_samples, segments, count=None):
     """Bounds of the segments for a processor's `segments`: (0, ..., L), or None where the chain is not cut.
 
-    Cut are long chains of small fronts, into at most as many segments as the device has multiprocessors; fewer where
-    the short chain of the seams, which runs alone, would take longer than a segment does.
+    Cut are long chains of small fronts, into at most ``count`` segments, by default as many as the processor runs at a
+    time; fewer where the short chain of the seams, which runs alone, would take longer than a segment does. All take
+    the same time: the last one, which carries no multipliers, has the most layers.
     """
-    states = num_samples * table["n_out"]
-    if np.maximum.reduce([table["m"], table["N"], states]).max() > _LARGEST_FRONT:
+    if not may_cut(table, num_samples):
         return None
-    count = min(segments.num_blocks(), math.isqrt(table.size // 2), table.size // segments.shortest)
-    if count < segments.fewest:
+    count = segments.num_blocks() if count is None else count
+    count = min(count, math.isqrt(table.size // 2), table.size // segments.shortest)
+    alone, loaded = (np.append(0.0, np.cumsum(costs)) for costs in _costs(table, num_samples, segments))
+    if count < segments.fewest or alone[-1] < segments.least:
         return None
-    m, N = table["m"].astype(float), table["N"]
-    done = np.cumsum(m**3 / 3 + m * m * N + m * N * N + states * (m + N) * (states + m + N))
-    ends = np.interp(done[-1] * np.arange(count + 1) / count, np.append(0.0, done), np.arange(table.size + 1))
-    bounds = np.unique(np.rint(ends).astype(int))
+    layers = np.arange(table.size + 1)
+
+    def ends(time):
+        return np.interp(time * np.arange(count), loaded, layers)
+
+    # How much longer the last segment takes than the others, if they take so long.
+    time = scipy.optimize.brentq(
+        lambda time: alone[-1] - np.interp(ends(time)[-1], layers, alone) - time, 0.0, loaded[-1], rtol=1e-6
+    )
+    bounds = np.unique(np.rint(np.append(ends(time), table.size)).astype(int))
     return tuple(bounds.tolist()) if bounds.size > 2 else None
+
+
+def may_cut(table, num_samples):
+    """Whether a chain has fronts that are small enough, and no convolutions."""
+    rows = np.maximum.reduce([table["m"], table["N"], num_samples * table["n_out"]])
+    return bool(rows.max() <= _LARGEST_FRONT and (table["kind"] != CONVOLUTION).all())
+
+
+def _costs(table, num_samples, segments):
+    """(costs of eliminating every layer, costs where it carries multipliers as well)."""
+    m, N, c = table["m"].astype(float), table["N"], num_samples * table["n_out"]
+    alone = m**3 / 3 + m * m * N + m * N * N + c * (m + N) * (c + m + N) + _LAYER
+    share = np.where(table["kind"] == BLOCKS, segments.carrying[1], segments.carrying[0])
+    return alone, alone + share * (c * (m * m + 2 * m * (N + c) + 2 * c * (m + N)) + _MULTIPLIERS)
 
 
 class Segmentation(NamedTuple):
@@ -70,6 +99,7 @@ class Segmentation(NamedTuple):
     phi: int  # of the largest Phi
     psi: int
     mixed: int  # of the largest K_mu
+    loads: np.ndarray  # what the layers of each segment cost, over what they would cost in the chain as one
     seams: np.ndarray  # the layer table of the seams
     sizes: Sizes  # its sizes
 
@@ -101,8 +131,8 @@ def _seam_chain(states, copies):
     return layer_table(chain, 1)
 
 
-def segmentation_of(table, num_samples, bounds):
-    """The `Segmentation` between the given bounds."""
+def segmentation_of(table, num_samples, bounds, segments):
+    """The `Segmentation` between the given bounds, for a processor's `segments`."""
     count, ends = len(bounds) - 1, np.array(bounds[1:-1])
     c = num_samples * table["n_out"][ends - 1]
     rows = np.append(table["scales"] // 2, 0)
@@ -119,9 +149,10 @@ def segmentation_of(table, num_samples, bounds):
     carried = np.repeat(records["c"], np.diff(bounds))
     states = np.maximum(num_samples * table["n_out"], table["N"])
     seams, sizes = _seam_chain(tuple(c.tolist()), 1)
+    alone, loaded = (np.add.reduceat(costs, bounds[:-1])[:-1] for costs in _costs(table, num_samples, segments))
     return Segmentation(
         tuple(bounds), records, int(each.sum()), int((carried * states).max()), int(c.max()) ** 2,
-        int((carried * table["m"]).max()), seams, sizes,
+        int((carried * table["m"]).max()), np.append(loaded / alone, 1.0), seams, sizes,
     )
 
 

@@ -58,7 +58,9 @@ class Segments(ChainFactors):
 
     def _plan(self):
         system = self.matrix.system
-        self.segmentation = segmentation.segmentation_of(system.table, system.num_samples, self.bounds)
+        self.segmentation = segmentation.segmentation_of(
+            system.table, system.num_samples, self.bounds, system.on.segments
+        )
 
     def __getstate__(self):
         state = {**self.__dict__, "arrays": self.arrays.map(self.matrix.system.on.memory.take)}
@@ -105,7 +107,7 @@ class Segments(ChainFactors):
         matrix, plan, kept = self.matrix, self.segmentation, self.arrays
         system, dtype, k, shift = matrix.system, matrix.dtype, b.shape[0], self.elimination.shift
         on, table, (params, lin, space) = system.on, system.table, matrix.blocks()
-        work = on.substitution.workspace(system.sizes, k * plan.count, system.num_samples, dtype)
+        work = on.substitution.workspaces(system.sizes, k, system.num_samples, dtype, plan.count)
         size = plan.sizes.parameters
         right, found = on.memory.empty((k, size), dtype), on.memory.empty((k, size), dtype)
         for runs in self._runs(k, True):
@@ -116,7 +118,7 @@ class Segments(ChainFactors):
         nothing = on.memory.empty(1, dtype)
         output = on.memory.empty((1, 1), dtype)
         short = Linearisation(*[nothing] * 4, kept.Dx, kept.Dz, *[nothing] * 3, output, lin.curvature)
-        seam_work = on.substitution.workspace(plan.sizes, k, 1, dtype)
+        seam_work = on.substitution.workspaces(plan.sizes, k, 1, dtype, 1)
         runs = whole(plan.seams[:-1], 0, plan.count - 1)
         for back in (True, False):
             on.substitution.runs(

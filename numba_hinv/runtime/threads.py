@@ -6,6 +6,7 @@ BLAS its own, and never need more than there are cores. The number of these thre
 """
 
 import collections
+import contextlib
 import ctypes
 import functools
 import os
@@ -69,6 +70,22 @@ def num_workers(num_threads, num_jobs, reach_blas):
     cores = available_cores() if num_threads is None else as_size("num_threads", num_threads)
     cores = min(cores, getattr(_granted, "cores", cores))
     return max(1, min(num_jobs, cores // blas_threads() if reach_blas else cores))
+
+
+@contextlib.contextmanager
+def limited(num_threads):
+    """In this block and thread, jobs have at most so many cores; as many as before for None."""
+    before = getattr(_granted, "cores", None)
+    if num_threads is not None:
+        limit = as_size("num_threads", num_threads)
+        _granted.cores = limit if before is None else min(limit, before)
+    try:
+        yield
+    finally:
+        if before is None:
+            _granted.__dict__.pop("cores", None)
+        else:
+            _granted.cores = before
 
 
 def no_check():

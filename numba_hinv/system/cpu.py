@@ -1,6 +1,7 @@
 """The CPU as a `System` sees it: the sweeps of :mod:`numba_hinv.kernels` on NumPy arrays.
 
-Its parts are what any processor has: `memory`, `columns`, `models`, `products`, `elimination`, `substitution`.
+Its parts are what any processor has: `memory`, `columns`, `models`, `products`, `elimination`, `substitution`,
+`segments`.
 """
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..layers.targets import as_weights
 from ..runtime import columns, memory_budget, threads
 from ..runtime.chunks import chunks
 from ..runtime.validation import as_columns
-from . import processor
+from . import cpu_segments, processor
 
 # What `multiply.adjoints` takes where nobody asks for squared norms.
 _NO_SQUARES = np.empty((0, 2))
@@ -23,7 +24,7 @@ class CpuMemory:
     """Arrays and vectors: here both are NumPy's."""
 
     require = staticmethod(memory_budget.require)
-    empty_vectors = staticmethod(np.empty)
+    empty = empty_vectors = staticmethod(np.empty)
     ldexp = staticmethod(np.ldexp)
 
     @staticmethod
@@ -32,7 +33,17 @@ class CpuMemory:
         return array
 
     # The array for NumPy, and vectors for the sweeps.
-    take = vectors = put
+    take = vectors = as_vectors = put
+
+    @staticmethod
+    def row(array, t):
+        """Row t of a matrix, in its memory."""
+        return array[t]
+
+    @staticmethod
+    def part(array, where):
+        """A slice of an array, in its memory."""
+        return array[where]
 
     @staticmethod
     def zero(array):
@@ -118,10 +129,19 @@ class CpuProducts:
 class CpuElimination:
     """The row spaces of a chain, and the sweep that eliminates its layers."""
 
-    # Whether the eliminations of many dampings, and of all segments of a chain, are one call.
+    # Whether the eliminations of many dampings are one call.
     batches = False
-    allocate = staticmethod(eliminate.allocate)
     eliminate = staticmethod(eliminate.eliminate)
+    layers = staticmethod(cpu_segments.eliminate_layers)
+    runs = staticmethod(cpu_segments.eliminate_runs)
+
+    @staticmethod
+    def allocate(sizes, num_layers, dtype, count=None):
+        """Uninitialised `Factors`; with ``count``, a row for each of so many factorizations."""
+        if count is None:
+            return eliminate.allocate(sizes, num_layers, dtype)
+        rows = [eliminate.allocate(sizes, num_layers, dtype) for _ in range(count)]
+        return eliminate.Factors(*zip(*rows))
 
     @staticmethod
     def span(table, sizes, lin):
@@ -134,14 +154,16 @@ class CpuElimination:
         return space
 
     @staticmethod
-    def workspace(table, sizes, dtype):
-        """Scratch of `eliminate`."""
-        return eliminate.workspace(sizes, dtype)
+    def workspace(table, sizes, dtype, num_rows=None, plan=None, by_blocks=False):
+        """Scratch of `eliminate`; with ``num_rows``, that of `runs` for so many dampings and segments."""
+        if num_rows is None:
+            return eliminate.workspace(sizes, dtype)
+        return cpu_segments.workspaces(table, sizes, dtype, num_rows, plan)
 
     @staticmethod
-    def work_bytes(table, sizes, dtype):
-        """Bytes of `workspace`."""
-        return eliminate.work_bytes(sizes, dtype)
+    def work_bytes(table, sizes, dtype, plan=None, by_blocks=False):
+        """Bytes of `workspace` for one damping."""
+        return eliminate.work_bytes(sizes, dtype) if plan is None else cpu_segments.work_bytes(table, sizes, dtype, plan)
 
     @staticmethod
     def pack(n, work, index):
@@ -160,6 +182,12 @@ class CpuSubstitution:
     workspace = staticmethod(substitute.workspace)
     back = staticmethod(substitute.substitute_back)
     forth = staticmethod(substitute.substitute_forth)
+    runs = staticmethod(cpu_segments.substitute_runs)
+
+    @staticmethod
+    def workspaces(sizes, num_vectors, num_samples, dtype, num_segments):
+        """Scratch of `runs`."""
+        return [substitute.workspace(sizes, num_vectors, num_samples, dtype) for _ in range(num_segments)]
 
 
 class CpuLifting:
@@ -182,6 +210,7 @@ class Cpu:
     elimination = CpuElimination()
     substitution = CpuSubstitution()
     lifting = CpuLifting()
+    segments = cpu_segments.CpuSegments()
     num_workers = staticmethod(threads.num_workers)
 
     def load(self, dtype):

@@ -612,7 +612,7 @@ def test_any_chain():
 
 def cut_at(monkeypatch, *bounds):
     """Let chains be cut there, whatever their length and the device."""
-    monkeypatch.setattr(segmentation, "cut", lambda table, num_samples, segments: bounds)
+    monkeypatch.setattr(segmentation, "cut", lambda table, num_samples, segments, count: bounds)
 
 
 RAGGED = [
@@ -641,7 +641,7 @@ def test_segments(name, monkeypatch):
     b = problem.right_hand_side(2)
     assert problem.backward_error(damping, F.solve(b, refine=False), b) <= 1e-12
     monkeypatch.undo()
-    monkeypatch.setattr(segmentation, "plan", lambda system: None)
+    monkeypatch.setattr(segmentation, "plan", lambda system, count=None: None)
     whole = problem.hessian.factorize(damping)
     assert not whole.solver.factors.has_fallback and whole.inertia == F.inertia and whole.nbytes < F.nbytes
     assert whole.solver.factors.log_pivots() == pytest.approx(F.solver.factors.log_pivots(), rel=1e-9, abs=1e-9)
@@ -653,7 +653,7 @@ def test_when_a_chain_is_cut(monkeypatch):
 
     def bounds(width, depth, batch=1, blocks=132):
         net = nh.Network([nh.Dense(width, width, skip=True) for _ in range(depth)], "mean_squared_error")
-        device = types.SimpleNamespace(num_blocks=lambda: blocks, fewest=4, shortest=16)
+        device = types.SimpleNamespace(num_blocks=lambda: blocks, fewest=4, shortest=16, least=0.0, carrying=(0.0, 0.0))
         return segmentation.cut(layer_table(net.model.chain, batch)[0], batch, device)
 
     assert bounds(8, 63) is None

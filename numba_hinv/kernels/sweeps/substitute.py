@@ -55,26 +55,33 @@ def apply_signs(num_positive, y):
 
 
 @njit(inline="always")
+def _dense_states(layer, params, lin, v, v_next, vu):
+    """vu = S v and, where anything comes in, v_next = vu W (+ v)."""
+    B = lin.output.shape[0]
+    n, n_in = layer.n_out, layer.n_in
+    S = matrix(lin.S, layer.u, B, n)
+    for t in range(v.shape[0] // B):
+        for i in range(B):
+            for a in range(n):
+                vu[t * B + i, a] = S[i, a] * v[t * B + i, a]
+    if layer.N > 0:
+        multiply(1.0, vu, matrix(params, layer.parameters, n, n_in), 0.0, v_next)
+        if layer.skip:
+            add(v.size, v, 0, v_next, 0)
+
+
+@njit(inline="always")
 def _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ, work):
     """y = g Q + (R vu)^T and v_next = vu W (+ v) - (1/eps) lam (g - g Q Q^T), vu = S v."""
     k, P = b.shape
     B = lin.output.shape[0]
     n, n_in, r, m = layer.n_out, layer.n_in, layer.r, layer.m
-    W = matrix(params, layer.parameters, n, n_in)
-    S = matrix(lin.S, layer.u, B, n)
     lam = matrix(lin.lam, layer.u, B, n)
     Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
     R = matrix(row_space.R, layer.R, r, B)
     vu = matrix(work.u, 0, k * B, n)
     one, scale = b.dtype.type(1), b.dtype.type(1.0 / damping if r < layer.d else 0.0)
-    for t in range(k):
-        for i in range(B):
-            for a in range(n):
-                vu[t * B + i, a] = S[i, a] * v[t * B + i, a]
-    if layer.N > 0:
-        multiply(1.0, vu, W, 0.0, v_next)
-        if layer.skip:
-            add(v.size, v, 0, v_next, 0)
+    _dense_states(layer, params, lin, v, v_next, vu)
     for t in range(k):
         at, gQ_t = t * P + layer.parameters, matrix(gQ, t * m, r, n)
         if r == layer.d:
@@ -101,18 +108,42 @@ def _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ, wor
 def _blocks_back(layer, lin, b, v, v_next, y):
     """y = g + Dx^T v and v_next = Dz^T v."""
     k, P = b.shape
-    B = lin.output.shape[0]
-    n, n_in, p = layer.n_out, layer.n_in, layer.p
-    one, zero = b.dtype.type(1), b.dtype.type(0)
     for t in range(k):
-        copy(p, b, t * P + layer.parameters, y, t * p)
-    gemm_nn(k, p, B * n, one, pointer(v, 0), B * n, pointer(lin.Dx, layer.Dx), p, one, pointer(y, 0), p)
+        copy(layer.p, b, t * P + layer.parameters, y, t * layer.p)
+    _blocks_adjoint(layer, lin, 1.0, v, v_next, y)
+
+
+@njit(inline="always")
+def _blocks_adjoint(layer, lin, beta, v, v_next, y):
+    """y <- Dx^T v + beta y and v_next = Dz^T v."""
+    k, B = y.shape[0], lin.output.shape[0]
+    n, n_in, p = layer.n_out, layer.n_in, layer.p
+    one, zero = y.dtype.type(1), y.dtype.type(0)
+    gemm_nn(
+        k, p, B * n, one, pointer(v, 0), B * n, pointer(lin.Dx, layer.Dx), p, y.dtype.type(beta), pointer(y, 0), p
+    )
     if layer.N > 0:
         for i in range(B):
             gemm_nn(
                 k, n_in, n, one, pointer(v, i * n), B * n, pointer(lin.Dz, layer.Dz + i * n * n_in), n_in,
                 zero, pointer(v_next, i * n_in), B * n_in,
             )
+
+
+@njit(inline="always")
+def adjoint(layer, params, lin, row_space, v, v_next, y, u):
+    """y (k, m) = Dx^T v, in the order of the pivots, and v_next = J^T v, of k vectors: v is (k B, n_out).
+
+    The adjoint of `step`, for dense layers and blocks. u : scratch of k B n_out numbers.
+    """
+    if layer.kind == BLOCKS:
+        _blocks_adjoint(layer, lin, 0.0, v, v_next, y)
+    else:
+        B, n, r, m = lin.output.shape[0], layer.n_out, layer.r, layer.m
+        vu = matrix(u, 0, v.shape[0], n)
+        _dense_states(layer, params, lin, v, v_next, vu)
+        for t in range(y.shape[0]):
+            multiply(1.0, matrix(row_space.R, layer.R, r, B), rows(vu, t * B, B), 0.0, matrix(y, t * m, r, n))
 
 
 @kernel
