@@ -27,7 +27,8 @@ _NOISE = 64.0
 # Contraction of refinement up to which a covariance is as good as one by refined solves.
 _ACCURATE = 1e-10
 # Where H + damping I is indefinite, estimates may be too low: of 22,015 matrices in float64 6 were missed with 2, the
-# worst with an error of 2.4 times the allowance.
+# worst with an error of 2.4 times the allowance. Of 2,143 other ones none was with 5: where there was no warning, the
+# error was at most 0.21 of the allowance. 156 of 738 warnings were of errors below a tenth of it.
 _SAFETY, _INDEFINITE_SAFETY = 2.0, {np.dtype(np.float64): 5.0, np.dtype(np.float32): 2.0}
 
 

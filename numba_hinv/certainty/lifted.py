@@ -14,8 +14,7 @@ from ..runtime.probes import random_entries
 from ..system.scaling import lengths
 from .refinement import MAX_STEPS, Refined
 
-# Rounding may do to a solution what changes of data by this do, relatively; so many random ones are tried. Of 2,300
-# random chains, unstable, with barriers or nearly singular, one had an error above half of the bound, 0.6 of it.
+# Rounding may do to a solution what changes of data by this do, relatively; so many random ones are tried.
 _NOISE, _PROBES = 8.0 * np.finfo(np.float64).eps, 3
 
 

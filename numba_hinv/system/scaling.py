@@ -59,11 +59,11 @@ def state_logarithms(table, tangents, num_outputs):
         How many of them are the output's.
     """
     # The largest entry: a single one is smaller than a hundredth of what is usual in 1 case of 100, and does no harm.
-    sizes = np.maximum.reduceat(np.abs(tangents), np.append(table["z"], tangents.size - num_outputs))
+    starts = np.append(table["z"], tangents.size - num_outputs)[1:]
+    # Nothing moves the net's input, whose tangents nobody has written: it goes with the next state.
+    sizes = np.maximum.reduceat(np.abs(tangents[starts[0] :]), starts - starts[0])
     logs = np.log2(np.maximum(sizes, np.finfo(float).tiny))
-    # Nothing moves the net's input: it goes with the next state.
-    logs[0] = logs[1]
-    return logs
+    return np.append(logs[0], logs)
 
 
 def choose(logs, skip, size, dtype):

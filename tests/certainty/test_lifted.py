@@ -16,6 +16,7 @@ import scipy.sparse.linalg
 from test_layer_blocks import lifted, random_chain
 
 import numba_hinv as nh
+from numba_hinv.certainty import lifted as lifted_system
 from numba_hinv.factors import choice
 
 DIGITS = decimal.Context(prec=220, Emin=-999999, Emax=999999)
@@ -151,6 +152,26 @@ def test_kept_in_other_ways(tmp_path):
         warnings.simplefilter("error")
         assert np.abs(narrow.solve(b) - x).max() < 1e-14 and narrow.inertia == F.inertia
         assert narrow.slogdet()[1] == pytest.approx(F.slogdet()[1], rel=1e-4)
+
+
+def test_solutions_that_are_not_refined():
+    """Factors in float32 leave their own rounding, which is what backward errors and bounds then say."""
+    H = nh.Hessian.from_blocks(*controlled(STEP, DRIVE, 60))
+    b = np.random.default_rng(0).standard_normal((60, 2))
+    x, info = H.factorize(0.0, factor_dtype="float32").solve(b, refine=False, full_output=True)
+    exact = riccati(STEP, DRIVE, b)[0]
+    error = np.linalg.norm((x - exact).astype(float), axis=0) / np.linalg.norm(exact.astype(float), axis=0)
+    assert (1e-10 < error).all() and (error <= info.error_bound).all()
+    assert (1e-10 < info.backward_error).all() and (info.backward_error < 1e-5).all()
+
+
+def test_a_chain_whose_solutions_stay_wrong_is_not_lifted(monkeypatch):
+    """Whatever its pivots say: products with H then have the last word, for which this one is singular."""
+    H, refine = nh.Hessian.from_blocks(*controlled(STEP, DRIVE, 100)), lifted_system.refine
+    assert H.factorize(0.0).solver.is_lifted()
+    monkeypatch.setattr(lifted_system, "refine", lambda *args: refine(*args)._replace(backward_error=np.ones(1)))
+    with pytest.raises(np.linalg.LinAlgError, match="singular to working precision"):
+        H.factorize(0.0)
 
 
 def test_against_sparse_lu_of_the_lifted_system():
