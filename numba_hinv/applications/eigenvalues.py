@@ -61,7 +61,8 @@ def eigenvalues(H, k, near=None, return_eigenvectors=False, which="nearest"):
     Raises
     ------
     TypeError, ValueError
-        H is not a `Hessian`, there are no k eigenvalues, ``near`` is not a finite real number, or ``which`` none of those.
+        H is not a `Hessian`, there are no k eigenvalues, ``near`` is not a finite real number, or ``which`` none of
+        those.
     numpy.linalg.LinAlgError
         H is too ill-conditioned around ``near``, or Lanczos does not find k eigenvalues there.
     MemoryError
@@ -81,9 +82,9 @@ def eigenvalues(H, k, near=None, return_eigenvectors=False, which="nearest"):
     -----
     Costs three factorizations, one at the shift and two for the counts, up to thirty more where the outermost ones are
     bracketed, and, in a net of 1,906 parameters, 27 to 167 solves for k from 1 to 30; more where eigenvalues are
-    missing. They are the nearest up to 1e-12 ||H|| as a rule, and up to 1e-6 ||H|| where counts are not to be had closer
-    to an eigenvalue. Where 2 k + 20 is P or more, or Lanczos misses some and P is at most 2,000, H is made dense, by P
-    products.
+    missing. They are the nearest up to 1e-12 ||H|| as a rule, and up to 1e-6 ||H|| where counts are not to be had
+    closer to an eigenvalue. Where 2 k + 20 is P or more, or Lanczos misses some and P is at most 2,000, H is made
+    dense, by P products.
 
     Examples
     --------

@@ -147,7 +147,7 @@ def influence(
     model, system, groups = data.model, data.hessian.system, as_groups(groups, data.num_samples)
     X_test = model.check_X(X_test, np.float64, "X_test")
     y_test = model.check_y(y_test, X_test.shape[0], np.float64, "y_test")
-    F, _ = data.factorize(damping, "auto", "influences", stacklevel=2)
+    F, _ = data.factorize(damping, "auto", "influences do not predict what leaving samples out does", stacklevel=2)
     found = Influence(F, data, groups, leverage, num_threads)
     T, whose = X_test.shape[0], "B = {} training samples" if groups.are_single else "{} groups of training samples"
     matrix = f"the influences of {whose.format(groups.count)} on {T} test samples"

@@ -12,8 +12,8 @@ from .solver import Solver
 _DOUBLE = np.dtype(np.float64)
 # Where a count is uncertain, the shifts around it that are tried, in units of ||H||.
 _NEARBY = (1e-10, 1e-8, 1e-6)
-# Where an eigenvalue is too close to a number to say on which side it lies, the distances at either side that are tried,
-# in units of ||H|| and the number. The nearer ones are the likelier to tell it from its neighbours.
+# Where an eigenvalue is too close to a number to say on which side it lies, the distances at either side that are
+# tried, in units of ||H|| and the number. The nearer ones are the likelier to tell it from its neighbours.
 _DISTANCES = 10.0 ** np.arange(-12.0, -1.0)
 
 
@@ -36,7 +36,8 @@ def below(system, t, method=None, blocks=None, check=threads.no_check):
         return count
     norm = system.norm()
     for distance in _NEARBY:
-        found = {_certified(system, t + side * distance * (norm + abs(t)), method, blocks, check)[0] for side in (-1, 1)}
+        ends = (t + side * distance * (norm + abs(t)) for side in (-1, 1))
+        found = {_certified(system, end, method, blocks, check)[0] for end in ends}
         if len(found) == 1 and None not in found:
             return found.pop()
     raise np.linalg.LinAlgError(
