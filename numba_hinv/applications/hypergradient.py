@@ -15,6 +15,7 @@ from scipy.linalg import LinAlgWarning
 
 from ..factorization import Factorization
 from ..layers import loss_targets, per_sample
+from ..layers.targets import as_weights
 from ..network import Network
 from ..runtime import memory_budget, tensors
 from ..runtime.validation import as_array, as_numbers, as_real, check_finite
@@ -56,7 +57,7 @@ def hypergradient(
     params : (P,) array
         A minimum of the training loss, up to a small gradient: as `minimize` leads to.
     train : (X, y)
-        The training samples, as for `Network.gradient`: arrays, perhaps on a disk.
+        The training samples: arrays as for `Network.gradient`, perhaps on a disk.
     validation : (X, y) or callable
         Other samples, whose mean loss without an L2 term is V; or ``validation(params)``, which returns V and its
         gradient (P,) in the parameters.
@@ -114,11 +115,10 @@ def hypergradient(
 
     >>> import numba_hinv as nh, numpy as np
     >>> net = nh.Network([nh.Dense(1, 1, "identity", bias=False)], "mean_squared_error")
-    >>> train, validation = ([[1.0], [1.0]], [[1.0], [2.0]]), ([[1.0]], [[3.0]])
+    >>> train, validation = (np.ones((2, 1)), np.array([1.0, 2.0])), (np.ones((1, 1)), np.array([3.0]))
     >>> found = nh.hypergradient(net, [1.0], train, validation, ("l2", "y"), l2=1.0)
-    >>> found.gradient[0].round(12), found.gradient[1].round(12)
-    (1.333333333333, array([[-1.333333333333],
-           [-1.333333333333]]))
+    >>> print(f"{found.gradient[0]:.6f}", found.gradient[1].round(6))
+    1.333333 [-1.333333 -1.333333]
     """
     X, y = _as_pair("train", train)
     several = isinstance(with_respect_to, (tuple, list))
@@ -138,7 +138,7 @@ def hypergradient(
     u, step = F.solve(np.stack([slope, -data.gradient], axis=1)).T
     u = np.ascontiguousarray(u)
     _warn_of_distance(data, step)
-    found = _Mixed(data, u)
+    found = _Mixed(data, u, as_weights("sample_weight", sample_weight, data.num_samples, True))
     gradients = tuple(-found.of(what, y) for what in asked)
     return Hypergradient(loss, gradients if several else gradients[0], u, step, F)
 
@@ -157,7 +157,7 @@ def _validation_loss(net, params, validation):
     given = validation(params.copy())
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         got = type(given).__name__
-        raise TypeError(f"validation: expected a function that returns a loss and its gradient, got one of {got}")
+        raise TypeError(f"validation: expected a function that returns a loss and its gradient, got {got} from it")
     loss = as_real("validation: its loss", tensors.plain(given[0]))
     return loss, as_array("validation: its gradient", given[1], params.shape, np.float64)
 
@@ -167,7 +167,7 @@ def _warn_of_distance(data, step):
     if length > _FAR * max(size, np.finfo(float).tiny):
         warnings.warn(
             "params: expected a minimum of the training loss, got a gradient of norm "
-            f"{np.linalg.norm(data.gradient):.1e}, from which a Newton step leads as far as {length:.1e} (||params|| = "
+            f"{np.linalg.norm(data.gradient):.1e}, from which a Newton step leads as far as {length:.1e} (||params|| is "
             f"{size:.1e}); hypergradients are wrong by about as much, relatively. Train to a smaller gradient, with the "
             "same l2 and sample_weight",
             LinAlgWarning,
@@ -178,8 +178,8 @@ def _warn_of_distance(data, step):
 class _Mixed:
     """Derivatives of ``u . grad F`` in what F depends on, u and the parameters being held fixed."""
 
-    def __init__(self, data, u):
-        self.data, self.model, self.u = data, data.model, u
+    def __init__(self, data, u, weights):
+        self.data, self.model, self.u, self.weights = data, data.model, u, weights
         self._tangents = None
 
     def of(self, what, y):
@@ -221,7 +221,8 @@ class _Mixed:
         if model.loss.reduction == "sum":
             return found
         # u . grad F, without the L2 term.
-        of_loss = float(self.u @ self.data.gradient) - self.data.hessian.l2 * float(self.data.params @ self.u)
+        some = self.weights != 0.0
+        of_loss = float(self.weights[some] @ found[some]) / self.data.normaliser
         return (found - model.num_terms * counts * of_loss) / self.data.normaliser
 
     def _inputs(self):

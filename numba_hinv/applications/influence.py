@@ -55,7 +55,8 @@ class Influence:
         """
         if self._self_influence is None:
             own = np.empty(self._groups.count)
-            slopes, (_, r, C) = self._data.own_slopes(), self._data.terminals()
+            outputs, r, C = self._data.terminals()
+            slopes = self._data.own_slopes(outputs)
             C = C if self._leverage else np.zeros_like(C)
             for chosen, members, removal in _removals(self.factorization, self._data, self._groups, r, C, self._num_threads):
                 own[chosen] = np.einsum("gkn,gkn->g", slopes[members], removal.change())
