@@ -11,6 +11,7 @@ from . import cuda as _cuda  # noqa: F401, I001 - makes device="cuda" known
 from . import embedded, losses
 from ._version import __version__
 from .applications.eigenvalues import eigenvalues, eigenvalues_in
+from .applications.hypergradient import Hypergradient, hypergradient
 from .applications.influence import Influence, influence
 from .applications.laplace import Laplace
 from .applications.leave_one_out import LeaveOneOut, leave_one_out
@@ -93,6 +94,7 @@ __all__ = [
     "Factorization",
     "Gated",
     "Hessian",
+    "Hypergradient",
     "Inertia",
     "Influence",
     "Laplace",
@@ -114,6 +116,7 @@ __all__ = [
     "from_flax",
     "from_sklearn",
     "from_torch",
+    "hypergradient",
     "influence",
     "leave_one_out",
     "load",

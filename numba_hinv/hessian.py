@@ -4,9 +4,7 @@ import operator
 
 import numpy as np
 
-from .certainty import many
-from .certainty.inertia import certified_count
-from .certainty.solver import Solver
+from .certainty import counts, many
 from .factorization import Factorization, factor_dtype_of, method_of
 from .factors import choice
 from .kernels.sweeps.linearise import Linearisation
@@ -17,11 +15,7 @@ from .system import processor, total
 from .system.operators import SymmetricOperator
 from .system.processor import require_cpu
 from .system.scaling import lengths
-from .system.shifted import Shifted
 from .system.system import System
-
-# Where a count of eigenvalues is uncertain, the shifts around it that are tried, in units of ||H||.
-_NEARBY = (1e-10, 1e-8, 1e-6)
 
 
 class Hessian(SymmetricOperator):
@@ -376,8 +370,8 @@ class Hessian(SymmetricOperator):
         method = choice.chosen(self.system, dtype, method_of(self, method, checkpoint), checkpoint)
         return choice.num_bytes(self.system, dtype, method, checkpoint, [self.system.scaling(0.0, dtype)])
 
-    def count_below(self, t):
-        """How many eigenvalues of H are less than ``t``, exactly.
+    def count_below(self, t, num_threads=None, progress=False):
+        """How many eigenvalues of H are less than ``t``, exactly: of one number, or of many at once.
 
         By Sylvester's law from the signs of the pivots of ``H - t I``. Refinement with the factors must contract, which
         shows that rounding has changed no sign; where it does not, the counts at two shifts closely around ``t`` must
@@ -385,49 +379,56 @@ class Hessian(SymmetricOperator):
 
         Parameters
         ----------
-        t : float
+        t : float or (k,) array
+        num_threads : int, optional
+            At most so many of an array's numbers at the same time; by default one a core, as for `factorize_many`. The
+            counts are the same for every number.
+        progress : bool
+            Show a progress bar of an array's numbers, for which tqdm must be installed.
 
         Returns
         -------
-        count : int
+        count : int, or (k,) array of integers
 
         Raises
         ------
         numpy.linalg.LinAlgError
-            An eigenvalue is too close to ``t`` to say on which side it lies, or H is too ill-conditioned there.
+            An eigenvalue is too close to ``t`` to say on which side it lies, or H is too ill-conditioned there; of an
+            array, the index of the first such number is given.
+        MemoryError
+            The factorizations at work would not fit.
         TypeError, ValueError
-            ``t`` is not a finite real number.
+            ``t`` is not a finite real number, or an array of these.
+        ImportError
+            A progress bar is asked for and tqdm is not there.
 
         See Also
         --------
-        numba_hinv.eigenvalues_in, numba_hinv.spectral_density : the eigenvalues themselves, and their histogram.
+        numba_hinv.eigenvalues_in, numba_hinv.spectral_density : the eigenvalues themselves, and their histogram, which
+        takes numbers that are eigenvalues as well.
 
         Notes
         -----
-        Costs one factorization and one solve, in doubt a dozen; at worst, fourteen factorizations. "Exactly" rests on
+        Costs one factorization and one solve, in doubt a dozen; at worst, fourteen factorizations. 24 or more numbers
+        for an H that is factored as one dense matrix share one eigendecomposition. "Exactly" rests on
         two estimates, of a norm and of a spectral radius, which random vectors make: thousands of random cases with
         shifts on and near eigenvalues of H and of its trailing blocks have found no wrong count.
-        """
-        t = as_real("t", t)
-        count, reason = self._certified_count(t)
-        if count is not None:
-            return count
-        for distance in _NEARBY:
-            counts = {self._certified_count(t + side * distance * (self.norm() + abs(t)))[0] for side in (-1, 1)}
-            if len(counts) == 1 and None not in counts:
-                return counts.pop()
-        raise np.linalg.LinAlgError(
-            f"t: the eigenvalues below t={t:g} cannot be counted for certain: {reason}; expected a t further from an "
-            f"eigenvalue of H (||H|| is {self.norm():.1e})"
-        )
 
-    def _certified_count(self, t):
-        """(count, why not): the eigenvalues below t, or None and the reason."""
-        try:
-            matrix = Shifted(self.system, -t, np.dtype(np.float64))
-            return certified_count(Solver.factorize(matrix, choice.for_counts(self.system)))
-        except np.linalg.LinAlgError as error:
-            return None, str(error).removeprefix("damping: ")
+        Examples
+        --------
+        >>> import numba_hinv as nh, numpy as np
+        >>> H = nh.Hessian.from_blocks([nh.LayerBlocks(np.ones((1, 3)), np.ones((1, 0)), np.diag([-1.0, 2.0, 3.0]),
+        ...                                            np.ones((3, 0)), np.eye(0))])
+        >>> H.count_below(0.0)
+        1
+        >>> H.count_below([0.0, 2.5, 4.0])
+        array([1, 2, 3])
+        """
+        if not isinstance(t, (list, tuple)) and not getattr(t, "ndim", 0):
+            return counts.below(self.system, as_real("t", t))
+        shifts = as_array("t", t, (None,), np.float64).tolist()
+        found = counts.at_all(self.system, shifts, counts.below, "t", num_threads, progress, unit="number")
+        return np.array(found, np.int64)
 
     def todense(self, num_threads=None, progress=False):
         """H as a (P, P) array, exactly symmetric, in the dtype of the parameters; computed in float64.

@@ -125,6 +125,62 @@ def test_spectrum(tmp_path):
     assert (table[:, 2:5].sum(axis=1) == table[:, 1]).all() and table[:, 2:5].min() > 0
 
 
+def test_saddles_along_training(tmp_path):
+    """Exact figures are those of dense eigenvalues; the quadrature is right where it has to be."""
+    pytest.importorskip("matplotlib")
+    example = ROOT / "examples" / "saddles_along_training.py"
+    output = run([str(example), "--depths", "6", "--checkpoints", "0", "20", "--picture", "picture.png"], tmp_path)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    table = [line.replace(",", "").split() for line in output.splitlines() if re.match(r" +\d", line)]
+    assert [int(columns[0]) for columns in table] == [0, 20] and float(table[1][1]) < float(table[0][1])
+    check = run(["-c", f"""
+import sys
+sys.path.insert(0, {str(example.parent)!r})
+import numpy as np
+import saddles_along_training as example
+X, y = example.load(example.BATCH)
+net = example.skinny_net(6)
+for step, params in example.train(net, net.init(seed=0), X, y, (0, 20)):
+    H = net.hessian(params, X, y)
+    values, norm = np.linalg.eigvalsh(H.todense()), H.norm()
+    counts = [int((values < t * norm).sum()) for t in example.THRESHOLDS]
+    print("dense", step, values[0], *counts, np.log(values - values[0] + example.DAMPING * norm).sum())
+D = np.diag(np.linspace(-1.0, 2.0, 30))
+functions = [np.ones_like, np.square, lambda values: values < 0.3]
+print("traces", *example.quadrature(D, functions, 3, 30, np.random.default_rng(0)))
+"""], tmp_path)
+    dense = [line.split()[1:] for line in check.splitlines() if line.startswith("dense")]
+    for ours, theirs in zip(table, dense):
+        assert ours[0] == theirs[0] and float(ours[2]) == pytest.approx(float(theirs[1]), rel=1e-2)
+        assert ours[4:8] == theirs[2:6] and float(ours[8]) == pytest.approx(float(theirs[6]), abs=0.01)
+    # Signs of 1 weigh all eigenvalues of a diagonal matrix alike.
+    expected = [30.0, np.square(np.linspace(-1.0, 2.0, 30)).sum(), 13.0]
+    assert np.abs(np.array(row(check, "traces"), float) - expected).max() < 1e-10
+
+
+def test_sparsity(tmp_path):
+    """The matrices that are drawn have the solution, determinant and inertia of the library's."""
+    pytest.importorskip("matplotlib")
+    output = run([str(ROOT / "examples" / "sparsity.py"), "--picture", "picture.png"], tmp_path)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert float(row(output, "lifted system against the exact solve")[0]) < 1e-10
+    assert abs(float(row(output, "log-determinant by pivots, less the exact one")[0])) < 1e-8
+    ours, exact = row(output, "negative eigenvalues, by pivots and exact")
+    assert ours == exact != "0"
+
+
+def test_hypergradients(tmp_path):
+    """Few steps lead down, and away from wrong labels."""
+    pytest.importorskip("matplotlib")
+    example = str(ROOT / "examples" / "hypergradients.py")
+    output = run([example, "--steps", "3", "4", "--decays", "3", "--picture", "picture.png"], tmp_path)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    first, decay, both = (float(row(output, f"gradient, {name}")[2]) for name in ("first step", "decay ", "decay and weights"))
+    assert both < decay < first
+    right, wrong = map(float, re.search(r"right label (\S+), with a wrong one (\S+)$", output, re.M).groups())
+    assert wrong < 0.7 * right
+
+
 def test_influence_digits(tmp_path):
     """Trained to the end, at a minimum; predictions have the sign of what training again gives."""
     pytest.importorskip("matplotlib")

@@ -120,3 +120,15 @@ def test_scipy(tmp_path):
     whole, last = map(float, re.search(r"^trace (\S+) of the last layer (\S+)$", output, re.M).groups())
     assert 0 < last < whole
     assert "(60, 3, 139) (60, 4, 4)" in output
+
+
+def test_hypergradients(tmp_path):
+    """Slopes are those of training again, and steps along them lead down."""
+    output = run(["-c", script("hypergradients.md")], tmp_path)
+    assert "(60,) (60, 3) (60,)" in output
+    for name, exactness in (("l2", 1e-4), ("weight", 1e-3)):
+        slope, difference = map(float, re.search(rf"^{name} (\S+) (\S+)$", output, re.M).groups())
+        assert abs(slope - difference) < exactness * abs(difference)
+    after, before = map(float, re.search(r"validation loss (\S+) from (\S+)$", output, re.M).groups())
+    assert after < before
+    assert abs(float(re.search(r"their sum (\S+)$", output, re.M)[1])) < 1e-8

@@ -1,4 +1,7 @@
-"""Eigenvalues of H: those nearest to a shift, and all in an interval. That none is missed, inertia proves."""
+"""Eigenvalues of H: outermost ones, those nearest to a shift, and all in an interval.
+
+That none is missed, inertia proves.
+"""
 
 import warnings
 from typing import NamedTuple
@@ -10,7 +13,7 @@ from ..hessian import Hessian
 from ..runtime import threads
 from ..runtime.progress import bar
 from ..runtime.validation import as_flag, as_real, as_size
-from .shift_invert import densely, nearest, nearest_first, rayleigh_ritz
+from .shift_invert import basis_size, densely, nearest, nearest_first, rayleigh_ritz
 
 # In units of ||H||: residuals above this are worth a warning; so are wider clusters, where counts tell no eigenvalues
 # apart; no narrower slice is cut.
@@ -29,22 +32,24 @@ _SLICE = 24
 _CUTS = (0.5, 0.4, 0.65, 0.3, 0.8, 0.15)
 
 
-def eigenvalues(H, k, near=0.0, return_eigenvectors=False):
-    """The k eigenvalues of H nearest to ``near``.
+def eigenvalues(H, k, near=None, return_eigenvectors=False, which="nearest"):
+    """The k eigenvalues of H nearest to ``near``, or the k lowest or highest.
 
     By SciPy's eigsh (implicitly restarted Lanczos) on the inverse of ``H - near I``, from a fixed start. Of a multiple
     eigenvalue Lanczos may find one vector only; the inertia of H at both sides of what has been found says how many are
-    missing, which are then looked for beside it.
+    missing, which are then looked for beside it. For the outermost eigenvalues, counts of those below numbers bracket
+    them first, and the shift lies beside them.
 
     Parameters
     ----------
     H : Hessian
     k : int
         From 1 to P.
-    near : float
-        May itself be an eigenvalue: the shift is then moved by 1e-8 ||H||. ``-2 * H.norm()`` is for the lowest ones,
-        ``2 * H.norm()`` for the highest.
+    near : float, optional
+        0 by default. May itself be an eigenvalue: the shift is then moved by 1e-8 ||H||.
     return_eigenvectors : bool
+    which : "nearest", "lowest" or "highest"
+        Those nearest to ``near``, which the others go without, or those at an end of the spectrum.
 
     Returns
     -------
@@ -56,7 +61,8 @@ def eigenvalues(H, k, near=0.0, return_eigenvectors=False):
     Raises
     ------
     TypeError, ValueError
-        H is not a `Hessian`, there are no k eigenvalues, or ``near`` is not a finite real number.
+        H is not a `Hessian`, there are no k eigenvalues, ``near`` is not a finite real number, or ``which`` none of
+        those.
     numpy.linalg.LinAlgError
         H is too ill-conditioned around ``near``, or Lanczos does not find k eigenvalues there.
     MemoryError
@@ -66,7 +72,7 @@ def eigenvalues(H, k, near=0.0, return_eigenvectors=False):
     -----
     scipy.linalg.LinAlgWarning
         A residual ``||H v - value v||`` is above 1e-12 ||H||, or the inertia does not confirm that these are the
-        nearest; the message says which, and by how much.
+        ones asked for; the message says which, and by how much.
 
     See Also
     --------
@@ -74,21 +80,41 @@ def eigenvalues(H, k, near=0.0, return_eigenvectors=False):
 
     Notes
     -----
-    Costs three factorizations, one at the shift and two for the counts, and, in a net of 1,906 parameters, 27 to 167
-    solves for k from 1 to 30; more where eigenvalues are missing. They are the nearest up to 1e-12 ||H|| as a rule, and
-    up to 1e-6 ||H|| where counts are not to be had closer to an eigenvalue. Where 2 k + 20 is P or more, or Lanczos
-    misses some and P is at most 2,000, H is made dense, by P products.
+    Costs three factorizations, one at the shift and two for the counts, up to thirty more where the outermost ones are
+    bracketed, and, in a net of 1,906 parameters, 27 to 167 solves for k from 1 to 30; more where eigenvalues are
+    missing. They are the nearest up to 1e-12 ||H|| as a rule, and up to 1e-6 ||H|| where counts are not to be had
+    closer to an eigenvalue. Where 2 k + 20 is P or more, or Lanczos misses some and P is at most 2,000, H is made
+    dense, by P products.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> H = nh.Hessian.from_blocks([nh.LayerBlocks(np.ones((1, 3)), np.ones((1, 0)), np.diag([-1.0, 2.0, 3.0]),
+    ...                                            np.ones((3, 0)), np.eye(0))])
+    >>> nh.eigenvalues(H, 1, which="lowest").round(12)
+    array([-1.])
+    >>> nh.eigenvalues(H, 2, near=2.4).round(12)
+    array([2., 3.])
     """
     H = as_hessian(H)
     size = H.shape[0]
     k = as_size("k", k)
+    if which not in ("nearest", "lowest", "highest"):
+        raise ValueError(f"which: expected 'nearest', 'lowest' or 'highest', got {which!r}")
+    if which != "nearest" and near is not None:
+        raise ValueError(f"near: expected None with which={which!r}, got {near!r}")
     if isinstance(near, (float, np.floating)) and np.isinf(near):
-        which, sign = ("lowest", "-") if near < 0.0 else ("highest", "")
-        raise ValueError(f"near: expected a finite number, got {near}; near={sign}2 * H.norm() is for the {which} ones")
-    near = as_real("near", near)
+        end = "lowest" if near < 0.0 else "highest"
+        raise ValueError(f"near: expected a finite number, got {near}; which={end!r} is for the {end} eigenvalues")
+    near = 0.0 if near is None else as_real("near", near)
     if k > size:
         raise ValueError(f"k: expected at most the {size} parameters of H, got {k}")
     with_vectors = as_flag("return_eigenvectors", return_eigenvectors)
+    if which != "nearest" and basis_size(k, size) < size:
+        near = _beyond(H, k, which == "lowest")
+    elif which != "nearest":
+        # H will be made dense.
+        near = 2.0 * _norm(H) * (-1.0 if which == "lowest" else 1.0)
     pairs, missing = _search(H, near, k, lambda values: _num_missing(H, values, near, k))
     if missing > 0 and size <= _DENSE:
         pairs, missing = densely(H, near, k), 0
@@ -98,8 +124,38 @@ def eigenvalues(H, k, near=0.0, return_eigenvectors=False):
         )
     chosen = np.sort(nearest_first(pairs.values, near)[:k])
     values, vectors, residuals = (np.ascontiguousarray(found[..., chosen]) for found in pairs)
-    _warn(H, residuals, missing, near)
+    _warn(H, residuals, missing, f"nearest to near={near:g}" if which == "nearest" else which)
     return (values, vectors) if with_vectors else values
+
+
+def _beyond(H, k, is_lowest):
+    """A number below all eigenvalues, or above all, and close to the k outermost ones, by bisection of counts."""
+    outer, _ = _counted(H, "which", -np.inf if is_lowest else np.inf)
+    edge = -outer
+    # The outermost eigenvalue is between `outer` and `edge`, which so many are beyond; k or more are beyond `inner`.
+    beyond, inner = H.shape[0], edge
+    while abs(edge - outer) > _CLUSTER * _norm(H):
+        if beyond <= k + _SLICE if beyond >= k else abs(edge - outer) <= 0.5 * abs(inner - edge):
+            # Lanczos does the rest.
+            break
+        # Not in the middle, which may be at 0, where many nets have eigenvalues.
+        for at in _CUTS[1:]:
+            cut = outer + at * (edge - outer)
+            try:
+                below = H.count_below(cut)
+                break
+            except np.linalg.LinAlgError:
+                continue
+        else:
+            break
+        count = below if is_lowest else H.shape[0] - below
+        if count == 0:
+            outer = cut
+            continue
+        edge, beyond = cut, count
+        if count >= k:
+            inner = cut
+    return outer
 
 
 def as_hessian(H):
@@ -308,7 +364,7 @@ def _as_bound(name, value):
     return as_real(name, value)
 
 
-def _warn(H, residuals, missing, near):
+def _warn(H, residuals, missing, which):
     norm = _norm(H)
     worst = float(residuals.max())
     if worst > _RESIDUAL * norm:
@@ -319,8 +375,7 @@ def _warn(H, residuals, missing, near):
         )
     if missing:
         what = f"{missing} nearer ones are missing" if missing > 0 else "nearer ones cannot be counted"
+        way_out = "another near" if which.startswith("nearest") else "another k"
         warnings.warn(
-            f"the eigenvalues may not be those nearest to near={near:g}: {what}; expected another near",
-            LinAlgWarning,
-            stacklevel=3,
+            f"the eigenvalues may not be those {which}: {what}; expected {way_out}", LinAlgWarning, stacklevel=3
         )

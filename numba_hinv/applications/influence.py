@@ -55,7 +55,8 @@ class Influence:
         """
         if self._self_influence is None:
             own = np.empty(self._groups.count)
-            slopes, (_, r, C) = self._data.own_slopes(), self._data.terminals()
+            outputs, r, C = self._data.terminals()
+            slopes = self._data.own_slopes(outputs)
             C = C if self._leverage else np.zeros_like(C)
             for chosen, members, removal in _removals(self.factorization, self._data, self._groups, r, C, self._num_threads):
                 own[chosen] = np.einsum("gkn,gkn->g", slopes[members], removal.change())
@@ -147,7 +148,7 @@ def influence(
     model, system, groups = data.model, data.hessian.system, as_groups(groups, data.num_samples)
     X_test = model.check_X(X_test, np.float64, "X_test")
     y_test = model.check_y(y_test, X_test.shape[0], np.float64, "y_test")
-    F, _ = data.factorize(damping, "auto", "influences", stacklevel=2)
+    F, _ = data.factorize(damping, "auto", "influences do not predict what leaving samples out does", stacklevel=2)
     found = Influence(F, data, groups, leverage, num_threads)
     T, whose = X_test.shape[0], "B = {} training samples" if groups.are_single else "{} groups of training samples"
     matrix = f"the influences of {whose.format(groups.count)} on {T} test samples"

@@ -10,17 +10,18 @@ sum; either over 2 noise_variance) it is ``s loss + constant``, and the precisio
 prior_precision I = s (H + prior_precision/s I)``: what `Hessian.factorize` is for.
 """
 
+import contextlib
 import warnings
 
 import numpy as np
-from scipy.linalg import LinAlgWarning, eigvalsh
+from scipy.linalg import LinAlgWarning
 
 from ..certainty import covariance
 from ..certainty.inertia import best_count
+from ..factors import spectrum
 from ..layers.samples import Samples
 from ..layers.targets import as_weights
 from ..network import Network
-from ..runtime import memory_budget
 from ..runtime.validation import as_flag, as_real
 from . import output_covariance
 
@@ -298,9 +299,8 @@ class Laplace:
     def _spectrum(self):
         """All eigenvalues of H, in ascending order, where it is factored as one dense matrix; else None."""
         if self._eigenvalues is None and self.factorization.method == "dense":
-            system = self.hessian.system
-            if memory_budget.fits(8 * system.num_params**2):
-                self._eigenvalues = eigvalsh(system.kept_dense(), check_finite=False)
+            with contextlib.suppress(MemoryError):
+                self._eigenvalues = spectrum.eigenvalues(self.hessian.system)
         return self._eigenvalues
 
     def _slope(self, damping, noise):

@@ -242,7 +242,8 @@ def _of_one_size(data, members, r, C, l2, damping, method, check, num_threads, p
     # A mean over fewer samples weighs the L2 term less against their sum; a sum does not.
     share = 0.0 if data.model.loss.reduction == "sum" else members.shape[1] / data.num_samples
     less = share * l2
-    F, is_minimum = data.factorize(damping - less, method, "predictions", 3, share=1.0 - share)
+    consequence = "predictions do not predict what leaving samples out does"
+    F, is_minimum = data.factorize(damping - less, method, consequence, 3, share=1.0 - share)
     t = less * data.params - data.gradient
     q = data.tangents(F.solve(t)[None])[0] if t.any() else np.zeros_like(r)
     A = output_covariance.of_training(F, data, members, num_threads)

@@ -4,18 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..certainty.inertia import certified_count
-from ..certainty.solver import Solver
-from ..factors import choice
-from ..runtime import axes, threads
-from ..runtime.progress import bar
+from ..certainty import counts
+from ..runtime import axes
 from ..runtime.validation import as_array
-from ..system.shifted import Shifted
 from .eigenvalues import as_hessian
-
-# Where an eigenvalue is too close to an edge to say on which side it lies, the distances at either side that are tried,
-# in units of ||H|| and the edge. The nearer ones are the likelier to tell it from its neighbours.
-_DISTANCES = 10.0 ** np.arange(-12.0, -1.0)
 
 
 class SpectralDensity(NamedTuple):
@@ -98,65 +90,11 @@ def spectral_density(H, grid, num_threads=None, progress=False):
     if not (np.diff(edges) > 0.0).all():
         at = int(np.argmin(np.diff(edges) > 0.0))
         raise ValueError(f"grid: expected ascending edges, got {edges[at]:g} and {edges[at + 1]:g} at index {at}")
-    found = _counts_at(H, edges, num_threads, progress)
+    shifts = edges.tolist()
+    found = counts.at_all(H.system, shifts, counts.beside, "grid", num_threads, progress, "spectral_density", "edge")
     lower, upper, widths = (np.array(column) for column in zip(*found))
     # Edges may lie within each other's widths. The last edge belongs to the bin before it.
     below = np.maximum.accumulate(np.append(lower[:-1], upper[-1]))
     on_edges = upper - lower
     widths[on_edges == 0] = 0.0
     return SpectralDensity(edges, np.diff(below), int(below[0]), int(H.shape[0] - below[-1]), on_edges, widths)
-
-
-def _counts_at(H, edges, num_threads, progress):
-    """(eigenvalues below the edge, eigenvalues up to it, width of the edge) of every edge, in order."""
-    workers = threads.num_workers(num_threads, edges.size, H.system.reaches_blas())
-    dtype = np.dtype(np.float64)
-    scales = dict.fromkeys(H.system.scaling(-edge, dtype) for edge in edges.tolist())
-    method = choice.for_counts(H.system, edges.size)
-    choice.require(H.system, dtype, method, False, scales, workers, workers)
-    if method == "spectrum":
-        # Shared by all, so made before there are threads.
-        choice.shared_blocks(H.system, dtype, method, scales)
-    norm = H.norm()
-    with bar(progress, edges.size, "spectral_density", "edge") as shown:
-
-        def job_of(edge):
-            def job(check):
-                check()
-                found = _counts_beside(H.system, edge, norm, check)
-                shown.update(1)
-                return found
-
-            return job
-
-        return threads.run_each([job_of(edge) for edge in edges.tolist()], workers, "grid", "t")
-
-
-def _counts_beside(system, edge, norm, check):
-    """(eigenvalues below the edge, eigenvalues up to it, how far from it the shifts that tell this are)."""
-    count = _count_below(system, edge)
-    if count is not None:
-        return count, count, 0.0
-    counts, width = [], 0.0
-    for side in (-1, 1):
-        for distance in _DISTANCES * (norm + abs(edge) or 1.0):
-            check()
-            count = _count_below(system, edge + side * distance)
-            if count is not None:
-                break
-        else:
-            raise np.linalg.LinAlgError(
-                f"t: the eigenvalues below t={edge:g} cannot be counted for certain, nor those below numbers up to "
-                f"{distance:.1e} beside it; expected an edge further from eigenvalues of H (||H|| is {norm:.1e})"
-            )
-        counts.append(count)
-        width = max(width, distance)
-    return *counts, float(width)
-
-
-def _count_below(system, t):
-    """The eigenvalues below t; None where they cannot be counted for certain."""
-    try:
-        return certified_count(Solver.factorize(Shifted(system, -t, np.dtype(np.float64))))[0]
-    except np.linalg.LinAlgError:
-        return None

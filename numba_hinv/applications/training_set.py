@@ -34,6 +34,8 @@ class TrainingSet:
     params : (P,) array of float64
     num_samples : int
         B.
+    normaliser : float
+        What the sum of the samples' losses, with their weights, is divided by.
     """
 
     def __init__(self, net, params, X, y, curvature, l2, batch_size=None, keep_bytes=None, method="auto", sample_weight=None):
@@ -53,7 +55,7 @@ class TrainingSet:
             H = net.hessian(params, X, y, batch_size=size, **options)
         self.hessian, self.params, self.num_samples = H, H.system.params, H.num_samples
         self.samples = Samples(self.model, X, y, size if batch_size is None else batch_size, sample_weight)
-        self._normaliser = self.model.normaliser(H.total_weight)
+        self.normaliser = self.model.normaliser(H.total_weight)
 
     @staticmethod
     def _is_dense(H, method):
@@ -69,16 +71,17 @@ class TrainingSet:
         found = []
         for X, targets in self.samples:
             output = self.model.forward(self.params, X)
-            found.append((output, *self.model.terminal(output, targets, None, self._normaliser)[1:]))
+            found.append((output, *self.model.terminal(output, targets, None, self.normaliser)[1:]))
         return tuple(map(np.concatenate, zip(*found)))
 
-    def own_slopes(self):
-        """The gradient of each sample's own loss in its outputs, (B, n)."""
-        found = []
-        for X, targets in self.samples:
-            output = self.model.forward(self.params, X)
-            found.append(self.model.terminal(output, targets.each_once(), None, self.model.num_terms)[1])
-        return np.concatenate(found)
+    def own_slopes(self, outputs):
+        """The gradient of each sample's own loss in its outputs, (B, n), at these."""
+        found, start = np.empty_like(outputs), 0
+        for _, targets in self.samples:
+            part = slice(start, start + len(targets))
+            found[part] = self.model.terminal(outputs[part], targets.each_once(), None, self.model.num_terms)[1]
+            start = part.stop
+        return found
 
     def own_losses(self, outputs):
         """The loss of each sample at these outputs (B, n), (B,), with whatever numbers."""
@@ -112,7 +115,7 @@ class TrainingSet:
             for X, y in self.samples:
                 stop = start + len(X)
                 lin = self.model.propagate(params, X, 1)
-                slopes = self.model.loss_at(lin.output, y, None, self._normaliser)[1]
+                slopes = self.model.loss_at(lin.output, y, None, self.normaliser)[1]
                 slopes[is_left_out[start:stop]] = 0.0
                 total += self.model.pull(params, lin, slopes)
                 start = stop
@@ -140,8 +143,8 @@ class TrainingSet:
         """Checked targets, fit to be checked again: labels as integers."""
         return targets.values[:, 0].astype(np.int64) if self.model.loss.has_labels else targets.values
 
-    def factorize(self, damping, method, what, stacklevel, share=1.0):
-        """(`Hessian.factorize` in float64, whether it is positive definite); warns that ``what`` mean little if not.
+    def factorize(self, damping, method, consequence, stacklevel, share=1.0):
+        """(`Hessian.factorize` in float64, whether it is positive definite); warns of the ``consequence`` if not.
 
         ``share`` is that of the layers' second derivatives in H.
         """
@@ -155,8 +158,8 @@ class TrainingSet:
             found = f"{negative} negative eigenvalues" if is_certain else doubt
             cause = "params are no minimum of the loss" if is_certain else "params may be no minimum of the loss"
             warnings.warn(
-                f"H + damping I has {found} with damping={damping:g}: {cause}, where {what} do not predict what "
-                "leaving samples out does; expected a trained net, or a larger damping",
+                f"H + damping I has {found} with damping={damping:g}: {cause}, where {consequence}; "
+                "expected a trained net, or a larger damping",
                 LinAlgWarning,
                 stacklevel=stacklevel + 1,
             )

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh
+from scipy.linalg import eigh, eigvalsh
 
 from ..runtime import memory_budget, threads
 from .interface import LESS_OF_INVERSE
@@ -17,7 +17,7 @@ from .one_matrix import OneMatrix
 from .pivots import PERTURBATION
 
 # Those of the systems that have one, for as long as the system is there, as its dense matrix is.
-_decompositions = weakref.WeakKeyDictionary()
+_decompositions, _eigenvalues = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary()
 _making = Lock()
 
 
@@ -40,6 +40,20 @@ def decomposition(system):
             H = system.kept_dense()
             _decompositions[system] = Decomposition(*eigh(H, driver="evd", check_finite=False))
         return _decompositions[system]
+
+
+def eigenvalues(system):
+    """Those of a system's dense H, ascending: of its `decomposition` if there is one, else by themselves, computed once.
+
+    Eigenvectors would cost several times as much. ``MemoryError`` where the scratch would not fit.
+    """
+    with _making:
+        if system in _decompositions:
+            return _decompositions[system].values
+        if system not in _eigenvalues:
+            memory_budget.require(8 * system.num_params**2, f"the eigenvalues of {system.num_params} parameters")
+            _eigenvalues[system] = eigvalsh(system.kept_dense(), check_finite=False)
+        return _eigenvalues[system]
 
 
 class Spectrum(OneMatrix):

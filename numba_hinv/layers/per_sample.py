@@ -1,10 +1,10 @@
-"""What each sample of a batch has by itself: the Jacobian of its outputs, and its loss's Hessian in its inputs."""
+"""What each sample of a batch has by itself: the Jacobian of its outputs, and second derivatives in its inputs."""
 
 import numpy as np
 
 from ..kernels.steps.assembly_table import assembly
 from ..kernels.steps.layer_table import BLOCKS
-from ..kernels.sweeps import assemble, per_sample
+from ..kernels.sweeps import assemble, multiply, per_sample
 from ..runtime import memory_budget
 
 # Samples that are linearised at a time.
@@ -50,6 +50,30 @@ def input_hessians(model, params, X, targets):
         places, kept, size = _prepared(table, params, lin)
         of_part, work = found[start : start + _CHUNK], np.empty(size)
         per_sample.input_hessians(table, places, params, lin, kept, 0, part.shape[0], work, of_part)
+    return found
+
+
+def input_slopes_along(model, params, X, targets, direction, normaliser):
+    """How the gradient of the loss in the inputs moves with the parameters along a direction (P,): (B, n).
+
+    That is the gradient in the inputs of the loss's derivative along the direction. The two sweeps of a product with
+    the Hessian have it where the inputs are states as well, which do not move themselves; normaliser as for
+    `Model.terminal`.
+    """
+    found, V = np.empty(X.shape), direction.reshape(1, -1)
+    for start in range(0, X.shape[0], _CHUNK):
+        part = X[start : start + _CHUNK]
+        memory_budget.require(model.block_bytes(part.shape[0]), f"derivative blocks of {part.shape[0]} samples")
+        lin = model.linearise(params, part, targets[start : start + _CHUNK], 2, normaliser)[0]
+        table, sizes = model.table(part.shape[0], np.float64)
+        table = table.copy()
+        table["N"][0] = part.size
+        dZ, dU, q, patches = multiply.workspace(sizes, 1, part.shape[0], np.float64)
+        dZ[: part.size] = 0.0
+        multiply.tangents(table, 0, table.size, params, lin, V, dZ, dU, patches)
+        HV, none = np.empty_like(V), np.empty((0, 2))
+        multiply.adjoints(table, 0, table.size, params, lin, V, HV, dZ, dU, q, patches, 0.0, V[:0], none)
+        found[start : start + _CHUNK] = q[0, : part.size].reshape(part.shape)
     return found
 
 

@@ -72,6 +72,10 @@ class Samples:
         """The same samples in batches of another size."""
         return Samples(self.model, self._X, self._y, batch_size, self._weights, self._may_be_negative)
 
+    def unweighted(self):
+        """The same samples, all with a weight of 1, but for ignored ones, of 0."""
+        return Samples(self.model, self._X, self._y, self.batch_size)
+
     @property
     def are_in_memory(self):
         """Whether they are arrays that do not lie on a disk."""

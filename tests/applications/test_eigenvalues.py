@@ -12,6 +12,7 @@ from problems import GOLDEN, chain, golden, layer, make, problems
 import numba_hinv as nh
 from numba_hinv.applications import eigenvalues as module
 from numba_hinv.applications import shift_invert
+from numba_hinv.certainty.solver import Solver
 
 # The width of a cluster, and rounding of a dense eigenvalue decomposition of at most a thousand rows, both of the norm.
 WIDTH = 1e-12
@@ -284,13 +285,53 @@ def test_bad_arguments_of_eigenvalues_in(arguments, error, name):
         nh.eigenvalues_in(chain(3, 2).hessian if H is ... else H, *others)
 
 
-def test_the_outermost_ones():
-    """How to ask for them is what the message says that infinity gets."""
-    problem = chain(4, 3, batch=5)
-    H, values = problem.hessian, np.linalg.eigvalsh(problem.truth.hessian.astype(float))
-    with pytest.raises(ValueError, match=r"^near: .* got -inf; near=-2 \* H.norm\(\) is for the low"):
+def check_outermost(H, exact, k):
+    for which, expected in (("lowest", exact[:k]), ("highest", exact[-k:])):
+        values, vectors = nh.eigenvalues(H, k, which=which, return_eigenvectors=True)
+        assert np.abs(values - expected).max() <= (WIDTH + ROUNDING) * np.abs(exact).max()
+        assert np.linalg.norm(H @ vectors - vectors * values, axis=0).max() <= 1e-12 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_outermost_ones(name):
+    problem, arrays = golden(name)
+    for k in (1, 4, problem.size):
+        check_outermost(problem.hessian, arrays["eigenvalues"], k)
+
+
+def test_outermost_ones_close_together_and_multiple_ones():
+    """At a minimum the lowest are tiny beside the norm; of a Gauss-Newton matrix they are a multiple 0."""
+    H, exact = separate_layers(np.logspace(-9, 0, 70), 1e-9 * np.arange(2, 30), [1.0] * 12)
+    for k in (1, 3, 20):
+        check_outermost(H, exact, k)
+    problem = chain(11, 4, batch=2)
+    H = problem.net.hessian(problem.params, problem.X, problem.y, "ggn")
+    check_outermost(H, np.linalg.eigvalsh(H.todense()), 3)
+
+
+def test_lowest_eigenvalues_of_a_minimum_take_few_solves(monkeypatch):
+    """Tiny ones beside the norm: from a shift beside them, not at twice the norm, where ten times the solves are needed."""
+    H, _ = separate_layers(np.logspace(-9, 0, 300), 1e-9 * np.arange(2, 30))
+    count, inverse = [0], Solver.inverse
+
+    def counting(self, rows):
+        count[0] += len(rows)
+        return inverse(self, rows)
+
+    monkeypatch.setattr(Solver, "inverse", counting)
+    nh.eigenvalues(H, 3, which="lowest")
+    lowest, count[0] = count[0], 0
+    nh.eigenvalues(H, 3, near=-2 * H.norm())
+    assert 0 < lowest < count[0] / 4
+
+
+def test_how_to_ask_for_the_outermost_ones():
+    H = chain(4, 3, batch=5).hessian
+    with pytest.raises(ValueError, match="^near: .* got -inf; which='lowest' is for the low"):
         nh.eigenvalues(H, 3, near=-np.inf)
-    with pytest.raises(ValueError, match=r"^near: .* near=2 \* H.norm\(\) is for the highest"):
+    with pytest.raises(ValueError, match="^near: .* which='highest' is for the highest"):
         nh.eigenvalues(H, 3, near=np.inf)
-    for near, expected in ((-2 * H.norm(), values[:3]), (2 * H.norm(), values[-3:])):
-        np.testing.assert_allclose(nh.eigenvalues(H, 3, near=near), expected, rtol=0, atol=1e-11 * H.norm())
+    with pytest.raises(ValueError, match="^near: expected None with which='lowest', got 0.0"):
+        nh.eigenvalues(H, 3, near=0.0, which="lowest")
+    with pytest.raises(ValueError, match="^which: expected 'nearest', 'lowest' or 'highest', got 'SA'"):
+        nh.eigenvalues(H, 3, which="SA")

@@ -7,9 +7,12 @@ import pytest
 import scipy.linalg
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from problems import chain, layer, make, problems
+from problems import GOLDEN, chain, golden, layer, make, problems
 
+import numba_hinv as nh
 from numba_hinv.certainty.refinement import is_surely_below
+from numba_hinv.factors import choice
+from numba_hinv.factors.dense import Dense
 
 # Dense eigenvalues of a matrix of a few hundred rows are right to this much of its norm.
 ROUNDING = 1e-14
@@ -161,7 +164,46 @@ def test_what_random_vectors_say_of_a_norm():
     assert not is_below(np.full(n, np.nan), 1.0)
 
 
-@pytest.mark.parametrize("t", [np.nan, np.inf, None, "1", [1.0, 2.0], 1j])
+@pytest.mark.parametrize("t", [np.nan, np.inf, None, "1", [1.0, "2"], [[1.0], [1.0, 2.0]], 1j])
 def test_bad_shifts(t):
     with pytest.raises((ValueError, TypeError), match="^t:"):
         chain(3, 3).hessian.count_below(t)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_many_shifts_at_once(name):
+    """Those of dense eigenvalues, whatever the number of threads; enough shifts for any way of factoring."""
+    problem, arrays = golden(name)
+    exact = arrays["eigenvalues"]
+    shifts = np.linspace(1.07, -1.1, 30) * problem.norm
+    found = problem.hessian.count_below(shifts)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, [(exact < t).sum() for t in shifts])
+    np.testing.assert_array_equal(problem.hessian.count_below(list(shifts[:3]), num_threads=1), found[:3])
+    assert problem.hessian.count_below(np.array([])).shape == (0,)
+
+
+def test_many_shifts_of_a_dense_matrix_share_one_decomposition(monkeypatch):
+    """Neither counts nor edges of a histogram factor it 30 times, once the eigenvalues are there."""
+    problem = chain(3, 3, batch=200)
+    exact = np.linalg.eigvalsh(problem.hessian.todense())
+    shifts = np.linspace(-1.1, 1.07, 30) * problem.norm
+    monkeypatch.setattr(Dense, "factorize", None)
+    first, second = (problem.net.hessian(problem.params, problem.X, problem.y) for _ in range(2))
+    assert choice.chosen(first.system, np.dtype(float)) == "dense"
+    np.testing.assert_array_equal(first.count_below(shifts), [(exact < t).sum() for t in shifts])
+    np.testing.assert_array_equal(nh.spectral_density(second, shifts).counts, np.histogram(exact, shifts)[0])
+
+
+def test_a_shift_on_an_eigenvalue_among_many():
+    H = nh.Hessian.from_blocks(
+        [nh.LayerBlocks(np.ones((1, 3)), np.ones((1, 0)), np.diag([1.0, 2.0, 2.0]), np.ones((3, 0)), np.eye(0))]
+    )
+    with pytest.raises(np.linalg.LinAlgError, match="^t: at index 1: the eigenvalues below t=2 cannot be counted"):
+        H.count_below([0.5, 2.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="^t: expected finite numbers, got nan at index 1"):
+        H.count_below([0.5, np.nan])
+    with pytest.raises(ValueError, match=r"^t: expected shape \(any,\)"):
+        H.count_below([[0.5]])
+    with pytest.raises(ValueError, match="^num_threads: "):
+        H.count_below([0.5], num_threads=0)

@@ -105,3 +105,14 @@ def test_files_and_pickles(few_are_many, hessian, tmp_path, dtype):
     for again in (nh.load(tmp_path / "file.npz"), pickle.loads(pickle.dumps(F))):
         assert type(again.solver.factors) is Spectrum and again.inertia == F.inertia and again.nbytes == F.nbytes
         np.testing.assert_array_equal(again.solve(b), F.solve(b))
+
+
+def test_eigenvalues_are_those_of_the_decomposition_where_there_is_one(hessian, monkeypatch):
+    """Computed once: by themselves, and by whoever has eigenvectors already."""
+    exact = np.linalg.eigvalsh(hessian.todense())
+    alone = spectrum.eigenvalues(hessian.system)
+    np.testing.assert_allclose(alone, exact, rtol=0, atol=1e-13 * hessian.norm())
+    assert spectrum.eigenvalues(hessian.system) is alone
+    shared = spectrum.decomposition(hessian.system)
+    monkeypatch.setattr(spectrum, "eigvalsh", None)
+    assert spectrum.eigenvalues(hessian.system) is shared.values

@@ -1,0 +1,245 @@
+"""Hypergradients: how the loss on other samples depends on what training was given, through the minimum it led to.
+
+By the implicit function theorem, with one solve with the exact Hessian: J. Larsen, L. Hansen, C. Svarer and M. Ohlsson,
+"Design and regularization of neural networks: the optimal use of a validation set", IEEE NNSP 1996; Y. Bengio,
+"Gradient-based optimization of hyperparameters", Neural Computation 12 (2000).
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import LinAlgWarning
+
+from ..factorization import Factorization
+from ..layers import loss_targets, per_sample
+from ..layers.targets import as_weights
+from ..network import Network
+from ..runtime import memory_budget, tensors
+from ..runtime.validation import as_array, as_numbers, as_real, check_finite
+from .training_set import TrainingSet
+
+# Relative to the parameters: a Newton step as long as this says that training stopped too early for six digits or so.
+_FAR = 1e-5
+_NAMES = "l2", "sample_weight", "X", "y"
+
+
+class Hypergradient(NamedTuple):
+    """Gradient of a validation loss in what training was given. Made by `hypergradient`."""
+
+    loss: float  # on the validation samples
+    gradient: Any  # a float for "l2", else an array; of several things a tuple, in their order
+    adjoint: np.ndarray  # (P,): u = (H + damping I)^-1 times the gradient of the validation loss
+    newton_step: np.ndarray  # (P,): from params to where the training loss's minimum is by its quadratic model
+    factorization: Factorization  # of H + damping I
+
+
+def hypergradient(
+    net: Network, params: ArrayLike, train: tuple, validation: tuple | Callable,
+    with_respect_to: str | Callable | tuple = "l2", l2: float = 0.0, sample_weight: ArrayLike | None = None,
+    damping: float = 0.0, method: str = "auto", batch_size: int | None = None, keep_bytes: int | None = None,
+) -> Hypergradient:  # fmt: skip
+    """Gradient of a validation loss in the weight decay, the samples' weights, inputs or targets of the training.
+
+    Training leads to the minimum of ``F(params; phi) = net.loss(params, X, y, l2, sample_weight)``, phi being any of
+    what F depends on. The minimum moves with phi, so that the validation loss V there has the gradient
+
+        dV/dphi = -(d/dphi (u . grad F)),    (H + damping I) u = grad V,
+
+    in which H is the Hessian of F and u is held fixed: one solve for all of phi, however much there is. Nothing is
+    trained again, and nothing is approximated: mixed derivatives of the gradient are exact, too.
+
+    Parameters
+    ----------
+    net : Network
+    params : (P,) array
+        A minimum of the training loss, up to a small gradient: as `minimize` leads to.
+    train : (X, y)
+        The training samples: arrays as for `Network.gradient`, perhaps on a disk.
+    validation : (X, y) or callable
+        Other samples, whose mean loss without an L2 term is V; or ``validation(params)``, which returns V and its
+        gradient (P,) in the parameters.
+    with_respect_to : "l2", "sample_weight", "X", "y", callable, or a tuple of these
+        What the gradient is in. A callable ``product(params, u)`` is for whatever else F may depend on: it returns the
+        derivative of ``u . grad F(params; phi)`` in phi, of any shape, and minus that is the gradient (vector-Jacobian
+        product of the training loss's gradient). Where the inputs or targets are themselves functions of phi, take "X"
+        or "y" and pull these gradients back through that function.
+    l2 : float
+        Weight of the term ``l2/2 ||params||^2`` that the loss was minimised with.
+    sample_weight : (B,) array, optional
+        Of the training samples, likewise; ones by default.
+    damping : float
+        Added to H, and no part of the loss: where H is singular.
+    method : str
+        As for `Hessian.factorize`.
+    batch_size, keep_bytes : int, optional
+        As for `Network.hessian`.
+
+    Returns
+    -------
+    Hypergradient
+        Its gradient is a float for "l2", (B,) for "sample_weight", (B, n) for "X", and has the shape of y for "y"; for
+        a callable that of what it returns. All in float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as described, or "y" is asked for where y has integer labels, which have no derivative.
+    numpy.linalg.LinAlgError
+        H + damping I is singular: without an L2 term there may be no single minimum, and a damping is needed.
+    MemoryError
+        The factors would not fit, or the blocks of 256 samples for "X".
+
+    Warns
+    -----
+    scipy.linalg.LinAlgWarning
+        ``params`` are not the minimum: a Newton step from them would be longer than 1e-5 of their length, or
+        H + damping I has negative eigenvalues or may have some. Or the solve is inaccurate, as for
+        `Factorization.solve`.
+
+    See Also
+    --------
+    influence : the first-order effect of leaving a sample out on each test sample.
+
+    Notes
+    -----
+    One factorization, a solve with two right-hand sides, and about the cost of two gradients for each thing asked for.
+    The error is of the order of the Newton step, which ``newton_step`` has. "y" compiles the loss for numbers that
+    carry derivatives at its first use, some seconds; a loss of one's own must be arithmetic on single entries for that.
+
+    Examples
+    --------
+    The mean of two numbers, with weight decay: its minimum is ``2 mean / (2 + l2)``, and V is ``(minimum - 3)^2``.
+
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(1, 1, "identity", bias=False)], "mean_squared_error")
+    >>> train, validation = (np.ones((2, 1)), np.array([1.0, 2.0])), (np.ones((1, 1)), np.array([3.0]))
+    >>> found = nh.hypergradient(net, [1.0], train, validation, ("l2", "y"), l2=1.0)
+    >>> print(f"{found.gradient[0]:.6f}", found.gradient[1].round(6))
+    1.333333 [-1.333333 -1.333333]
+    """
+    X, y = _as_pair("train", train)
+    several = isinstance(with_respect_to, (tuple, list))
+    asked = tuple(with_respect_to) if several else (with_respect_to,)
+    for what in asked:
+        if not callable(what) and not (isinstance(what, str) and what in _NAMES):
+            names = ", ".join(map(repr, _NAMES))
+            raise ValueError(f"with_respect_to: expected {names}, a function, or a tuple of these, got {what!r}")
+    # In float64, whatever they are given in: so are the gradients.
+    params, damping = as_numbers("params", params).astype(np.float64), as_real("damping", damping)
+    data = TrainingSet(net, params, X, y, "hessian", l2, batch_size, keep_bytes, method, sample_weight)
+    if "y" in asked and net.model.loss.has_labels:
+        raise ValueError("with_respect_to: expected no 'y' where y has labels, which are whole numbers, got 'y'")
+    loss, slope = _validation_loss(net, data.params, validation)
+    consequence = "the validation loss does not move with the minimum as the hypergradient says"
+    F, _ = data.factorize(damping, method, consequence, stacklevel=2)
+    u, step = F.solve(np.stack([slope, -data.gradient], axis=1)).T
+    u = np.ascontiguousarray(u)
+    _warn_of_distance(data, step)
+    found = _Mixed(data, u, as_weights("sample_weight", sample_weight, data.num_samples, True))
+    gradients = tuple(-found.of(what, y) for what in asked)
+    return Hypergradient(loss, gradients if several else gradients[0], u, step, F)
+
+
+def _as_pair(name, given):
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        got = f"{len(given)} things" if isinstance(given, (tuple, list)) else type(given).__name__
+        raise TypeError(f"{name}: expected a pair (X, y), got {got}")
+    return given
+
+
+def _validation_loss(net, params, validation):
+    """The loss on the validation samples, and its gradient (P,)."""
+    if not callable(validation):
+        return net.loss_and_gradient(params, *_as_pair("validation", validation))
+    given = validation(params.copy())
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        got = type(given).__name__
+        raise TypeError(f"validation: expected a function that returns a loss and its gradient, got {got} from it")
+    loss = as_real("validation: its loss", tensors.plain(given[0]))
+    return loss, as_array("validation: its gradient", given[1], params.shape, np.float64)
+
+
+def _warn_of_distance(data, step):
+    length, size = float(np.linalg.norm(step)), float(np.linalg.norm(data.params))
+    if length > _FAR * max(size, np.finfo(float).tiny):
+        warnings.warn(
+            "params: expected a minimum of the training loss, got a gradient of norm "
+            f"{np.linalg.norm(data.gradient):.1e}, from which a Newton step leads as far as {length:.1e} (||params|| is "
+            f"{size:.1e}); hypergradients are wrong by about as much, relatively. Train to a smaller gradient, with the "
+            "same l2 and sample_weight",
+            LinAlgWarning,
+            stacklevel=3,
+        )
+
+
+class _Mixed:
+    """Derivatives of ``u . grad F`` in what F depends on, u and the parameters being held fixed."""
+
+    def __init__(self, data, u, weights):
+        self.data, self.model, self.u, self.weights = data, data.model, u, weights
+        self._tangents = None
+
+    def of(self, what, y):
+        if what == "l2":
+            return float(self.data.params @ self.u)
+        if what == "sample_weight":
+            return self._sample_weight()
+        if what == "X":
+            return self._inputs()
+        if what == "y":
+            found = self._targets()
+            return found[:, 0] if np.ndim(y) == 1 else found
+        found = np.asarray(tensors.plain(what(self.data.params.copy(), self.u.copy())), np.float64)
+        check_finite("with_respect_to: what the function returns", found)
+        return found
+
+    @property
+    def tangents(self):
+        """How the outputs of each sample move with the parameters along u, (B, n)."""
+        if self._tangents is None:
+            (self._tangents,) = self.data.tangents(self.u.reshape(1, -1))
+        return self._tangents
+
+    def _batches(self, samples):
+        """(part of the samples, inputs, `Targets`) of each batch."""
+        start = 0
+        for X, targets in samples:
+            yield slice(start, start + len(targets)), X, targets
+            start += len(targets)
+
+    def _sample_weight(self):
+        """F is a weighted mean: a weight counts for its sample, and in what the sum is divided by."""
+        model, found, counts = self.model, np.empty(self.data.num_samples), np.empty(self.data.num_samples)
+        for part, X, targets in self._batches(self.data.samples.unweighted()):
+            # A sample of weight 0 may have no loss at all.
+            slopes = model.loss_at(model.forward(self.data.params, X), targets, None, 1.0)[1]
+            found[part] = np.einsum("ia,ia->i", slopes, self.tangents[part])
+            counts[part] = model.counts(targets)
+        if model.loss.reduction == "sum":
+            return found
+        # u . grad F, without the L2 term.
+        some = self.weights != 0.0
+        of_loss = float(self.weights[some] @ found[some]) / self.data.normaliser
+        return (found - model.num_terms * counts * of_loss) / self.data.normaliser
+
+    def _inputs(self):
+        model = self.model
+        width = int(model.chain.n_in[0])
+        memory_budget.require(8 * self.data.num_samples * width, f"the gradient in {self.data.num_samples} inputs")
+        found = np.empty((self.data.num_samples, width))
+        for part, X, targets in self._batches(self.data.samples):
+            found[part] = per_sample.input_slopes_along(
+                model, self.data.params, X, targets, self.u, self.data.normaliser
+            )
+        return found
+
+    def _targets(self):
+        model, found = self.model, np.empty((self.data.num_samples, self.model.num_targets))
+        for part, X, targets in self._batches(self.data.samples):
+            outputs = model.forward(self.data.params, X)
+            pulled = loss_targets.pulled(model.loss, model.loss_parameters, outputs, targets, self.tangents[part])
+            found[part] = targets.weights[:, None] * pulled / self.data.normaliser
+        return found
