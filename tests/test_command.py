@@ -67,8 +67,9 @@ def test_what_is_no_command_is_refused(arguments, capsys):
 
 def test_info(capsys):
     command.main(["info"])
-    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if not line.startswith("BLAS core"))
-    assert {"numba_hinv", "Numba", "processor", "BLAS", "products", "GPU", "cache"} <= set(shown)
+    shown = {line[:12].strip(): line[12:] for line in capsys.readouterr().out.splitlines()}
+    assert {"numba_hinv", "Numba", "processor", "BLAS", "GPU", "cache"} <= set(shown)
+    assert shown["BLAS core"] == threads.blas_core()
     rates = re.fullmatch(r"BLAS (\d+), micro-kernel (\d+) GFLOP/s, 128 x 128 x 128 in float64", shown["products"])
     assert all(int(rate) > 0 for rate in rates.groups())
 

@@ -3,6 +3,7 @@
 Not where they come from the cache on disk, and not in processes that another one has started for its work.
 """
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -56,13 +57,15 @@ class Notice(event.Listener):
     def _tell():
         if multiprocessing.parent_process() is not None or sys.stderr is None:
             return
-        print(
-            f"{_PACKAGE}: compiling kernels for this processor, which takes up to a minute and is done once: they are "
-            f"kept in {root()}. Ahead of time: python -m {_PACKAGE} warmup. Without this line: {VARIABLE}=0, or "
-            f"{_PACKAGE}.set_compile_notice(False).",
-            file=sys.stderr,
-            flush=True,
-        )
+        # A stream that is closed must not end the call that compiles.
+        with contextlib.suppress(OSError, ValueError):
+            print(
+                f"{_PACKAGE}: compiling kernels for this processor, which takes up to a minute and is done once: they "
+                f"are kept in {root()}. Ahead of time: python -m {_PACKAGE} warmup. Without this line: {VARIABLE}=0, "
+                f"or {_PACKAGE}.set_compile_notice(False).",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _is_own(happening):
