@@ -2,9 +2,10 @@
 
 import importlib.util
 
-from .runtime import compilation_cache
+from .runtime import compilation_cache, compile_notice
 
 compilation_cache.prepare()
+compile_notice.listen()
 
 # ruff: noqa: E402 - nothing may be compiled or loaded before that.
 from . import cuda as _cuda  # noqa: F401, I001 - makes device="cuda" known
@@ -37,6 +38,7 @@ from .layers.loss import Loss
 from .layers.losses import loss_names, register_loss
 from .layers.norms import LayerNorm, RMSNorm
 from .network import Network
+from .runtime.compile_notice import set_compile_notice
 from .storage import load
 
 
@@ -125,6 +127,7 @@ __all__ = [
     "minimize",
     "register_activation",
     "register_loss",
+    "set_compile_notice",
     "solve",
     "spectral_density",
     "trust_region",

@@ -1,4 +1,7 @@
-"""``python -m numba_hinv warmup`` compiles everything ahead; ``python -m numba_hinv info`` says what is at hand."""
+"""``python -m numba_hinv warmup`` compiles everything ahead; ``python -m numba_hinv info`` says what is at hand.
+
+``warmup --kind dense --dtype float64`` compiles only what such nets need; both options may be given several times.
+"""
 
 import argparse
 import importlib.util
@@ -6,6 +9,7 @@ import os
 import platform
 import sys
 import time
+import timeit
 
 import llvmlite.binding
 import numba
@@ -14,11 +18,19 @@ import scipy
 
 import numba_hinv as nh
 
+from .kernels.dense.product import multiply
+from .kernels.plumbing import binding
 from .layers.activations import activation_address
 from .layers.losses import loss_address
 from .runtime import threads
 from .runtime.compilation_cache import cache_directories
+from .runtime.progress import bar
 from .system.dense import Assembler, finish
+
+KINDS = "dense", "conv", "custom", "blocks"
+DTYPES = "float64", "float32"
+# Rows and columns of the product whose rate `info` measures: it stays in a second-level cache.
+SHAPE = 128
 
 
 def info():
@@ -33,10 +45,28 @@ def info():
         ("processor", f"{llvmlite.binding.get_host_cpu_name()}, {os.cpu_count()} CPUs"),
         ("threads", f"up to {threads.available_cores()}, for many right-hand sides or dampings"),
         ("BLAS", f"{blas['name']} {blas['version']} (SciPy's), threads: {threads.blas_threads()}"),
+        ("BLAS core", threads.blas_core()),
+        ("products", f"{rates()} GFLOP/s, {SHAPE} x {SHAPE} x {SHAPE} in float64"),
         ("GPU", gpu()),
         *(("cache", directory) for directory in cache_directories()),
     ):
         print(f"{name:12}{value}")
+
+
+def rates():
+    """GFLOP/s of a product by BLAS, with its threads, and by the micro-kernel, on one: the best of some."""
+    A, B, C = (np.asarray(np.random.default_rng(0).standard_normal((SHAPE, SHAPE)), order="F") for _ in range(3))
+    of_rows = A.T, B.T, C.T
+    binding.load(np.dtype(np.float64))
+    found = {}
+    for name, job in (
+        ("BLAS", lambda: scipy.linalg.blas.dgemm(1.0, A, B, 0.0, C, overwrite_c=True)),
+        ("micro-kernel", lambda: multiply(1.0, *of_rows[:2], 0.0, of_rows[2])),
+    ):
+        job()
+        seconds = min(timeit.repeat(job, number=10, repeat=20)) / 10
+        found[name] = 2e-9 * SHAPE**3 / seconds
+    return ", ".join(f"{name} {rate:.0f}" for name, rate in found.items())
 
 
 def gpu():
@@ -54,21 +84,28 @@ def gpu():
     return f"{name}, {memory.total / 2**30:.0f} GiB"
 
 
-def _steps():
-    """What there is to compile, as (name, function)."""
-    for dtype in (np.dtype(np.float64), np.dtype(np.float32)):
-        for name in nh.activation_names():
-            yield f"{name}, {dtype}", lambda name=name, dtype=dtype: activation_address(name, dtype)
-        for name in nh.loss_names():
-            yield f"{name}, {dtype}", lambda name=name, dtype=dtype: loss_address(name, dtype)
-        for layer in (nh.LayerNorm(2), nh.RMSNorm(2), nh.Gated(2)):
-            yield f"{type(layer).__name__}, {dtype}", lambda layer=layer, dtype=dtype: layer.addresses(dtype)
+def steps(kinds, dtypes):
+    """What there is to compile for these kinds of chains, and for parameters of these dtypes, as (name, function)."""
+    for dtype in map(np.dtype, dtypes):
+        if kinds != ["blocks"]:
+            for name in nh.activation_names():
+                yield f"{name}, {dtype}", lambda name=name, dtype=dtype: activation_address(name, dtype)
+            for name in nh.loss_names():
+                yield f"{name}, {dtype}", lambda name=name, dtype=dtype: loss_address(name, dtype)
+        if "custom" in kinds:
+            for layer in (nh.LayerNorm(2), nh.RMSNorm(2), nh.Gated(2)):
+                yield f"{type(layer).__name__}, {dtype}", lambda layer=layer, dtype=dtype: layer.addresses(dtype)
         # Sweeps over chains without convolutions are compiled without them.
-        for layer in (nh.Dense(3, 3, skip=True), nh.Conv1d(1, 3, 3, 3)):
-            for job in (_gradient, _solve, _covariances, _dense, _blocks, _parts):
+        layers = [nh.Dense(3, 3, skip=True)] if {"dense", "custom"} & set(kinds) else []
+        layers += [nh.Conv1d(1, 3, 3, 3)] if "conv" in kinds else []
+        for layer in layers:
+            for job in (_gradient, _solve, _covariances, _dense, _parts):
                 name = f"{job.__name__[1:]}, {type(layer).__name__}, {dtype}"
                 yield name, lambda layer=layer, job=job, dtype=dtype: _small_problem(layer, dtype, job)
-    yield "unstable chains", _unstable_chain
+        if "blocks" in kinds:
+            yield f"blocks, {dtype}", lambda dtype=dtype: _blocks(dtype)
+    if "blocks" in kinds:
+        yield "unstable chains", _unstable_chain
 
 
 def _small_problem(layer, dtype, job):
@@ -101,10 +138,12 @@ def _covariances(net, params, X, y):
     return F.diagonal(), F.blocks(1), F.sample(0)
 
 
-def _blocks(net, params, X, y):
-    H = net.hessian(params, X, y)
-    chain = nh.Hessian.from_blocks([H.blocks(l) for l in range(2)], H.terminal)
-    return chain.factorize(damping=1.0).solve(H.gradient)
+def _blocks(dtype):
+    one, zero = np.eye(2, dtype=dtype), np.zeros((2, 2), dtype)
+    H = nh.Hessian.from_blocks([nh.LayerBlocks(one, one, one, zero, one)] * 2, one)
+    F = H.factorize(damping=1.0)
+    b = H @ np.ones(4, dtype)
+    return F.solve(b), F.solve(np.stack([b, b], axis=1)), F.inertia, F.diagonal(), F.blocks(1)
 
 
 def _parts(net, params, X, y):
@@ -120,15 +159,21 @@ def _unstable_chain():
     return nh.Hessian.from_blocks(blocks, np.eye(2)).factorize(0.0).solve(np.ones(num_steps + 1))
 
 
-def warmup():
-    """Compile every kernel, activation, loss and layer for float64 and float32, or find it in the cache."""
-    start = time.perf_counter()
-    steps = list(_steps())
-    for done, (name, compile_step) in enumerate(steps):
-        bar = "#" * (30 * done // len(steps))
-        print(f"\r[{bar:30}] {done}/{len(steps)} {name:40.40}", end="", flush=True)
-        compile_step()
-    print(f"\r[{'#' * 30}] {len(steps)}/{len(steps)} {f'{time.perf_counter() - start:.1f} s':40.40}")
+def warmup(kinds=KINDS, dtypes=DTYPES):
+    """Compile the kernels, activations, losses and layers for these, or find them in the cache."""
+    nh.set_compile_notice(False)
+    start, jobs = time.perf_counter(), list(steps([kind for kind in KINDS if kind in kinds], dtypes))
+    has_bar = importlib.util.find_spec("tqdm") is not None
+    with bar(has_bar, len(jobs), "warmup", "step") as shown:
+        for done, (name, compile_step) in enumerate(jobs):
+            if has_bar:
+                shown.set_description(f"{name:30.30}")
+            else:
+                print(f"\r[{'#' * (30 * done // len(jobs)):30}] {done}/{len(jobs)} {name:40.40}", end="", flush=True)
+            compile_step()
+            shown.update(1)
+    full = "" if has_bar else f"\r[{'#' * 30}] {len(jobs)}/{len(jobs)} "
+    print(f"{full}{f'done in {time.perf_counter() - start:.1f} s':40}")
     for directory in cache_directories():
         print("cached in", directory)
 
@@ -136,8 +181,19 @@ def warmup():
 def main(arguments=None):
     """Entry point of ``python -m numba_hinv``."""
     parser = argparse.ArgumentParser(prog="python -m numba_hinv", description=__doc__)
-    parser.add_argument("command", choices=("warmup", "info"))
-    {"warmup": warmup, "info": info}[parser.parse_args(arguments).command]()
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, processor, BLAS and its speed, GPU, cache")
+    ahead = commands.add_parser("warmup", help="compile ahead what is then found in the cache")
+    ahead.add_argument(
+        "--kind", action="append", choices=KINDS, dest="kinds", help="nets of dense layers, with convolutions, with "
+        "custom layers such as LayerNorm, or chains given as blocks; all by default",
+    )  # fmt: skip
+    ahead.add_argument("--dtype", action="append", choices=DTYPES, dest="dtypes", help="of params; both by default")
+    given = parser.parse_args(arguments)
+    if given.command == "info":
+        info()
+    else:
+        warmup(given.kinds or KINDS, given.dtypes or DTYPES)
     return 0
 
 

@@ -376,7 +376,7 @@ class Factorization(SymmetricOperator):
         with threads.limited(num_threads):
             x, info = solution.solve(solver, given, dtype, refine, full_output, num_threads, progress)
         if refine:
-            worst = info.backward_error.max(initial=0.0)
+            worst = max(info.backward_error.tolist(), default=0.0)
             solution.warn(solver, worst, info.refinement_steps, info.krylov_steps, dtype, stacklevel=3)
         shape = tuple(b.shape) if processor.is_on_device(b) else np.shape(b)
         x = tensors.like(on.columns.result(x, shape), tensor)

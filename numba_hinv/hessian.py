@@ -110,11 +110,13 @@ class Hessian(SymmetricOperator):
             raise TypeError(f"blocks: expected LayerBlocks, or all of Dx, Dz, Dxx, Dzx and Dzz, got no {missing[0]}")
         if blocks is not None and len(missing) < len(arrays):
             raise TypeError("blocks: expected LayerBlocks, or Dx, Dz, Dxx, Dzx and Dzz in their place, got both")
-        chain, lin, dtype = layer_blocks.pack(blocks, terminal, arrays if blocks is None else None)
-        params = np.zeros(int(chain.p.sum()))
-        num_bytes, what = sum(block.nbytes for block in (params, *lin)), f"derivative blocks of {chain.p.size} layers"
-        on.memory.require(num_bytes, f"the {what}", "give narrower layers, or fewer samples in them")
-        return cls(System(chain, on.memory.put(params), Linearisation(*map(on.memory.put, lin)), on=on), dtype)
+        layout, lin, dtype = layer_blocks.pack(blocks, terminal, arrays if blocks is None else None)
+        params = np.zeros(layout.sizes.parameters)
+        num_bytes = sum(block.nbytes for block in (params, *lin))
+        what = f"the derivative blocks of {layout.table.size} layers"
+        on.memory.require(num_bytes, what, "give narrower layers, or fewer samples in them")
+        lin = Linearisation(*map(on.memory.put, lin))
+        return cls(System(layout.chain, on.memory.put(params), lin, layout=layout, on=on), dtype)
 
     @classmethod
     def combine(cls, hessians, weights=None):

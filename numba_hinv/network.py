@@ -408,13 +408,13 @@ class Network:
             f"the derivative blocks of {len(self.layers)} layers for B = {X.shape[0]} samples",
             "take fewer samples at a time",
         )
-        lin, loss, gradient, layers = on.models.linearise(self.model, work, X, targets)
+        lin, loss, gradient, layout = on.models.linearise(self.model, work, X, targets)
         if curvature == "ggn":
             only_curvature_of_loss(lin, on.memory.zero)
         if l2:
             loss, gradient = _add_l2(l2, on.memory.take(work), loss, gradient)
         gradient = gradient.astype(dtype, copy=False)
-        system = System(self.model.chain, work, lin, l2, gradient, layers, on)
+        system = System(self.model.chain, work, lin, l2, gradient, layout, on)
         return Hessian(system, dtype, loss, self, curvature, self.model.total_weight(targets))
 
     def _is_one_batch(self, X, y, keep_bytes):

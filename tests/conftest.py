@@ -3,8 +3,13 @@
 `--hypothesis-profile=deep` draws many more examples, anew each time; the default profile is reproducible.
 """
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Nothing is said on stderr about compiling, here and in other processes; `test_compile_notice` has it said.
+os.environ["NUMBA_HINV_COMPILE_NOTICE"] = "0"
 
 settings.register_profile(
     "default",

@@ -4,6 +4,7 @@ Plain iterative refinement first; right-preconditioned flexible GMRES for the ri
 Right-hand sides and solutions are rows, (k, P) in float64.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -36,9 +37,9 @@ class Refined(NamedTuple):
 
 def backward_error(norm, x_lengths, b_lengths, residual_lengths):
     """Normwise backward errors, (k,); infinity where something is not finite."""
-    size = norm * x_lengths + b_lengths
-    error = np.divide(residual_lengths, size, out=np.zeros_like(size), where=size > 0)
-    return np.where(np.isfinite(error), error, np.inf)
+    sizes, lengths_left = (norm * x_lengths + b_lengths).tolist(), residual_lengths.tolist()
+    errors = [left / size if size > 0 else 0.0 for left, size in zip(lengths_left, sizes)]
+    return np.array([error if math.isfinite(error) else math.inf for error in errors])
 
 
 def _measure(multiply, norm, x, b, b_lengths, out=None):
@@ -76,8 +77,9 @@ def refine(multiply, solve, norm, b, goal, limit, rescue=None, b_lengths=None, o
     b_lengths = lengths(b) if b_lengths is None else b_lengths
     x = solve(b, out=out)
     residual, error, x_lengths = _measure(multiply, norm, x, b, b_lengths, scratch)
-    active = np.flatnonzero(error > goal)
-    steps = 0
+    if all(one <= goal for one in error.tolist()):
+        return Refined(x, error, 0, 0, x_lengths, b_lengths)
+    active, steps = np.flatnonzero(error > goal), 0
     while active.size and steps < MAX_STEPS:
         steps += 1
         # A copy only where some rows are done: rows may be long.

@@ -11,6 +11,9 @@ _SINGULAR_MATRIX = 16.0
 # A solve that enlarges a random vector by this over ||H|| makes singularity worth a closer look: of a vector of P
 # entries, 1 / sqrt(P) lies in the null space, where the factors of a singular matrix give 1e14 or more over ||H||.
 _EXPLODED = 1e8
+_EPS = float(np.finfo(np.float64).eps)
+# Pivots are tiny below the square of this times another one, by the precision of the factors.
+_TINY_PIVOT = {np.dtype(dtype): np.finfo(dtype).eps ** 0.25 for dtype in (np.float64, np.float32)}
 
 
 def is_suspect(solver):
@@ -18,7 +21,7 @@ def is_suspect(solver):
     matrix, factors = solver.matrix, solver.factors
     if factors.num_perturbed or matrix.eps == 0.0:
         return True
-    if not factors.has_tiny_pivots(np.finfo(matrix.dtype).eps ** 0.25):
+    if not factors.has_tiny_pivots(_TINY_PIVOT[matrix.dtype]):
         return False
     probe = random_entries(1, matrix.size)
     return not lengths(factors.substitute(probe))[0] * matrix.norm < _EXPLODED * lengths(probe)[0]
@@ -33,11 +36,14 @@ def check(solver):
 
 def check_solution(solver, refined):
     """``LinAlgError`` where a solution is so large that it shows the matrix to be singular."""
-    matrix, size, b_lengths = solver.matrix, refined.x_lengths, refined.b_lengths
-    image = b_lengths + refined.backward_error * (matrix.hessian_norm * size + b_lengths)
-    shown = np.divide(image, size, out=np.full_like(image, np.inf), where=image > 0)
-    if shown.min(initial=np.inf) <= _SINGULAR_MATRIX * np.finfo(np.float64).eps * matrix.norm:
-        raise error(solver, shown.min())
+    matrix, shown = solver.matrix, np.inf
+    known = (refined.x_lengths, refined.b_lengths, refined.backward_error)
+    for size, b_length, backward_error in zip(*(values.tolist() for values in known)):
+        image = b_length + backward_error * (matrix.hessian_norm * size + b_length)
+        if image > 0.0 and size > 0.0:
+            shown = min(shown, image / size)
+    if shown <= _SINGULAR_MATRIX * _EPS * matrix.norm:
+        raise error(solver, shown)
 
 
 def error(solver, smallest):

@@ -1,5 +1,6 @@
 """Solutions of right-hand sides, in columns or in rows of a block, and what is known of them."""
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ from .solver import BACKWARD_ERROR
 
 # Rounding of a residual, in units of roundoff of ||H + damping I|| ||x|| + ||b||.
 _RESIDUAL_ROUNDING = 8.0
-# Right-hand sides whose largest entries are outside 2^+- this are scaled.
-_LARGEST_EXPONENT = 100
+# Right-hand sides whose lengths are outside of these are scaled.
+_LEAST, _MOST = 2.0**-101, 2.0**100
+_LARGEST = {np.dtype(dtype): float(np.finfo(dtype).max) for dtype in (np.float64, np.float32)}
 
 
 class SolveInfo(NamedTuple):
@@ -61,7 +63,7 @@ def solve(solver, given, dtype, refine, full_output, num_threads, progress):
             if out is not None and refine:
                 scratch = buffers.rows("residual", out.shape)
             b_lengths = lengths_of(rows, squares)
-            if not np.isfinite(b_lengths).all():
+            if not all(map(math.isfinite, b_lengths.tolist())):
                 check_finite("b", given)
             rows, known = solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out, scratch)
             columns.scatter(rows, x, start)
@@ -87,8 +89,8 @@ def solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out=N
     """
     matrix = solver.matrix
     rows = matrix.system.on.memory.vectors(rows)
-    exponents = np.zeros(rows.shape[0], np.int32)
-    if not (np.abs(np.frexp(b_lengths)[1]) <= _LARGEST_EXPONENT).all() or not np.isfinite(b_lengths).all():
+    exponents = None
+    if not all(length == 0.0 or _LEAST <= length < _MOST for length in b_lengths.tolist()):
         exponents = row_exponents(rows)
         rows = np.ldexp(rows, -exponents[:, None])
         b_lengths = lengths(rows)
@@ -103,14 +105,17 @@ def solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out=N
         x_lengths = lengths(x)
     if full_output:
         errors, bounds = _judge(solver, x, rows, refine)
-    exponents -= matrix.scale.matrix
-    if exponents.any():
+    if exponents is None and matrix.scale.matrix:
+        exponents = np.zeros(rows.shape[0], np.int32)
+    if exponents is not None:
+        exponents -= matrix.scale.matrix
         with np.errstate(over="ignore", under="ignore"):
             np.ldexp(x, exponents[:, None], out=x)
             x_lengths = np.ldexp(x_lengths, exponents)
     # No entry is larger than the norm; where that is too large or not a number, the entries are looked through.
-    most = np.finfo(dtype).max
-    if not (x_lengths <= most).all() and not max(x.max(initial=0.0), -x.min(initial=0.0)) <= most:
+    most = _LARGEST[dtype]
+    fits = all(length <= most for length in x_lengths.tolist())
+    if not fits and not max(x.max(initial=0.0), -x.min(initial=0.0)) <= most:
         if np.isnan(x).any():
             raise np.linalg.LinAlgError(
                 f"b: numbers on the way to the solution overflow, with damping={matrix.damping:g}; expected smaller "

@@ -27,8 +27,9 @@ class DeviceElimination:
         self.memory = memory
         self._launch = Launcher(memory.stream)
 
-    def span(self, table, sizes, lin):
+    def span(self, layout, lin):
         """`RowSpace` of the inputs of all layers, in float64."""
+        table, sizes = layout.table, layout.sizes
         space = RowSpace(self.memory.empty(sizes.Q, np.float64), self.memory.empty(sizes.R, np.float64))
         work = self.memory.empty((table.size, 2 * sizes.reflectors + 1), np.float64)
         self._launch(row_space.span, table.size, self.memory.table(table), lin, space, work)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ..kernels.steps.layer_table import layer_table
 from ..kernels.sweeps.linearise import Linearisation
+from ..layers.layout import Layout
 from ..layers.targets import Targets
 from ..runtime.validation import check_finite
 from ..system.cpu import CPU
@@ -56,14 +56,15 @@ class DeviceModels:
         return CPU.models.as_weights(name, weights, num_samples)
 
     def linearise(self, model, params, X, targets):
-        """(`Linearisation`, loss, gradient, layer table and sizes) of a net.
+        """(`Linearisation`, loss, gradient, `Layout`) of a net.
 
         ``params`` is on the device, X and the values of the targets are here or there.
         """
         memory, names = self.memory, [layer.activation for layer in model.layers]
         distinct = sorted(set(names))
         indices = np.array([distinct.index(name) for name in names])
-        table, sizes = layers = layer_table(model.chain, X.shape[0], (indices, 0, 0))
+        layout = Layout(model.chain, X.shape[0], (indices, 0, 0))
+        table, sizes = layout.table, layout.sizes
         B, n = X.shape[0], int(table["n_out"][-1])
         shapes = dict.fromkeys(("S", "D", "lam"), sizes.u) | dict.fromkeys(("Dx", "Dz", "Dxx", "Dzx", "Dzz"), 0)
         shapes |= {"Z": sizes.z, "output": (B, n), "curvature": (B, n, n)}
@@ -101,4 +102,4 @@ class DeviceModels:
                 self._launch(linearise.wide_inputs, -(-inputs // LANES), records, first, params, lin, G)
         gradient = memory.take(gradient)
         check_finite("params, X, y: the gradient", gradient)
-        return lin, value, gradient, layers
+        return lin, value, gradient, layout

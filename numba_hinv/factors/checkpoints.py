@@ -31,13 +31,13 @@ class Checkpoints(Layers):
         self.held = collections.deque([held], maxlen=1)
 
     @staticmethod
-    def cut(system, dtype):
-        return stretches.cut(system.table, system.sizes, dtype)
+    def cut(layout, dtype):
+        return stretches.cut(layout.table, layout.sizes, dtype)
 
     @classmethod
     def eliminate(cls, elimination, tick=no_tick):
         matrix, system = elimination.matrix, elimination.matrix.system
-        on, parts = system.on, cls.cut(system, matrix.dtype)
+        on, parts = system.on, system.layout.kept(cls.cut, matrix.dtype)
         fronts = [None] * len(parts)
         arrays = stretches.allocate(parts, system.sizes, matrix.dtype, on.elimination.allocate)
         work = on.elimination.workspace(system.table, system.sizes, matrix.dtype)

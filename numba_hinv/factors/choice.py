@@ -3,8 +3,6 @@
 The one file that knows all ways. Of a new one it needs the bytes, and when it is taken.
 """
 
-import weakref
-
 import numpy as np
 
 from ..kernels.sweeps.eliminate import Factors as Arrays
@@ -29,8 +27,6 @@ SPECTRUM = 24
 # matrix of so many rows takes twice the time of its flops. And how many flops by layers are so few, a fraction of a
 # millisecond, that there is nothing to gain.
 _LAYER_FLOP, _NARROW, _SMALL, _FEW = 1.1, 24.0, 700.0, 1.5e6
-# `_flops_of_layers` of the systems that were factorized.
-_flops = weakref.WeakKeyDictionary()
 
 
 def chosen(system, dtype, method="auto", checkpoint=False, count=1):
@@ -45,7 +41,7 @@ def chosen(system, dtype, method="auto", checkpoint=False, count=1):
         return "spectrum"
     if method != "auto" or checkpoint or system.on.elimination.batches:
         return "layers" if method == "auto" else method
-    layers, P = _flops_of_layers(system), float(system.num_params)
+    layers, P = system.layout.kept(_flops_of_layers), float(system.num_params)
     dense = (1.0 + _SMALL / P) * (P**3 / 3 + (0.0 if system.has_dense else 2.0 * system.num_samples * P * P))
     if layers <= _FEW:
         return "layers"
@@ -69,13 +65,11 @@ def for_counts(system, count=1):
     return found
 
 
-def _flops_of_layers(system):
-    """Of the elimination layer by layer, each as what it costs; counted once."""
-    if system not in _flops:
-        m, N = system.table["m"].astype(float), system.table["N"].astype(float)
-        cost = np.maximum(_LAYER_FLOP, _NARROW / np.sqrt(np.maximum(m, 1.0)))
-        _flops[system] = float((cost * (m**3 / 3 + m * m * N + m * N * N)).sum())
-    return _flops[system]
+def _flops_of_layers(layout):
+    """Of the elimination layer by layer, each as what it costs."""
+    m, N = layout.table["m"].astype(float), layout.table["N"].astype(float)
+    cost = np.maximum(_LAYER_FLOP, _NARROW / np.sqrt(np.maximum(m, 1.0)))
+    return float((cost * (m**3 / 3 + m * m * N + m * N * N)).sum())
 
 
 def num_bytes(

@@ -1,6 +1,5 @@
 """One elimination: what is eliminated, with which damping and pivoting, and the runs of layers of a compiled call."""
 
-import weakref
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,6 @@ from .pivots import PERTURBATION, relative_pivoting
 
 _DOUBLE = np.dtype(np.float64)
 _AS_THEY_ARE = Pivoting(0.0, 0.0, np.inf, 0.0)
-# `_flops` of the systems that were factorized.
-_known_flops = weakref.WeakKeyDictionary()
 
 
 def no_tick(num_layers):
@@ -48,6 +45,8 @@ class Elimination(NamedTuple):
 
     def pivoting_at(self, level):
         """The `Pivoting` of layers of this level (`Scaling`)."""
+        if level == 0:
+            return self.pivoting
         with np.errstate(over="ignore"):
             return self.pivoting._replace(limit=float(np.ldexp(self.pivoting.limit, -2 * level)))
 
@@ -58,7 +57,12 @@ class Elimination(NamedTuple):
         """
         levels = dict(self.matrix.scale.levels)
         starts = [first - start for first in levels if start < first < stop]
-        for first, last in reversed(chunks(load * _flops(self.matrix.system)[start:stop], starts)):
+        layout = self.matrix.system.layout
+        if starts or load != 1.0:
+            found = chunks(load * layout.kept(_flops)[start:stop], starts)
+        else:
+            found = layout.kept(_chunks, start, stop)
+        for first, last in reversed(found):
             yield start + first, start + last, levels[max(at for at in levels if at <= start + first)]
 
     def not_finite(self, layer):
@@ -83,23 +87,26 @@ class Elimination(NamedTuple):
             tick(last - first)
 
 
-def _flops(system):
-    """Of the elimination of every layer, (L,); counted once."""
-    found = _known_flops.get(system)
-    if found is None:
-        table = system.table
-        m, N, n_out = (table[name].astype(float) for name in ("m", "N", "n_out"))
-        a = np.where(table["kind"] == BLOCKS, system.num_samples * n_out, 0.0)
-        found = m**3 / 3 + m * m * N + m * N * N + a * (m + N) * (2 * a + m + N)
-        _known_flops[system] = found
-    return found
+def _flops(layout):
+    """Of the elimination of every layer, (L,)."""
+    table = layout.table
+    m, N, n_out = (table[name].astype(float) for name in ("m", "N", "n_out"))
+    a = np.where(table["kind"] == BLOCKS, layout.num_samples * n_out, 0.0)
+    return m**3 / 3 + m * m * N + m * N * N + a * (m + N) * (2 * a + m + N)
+
+
+def _chunks(layout, start, stop):
+    """Runs of layers start..stop-1 for one compiled call, counted from ``start``."""
+    return chunks(layout.kept(_flops)[start:stop])
 
 
 def choose_shift(matrix):
     """The damping that a matrix is eliminated with: a tiny one for 0 where the elimination divides by it."""
     table = matrix.system.table
+    if matrix.eps != 0.0:
+        return matrix.eps
     outside = table["r"] < table["d"]
-    if matrix.eps != 0.0 or not outside.any():
+    if not outside.any():
         return matrix.eps
     # Parameters that no sample sees meet the rest only through lam and the states that come in.
     alone = outside & (table["units"] > table["rows"])
@@ -116,9 +123,13 @@ def choose_shift(matrix):
 
 def pieces(system, stretch, num_vectors, back):
     """Runs of a stretch's layers for one compiled call of a solve, in the order of the sweep."""
-    layers, B = system.table[stretch.start : stretch.stop], system.num_samples
+    found = system.layout.kept(_pieces, stretch.start, stretch.stop, num_vectors)
+    return found[::-1] if back else found
+
+
+def _pieces(layout, start, stop, num_vectors):
+    layers, B = layout.table[start:stop], layout.num_samples
     m, N, n_in, n_out, fan_in, p = (layers[name].astype(float) for name in ("m", "N", "n_in", "n_out", "fan_in", "p"))
     through = np.where(layers["kind"] == BLOCKS, 2 * n_out * (n_in + p), 2 * n_out * fan_in)
     flops = num_vectors * (m * m + 2 * m * N + B * through + 16 * p) + m * m + 2 * m * N
-    found = chunks(flops)
-    return found[::-1] if back else found
+    return chunks(flops)

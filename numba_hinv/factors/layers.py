@@ -1,7 +1,10 @@
 """Factors of the chain layer by layer, all of them in memory: the plain way."""
 
+import functools
+
 import numpy as np
 
+from ..kernels.dense.norm import extremes
 from ..kernels.steps.layer_table import BLOCKS
 from ..kernels.sweeps import eliminate, substitute
 from ..kernels.sweeps.sample import project_all
@@ -33,7 +36,7 @@ class ChainFactors(Factors):
     def is_altered(self):
         return self.elimination.shift != self.matrix.eps
 
-    @property
+    @functools.cached_property
     def num_perturbed(self):
         return int(self.pivots.num_perturbed.sum())
 
@@ -53,7 +56,7 @@ class ChainFactors(Factors):
         return logabsdet
 
     def has_tiny_pivots(self, threshold):
-        return bool(self.pivots.smallest.min() < threshold * self.pivots.largest.max())
+        return extremes(self.pivots.smallest)[0] < threshold * extremes(self.pivots.largest)[1]
 
     def layer_of_smallest_pivot(self):
         return int(np.argmax(self.pivots.largest))
@@ -97,22 +100,26 @@ class Layers(ChainFactors):
         self.stretches, self.arrays = stretches, arrays
 
     @staticmethod
-    def cut(system, dtype):
+    def cut(layout, dtype):
         """The `Stretch`es of a chain."""
-        return stretches.whole(system.num_layers, system.sizes)
+        return stretches.whole(layout.table.size, layout.sizes)
 
     @classmethod
     def num_bytes(cls, system, dtype):
         """(bytes that are kept, bytes of scratch of the elimination)."""
-        kept = stretches.kept_bytes(cls.cut(system, dtype), dtype) + Pivots.nbytes(system.num_layers)
-        return kept, system.on.elimination.work_bytes(system.table, system.sizes, dtype)
+        return system.layout.kept(cls._num_bytes, system.on, dtype)
+
+    @classmethod
+    def _num_bytes(cls, layout, on, dtype):
+        kept = stretches.kept_bytes(cls.cut(layout, dtype), dtype) + Pivots.nbytes(layout.table.size)
+        return kept, on.elimination.work_bytes(layout.table, layout.sizes, dtype)
 
     @classmethod
     def eliminate(cls, elimination, tick=no_tick):
         """The factors of an `Elimination`; ``tick(n)`` is called after every n layers and may raise."""
         matrix, system = elimination.matrix, elimination.matrix.system
-        on, whole = system.on, cls.cut(system, matrix.dtype)
-        arrays = stretches.allocate(whole, system.sizes, matrix.dtype, on.elimination.allocate)
+        on, whole = system.on, system.layout.kept(cls.cut, matrix.dtype)
+        arrays = on.elimination.allocate(system.sizes, system.num_layers, matrix.dtype)
         work = on.elimination.workspace(system.table, system.sizes, matrix.dtype)
         elimination.eliminate(whole[0], arrays, work, tick)
         return cls.of_arrays(elimination, arrays)
@@ -121,10 +128,8 @@ class Layers(ChainFactors):
     def of_arrays(cls, elimination, arrays):
         """Those whose arrays are there already."""
         system = elimination.matrix.system
-        pivots = Pivots.allocate(system.num_layers)
-        whole = cls.cut(system, elimination.matrix.dtype)
-        pivots.fill(whole[0], system.table, arrays, system.on.memory.take)
-        return cls(elimination, pivots, whole, arrays)
+        whole = system.layout.kept(cls.cut, elimination.matrix.dtype)
+        return cls(elimination, Pivots.of_chain(system.table, arrays, system.on.memory.take), whole, arrays)
 
     def __getstate__(self):
         return {**self.__dict__, "arrays": eliminate.Factors(*map(self.matrix.system.on.memory.take, self.arrays))}

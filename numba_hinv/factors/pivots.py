@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..kernels.sweeps.eliminate import Pivoting
+from ..kernels.sweeps.eliminate import Pivoting, scale_bounds
 
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
 # Static pivoting, in units of ||H||: a scale relative to the pivot's own front would cascade (docs/theory.md, section
@@ -45,19 +45,25 @@ class Pivots(NamedTuple):
         """Bytes of `allocate`."""
         return 8 * num_layers * len(cls._fields)
 
+    @classmethod
+    def of_chain(cls, table, factors, take):
+        """Those of all layers, with arrays of the factors among them; ``take`` makes them NumPy arrays."""
+        arrays = (take(getattr(factors, name)) for name in cls._fields[:4])
+        found = cls(*arrays, np.empty(table.size), np.empty(table.size))
+        found._fill_scales(0, table.size, table, factors.scales, take)
+        return found
+
     def fill(self, stretch, table, factors, take):
         """Take those of a stretch of layers from its factors; ``take`` makes them NumPy arrays."""
-        for array, found in zip(self, (factors.num_positive, factors.num_perturbed, factors.logabsdet, factors.growth)):
-            array[stretch.start : stretch.stop] = take(found)[: stretch.stop - stretch.start]
-        self.smallest[stretch.start : stretch.stop], self.largest[stretch.start : stretch.stop] = np.inf, 0.0
-        # Layers without parameters have no pivot.
-        layers = stretch.start + np.flatnonzero(table["m"][stretch.start : stretch.stop])
-        for start in range(0, layers.size, _LOOKED_THROUGH):
-            part = layers[start : start + _LOOKED_THROUGH]
-            first = table["scales"][part] - table["scales"][stretch.start]
-            sizes = np.abs(take(factors.scales[first[0] : first[-1] + 2 * table["m"][part[-1]]]))
-            self.largest[part] = np.maximum.reduceat(sizes, first - first[0])
-            # The second column is zero but for 2 x 2 pivots.
-            sizes[1::2] = np.inf
-            sizes[sizes == 0.0] = np.inf
-            self.smallest[part] = np.minimum.reduceat(sizes, first - first[0])
+        for name in self._fields[:4]:
+            there = take(getattr(factors, name))
+            getattr(self, name)[stretch.start : stretch.stop] = there[: stretch.stop - stretch.start]
+        self._fill_scales(stretch.start, stretch.stop, table, factors.scales, take)
+
+    def _fill_scales(self, start, stop, table, scales, take):
+        m, starts = table["m"], table["scales"]
+        for first in range(start, stop, _LOOKED_THROUGH):
+            last = min(first + _LOOKED_THROUGH, stop)
+            at, end = (int(starts[l] - starts[start]) for l in (first, last - 1))
+            part, rows = take(scales[at : end + 2 * int(m[last - 1])]), np.ascontiguousarray(m[first:last])
+            scale_bounds(rows, part, self.smallest[first:last], self.largest[first:last])

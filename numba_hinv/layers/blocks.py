@@ -4,6 +4,8 @@ With the layer ``z' = f(z; x)``, a = len(z'), a_in = len(z) and p = len(x), the 
 Packing checks all layers at once, since there may be a hundred thousand.
 """
 
+import functools
+
 import numpy as np
 
 from ..kernels.dense.norm import copy_with_total
@@ -13,10 +15,14 @@ from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION
 from ..kernels.sweeps.linearise import Linearisation
 from ..runtime import tensors
 from ..runtime.validation import DTYPES, as_array, as_layer, as_numbers, common_dtype
+from .layout import Layout
 
 # Entries of symmetric blocks may differ by this times the largest entry of the block: what rounding in forming them
 # leaves, with digits to spare. They are replaced by their mean.
 ASYMMETRY = {DTYPES[0]: 1e-10, DTYPES[1]: 1e-4}
+# Layouts of chains of so many layers are kept. Of longer ones they are large, and take a small part of the time of the
+# copies.
+_FEW_LAYERS = 4096
 
 
 class LayerBlocks:
@@ -80,7 +86,7 @@ class LayerBlocks:
 
 
 def pack(blocks, terminal, arrays=None):
-    """``(Chain, Linearisation, dtype)`` for a batch of 1, in float64.
+    """``(Layout, Linearisation, dtype)`` for a batch of 1, in float64.
 
     blocks : sequence of `LayerBlocks`, or None with
     arrays : {name of a block: those of all layers}, each an array with the layers along its first axis or a sequence.
@@ -90,18 +96,20 @@ def pack(blocks, terminal, arrays=None):
     else:
         stacks = _stacks(arrays)
         given, n_out, p, n_in = _of_layers(_separate(arrays)) if stacks is None else stacks
-    if not p.any():
+    layout = (_kept_layout if n_out.size <= _FEW_LAYERS else _layout)(*(size.tobytes() for size in (n_out, p, n_in)))
+    (_, n_in, n_out, p, *_), sizes = layout.chain, layout.sizes
+    if sizes.parameters == 0:
         raise ValueError("blocks: expected at least one parameter, got p = 0 in all layers")
-    shape = int(n_out[-1]), int(n_out[-1])
+    shape = sizes.outputs, sizes.outputs
     dtypes = {common_dtype(block) for block in given.values() if isinstance(block, np.ndarray)}
     dtypes |= {common_dtype(block) for layers in given.values() if isinstance(layers, list) for block in layers}
     if terminal is not None:
         terminal = as_array("terminal", terminal, shape, meaning=" (the states of the last layer)")
         dtypes.add(terminal.dtype)
     dtype = DTYPES[0] if DTYPES[0] in dtypes else DTYPES[1]
-    sizes = n_out * p, n_out * n_in, p * p, p * n_in, n_in * n_in, n_out[-1:] ** 2
-    *room, last = together([int(size.sum()) for size in sizes], np.float64)
-    packed = dict(zip(LayerBlocks.__slots__, room))
+    names = LayerBlocks.__slots__
+    *room, last = together([*(getattr(sizes, name) for name in names), sizes.outputs**2], np.float64)
+    packed = dict(zip(names, room))
     for name in ("Dx", "Dz", "Dzx"):
         _copy(name, given[name], packed[name])
     for name, sides in (("Dxx", p), ("Dzz", n_in)):
@@ -110,14 +118,22 @@ def pack(blocks, terminal, arrays=None):
         last.fill(0.0)
     else:
         _symmetrise("terminal", terminal[None], n_out[-1:], dtype, last)
-    none = np.zeros_like(p)
     nothing = np.empty(0)
     lin = Linearisation(
-        Z=np.zeros(int(n_in.sum())), S=nothing, D=nothing, lam=nothing, **packed,
+        Z=np.zeros(sizes.z), S=nothing, D=nothing, lam=nothing, **packed,
         output=np.zeros((1, shape[0])), curvature=last.reshape(1, *shape),
     )
-    one_position = [none + value for value in ONE_POSITION]
-    return Chain(none + BLOCKS, n_in, n_out, p, none, none, *one_position), lin, dtype
+    return layout, lin, dtype
+
+
+def _layout(*sizes):
+    """`Layout` of a chain of blocks, from the bytes of n_out, p and n_in, for a batch of 1."""
+    n_out, p, n_in = (np.frombuffer(size, np.int64).copy() for size in sizes)
+    none = np.zeros_like(p)
+    return Layout(Chain(none + BLOCKS, n_in, n_out, p, none, none, *(none + value for value in ONE_POSITION)), 1)
+
+
+_kept_layout = functools.lru_cache(maxsize=16)(_layout)
 
 
 def as_blocks(blocks):

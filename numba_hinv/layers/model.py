@@ -4,10 +4,13 @@
 Python between them.
 """
 
+import math
+
 import numpy as np
 
+from ..kernels.dense import norm
 from ..kernels.plumbing import binding
-from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
+from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain
 from ..kernels.sweeps import linearise
 from ..runtime.chunks import chunks
 from ..runtime.validation import as_array, as_copy, check_finite
@@ -17,6 +20,7 @@ from .convolution import Conv1d
 from .custom import Custom
 from .dense import Dense
 from .external import External
+from .layout import Layout
 from .loss import as_loss
 from .losses import loss_address
 from .targets import Targets, with_labels
@@ -67,20 +71,27 @@ class Model:
             raise ValueError("layers: expected at least one parameter, got none in all layers")
         self._work_size = max([layer.work_size for layer in self.layers if isinstance(layer, Custom)], default=0)
         self._external = {l for l, layer in enumerate(self.layers) if isinstance(layer, External)}
-        self._tables = {}
+        # External layers are no compiled calls.
+        self._cuts = tuple(cut for l in sorted(self._external) for cut in (l, l + 1))
+        self._layouts = {}
         kind, n_in, n_out, p, *_ = self.chain
         dense = n_in.sum() + 3 * n_out.sum() + n_out[-1] ** 2
         self._fixed_bytes = 8 * int((p * p)[kind == BLOCKS].sum())
         self._sample_bytes = 8 * int(dense + ((n_in + n_out) * (n_in + p))[kind == BLOCKS].sum())
 
     def __getstate__(self):
-        # The tables hold addresses of compiled functions, which are others in another process.
-        return {**self.__dict__, "_tables": {}}
+        # Layer tables hold addresses of compiled functions, which are others in another process.
+        return {**self.__dict__, "_layouts": {}}
 
     def table(self, num_samples, dtype):
-        """Layer table and buffer sizes for a batch of ``num_samples`` and sweeps in ``dtype``; loads their kernels."""
+        """Layer table and buffer sizes of the `layout`."""
+        layout = self.layout(num_samples, dtype)
+        return layout.table, layout.sizes
+
+    def layout(self, num_samples, dtype):
+        """`Layout` for a batch of ``num_samples`` and sweeps in ``dtype``, whose kernels it loads."""
         key = num_samples, np.dtype(dtype)
-        found = self._tables.get(key)
+        found = self._layouts.get(key)
         if found is None:
             binding.load(key[1])
             names = {layer.activation for layer in self.layers if isinstance(layer, STRUCTURED)}
@@ -91,9 +102,9 @@ class Model:
                 else (0, 0, 0)
                 for layer in self.layers
             ]
-            found = layer_table(self.chain, num_samples, np.array(addresses, np.int64).T)
+            found = Layout(self.chain, num_samples, np.array(addresses, np.int64).T)
             # Two: training asks for the same batch again and again, a forward pass in chunks for two sizes.
-            self._tables = dict([*self._tables.items(), (key, found)][-2:])
+            self._layouts = dict([*self._layouts.items(), (key, found)][-2:])
         return found
 
     def block_bytes(self, num_samples):
@@ -133,9 +144,11 @@ class Model:
         return targets.weights * self._class_weights[targets.values[:, 0].astype(np.int64)]
 
     def total_weight(self, targets):
-        """The sum of `counts`."""
-        with np.errstate(over="ignore"):
-            return float(self.counts(targets).sum())
+        """The sum of `counts`; computed once."""
+        if targets.total is None:
+            with np.errstate(over="ignore"):
+                targets.total = float(self.counts(targets).sum())
+        return targets.total
 
     def normaliser(self, total_weight):
         """What the sum of the samples' losses is divided by; ``ValueError`` where a mean has nothing to be over."""
@@ -154,27 +167,24 @@ class Model:
         output = np.empty((B, int(self.chain.n_out[-1])), params.dtype)
         for start in range(0, B, SAMPLES_AT_ONCE):
             X_chunk = X[start : start + SAMPLES_AT_ONCE]
-            table, sizes = self.table(X_chunk.shape[0], params.dtype)
-            lin = self._propagate(table, sizes, params, X_chunk, 0)
+            lin = self.propagate(params, X_chunk, 0)
             self.check_output(lin, params, X_chunk)
             output[start : start + SAMPLES_AT_ONCE] = lin.output
         return output
 
-    def _propagate(self, table, sizes, params, X, derivatives):
-        """A `Linearisation` for as many ``derivatives`` whose forward part is filled."""
+    def propagate(self, params, X, derivatives):
+        """A `Linearisation` for as many ``derivatives`` whose forward part is filled, with whatever numbers."""
+        layout = self.layout(X.shape[0], params.dtype)
+        table, sizes = layout.table, layout.sizes
         lin = linearise.allocate(sizes, X.shape[0], int(self.chain.n_out[-1]), params.dtype, derivatives)
         lin.Z[: X.size] = X.ravel()
         U = np.empty(X.shape[0] * sizes.width + sizes.patches, params.dtype)
-        for start, stop in self._runs(X.shape[0], derivatives):
+        for start, stop in layout.kept(_runs, derivatives, self._cuts):
             if start in self._external:
                 external.forward(self.layers[start], table, start, params, lin)
             else:
                 linearise.forward(table, start, stop, params, lin, U)
         return lin
-
-    def propagate(self, params, X, derivatives):
-        """A `Linearisation` for as many ``derivatives`` whose forward part is filled, with whatever numbers."""
-        return self._propagate(*self.table(X.shape[0], params.dtype), params, X, derivatives)
 
     def check_output(self, lin, params, X):
         """``ValueError`` that says which layer is to blame where an output is not finite."""
@@ -182,19 +192,12 @@ class Model:
 
     def _check(self, what, array, params, X, targets=None):
         """`check_finite`, with the layer that is to blame in the message."""
+        if math.isfinite(norm.total(array.ravel())):
+            return
         try:
             check_finite(what, array)
         except ValueError as error:
             raise ValueError(f"{error}{overflow.blame(self, params, X, targets)}") from None
-
-    def _runs(self, num_samples, derivatives):
-        """Layers for one compiled call of linearising."""
-        kind, n_in, n_out, p, *_ = self.chain
-        flops = 4.0 * p * self.chain.positions() + 40.0 * n_out + 64.0 * p / num_samples
-        if derivatives == 2:
-            flops += np.where(kind == BLOCKS, 4.0 * (p + n_in) * (p + n_in + n_out), 0.0)
-        # External layers are no compiled calls.
-        return chunks(num_samples * flops, [cut for l in self._external for cut in (l, l + 1)])
 
     def terminal(self, output, targets, curvature=None, normaliser=None):
         """Value, gradient and curvature of the loss in the output; ``ValueError`` where the value is not finite.
@@ -202,7 +205,7 @@ class Model:
         normaliser : what the sum over the samples is divided by, by default that of these samples.
         """
         value, gradient, curvature = self.loss_at(output, targets, curvature, normaliser)
-        if not np.isfinite(value):
+        if not math.isfinite(value):
             raise ValueError(f"params, X, y: expected a finite loss, got {value}")
         return value, gradient, curvature
 
@@ -223,13 +226,11 @@ class Model:
 
     def linearise(self, params, X, targets, derivatives, normaliser=None):
         """`Linearisation` (complete with 2 ``derivatives``), loss and gradient; normaliser as for `terminal`."""
-        B = X.shape[0]
-        table, sizes = self.table(B, params.dtype)
-        lin = self._propagate(table, sizes, params, X, derivatives)
+        lin = self.propagate(params, X, derivatives)
         self.check_output(lin, params, X)
         value, output_gradient, _ = self.terminal(lin.output, targets, lin.curvature, normaliser)
-        gradient, total = self._backpropagate(table, sizes, params, lin, output_gradient, derivatives)
-        if not np.isfinite(total):
+        gradient, total = self._backpropagate(params, lin, output_gradient, derivatives)
+        if not math.isfinite(total):
             self._check("params, X, y: the gradient", gradient, params, X, targets)
         for block in (lin.Dx, lin.Dz, lin.Dxx, lin.Dzx, lin.Dzz) if derivatives == 2 else ():
             if block.size:
@@ -240,21 +241,23 @@ class Model:
         """A `Linearisation` of the outputs alone, for tangents: as of a loss whose gradient is 0."""
         lin = self.propagate(params, X, 2)
         self.check_output(lin, params, X)
-        self.backpropagate(*self.table(X.shape[0], params.dtype), params, lin, np.zeros_like(lin.output), 2)
+        self.backpropagate(params, lin, np.zeros_like(lin.output), 2)
         return lin
 
-    def backpropagate(self, table, sizes, params, lin, output_gradient, derivatives):
+    def backpropagate(self, params, lin, output_gradient, derivatives):
         """The gradient in the parameters that a gradient in the output leads to; completes ``lin`` on the way."""
-        return self._backpropagate(table, sizes, params, lin, output_gradient, derivatives)[0]
+        return self._backpropagate(params, lin, output_gradient, derivatives)[0]
 
-    def _backpropagate(self, table, sizes, params, lin, output_gradient, derivatives):
+    def _backpropagate(self, params, lin, output_gradient, derivatives):
         """That, and the sum of its entries."""
         B, total = output_gradient.shape[0], 0.0
+        layout = self.layout(B, params.dtype)
+        table, sizes = layout.table, layout.sizes
         G = np.empty((2, B * sizes.width), params.dtype)
         G[table.size % 2, : output_gradient.size] = output_gradient.ravel()
         gradient = np.empty_like(params)
         work = np.empty(max(self._work_size, sizes.patches), params.dtype)
-        for start, stop in reversed(self._runs(B, derivatives)):
+        for start, stop in reversed(layout.kept(_runs, derivatives, self._cuts)):
             if start in self._external:
                 external.backward(self.layers[start], table, start, params, lin, gradient, G, keep=derivatives == 2)
                 first, p = table["parameters"][start], table["p"][start]
@@ -266,14 +269,22 @@ class Model:
 
     def pull(self, params, lin, output_gradient):
         """What `backpropagate` gives, where `propagate` with one derivative has made ``lin``."""
-        table, sizes = self.table(lin.output.shape[0], params.dtype)
-        return self.backpropagate(table, sizes, params, lin, output_gradient, 1)
+        return self.backpropagate(params, lin, output_gradient, 1)
 
 
 def only_curvature_of_loss(lin, zero=lambda block: block.fill(0.0)):
     """Make the derivative blocks of H those of the Gauss-Newton matrix, in which no layer bends but the loss alone."""
     for name in linearise.BENDING:
         zero(getattr(lin, name))
+
+
+def _runs(layout, derivatives, cuts):
+    """Layers for one compiled call of linearising, which starts anew at the ``cuts``."""
+    kind, n_in, n_out, p, *_ = layout.chain
+    flops = 4.0 * p * layout.chain.positions() + 40.0 * n_out + 64.0 * p / layout.num_samples
+    if derivatives == 2:
+        flops += np.where(kind == BLOCKS, 4.0 * (p + n_in) * (p + n_in + n_out), 0.0)
+    return chunks(layout.num_samples * flops, cuts)
 
 
 def check_layers(layers):

@@ -28,7 +28,7 @@ def _of_sample(model, params, x, target):
     if target is None:
         return None
     _, gradient, _ = model.loss_at(lin.output, target, lin.curvature, model.num_terms)
-    model.backpropagate(*model.table(1, params.dtype), params, lin, gradient, 2)
+    model.backpropagate(params, lin, gradient, 2)
     # What is contracted with first derivatives that overflow, in layers after it, overflows as well.
     for order, names in ("first", ("Dx", "Dz")), ("second", ("Dxx", "Dzx", "Dzz")):
         for l in np.flatnonzero(table["kind"] == BLOCKS)[::-1].tolist():

@@ -20,12 +20,12 @@ def jacobians(model, params, X):
     has_blocks = (model.chain.kind == BLOCKS).any()
     for start in range(0, B, _CHUNK):
         part = X[start : start + _CHUNK]
-        table, sizes = model.table(part.shape[0], np.float64)
+        table, _ = model.table(part.shape[0], np.float64)
         lin = model.propagate(params, part, 2 if has_blocks else 0)
         model.check_output(lin, params, part)
         if has_blocks:
             # Leaves Dx and Dz, which no gradient of the loss has a part in.
-            model.backpropagate(table, sizes, params, lin, np.zeros_like(lin.output), 2)
+            model.backpropagate(params, lin, np.zeros_like(lin.output), 2)
         places, kept = _prepared(table, params, lin)[:2]
         work = np.empty(3 * outputs * max(int(table["n_in"].max()), int(table["n_out"].max())))
         of_part = found[start : start + _CHUNK].reshape(-1)

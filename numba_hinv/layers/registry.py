@@ -5,6 +5,7 @@ every combination of registered functions and its compiled form can be cached on
 """
 
 import numba
+import numpy as np
 from numba.extending import register_jitable
 
 from .aliases import resolve
@@ -50,11 +51,12 @@ class Registry:
 
     def get(self, name):
         """The entry of ``name``: a dictionary with ``function`` and the attributes it was registered with."""
-        return self._entries[self.resolve(name)]
+        found = self._entries.get(name) if isinstance(name, str) else None
+        return self._entries[self.resolve(name)] if found is None else found
 
     def address(self, name, dtype, build):
         """Address of ``build(function, numba scalar type, cache)``, compiled at its first use."""
-        key = name, str(dtype)
+        key = name, np.dtype(dtype)
         if key not in self._compiled:
             function = self.get(name)["function"]
             try:

@@ -18,6 +18,8 @@ class Targets:
 
     def __init__(self, values, weights):
         self.values, self.weights = values, weights
+        # `Model.total_weight`, once it is known.
+        self.total = None
 
     def __len__(self):
         return self.weights.size

@@ -1,17 +1,28 @@
 """Random probe vectors for estimates; the same every time, so that answers are reproducible."""
 
+import functools
+
 import numpy as np
 
 _GOLDEN = 0.5 * (5.0**0.5 - 1.0)
+# So many entries are drawn in less time than a generator takes to be made; they are kept.
+_FEW = 1 << 13
 
 
 def random_signs(seed, size):
     """Entries +-1 as one row, (1, size): as good as normal numbers for estimates, and drawn much faster."""
+    return _kept_signs(seed, size).copy() if size <= _FEW else _signs(seed, size)
+
+
+def _signs(seed, size):
     random_bytes = np.random.default_rng(seed).bytes(size // 8 + 1)
     signs = np.unpackbits(np.frombuffer(random_bytes, np.uint8), count=size).astype(np.float64)
     signs *= -2.0
     signs += 1.0
     return signs.reshape(1, size)
+
+
+_kept_signs = functools.lru_cache(maxsize=64)(_signs)
 
 
 def random_entries(seed, size):

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import ctypes
 import functools
+import itertools
 import os
 import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy
+from scipy.linalg import cython_blas
 
 from .validation import as_size
 
@@ -33,12 +35,14 @@ def available_cores():
 
 
 @functools.lru_cache(maxsize=None)
-def _openblas():
-    """The function of SciPy's OpenBLAS that says how many threads it has, or None."""
-    for path in Path(scipy.__file__).parent.with_name("scipy.libs").glob("libscipy_openblas*"):
+def _openblas(name):
+    """A function of SciPy's OpenBLAS by its name there, or None."""
+    # Loaded already: by these names nothing else is. Where the system looks for a symbol in what a library is linked
+    # to, SciPy's own one will do.
+    bundled = Path(scipy.__file__).parent.with_name("scipy.libs").glob("libscipy_openblas*")
+    for path, prefix in itertools.product((cython_blas.__file__, *bundled), ("scipy_openblas", "openblas")):
         try:
-            # Loaded already: by that name nothing else is.
-            return ctypes.CDLL(str(path)).scipy_openblas_get_num_threads
+            return getattr(ctypes.CDLL(str(path)), f"{prefix}_{name}")
         except (OSError, AttributeError):
             continue
     return None
@@ -46,7 +50,7 @@ def _openblas():
 
 def blas_threads():
     """Threads of SciPy's BLAS: asked of OpenBLAS, else by the environment, else one a core."""
-    count = _openblas()
+    count = _openblas("get_num_threads")
     if count is not None:
         return int(count())
     for name in _VARIABLES:
@@ -54,6 +58,15 @@ def blas_threads():
         if value.isdigit() and int(value):
             return int(value)
     return available_cores()
+
+
+def blas_core():
+    """The processor that SciPy's BLAS has kernels for and has chosen: asked of OpenBLAS; "unknown" of others."""
+    name = _openblas("get_corename")
+    if name is None:
+        return "unknown"
+    name.restype = ctypes.c_char_p
+    return name().decode()
 
 
 def num_workers(num_threads, num_jobs, reach_blas):
@@ -67,7 +80,10 @@ def num_workers(num_threads, num_jobs, reach_blas):
     reach_blas : bool
         Whether the jobs call BLAS, which brings its own threads.
     """
-    cores = available_cores() if num_threads is None else as_size("num_threads", num_threads)
+    limit = None if num_threads is None else as_size("num_threads", num_threads)
+    if num_jobs <= 1:
+        return 1
+    cores = available_cores() if limit is None else limit
     cores = min(cores, getattr(_granted, "cores", cores))
     return max(1, min(num_jobs, cores // blas_threads() if reach_blas else cores))
 

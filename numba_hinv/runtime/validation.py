@@ -3,11 +3,12 @@
 Nothing here modifies what it is given: arrays are converted to contiguous ones of the working dtype where that is safe.
 """
 
+import math
 import operator
 
 import numpy as np
 
-from ..kernels.dense.norm import copy_with_total
+from ..kernels.dense.norm import copy_with_total, total
 from . import frames, tensors
 
 DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
@@ -61,7 +62,7 @@ def as_real(name, value):
     if array.ndim != 0 or array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected a real number, got {value!r}")
     number = float(value)
-    if not np.isfinite(number):
+    if not math.isfinite(number):
         raise ValueError(f"{name}: expected a finite number, got {value!r}")
     return number
 
@@ -80,6 +81,14 @@ def as_float_dtype(name, dtype):
 
 def as_numbers(name, value):
     """``value`` as an array of real numbers of any shape."""
+    array = value if type(value) is np.ndarray else _as_plain(name, value)
+    if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+        raise TypeError(f"{name}: expected an array of real numbers (float64 or float32), got dtype {array.dtype}")
+    return array
+
+
+def _as_plain(name, value):
+    """A tensor, a frame, a sequence or the like as an array of whatever dtype."""
     value = frames.plain(name, tensors.plain(value))
     try:
         array = np.asarray(value)
@@ -87,14 +96,12 @@ def as_numbers(name, value):
         raise ValueError(f"{name}: expected an array of numbers ({error})") from None
     if np.ma.is_masked(value):
         raise ValueError(f"{name}: expected an array of numbers, got one with masked entries")
-    if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
-        raise TypeError(f"{name}: expected an array of real numbers (float64 or float32), got dtype {array.dtype}")
     return array
 
 
 def common_dtype(array):
     """The working dtype of an array: float32 stays, everything else becomes float64."""
-    return np.dtype(np.float32) if array.dtype == np.float32 else np.dtype(np.float64)
+    return DTYPES[1] if array.dtype == DTYPES[1] else DTYPES[0]
 
 
 def as_array(name, value, shape, dtype=None, meaning=""):
@@ -103,7 +110,8 @@ def as_array(name, value, shape, dtype=None, meaning=""):
     Converted to ``dtype`` (by default: float32 stays, all else becomes float64); copied only where that is needed.
     """
     array = _for_kernels(name, value, shape, dtype, meaning)
-    check_finite(name, array)
+    if not math.isfinite(total(array.ravel())):
+        check_finite(name, array)
     return array
 
 
@@ -111,7 +119,7 @@ def as_copy(name, value, shape, dtype, meaning=""):
     """(a copy of what `as_array` gives, in ``dtype``; the dtype that it has by default), made in one pass."""
     array = _for_kernels(name, value, shape, None, meaning)
     copied = np.empty(array.shape, dtype)
-    if not np.isfinite(copy_with_total(array.ravel(), copied.ravel())):
+    if not math.isfinite(copy_with_total(array.ravel(), copied.ravel())):
         check_finite(name, array)
     return copied, array.dtype
 
@@ -122,8 +130,12 @@ def _for_kernels(name, value, shape, dtype, meaning):
     if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape)):
         wanted = ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name}: expected shape ({wanted}){meaning}, got {array.shape}")
-    with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, dtype or common_dtype(array))
+    dtype = np.dtype(dtype or common_dtype(array))
+    if array.dtype == dtype:
+        array = np.ascontiguousarray(array)
+    else:
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(array, dtype)
     # Another type to Numba, for which every kernel would be compiled again.
     return array if array.flags.writeable and array.flags.aligned else array.copy()
 
@@ -144,16 +156,18 @@ def check_finite(name, array):
 def as_labels(name, value, num_samples, num_classes, ignored=None):
     """Integer labels (B,) in 0..num_classes-1 as an int64 array; one number beside these may be ``ignored``."""
     try:
-        array = np.asarray(frames.plain(name, tensors.plain(value)))
+        array = value if type(value) is np.ndarray else np.asarray(frames.plain(name, tensors.plain(value)))
     except ValueError as error:
         raise ValueError(f"{name}: expected an array of integer labels ({error})") from None
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integer labels, got dtype {array.dtype}")
     if array.shape != (num_samples,):
         raise ValueError(f"{name}: expected shape ({num_samples},), one label a sample, got {array.shape}")
-    wrong = np.flatnonzero(((array < 0) | (array >= num_classes)) & (True if ignored is None else array != ignored))
-    if wrong.size:
-        i = int(wrong[0])
+    is_wrong = (array < 0) | (array >= num_classes)
+    if ignored is not None:
+        is_wrong &= array != ignored
+    if np.count_nonzero(is_wrong):
+        i = int(is_wrong.argmax())
         raise ValueError(f"{name}: expected labels from 0 to {num_classes - 1}, got {array[i]} at index {i}")
     return array.astype(np.int64)
 
@@ -169,7 +183,8 @@ def as_columns(name, value, num_rows, default_dtype):
     dtype = np.result_type(array.dtype, default_dtype) if array.dtype.kind == "f" else default_dtype
     dtype = np.dtype(np.float32) if dtype == np.float16 else dtype
     array = array.reshape(num_rows, -1 if array.size else array.shape[-1])
-    order = "F" if array.flags.f_contiguous else "C"
-    with np.errstate(over="ignore"):
-        array = np.require(array, common_dtype(array), [order, "A", "W"])
+    flags = array.flags
+    if not (array.dtype in DTYPES and flags.forc and flags.behaved):
+        with np.errstate(over="ignore"):
+            array = np.require(array, common_dtype(array), ["F" if flags.f_contiguous else "C", "A", "W"])
     return array, np.dtype(dtype)

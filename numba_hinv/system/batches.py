@@ -107,8 +107,8 @@ class Batches:
             raise ValueError(f"{error} (samples {first} to {first + X.shape[0] - 1})") from None
         if self.curvature == "ggn":
             only_curvature_of_loss(lin)
-        layers = self.model.table(X.shape[0], np.float64)
-        system = System(self.model.chain, self.params, lin, layers=layers)
+        layout = self.model.layout(X.shape[0], np.float64)
+        system = System(self.model.chain, self.params, lin, layout=layout)
         return system, loss, gradient, self.model.total_weight(targets)
 
     def jobs(self):

@@ -100,8 +100,8 @@ class CpuModels:
 
     @staticmethod
     def linearise(model, params, X, targets):
-        """(`Linearisation`, loss, gradient, layer table and sizes) of a model."""
-        return *model.linearise(params, X, targets, 2), model.table(X.shape[0], np.float64)
+        """(`Linearisation`, loss, gradient, `Layout`) of a model."""
+        return *model.linearise(params, X, targets, 2), model.layout(X.shape[0], np.float64)
 
 
 class CpuProducts:
@@ -126,6 +126,13 @@ class CpuProducts:
         multiply.adjoints(table, start, stop, params, lin, V, HV, *scratch, shift, b, squares)
 
 
+def _runs_of_span(layout):
+    """Layers for one compiled call of `CpuElimination.span`."""
+    table = layout.table
+    # Reflections are plain loops, four times as slow as products.
+    return chunks(16.0 * table["rows"] * table["r"] * table["d"])
+
+
 class CpuElimination:
     """The row spaces of a chain, and the sweep that eliminates its layers."""
 
@@ -144,13 +151,13 @@ class CpuElimination:
         return eliminate.Factors(*zip(*rows))
 
     @staticmethod
-    def span(table, sizes, lin):
+    def span(layout, lin):
         """`RowSpace` of the inputs of all layers, in float64."""
+        sizes = layout.sizes
         space = row_space.RowSpace(np.empty(sizes.Q), np.empty(sizes.R))
         scratch = row_space.workspace(sizes, np.dtype(np.float64))
-        # Reflections are plain loops, four times as slow as products.
-        for start, stop in chunks(16.0 * table["rows"] * table["r"] * table["d"]):
-            row_space.span(table[start:stop], lin, space, scratch)
+        for start, stop in layout.kept(_runs_of_span):
+            row_space.span(layout.table[start:stop], lin, space, scratch)
         return space
 
     @staticmethod

@@ -1,6 +1,9 @@
 """The norm of a symmetric matrix from below, by Lanczos' recurrence."""
 
+import math
+
 import numpy as np
+from scipy.linalg import lapack
 
 from ..kernels.dense import norm
 from ..kernels.dense.norm import LARGEST, LEAST
@@ -15,6 +18,7 @@ _PRODUCTS, _RISE = 4, 1.25
 _CANCELLED, _LOST = 1e-2, 1e-14
 # Lengths of the start between these need no scaling.
 _COMFORT = 2.0**-40, 4.0
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 def norm_from_below(multiply, v):
@@ -36,7 +40,7 @@ def norm_from_below(multiply, v):
         0 where v or H v is; not finite where a product overflows.
     """
     size = float(lengths(v)[0])
-    if size == 0.0 or not np.isfinite(size):
+    if size == 0.0 or not math.isfinite(size):
         return size
     is_own = not _COMFORT[0] <= size <= _COMFORT[1]
     if is_own:
@@ -44,24 +48,24 @@ def norm_from_below(multiply, v):
         size = float(lengths(v)[0])
     # The basis vectors are q / size, so that none has to be divided; `last` is the one before q.
     q, last, last_size, free = v, None, 1.0, None
-    T, estimate = np.zeros((_PRODUCTS + 1, _PRODUCTS)), 0.0
+    T, estimate = [[0.0] * _PRODUCTS for _ in range(_PRODUCTS + 1)], 0.0
     for k in range(_PRODUCTS):
         z = np.empty_like(v) if free is None else free
         multiply(q, z)
         between, length = _along(q, z)
         between, length = between / size**2, length / size
-        if not np.isfinite(length):
+        if not math.isfinite(length):
             return length
-        if length < np.finfo(float).tiny:
+        if length < _TINY:
             break
-        T[k, k] = between
+        T[k][k] = between
         if k:
-            T[k - 1, k] = T[k, k - 1]
+            T[k - 1][k] = T[k][k - 1]
         # Of the length squared, in its own unit: what the basis does not have of H q.
-        shares = T[: k + 1, k] / length
-        rest = max(1.0 - float(shares @ shares), 0.0) ** 0.5
-        T[k + 1, k] = rest * length
-        known, estimate = estimate, float(np.linalg.svd(T[: k + 2, : k + 1], compute_uv=False)[0])
+        shares = [row[k] / length for row in T[: k + 1]]
+        rest = max(1.0 - sum(share * share for share in shares), 0.0) ** 0.5
+        T[k + 1][k] = rest * length
+        known, estimate = estimate, _norm([row[: k + 1] for row in T[: k + 2]])
         if k + 1 == _PRODUCTS or 0.0 < known and estimate <= _RISE * known:
             break
         rest = _combine(1.0 / (length * size), z, -shares[k] / size, q)
@@ -73,11 +77,22 @@ def norm_from_below(multiply, v):
                 rest = _combine(1.0, z, -_along(last, z)[0] / last_size**2, last)
             if rest < _LOST:
                 break
-        T[k + 1, k] = rest * length
+        T[k + 1][k] = rest * length
         # The start is the caller's, unless it has been copied.
         free = last if k > 1 or is_own else None
         q, size, last, last_size = z, rest, q, size
     return estimate
+
+
+def _norm(T):
+    """The 2-norm of a matrix, given as rows, that has one column as a rule, or two."""
+    if len(T[0]) == 1:
+        return math.hypot(*(row[0] for row in T))
+    # What numpy.linalg.svd calls, whose checks take three times as long as this.
+    _, values, _, failed = lapack.dgesdd(np.array(T), compute_uv=0)
+    if failed:
+        raise np.linalg.LinAlgError("params, X, y: the norm of the Hessian could not be estimated")
+    return float(values[0])
 
 
 def _along(q, z):

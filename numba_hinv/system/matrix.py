@@ -4,6 +4,7 @@
 """
 
 import abc
+import math
 import threading
 
 import numpy as np
@@ -131,7 +132,7 @@ class Matrix(abc.ABC):
                 found = norm_from_below(self._multiplier(v), v)
                 if found != 0.0:
                     break
-            if not np.isfinite(found):
+            if not math.isfinite(found):
                 raise np.linalg.LinAlgError("params, X, y: the Hessian overflows")
             self._norm = found
         return self._norm

@@ -1,11 +1,26 @@
 """What H and its inverses have in common as SciPy linear operators: symmetric, of one name for what they act on."""
 
+import functools
+
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from ..runtime import tensors
 from ..runtime.validation import as_numbers
 from . import processor
+
+
+class _Plain(LinearOperator):
+    """An operator without anything but what SciPy gives it."""
+
+    def _matvec(self, x):
+        raise NotImplementedError
+
+
+@functools.lru_cache(maxsize=256)
+def _attributes(dtype, shape):
+    """What SciPy's constructor leaves: its checks of a shape take as long as a small solve."""
+    return vars(_Plain(dtype, shape))
 
 
 class SymmetricOperator(LinearOperator):
@@ -17,6 +32,9 @@ class SymmetricOperator(LinearOperator):
     """
 
     _operand, _dense, _is_on_device = "x", "", False
+
+    def __init__(self, dtype, shape):
+        vars(self).update(_attributes(dtype, shape))
 
     def _checked(self, x, is_left=False):
         """x, once it is sure to have the right shape and no masked entries."""

@@ -11,11 +11,12 @@ curvature in states that move by about one when the parameters do. Without it th
 or explode would be judged, in `Pivoting`, on a scale that has nothing to do with the Hessian's. Exact: nothing rounds.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from ..kernels.dense.norm import LARGEST, LEAST, row_norms
+from ..kernels.dense.norm import LARGEST, LEAST, extremes, row_norms
 from ..kernels.steps.layer_table import BLOCKS
 
 # States are scaled one by one only where their exponents differ from the mean by more than this: it takes a copy.
@@ -24,6 +25,7 @@ _SPREAD = 4
 _LARGEST = {np.dtype(np.float64): 400, np.dtype(np.float32): 40}
 # Norms of H + damping I within 2^+- this are left alone.
 _COMFORT = {np.dtype(np.float64): 100, np.dtype(np.float32): 16}
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 class Scaling(NamedTuple):
@@ -47,22 +49,20 @@ class Scaling(NamedTuple):
         return np.repeat(exponents, np.diff(np.append(firsts, num_layers)))
 
 
-def state_logarithms(table, tangents, num_outputs):
+def state_logarithms(starts, tangents):
     """Logarithms to base 2 of how far each state moves for random parameters of unit variance, (L + 1,).
 
     Parameters
     ----------
-    table : layer table
+    starts : (L + 1,) array
+        Where the tangents of each state start.
     tangents : array
         Of the inputs of all layers and of the output along one random direction, as `tangents` leaves them.
-    num_outputs : int
-        How many of them are the output's.
     """
     # The largest entry: a single one is smaller than a hundredth of what is usual in 1 case of 100, and does no harm.
-    starts = np.append(table["z"], tangents.size - num_outputs)[1:]
     # Nothing moves the net's input, whose tangents nobody has written: it goes with the next state.
-    sizes = np.maximum.reduceat(np.abs(tangents[starts[0] :]), starts - starts[0])
-    logs = np.log2(np.maximum(sizes, np.finfo(float).tiny))
+    sizes = np.maximum.reduceat(np.abs(tangents[starts[1] :]), starts[1:] - starts[1])
+    logs = np.log2(np.maximum(sizes, _TINY))
     return np.append(logs[0], logs)
 
 
@@ -79,11 +79,11 @@ def choose(logs, skip, size, dtype):
         Norm of ``H + damping I``.
     """
     dtype = np.dtype(dtype)
-    matrix = int(np.frexp(size)[1]) if size > 0 else 0
+    matrix = math.frexp(size)[1] if size > 0 else 0
     if abs(matrix) <= _COMFORT[dtype]:
         matrix = 0
-    states = ()
-    if logs.max() - logs.min() > 2 * _SPREAD or np.abs(logs).max() > _COMFORT[dtype]:
+    states, (least, most) = (), extremes(logs)
+    if most - least > 2 * _SPREAD or max(most, -least) > _COMFORT[dtype]:
         group = np.concatenate([[0], np.cumsum(skip == 0)])
         mean = np.bincount(group, logs) / np.bincount(group)
         exponents = np.rint(np.clip(mean[group], -_LARGEST[dtype], _LARGEST[dtype])).astype(np.int64)
@@ -92,8 +92,9 @@ def choose(logs, skip, size, dtype):
             states = tuple(exponents.tolist())
             logs = logs - exponents
             logs[0] = logs[1]
+            least, most = extremes(logs)
     levels = [(0, round(float(logs[0])))]
-    if logs.max() - logs.min() > _SPREAD:
+    if most - least > _SPREAD:
         for layer, log in enumerate(logs[:-1].tolist()):
             if abs(log - levels[-1][1]) > _SPREAD:
                 levels.append((layer, round(log)))
@@ -128,6 +129,11 @@ def scale_blocks(scaling, table, num_samples, params, lin, ldexp=np.ldexp):
     )
 
 
+def by_power(number, exponent):
+    """A float times this power of two."""
+    return float(np.ldexp(number, exponent)) if exponent else float(number)
+
+
 def lengths(rows):
     """2-norm of each row, (k,), without overflow or underflow inside."""
     if not isinstance(rows, np.ndarray):
@@ -139,8 +145,8 @@ def lengths(rows):
 
 def lengths_of(rows, squares):
     """2-norm of each row, (k,), from their squares unless those may have overflowed or vanished on the way."""
-    found = np.sqrt(squares)
-    return found if ((LEAST < found) & (found < LARGEST)).all() else lengths(rows)
+    found = [math.sqrt(square) for square in squares.tolist()]
+    return np.array(found) if all(LEAST < length < LARGEST for length in found) else lengths(rows)
 
 
 def row_exponents(rows):

@@ -1,8 +1,7 @@
 """``2^-k (H + damping I)``: the matrix that is eliminated, and multiplied with when solutions are refined."""
 
-import numpy as np
-
 from ..runtime import threads
+from .scaling import by_power
 
 
 class Shifted:
@@ -39,9 +38,9 @@ class Shifted:
         self.dtype = dtype
         self.scale = system.scaling(damping, dtype) if scale is None else scale
         k = self.scale.matrix
-        self.eps = float(np.ldexp(damping + system.l2, -k)) if eps is None else eps
-        self.hessian_norm = float(np.ldexp(system.norm(), -k))
-        self.norm = self.hessian_norm + float(np.ldexp(abs(damping), -k))
+        self.eps = by_power(damping + system.l2, -k) if eps is None else eps
+        self.hessian_norm = by_power(system.norm(), -k)
+        self.norm = self.hessian_norm + by_power(abs(damping), -k)
         self._blocks = blocks
         self._is_dense = is_dense
 

@@ -4,12 +4,16 @@ A shift and a scaling of it is a `shifted.Shifted`. `System` knows neither nets 
 compiled sweeps through its processor alone.
 """
 
+import math
+
 import numpy as np
 
 from ..kernels.dense import product
-from ..kernels.steps.layer_table import BLOCKS, layer_table
+from ..kernels.dense.norm import total
+from ..kernels.steps.layer_table import BLOCKS
 from ..kernels.steps.row_space import RowSpace
 from ..kernels.sweeps.linearise import BENDING, Linearisation
+from ..layers.layout import Layout
 from ..runtime import columns, threads
 from ..runtime.chunks import chunks
 from ..runtime.probes import random_signs
@@ -21,6 +25,7 @@ from .matrix import Matrix
 _SHRINKING = 500
 # Blocks with fewer rows and columns than this never reach BLAS (`kernels.dense.product`).
 _BLAS_SIZE = 192
+_DOUBLE = np.dtype(np.float64)
 
 
 class System(Matrix):
@@ -37,8 +42,8 @@ class System(Matrix):
         The multiple of the identity that is part of H and not of the blocks.
     gradient : (P,) NumPy array, optional
         Of the loss, L2 term included: a good start for the estimate of the norm.
-    layers : (layer table, Sizes), optional
-        By default those of the chain, without compiled functions.
+    layout : Layout, optional
+        By default that of the chain, without compiled functions.
     on : processor
         Where the arrays lie and the sweeps run.
     norm : float, optional
@@ -51,26 +56,27 @@ class System(Matrix):
     is_of_blocks: bool  # whether all layers are given as derivative blocks
 
     def __init__(
-        self, chain, params, lin, l2=0.0, gradient=None, layers=None, on=CPU, norm=None, logarithms=None
+        self, chain, params, lin, l2=0.0, gradient=None, layout=None, on=CPU, norm=None, logarithms=None
     ):
         super().__init__(params, l2, gradient, on, norm)
         self.chain = chain
         self.lin = lin
         self._logarithms = logarithms
-        self._prepare(layers)
+        self._prepare(layout)
 
-    def _prepare(self, layers=None):
-        # The table and its sizes follow from the chain, so that they are not pickled.
-        self.table, self.sizes = layers or layer_table(self.chain, self.num_samples)
-        self.is_of_blocks = bool((self.table["kind"] == BLOCKS).all())
-        self.on.load(np.dtype(np.float64))
-        self._spaces, self._known_runs = {}, {}
+    def _prepare(self, layout=None):
+        # It follows from the chain, so that it is not pickled.
+        self.layout = Layout(self.chain, self.num_samples) if layout is None else layout
+        self.table, self.sizes = self.layout.table, self.layout.sizes
+        self.is_of_blocks = self.layout.kept(_is_of_blocks)
+        self.on.load(_DOUBLE)
+        self._spaces = {}
         self._last_scaled = self._last_narrow = (None,)
 
     def __getstate__(self):
         # The norm and the logarithms stay: factors belong to the scaling that they were made with.
         state = self.__dict__.copy()
-        for name in ("table", "sizes", "_spaces", "_known_runs", "_last_scaled", "_last_narrow", "_dense", "_making"):
+        for name in ("layout", "table", "sizes", "_spaces", "_last_scaled", "_last_narrow", "_dense", "_making"):
             del state[name]
         state["params"], state["lin"] = self.on_host()
         return state
@@ -121,23 +127,20 @@ class System(Matrix):
     def with_bending(self, share):
         """The same with this share of the layers' second derivatives: with 0, the Gauss-Newton matrix. On the CPU."""
         lin = self.lin._replace(**{name: share * getattr(self.lin, name) for name in BENDING})
-        return System(self.chain, self.params, lin, self.l2, self.gradient, (self.table, self.sizes), self.on)
+        return System(self.chain, self.params, lin, self.l2, self.gradient, self.layout, self.on)
 
     def reaches_blas(self):
         """Whether the elimination has products that are large enough for BLAS."""
-        return max(int(self.table["m"].max()), self.num_samples * self.sizes.width) >= _BLAS_SIZE
+        return max(self.sizes.m, self.num_samples * self.sizes.width) >= _BLAS_SIZE
 
     def solves_reach_blas(self):
         """Whether solves and products have products that are large enough for BLAS."""
-        table, B = self.table, self.num_samples
-        m, N, n_in, n_out = (table[name].astype(float) for name in ("m", "N", "n_in", "n_out"))
-        block = columns.largest_block(self.num_params)
-        largest = max((m * np.maximum(m, N)).max(), (n_in * n_out * B).max(), (table["m"] * B * n_out).max())
-        return largest * block >= product.BLAS_WORK or largest >= product.GEMV_WORK
+        largest = self.layout.kept(_largest_product)
+        return largest * columns.largest_block(self.num_params) >= product.BLAS_WORK or largest >= product.GEMV_WORK
 
     def num_free(self):
         """Parameters that no sample sees: what they have of a pivot is the damping itself."""
-        return int((self.table["units"] * (self.table["d"] - self.table["r"])).sum())
+        return self.layout.kept(_num_free)
 
     # ---- products ---------------------------------------------------------------------------------------------------
 
@@ -172,11 +175,7 @@ class System(Matrix):
 
     def _runs(self, num_vectors):
         """Layers for one compiled call of a product with so many vectors."""
-        found = self._known_runs.get(num_vectors)
-        if found is None:
-            flops = 6.0 * num_vectors * self.num_samples * self.table["p"]
-            found = self._known_runs[num_vectors] = chunks(flops + 16.0 * num_vectors * self.table["p"])
-        return found
+        return self.layout.kept(_runs_of_product, num_vectors)
 
     def _multiplier(self, like):
         scratch = self.on.products.workspace(self.sizes, like.shape[0], self.num_samples, like.dtype)
@@ -195,8 +194,8 @@ class System(Matrix):
                 for start, stop in self._runs(1):
                     on.products.tangents(self.table, start, stop, self.params, self.lin, v, scratch)
                 tangents = on.memory.take(scratch[0]).ravel()
-                logarithms = scaling.state_logarithms(self.table, tangents, self.lin.output.size)
-                if np.isfinite(logarithms).all():
+                logarithms = scaling.state_logarithms(self.layout.kept(_starts_of_states), tangents)
+                if math.isfinite(total(logarithms)):
                     break
             else:
                 raise np.linalg.LinAlgError("params, X, y: the derivatives of the net's states overflow")
@@ -222,7 +221,7 @@ class System(Matrix):
         """`RowSpace` of the layers' inputs in ``dtype``; made once."""
         if dtype not in self._spaces:
             if dtype == np.float64:
-                self._spaces[dtype] = self.on.elimination.span(self.table, self.sizes, self.lin)
+                self._spaces[dtype] = self.on.elimination.span(self.layout, self.lin)
             else:
                 space = self.row_space(np.dtype(np.float64))
                 self._spaces[dtype] = RowSpace(*(self.on.memory.astype(block, dtype) for block in space))
@@ -252,3 +251,28 @@ class System(Matrix):
             if self._last_narrow[0] != scale:
                 num_bytes += dtype.itemsize * (self.params.size + sum(block.size for block in lin))
         return num_bytes
+
+
+def _is_of_blocks(layout):
+    return bool((layout.table["kind"] == BLOCKS).all())
+
+
+def _largest_product(layout):
+    """Multiply-adds of the largest product of a solve with one vector."""
+    table, B = layout.table, layout.num_samples
+    m, N, n_in, n_out = (table[name].astype(float) for name in ("m", "N", "n_in", "n_out"))
+    return max((m * np.maximum(m, N)).max(), (n_in * n_out * B).max(), (table["m"] * B * n_out).max())
+
+
+def _num_free(layout):
+    return int((layout.table["units"] * (layout.table["d"] - layout.table["r"])).sum())
+
+
+def _runs_of_product(layout, num_vectors):
+    p = layout.table["p"]
+    return chunks(6.0 * num_vectors * layout.num_samples * p + 16.0 * num_vectors * p)
+
+
+def _starts_of_states(layout):
+    """Where the tangents of each layer's input, and of the output, start among those of all, (L + 1,)."""
+    return np.append(layout.table["z"], layout.sizes.z)

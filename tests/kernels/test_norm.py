@@ -6,6 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from numba_hinv.kernels.dense.norm import extremes
+from numba_hinv.kernels.sweeps.eliminate import scale_bounds
 from numba_hinv.system.scaling import lengths
 
 
@@ -28,3 +30,19 @@ def test_rows_that_are_not_numbers_or_empty():
         found = lengths(rows)
     assert found[0] == 0.0 and not np.isfinite(found[1:4]).any() and found[4] == pytest.approx(math.sqrt(2) * 1e308)
     assert lengths(np.empty((2, 0))).tolist() == [0.0, 0.0] and lengths(np.empty((0, 3))).shape == (0,)
+
+
+def test_extremes():
+    x = np.random.default_rng(0).standard_normal(101)
+    assert extremes(x) == (x.min(), x.max()) and extremes(x[:1]) == (x[0], x[0])
+    assert extremes(np.array([1.0, np.inf])) == (1.0, np.inf) and extremes(np.empty(0)) == (np.inf, -np.inf)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_scale_bounds(dtype):
+    """Of layers with no, one and more rows; the second column counts for the largest alone, zeros for nothing."""
+    m = np.array([3, 0, 1, 2])
+    scales = np.array([[2.0, 0.0], [-0.5, 8.0], [0.0, 0.25], [-3.0, 0.0], [1.0, 0.0], [-4.0, -5.0]], dtype)
+    smallest, largest = np.empty((2, 4))
+    scale_bounds(m, scales.ravel(), smallest, largest)
+    assert smallest.tolist() == [0.5, np.inf, 3.0, 1.0] and largest.tolist() == [8.0, 0.0, 3.0, 5.0]

@@ -203,8 +203,7 @@ def test_warmup_compiles_everything(tmp_path):
     """After it, a process that uses nets, chains, convolutions and norms in both precisions compiles nothing more."""
     cache = str(tmp_path / "cache")
     shown = run("import numba_hinv.__main__ as command; command.main(['warmup'])", tmp_path, NUMBA_CACHE_DIR=cache)
-    # A bar that is full in the end, and where the cache lies.
-    assert f"[{'#' * 30}]" in shown and f"cached in {cache}" in shown
+    assert "done in" in shown and f"cached in {cache}" in shown
     before, more = map(int, run(USES, tmp_path, NUMBA_CACHE_DIR=cache).split())
     assert before > 100 and more == 0
 

@@ -67,6 +67,15 @@ def copy_with_total(x, out):
 
 
 @kernel
+def extremes(x):
+    """(the smallest entry, the largest) of numbers that are no NaNs; infinities where there are none."""
+    least, most = math.inf, -math.inf
+    for j in range(x.size):
+        least, most = min(least, x[j]), max(most, x[j])
+    return least, most
+
+
+@kernel
 def row_norms(rows, out):
     """out[i] <- 2-norm of ``rows[i]``, float64; not finite where the row is not."""
     for i in range(rows.shape[0]):

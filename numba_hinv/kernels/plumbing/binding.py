@@ -26,6 +26,8 @@ from .compiled import compiled
 SIZE, SCALAR, POINTER = "size", "scalar", "pointer"
 
 _entries = {types.float64: [], types.float32: []}
+# Dtypes of which all entries are compiled.
+_loaded = set()
 
 
 class _Entry:
@@ -86,6 +88,7 @@ def compiled_once(name, *arguments):
     def decorate(function):
         symbols = {}
         for dtype, entries in _entries.items():
+            _loaded.clear()
             entries.append(_Entry(function, f"numba_hinv_slot_{name}_{dtype.name}", arguments, dtype))
             symbols[dtype] = entries[-1].symbol, entries[-1].argument_types
         first_pointer = arguments.index(POINTER)
@@ -150,6 +153,10 @@ def check_convention():
 
 def load(dtype):
     """Compile every kernel for a dtype, or load it from the disk cache; immediate once done."""
+    if dtype in _loaded:
+        return
     check_convention()
     for entry in _entries[from_dtype(dtype)]:
         entry.compile()
+    # Only now: another thread that asks meanwhile is not to go on before they are there.
+    _loaded.add(dtype)

@@ -9,6 +9,7 @@ took up to half of the time of sweeps over small layers: the caller holds them a
 """
 
 from numba import njit
+from numba.core.types import unliteral
 from numba.extending import register_jitable
 
 from .disk_cache import cached
@@ -21,9 +22,20 @@ def compiled(**options):
     """Decorator: ``numba.njit`` with these options beside those of all functions here, and this package's disk cache."""
 
     def decorate(function):
-        return cached(njit(**{**_OPTIONS, **options})(function))
+        return cached(_once_for_constants(njit(**{**_OPTIONS, **options})(function)))
 
     return decorate
+
+
+def _once_for_constants(dispatcher):
+    """The same function; callers that write constants do not have it compiled again for each, as Numba would."""
+    resolve = dispatcher.get_call_template
+
+    def get_call_template(args, kws):
+        return resolve([unliteral(kind) for kind in args], {name: unliteral(kind) for name, kind in kws.items()})
+
+    dispatcher.get_call_template = get_call_template
+    return dispatcher
 
 
 kernel = compiled(**_BARE)

@@ -5,6 +5,9 @@ copy, no reference count, no bounds check, so the offsets of the layer table mus
 the loops are spelt out because NumPy's slices and whole-array assignments compile to far more code.
 """
 
+import functools
+import itertools
+
 import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
@@ -112,7 +115,13 @@ def together(sizes, dtype):
     The allocator of C gives large pieces back to the system, and takes them again page by page, but keeps one that is
     as large as those it has seen.
     """
-    line = 64 // np.dtype(dtype).itemsize
-    starts = np.cumsum([0, *(-(-size // line) * line for size in sizes)]).tolist()
-    room = np.empty(starts[-1], dtype)
-    return [room[start : start + size] for start, size in zip(starts, sizes)]
+    bounds, length = _bounds(tuple(sizes), 64 // np.dtype(dtype).itemsize)
+    room = np.empty(length, dtype)
+    return [room[start:stop] for start, stop in bounds]
+
+
+@functools.lru_cache(maxsize=64)
+def _bounds(sizes, line):
+    """((first, last) of each array, numbers of all) where each starts at a multiple of ``line``."""
+    starts = [0, *itertools.accumulate(-(-size // line) * line for size in sizes)]
+    return [(start, start + size) for start, size in zip(starts, sizes)], starts[-1]

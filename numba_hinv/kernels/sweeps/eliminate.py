@@ -70,6 +70,24 @@ def scale_pivoting(relative, norm, damping):
     return Pivoting(singular, relative.perturbation * scale, relative.limit * scale, relative.largest * scale)
 
 
+@kernel
+def scale_bounds(m, scales, smallest, largest):
+    """The smallest scale of each layer's pivots, and the largest: infinity and 0 where m, the rows of the pivot, is 0.
+
+    scales : those of layers that follow one another, m x 2 each; the second column is zero but for 2 x 2 pivots.
+    """
+    at = 0
+    for l in range(m.size):
+        least, most = math.inf, 0.0
+        for k in range(at, at + m[l]):
+            first, second = abs(scales[2 * k]), abs(scales[2 * k + 1])
+            if 0.0 < first < least:
+                least = first
+            most = max(most, first, second)
+        smallest[l], largest[l] = least, most
+        at += m[l]
+
+
 class Workspace(NamedTuple):
     """Scratch of `eliminate`. Layer l reads its P in ``front[(l + 1) % 2]`` and leaves the next in ``front[l % 2]``."""
 
