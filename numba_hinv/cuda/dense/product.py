@@ -23,6 +23,8 @@ DEPTH = 3 if SIMULATED else 16
 # ask one bank of memory.
 PADDED_I = TILE_I + 1
 A_SIZE, B_SIZE, SUMS = DEPTH * PADDED_I, DEPTH * TILE_J, PER_I * PER_J
+# Blocks of a grid along z, at most (CUDA C programming guide, "Technical specifications").
+MOST_IN_DEPTH = 2**16 - 1
 
 
 @functools.lru_cache(maxsize=None)
@@ -106,10 +108,12 @@ def _gemm(transposed, stream, count, m, n, k, alpha, A, A_at, A_step, lda, B, B_
     cublas = library.cublas(C.dtype)
     if cublas is None:
         scalar = C.dtype.type
-        launch(
-            gemm_kernel(C.dtype, transposed), tiles(m, n, count), stream, m, n, k, scalar(alpha),
-            A, A_at, A_step, lda, B, B_at, B_step, ldb, scalar(beta), C, C_at, C_step, ldc,
-        )
+        for z in range(0, count, MOST_IN_DEPTH):
+            launch(
+                gemm_kernel(C.dtype, transposed), tiles(m, n, min(count - z, MOST_IN_DEPTH)), stream, m, n, k,
+                scalar(alpha), A, A_at + z * A_step, A_step, lda, B, B_at + z * B_step, B_step, ldb, scalar(beta),
+                C, C_at + z * C_step, C_step, ldc,
+            )
         return
     for z in range(count):
         cublas.gemm(
