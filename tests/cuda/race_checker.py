@@ -1,8 +1,8 @@
 """A race checker for CUDA kernels on Numba's simulator.
 
 It runs the threads of a block one after the other from barrier to barrier, in the place of the simulator, and notes
-every access to an element of shared and of global memory by block, thread and barrier epoch. What it finds does not
-depend on the order in which the threads happened to run:
+every access to an element of shared and of global memory by block, thread and barrier epoch. It finds, whichever thread
+happened to come first:
 
 - two threads of a block that touch one element between the same two barriers, one of them writing;
 - two blocks of a launch that touch one element, one of them writing, unless both do so by atomics;
@@ -22,22 +22,24 @@ import functools
 import itertools
 import sys
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 import numba.cuda
 import numpy as np
 from numba.cuda.simulator.kernelapi import Dim3
 from numba.np.numpy_support import as_dtype
+from tracked_memory import Accesses, Atomic, Local, Tracked, poisoned
 
 from numba_hinv.cuda.plumbing import simulator
 
-POISON = 0x5A5A5A5A
-# CUDA C programming guide, "Technical specifications"; the shared memory is that of compute capability 9.0.
+# CUDA C programming guide, "Technical specifications"; the shared memory is that of compute capability 9.0. Then names
+# of `cuda` that the checker does not know.
 MOST_BLOCKS, MOST_THREADS, MOST_SHARED = (2**31 - 1, 2**16 - 1, 2**16 - 1), 1024, 227 * 1024
 UNKNOWN = (
-    "activemask", "all_sync", "any_sync", "ballot_sync", "cg", "eq_sync", "match_all_sync", "match_any_sync", "nanosleep",
-    "shfl_down_sync", "shfl_sync", "shfl_up_sync", "shfl_xor_sync", "syncwarp", "threadfence", "threadfence_block",
-    "threadfence_system",
+    "activemask", "all_sync", "any_sync", "ballot_sync", "cg", "eq_sync", "match_all_sync", "match_any_sync",
+    "nanosleep", "shfl_down_sync", "shfl_sync", "shfl_up_sync", "shfl_xor_sync", "syncwarp", "threadfence",
+    "threadfence_block", "threadfence_system",
 )
 
 
@@ -59,178 +61,14 @@ class _Ended(Exception):
     """Raised in threads that wait at a barrier once their launch has failed."""
 
 
-def poisoned(array):
-    """The array, filled with NaN or with a large integer."""
-    array[...] = np.nan if array.dtype.kind == "f" else POISON
-    return array
-
-
 def line_of(place):
+    """file:line of the place of an instruction, (code object, offset)."""
     code, instruction = place
     line = code.co_firstlineno
     for start, end, number in code.co_lines():
         if start <= instruction < end and number is not None:
             line = number
-    return f"{'/'.join(code.co_filename.split('/')[-2:])}:{line}"
-
-
-class _Accesses:
-    """Who has touched which element, and who runs now."""
-
-    __slots__ = ("checker", "epoch", "first", "thread", "shared", "everywhere")
-
-    def __init__(self, checker):
-        self.checker = checker
-        # Epochs are numbered through all blocks of all launches; ``first`` is the first one of this block.
-        self.epoch = self.first = self.thread = 0
-        # By address.
-        self.shared, self.everywhere = {}, {}
-
-    def start_block(self):
-        self.epoch += 1
-        self.first = self.epoch
-        self.shared.clear()
-
-
-# A record: epoch, thread and place of the last write, and whether it was an atomic one; epoch, thread and place of the
-# first read of the last epoch with reads; thread and place of the next thread that read in it; place of a read by an
-# earlier block.
-W_EPOCH, W_THREAD, W_PLACE, W_ATOMIC, R_EPOCH, R_THREAD, R_PLACE, O_THREAD, O_PLACE, EARLIER = range(10)
-
-
-def note_read(accesses, records, address, frame):
-    epoch, thread = accesses.epoch, accesses.thread
-    record = records.get(address)
-    if record is None:
-        if records is accesses.shared:
-            accesses.checker.report("uninitialised", None, frame)
-        records[address] = [-1, -1, None, False, epoch, thread, (frame.f_code, frame.f_lasti), -1, None, None]
-        return
-    written = record[W_EPOCH]
-    if written == epoch:
-        if record[W_THREAD] != thread:
-            accesses.checker.report("race", record[W_PLACE], frame)
-    elif 0 <= written < accesses.first:
-        accesses.checker.report("blocks", record[W_PLACE], frame)
-    read = record[R_EPOCH]
-    if read != epoch:
-        if 0 <= read < accesses.first:
-            record[EARLIER] = record[R_PLACE]
-        record[R_EPOCH], record[R_THREAD], record[R_PLACE] = epoch, thread, (frame.f_code, frame.f_lasti)
-        record[O_THREAD] = -1
-    elif record[R_THREAD] != thread and record[O_THREAD] < 0:
-        record[O_THREAD], record[O_PLACE] = thread, (frame.f_code, frame.f_lasti)
-
-
-def note_write(accesses, records, address, frame, atomic=False):
-    epoch, thread, place = accesses.epoch, accesses.thread, (frame.f_code, frame.f_lasti)
-    record = records.get(address)
-    if record is None:
-        records[address] = [epoch, thread, place, atomic, -1, -1, None, -1, None, None]
-        return
-    written = record[W_EPOCH]
-    if not (atomic and record[W_ATOMIC]):
-        if written == epoch:
-            if record[W_THREAD] != thread:
-                accesses.checker.report("race", record[W_PLACE], frame)
-        elif 0 <= written < accesses.first:
-            accesses.checker.report("blocks", record[W_PLACE], frame)
-    read = record[R_EPOCH]
-    if read == epoch:
-        if record[R_THREAD] != thread:
-            accesses.checker.report("race", record[R_PLACE], frame)
-        elif record[O_THREAD] >= 0:
-            accesses.checker.report("race", record[O_PLACE], frame)
-    elif 0 <= read < accesses.first:
-        accesses.checker.report("blocks", record[R_PLACE], frame)
-    if record[EARLIER] is not None:
-        accesses.checker.report("blocks", record[EARLIER], frame)
-    record[W_EPOCH], record[W_THREAD], record[W_PLACE], record[W_ATOMIC] = epoch, thread, place, atomic
-
-
-class Tracked:
-    """An array as kernels see it: every element is looked at by its address, so that views and rows are no others."""
-
-    __slots__ = ("_array", "_accesses", "_records", "_base", "_step", "shape", "size", "ndim")
-
-    def __init__(self, array, accesses, records):
-        self._array, self._accesses, self._records = array, accesses, records
-        self._base, self.shape, self.size, self.ndim = array.ctypes.data, array.shape, array.size, array.ndim
-        self._step = array.strides[0] if array.ndim == 1 else 0
-
-    def __len__(self):
-        return self.shape[0]
-
-    @property
-    def dtype(self):
-        return self._array.dtype
-
-    def _view(self, index):
-        return Tracked(self._array[index], self._accesses, self._records)
-
-    def address(self, index, frame):
-        """Of an element, or None where the index means a part of the array."""
-        indices = index if type(index) is tuple else (index,)
-        if any(isinstance(one, slice) for one in indices):
-            return None
-        for one, length in zip(indices, self.shape):
-            if not 0 <= one < length:
-                self._accesses.checker.report("index", None, frame)
-                raise IndexError(f"index {index} of an array of shape {self.shape}")
-        if len(indices) < self.ndim:
-            return None
-        return self._base + sum(int(one) * step for one, step in zip(indices, self._array.strides))
-
-    def __getitem__(self, index):
-        frame = sys._getframe(1)
-        if self._step and type(index) is int and 0 <= index < self.size:
-            note_read(self._accesses, self._records, self._base + index * self._step, frame)
-            return self._array[index]
-        address = self.address(index, frame)
-        if address is None:
-            return self._view(index)
-        note_read(self._accesses, self._records, address, frame)
-        return self._array[index]
-
-    def __setitem__(self, index, value):
-        frame = sys._getframe(1)
-        if self._step and type(index) is int and 0 <= index < self.size:
-            note_write(self._accesses, self._records, self._base + index * self._step, frame)
-        else:
-            address = self.address(index, frame)
-            if address is None:
-                part = self._view(index)
-                for place in itertools.product(*map(range, part.shape)):
-                    note_write(self._accesses, self._records, part.address(place, frame), frame)
-            else:
-                note_write(self._accesses, self._records, address, frame)
-        self._array[index] = value
-
-    def update(self, index, function, frame):
-        """An atomic exchange of an element for a function of it; returns what it was."""
-        old = self._array[index]
-        note_write(self._accesses, self._records, self.address(index, frame), frame, atomic=True)
-        self._array[index] = function(old)
-        return old
-
-
-class _Atomic:
-    """`cuda.atomic`, of the functions that change one element."""
-
-    def add(self, array, index, value):
-        return array.update(index, lambda old: old + value, sys._getframe(1))
-
-    def max(self, array, index, value):
-        return array.update(index, lambda old: max(old, value), sys._getframe(1))
-
-    def min(self, array, index, value):
-        return array.update(index, lambda old: min(old, value), sys._getframe(1))
-
-    def exch(self, array, index, value):
-        return array.update(index, lambda old: value, sys._getframe(1))
-
-    def cas(self, array, index, expected, value):
-        return array.update(index, lambda old: value if old == expected else old, sys._getframe(1))
+    return f"{'/'.join(Path(code.co_filename).parts[-2:])}:{line}"
 
 
 class _Worker(threading.Thread):
@@ -269,7 +107,7 @@ class RaceChecker:
         self.findings = {}
         # (file name, line) of the barriers that were passed, and names of the kernels that were launched.
         self.barriers, self.kernels = set(), set()
-        self._accesses, self._workers, self._done = _Accesses(self), [], threading.Lock()
+        self._accesses, self._workers, self._done = Accesses(self), [], threading.Lock()
         self._done.acquire()
         self._launches = threading.Lock()
 
@@ -277,7 +115,7 @@ class RaceChecker:
         names = {
             "grid": self._grid, "gridsize": self._gridsize, "syncthreads": self._syncthreads,
             "syncthreads_or": self._syncthreads_or, "syncthreads_and": self._syncthreads_and,
-            "syncthreads_count": self._syncthreads_count, "atomic": _Atomic(), "shared": self, "local": _Local(),
+            "syncthreads_count": self._syncthreads_count, "atomic": Atomic(), "shared": self, "local": Local(),
             **{name: _Unknown(name) for name in UNKNOWN},
         }
         names |= dict.fromkeys(("threadIdx", "blockIdx", "blockDim", "gridDim"))
@@ -458,13 +296,6 @@ class RaceChecker:
                 self._bytes += int(np.prod(shape)) * dtype.itemsize
             self._arrays[place] = poisoned(np.empty(shape, dtype))
         return Tracked(self._arrays[place], self._accesses, self._accesses.shared)
-
-
-class _Local:
-    """`cuda.local`."""
-
-    def array(self, shape, dtype):
-        return poisoned(np.empty(shape, as_dtype(dtype)))
 
 
 class _Unknown:

@@ -1,8 +1,8 @@
 """The sweeps on a GPU, against the same truth and with the same bars as those of the CPU.
 
 Where there is no GPU they run in Numba's simulator, in a pytest run of their own:
-``NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/cuda/test_cuda.py``. Without that variable one test here starts that run,
-and those of the other files of this folder that need the simulator.
+``NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/cuda/test_cuda.py``. Without that variable one test here starts that
+run, and those of the other files of this folder that need the simulator.
 """
 
 import contextlib

@@ -17,7 +17,7 @@ if not test_cuda.INSTALLED:
 import numba.cuda
 
 from numba_hinv.cuda.dense import product
-from numba_hinv.cuda.plumbing import arrays, launch
+from numba_hinv.cuda.plumbing import arrays, launch, vectors
 from numba_hinv.cuda.plumbing.target import PLAIN_SHARED, RESERVED_SHARED
 
 simulated = pytest.mark.skipif(not test_cuda.SIMULATED, reason="needs the simulator")
@@ -146,14 +146,22 @@ def test_shared_memory_is_asked_for(monkeypatch):
     kernel, own, real = Kernel(), RESERVED_SHARED, (float,)
     launch.launch(kernel, 1, 0, 1.0, shared=PLAIN_SHARED - own)
     assert asked == []
-    for argument, shared in ((1.0, PLAIN_SHARED - own + 8), (1.0, PLAIN_SHARED), (1.0, PLAIN_SHARED), (1, PLAIN_SHARED)):
-        launch.launch(kernel, 1, 0, argument, shared=shared)
+    launch.launch(kernel, 1, 0, 1.0, shared=PLAIN_SHARED - own + 8)
+    for argument in (1.0, 1.0, 1):
+        launch.launch(kernel, 1, 0, argument, shared=PLAIN_SHARED)
     assert asked == [(PLAIN_SHARED - own + 8, real, 0), (PLAIN_SHARED, real, 0), (PLAIN_SHARED, (int,), 0)]
     gpu[0] = 1
     launch.launch(kernel, 1, 0, 1.0, shared=PLAIN_SHARED)
     assert asked[3:] == [(PLAIN_SHARED, real, 1)] and len(kernel.launched) == 6
     with pytest.raises(MemoryError, match="refuses a kernel .* bytes of shared memory"):
         launch.launch(kernel, 1, 0, 1.0, shared=2**20)
+
+
+@simulated
+def test_many_columns_at_a_time():
+    """A grid has 65,535 blocks along y at most, and a column each; checkpoints take all columns at once."""
+    with pytest.raises(ValueError, match=r"at most 65,535 columns at a time on a GPU, got 65,536; give them in parts"):
+        vectors.Vectors.of(np.ones((2**16, 1))).lengths()
 
 
 def test_many_products_at_a_time(monkeypatch):

@@ -14,7 +14,8 @@ if not test_cuda.SIMULATED or not test_cuda.INSTALLED:
 
 import numba.cuda
 from numba import types
-from race_checker import POISON, Found, RaceChecker
+from race_checker import Found, RaceChecker
+from tracked_memory import POISON
 
 from numba_hinv.cuda.plumbing import target
 from numba_hinv.cuda.plumbing.launch import launch

@@ -8,7 +8,7 @@ import functools
 
 from numba import from_dtype
 
-from ..plumbing.launch import launch
+from ..plumbing.launch import MOST_BLOCKS, launch
 from ..plumbing.target import BLOCK, SIMULATED, cuda, device, kernel
 from . import library
 
@@ -23,8 +23,6 @@ DEPTH = 3 if SIMULATED else 16
 # ask one bank of memory.
 PADDED_I = TILE_I + 1
 A_SIZE, B_SIZE, SUMS = DEPTH * PADDED_I, DEPTH * TILE_J, PER_I * PER_J
-# Blocks of a grid along z, at most (CUDA C programming guide, "Technical specifications").
-MOST_IN_DEPTH = 2**16 - 1
 
 
 @functools.lru_cache(maxsize=None)
@@ -108,9 +106,9 @@ def _gemm(transposed, stream, count, m, n, k, alpha, A, A_at, A_step, lda, B, B_
     cublas = library.cublas(C.dtype)
     if cublas is None:
         scalar = C.dtype.type
-        for z in range(0, count, MOST_IN_DEPTH):
+        for z in range(0, count, MOST_BLOCKS):
             launch(
-                gemm_kernel(C.dtype, transposed), tiles(m, n, min(count - z, MOST_IN_DEPTH)), stream, m, n, k,
+                gemm_kernel(C.dtype, transposed), tiles(m, n, min(count - z, MOST_BLOCKS)), stream, m, n, k,
                 scalar(alpha), A, A_at + z * A_step, A_step, lda, B, B_at + z * B_step, B_step, ldb, scalar(beta),
                 C, C_at + z * C_step, C_step, ldc,
             )

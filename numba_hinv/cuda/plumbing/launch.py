@@ -9,10 +9,23 @@ if SIMULATED:
     from . import simulator
 
 
+# Blocks of a grid along y and along z, at most (CUDA C programming guide, "Technical specifications").
+MOST_BLOCKS = 2**16 - 1
+
+
 def launch(kernel, grid, stream, *arguments, shared=0):
-    """``kernel[grid, BLOCK, stream, shared](*arguments)``; an empty grid is nothing to do."""
-    if 0 in np.atleast_1d(grid):
+    """``kernel[grid, BLOCK, stream, shared](*arguments)``; an empty grid is nothing to do.
+
+    ``ValueError`` where there are more vectors than a grid takes: their number is that of blocks along y.
+    """
+    sizes = np.atleast_1d(grid).tolist()
+    if 0 in sizes:
         return
+    if max(sizes[1:], default=0) > MOST_BLOCKS:
+        raise ValueError(
+            f"device: expected at most {MOST_BLOCKS:,} columns at a time on a GPU, got {max(sizes[1:]):,}; "
+            "give them in parts, or factorize without checkpoint=True, which does so by itself"
+        )
     if SIMULATED:
         simulator.run(kernel, grid, BLOCK, shared, arguments)
         return

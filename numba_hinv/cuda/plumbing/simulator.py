@@ -89,7 +89,7 @@ def _as_it_is(array):
 
 
 def bare(argument, wrap=_Array, wrap_part=_as_it_is):
-    """An argument of `launch` as a kernel gets it: ``wrap`` of the NumPy array in it, ``wrap_part`` of those in a tuple."""
+    """An argument of `launch` as a kernel gets it: ``wrap`` of the array in it, ``wrap_part`` of those in a tuple."""
     argument = getattr(argument, "data_on_device", argument)
     if isinstance(argument, tuple):
         parts = [getattr(part, "_ary", part) for part in argument]

@@ -93,7 +93,7 @@ def limit_growth(team, m, n, Y, at, norms, norms_at, scales, scales_at, pivoting
     """
     limit, largest, perturbation = pivoting[2], pivoting[3], pivoting[1]
     any_large = 0
-    # Norms by the threads that wrote them, until all are seen.
+    # Every thread looks at norms that it wrote itself; the barrier behind lets all see all.
     for k in range(team.rank, m, team.size):
         if not float(norms[norms_at + k]) <= limit:
             any_large = 1

@@ -30,7 +30,10 @@ class Workspace(NamedTuple):
 
 @device
 def _dense_back(team, layer, B, params, lin, space, damping, g, v, v_next, y, gQ, vu, small):
-    """y = g Q + (R vu)^T and v_next = vu W (+ v) - (1/eps) lam (g - g Q Q^T), vu = S v. No barrier at the end."""
+    """y = g Q + (R vu)^T and v_next = vu W (+ v) - (1/eps) lam (g - g Q Q^T), vu = S v.
+
+    No barrier at the end: `forward_vector` begins with what the last one here has made visible.
+    """
     n, n_in, r, w, u, lam = layer.n_out, layer.n_in, layer.r, layer.parameters, layer.u, lin.lam
     zero = damping - damping
     for x in range(team.rank, B * n, team.size):
