@@ -1,5 +1,6 @@
 """Right-hand sides and vectors of callers, in NumPy arrays or on a GPU: twin of `system.cpu.CpuColumns`."""
 
+import numba.cuda
 import numpy as np
 
 from ..runtime.validation import as_columns
@@ -37,5 +38,7 @@ class DeviceColumns:
         """None: rows are `Vectors`, never a part of an array of columns."""
 
     def result(self, found, shape):
-        """A (P, k) array as the caller gets it."""
+        """A (P, k) array as the caller gets it; what fills it is done, so that it may be read on any stream."""
+        if isinstance(found, arrays.Columns):
+            (self.stream or numba.cuda.default_stream()).synchronize()
         return (found.array if isinstance(found, arrays.Columns) else found).reshape(shape)

@@ -9,12 +9,9 @@ from ..kernels.steps.layer_table import block_sizes
 from ..kernels.steps.row_space import RowSpace
 from ..kernels.sweeps.eliminate import Factors
 from .plumbing.launch import Launcher
-from .plumbing.target import BLOCK, PLAIN_SHARED, SIMULATED
+from .plumbing.target import PLAIN_SHARED, RESERVED_SHARED, SIMULATED
 from .steps import row_space
 from .sweeps import eliminate, panels, wide
-
-# Bytes of shared memory that kernels have of their own: `Team.pad`, and what the driver keeps for itself.
-RESERVED_SHARED = 16 * BLOCK + 1024
 
 
 class DeviceElimination:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..runtime.memory_budget import FEWER
 from ..system.processor import is_on_device
+from .plumbing.launch import current_gpu
 from .plumbing.vectors import Vectors, to_host
 
 
@@ -21,10 +22,20 @@ class DeviceMemory:
 
     def __init__(self, stream):
         self.stream = stream
+        self._gpu = current_gpu()
         self._tables = []
+
+    def _check_gpu(self):
+        current = current_gpu()
+        if current != self._gpu:
+            raise ValueError(
+                f"device: expected GPU {self._gpu} to be the current one, on which this Hessian is, got GPU {current}; "
+                f"make that current: with numba.cuda.gpus[{self._gpu}]"
+            )
 
     def require(self, num_bytes, purpose, way_out=FEWER):
         """``MemoryError`` if ``num_bytes`` for ``purpose`` are not free on the device."""
+        self._check_gpu()
         free = numba.cuda.current_context().get_memory_info().free
         if num_bytes > free:
             raise MemoryError(
@@ -36,6 +47,7 @@ class DeviceMemory:
         """A device array with the numbers of a NumPy array; one that is on the device as it is."""
         if is_on_device(array):
             return array
+        self._check_gpu()
         return numba.cuda.to_device(np.ascontiguousarray(array), stream=self.stream)
 
     def take(self, array):
@@ -50,6 +62,7 @@ class DeviceMemory:
 
     def empty(self, shape, dtype):
         """An uninitialised array on the device."""
+        self._check_gpu()
         return numba.cuda.device_array(shape, dtype, stream=self.stream)
 
     def row(self, array, t):
@@ -83,6 +96,7 @@ class DeviceMemory:
 
     def table(self, table):
         """A layer table on the device; the last few are kept."""
+        self._check_gpu()
         for host, found in self._tables:
             if host is table:
                 return found

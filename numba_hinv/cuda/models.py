@@ -44,7 +44,7 @@ class DeviceModels:
             return CPU.models.as_targets(model, y, weights)
         if model.loss.has_labels:
             # One number a sample, and all of them have to be looked at.
-            return CPU.models.as_targets(model, arrays.take_row(y, self.memory.stream), weights)
+            return CPU.models.as_targets(model, arrays.take_row("y", y, self.memory.stream), weights)
         count, given, num_samples = model.num_targets, np.dtype(np.float64), weights.size
         shape = (num_samples,) if count == 1 and len(y.shape) == 1 else (num_samples, count)
         y = arrays.as_array("y", y, shape, given, self.memory.stream, " (samples x outputs of the last layer)")
@@ -52,7 +52,7 @@ class DeviceModels:
 
     def as_weights(self, name, weights, num_samples):
         if is_on_device(weights):
-            weights = arrays.take_row(weights, self.memory.stream)
+            weights = arrays.take_row(name, weights, self.memory.stream)
         return CPU.models.as_weights(name, weights, num_samples)
 
     def linearise(self, model, params, X, targets):

@@ -1,7 +1,8 @@
 """The sweeps on a GPU, against the same truth and with the same bars as those of the CPU.
 
 Where there is no GPU they run in Numba's simulator, in a pytest run of their own:
-``NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/cuda/test_cuda.py``. Without that variable one test here starts that run.
+``NUMBA_ENABLE_CUDASIM=1 python -m pytest tests/cuda/test_cuda.py``. Without that variable one test here starts that
+run, and those of the other files of this folder that need the simulator.
 """
 
 import contextlib
@@ -61,11 +62,12 @@ def moved(problem):
 
 @pytest.mark.skipif(not INSTALLED, reason="numba-cuda is not installed")
 @pytest.mark.skipif(SIMULATED, reason="this is that run")
-def test_in_the_simulator():
-    """All the tests of this file that need a device, in Numba's simulator of one."""
+@pytest.mark.parametrize("files", [["test_cuda.py", "test_hardware.py"], ["test_races.py", "test_race_checker.py"]])
+def test_in_the_simulator(files):
+    """The tests of this folder that need a device, in Numba's simulator of one, and there under the race checker."""
     directory = Path(__file__).parent
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).name)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         cwd=directory, env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True,
     )
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
@@ -926,7 +928,8 @@ def test_arrays_on_the_device(loss):
     np.testing.assert_array_equal(H.gradient, expected.gradient)
     F, F_expected = H.factorize(0.1), expected.factorize(0.1)
     b = problem.right_hand_side(3)
-    for columns in (b, b[:, 0].copy(), b.astype(np.float32), b[:, :1].copy(), np.asfortranarray(b)):
+    whole = np.arange(len(b))
+    for columns in (b, b[:, 0].copy(), b.astype(np.float32), b[:, :1].copy(), np.asfortranarray(b), whole):
         b_there = numba.cuda.to_device(columns)
         for found, wanted in ((F.solve(b_there), F_expected.solve(columns)), (H @ b_there, expected @ columns)):
             assert not isinstance(found, np.ndarray) and found.dtype == wanted.dtype

@@ -8,7 +8,7 @@ import functools
 
 from numba import from_dtype
 
-from ..plumbing.launch import launch
+from ..plumbing.launch import MOST_BLOCKS, launch
 from ..plumbing.target import BLOCK, SIMULATED, cuda, device, kernel
 from . import library
 
@@ -106,10 +106,12 @@ def _gemm(transposed, stream, count, m, n, k, alpha, A, A_at, A_step, lda, B, B_
     cublas = library.cublas(C.dtype)
     if cublas is None:
         scalar = C.dtype.type
-        launch(
-            gemm_kernel(C.dtype, transposed), tiles(m, n, count), stream, m, n, k, scalar(alpha),
-            A, A_at, A_step, lda, B, B_at, B_step, ldb, scalar(beta), C, C_at, C_step, ldc,
-        )
+        for z in range(0, count, MOST_BLOCKS):
+            launch(
+                gemm_kernel(C.dtype, transposed), tiles(m, n, min(count - z, MOST_BLOCKS)), stream, m, n, k,
+                scalar(alpha), A, A_at + z * A_step, A_step, lda, B, B_at + z * B_step, B_step, ldb, scalar(beta),
+                C, C_at + z * C_step, C_step, ldc,
+            )
         return
     for z in range(count):
         cublas.gemm(

@@ -108,7 +108,8 @@ def _eliminate_one(team, m, M, at, k, inverse, d):
     # The inverse of a subnormal pivot may not be a number.
     whole = abs(inverse) <= MAX_FLOAT
     for i in range(k + 1 + team.group, m, team.groups):
-        factor = M[row + i] * inverse if whole else M[row + i] / d
+        # Float64, as the pivot is, would be several times as slow in the loop.
+        factor = M.dtype.type(M[row + i] * inverse if whole else M[row + i] / d)
         for j in range(i + team.lane, m, LANES):
             M[at + i * m + j] -= factor * M[row + j]
     cuda.syncthreads()
@@ -121,8 +122,8 @@ def _eliminate_two(team, m, M, at, k, p, q, r):
     """The same for the block of rows k and k + 1, whose inverse is [[p, q], [q, r]]."""
     row, below = at + k * m, at + (k + 1) * m
     for i in range(k + 2 + team.group, m, team.groups):
-        t = p * M[row + i] + q * M[below + i]
-        u = q * M[row + i] + r * M[below + i]
+        t = M.dtype.type(p * M[row + i] + q * M[below + i])
+        u = M.dtype.type(q * M[row + i] + r * M[below + i])
         for j in range(i + team.lane, m, LANES):
             M[at + i * m + j] -= t * M[row + j] + u * M[below + j]
     cuda.syncthreads()
@@ -169,7 +170,7 @@ def factor_rows(
     diagonal, which is kept in s: what is right of it is left to the caller, with the rows of D U in W.
     At once: W is M, its first row the one at ``begin``, and s the diagonal of M.
     Returns (status, the pivot to go on with, number of negative sigma, number of replaced pivots, log of the modulus
-    of their product), the same in all threads.
+    of their product), the same in all threads. No barrier at the end.
     """
     num_negative, num_perturbed, product, exponent = 0, 0, 1.0, 0.0
     k = begin
@@ -235,8 +236,6 @@ def factor_rows(
             count, one, two, left, right, p, q_, r, g0, g1, g2, g3 = split_block(d, b, c, tiny, perturbation)
             if count < 0:
                 return SINGULAR_PIVOT, k, 0, 0, 0.0
-            # All have read the block before one of them writes to it.
-            cuda.syncthreads()
             if late:
                 _divide_two(team, m, M, at, k, p, q_, r, W, row, s, s_at)
             else:
@@ -250,7 +249,9 @@ def factor_rows(
                 scales[scales_at + 2 * last + 1], scales[scales_at + 2 * last] = g2, g3
                 pivots[pivots_at + m + k], pivots[pivots_at + m + last] = one, two
                 pivots[pivots_at + k], pivots[pivots_at + last] = ~pivots[pivots_at + k], ~pivots[pivots_at + last]
-        cuda.syncthreads()
+        if late:
+            # At once, what follows reads no row of U before another barrier.
+            cuda.syncthreads()
         k += size
     return OK, k, num_negative, num_perturbed, exponent + math.log(product)
 
@@ -295,7 +296,7 @@ def signed_cholesky(team, m, M, at, tiny, perturbation, K, K_at, n, pivots, pivo
     flip = is_negative(team, m, M, at)
     if flip:
         negate(team, m, M, at)
-    cuda.syncthreads()
+        cuda.syncthreads()
     status, _, num_negative, num_perturbed, logabsdet = factor_rows(
         team, m, M, at, 0, m, tiny, perturbation, K, K_at, n, pivots, pivots_at, scales, scales_at,
         False, M, at, M, at, m + 1,
@@ -309,9 +310,9 @@ def signed_cholesky(team, m, M, at, tiny, perturbation, K, K_at, n, pivots, pivo
 @device
 def pack(team, m, U, at, L, L_at):
     """Copy U, as `signed_cholesky` leaves it, to its packed layout."""
-    rows = panel_rows(m)
+    rows, zero = panel_rows(m), U.dtype.type(0)
     for k in range(team.group, m, team.groups):
         k0 = k - k % rows
         start = L_at + row_start(m, k)
         for j in range(k0 + team.lane, m, LANES):
-            L[start + j] = U[at + k * m + j] if j > k else 0.0
+            L[start + j] = U[at + k * m + j] if j > k else zero

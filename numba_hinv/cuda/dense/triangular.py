@@ -66,7 +66,8 @@ def forward_vector(team, m, L, L_at, pivots, pivots_at, scales, scales_at, y, y_
             for k in range(begin, stop):
                 value -= L[first + (k - begin) * (m - begin) + i] * work[work_at + k]
             work[work_at + i] = value
-        cuda.syncthreads()
+        if stop < m:
+            cuda.syncthreads()
     for k in range(team.rank, m, team.size):
         here, scale, to = work_at + k, scales_at + 2 * k, y_at + pivots[pivots_at + m + k]
         if pivots[pivots_at + k] >= 0:

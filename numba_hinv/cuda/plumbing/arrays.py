@@ -1,14 +1,17 @@
 """The caller's arrays on the device: anything with ``__cuda_array_interface__``, read where it lies."""
 
+import sys
+
 import numba.cuda
 import numpy as np
 
+from ...runtime import tensors
 from ...system.processor import is_on_device
-from .launch import launch
+from .launch import current_gpu, launch
 from .target import BLOCK, SIMULATED, cuda, kernel
 from .vectors import Vectors, to_host
 
-_BLOCKS = 1 if SIMULATED else 256
+_BLOCKS = 2 if SIMULATED else 256
 
 
 @kernel
@@ -39,6 +42,35 @@ def _launch(kernel, size, stream, *arguments):
     launch(kernel, max(1, min(_BLOCKS, -(-size // BLOCK))), stream, *arguments)
 
 
+def in_place(name, value):
+    """A device array in the memory of the caller's, once the work of the caller's stream that fills it is done.
+
+    ``ValueError`` where that memory is on another GPU than the current one.
+    """
+    found, current = _gpu_of(value), current_gpu()
+    if found not in (None, current):
+        raise ValueError(
+            f"{name}: expected an array on GPU {current}, the current one, got one on GPU {found}; "
+            f"make that current: with numba.cuda.gpus[{found}]"
+        )
+    if tensors.is_tensor(value):
+        # What PyTorch says of a tensor names no stream.
+        sys.modules["torch"].cuda.current_stream(value.device).synchronize()
+    if not getattr(value, "__cuda_ndarray__", False):
+        return numba.cuda.as_cuda_array(value)
+    if value.stream:
+        value.stream.synchronize()
+    return value
+
+
+def _gpu_of(value):
+    """Number of the GPU that an array of Numba, CuPy or PyTorch lies on, or None where it does not say."""
+    data = getattr(value, "gpu_data", None)
+    device = getattr(value, "device", None) if data is None else data.context.device
+    number = getattr(device, "id", getattr(device, "index", None))
+    return number if isinstance(number, int) else None
+
+
 def as_array(name, value, shape, dtype, stream, meaning=""):
     """A device array of this shape, finite and contiguous, in ``dtype`` (None: float32 stays, all else is float64).
 
@@ -46,7 +78,7 @@ def as_array(name, value, shape, dtype, stream, meaning=""):
     """
     if not is_on_device(value):
         raise TypeError(f"{name}: expected an array on the device, got {type(value).__name__}")
-    array = value if getattr(value, "__cuda_ndarray__", False) else numba.cuda.as_cuda_array(value)
+    array = in_place(name, value)
     given = np.dtype(array.dtype)
     if given.kind not in "fiu" or given.itemsize > 8:
         raise TypeError(f"{name}: expected an array of real numbers (float64 or float32), got dtype {given}")
@@ -97,7 +129,6 @@ class Columns:
         _launch(_write_columns, rows.size, self.stream, rows, start, self.array)
 
 
-def take_row(value, stream):
+def take_row(name, value, stream):
     """One number a sample, a label or a weight, as a NumPy array."""
-    array = value if getattr(value, "__cuda_ndarray__", False) else numba.cuda.as_cuda_array(value)
-    return to_host(array, stream)
+    return to_host(in_place(name, value), stream)

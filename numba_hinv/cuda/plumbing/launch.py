@@ -1,27 +1,43 @@
-"""Launching kernels: on a GPU, and in Numba's simulator, to which arrays are handed as what they are."""
-
-import contextlib
-import sys
-import threading
-from types import SimpleNamespace
+"""Launching kernels, on a GPU and in Numba's simulator."""
 
 import numba.cuda
 import numpy as np
 
-from .target import BLOCK, PLAIN_SHARED, SIMULATED
+from .target import BLOCK, PLAIN_SHARED, RESERVED_SHARED, SIMULATED
+
+if SIMULATED:
+    from . import simulator
+
+
+# Blocks of a grid along y and along z, at most (CUDA C programming guide, "Technical specifications").
+MOST_BLOCKS = 2**16 - 1
 
 
 def launch(kernel, grid, stream, *arguments, shared=0):
-    """``kernel[grid, BLOCK, stream, shared](*arguments)``; an empty grid is nothing to do."""
-    if 0 in np.atleast_1d(grid):
+    """``kernel[grid, BLOCK, stream, shared](*arguments)``; an empty grid is nothing to do.
+
+    ``ValueError`` where there are more vectors than a grid takes: their number is that of blocks along y.
+    """
+    sizes = np.atleast_1d(grid).tolist()
+    if 0 in sizes:
         return
+    if max(sizes[1:], default=0) > MOST_BLOCKS:
+        raise ValueError(
+            f"device: expected at most {MOST_BLOCKS:,} columns at a time on a GPU, got {max(sizes[1:]):,}; "
+            "give them in parts, or factorize without checkpoint=True, which does so by itself"
+        )
     if SIMULATED:
-        with _simulation():
-            kernel[grid, BLOCK, stream, shared](*[_bare(argument) for argument in arguments])
+        simulator.run(kernel, grid, BLOCK, shared, arguments)
         return
-    if shared > PLAIN_SHARED:
+    arguments = [getattr(argument, "data_on_device", argument) for argument in arguments]
+    if shared > PLAIN_SHARED - RESERVED_SHARED:
         _allow(kernel, arguments, shared)
-    kernel[grid, BLOCK, stream, shared](*[getattr(argument, "data_on_device", argument) for argument in arguments])
+    kernel[grid, BLOCK, stream, shared](*arguments)
+
+
+def current_gpu():
+    """Number of the GPU that is current in this thread."""
+    return 0 if SIMULATED else numba.cuda.get_current_device().id
 
 
 class Launcher:
@@ -44,69 +60,20 @@ def spread(size):
     return min(-(-size // BLOCK), 2 if SIMULATED else 1024)
 
 
+# Bytes by kernel, types of its arguments, and GPU: another of any is another function to the driver.
 _allowed = {}
 
 
 def _allow(kernel, arguments, shared):
     """Opt in to more shared memory than a kernel has without asking (CUDA C programming guide, "Shared memory")."""
-    if _allowed.get(kernel, 0) >= shared:
-        return
     from cuda.bindings import driver
 
-    types = tuple(kernel.typeof_pyval(getattr(a, "data_on_device", a)) for a in arguments)
+    types, gpu = tuple(map(kernel.typeof_pyval, arguments)), current_gpu()
+    if _allowed.get((kernel, types, gpu), 0) >= shared:
+        return
     compiled = kernel.compile(types)._codelibrary.get_cufunc()
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    device = numba.cuda.get_current_device().id
-    (status,) = driver.cuKernelSetAttribute(attribute, shared, compiled.kernel.handle, device)
+    (status,) = driver.cuKernelSetAttribute(attribute, shared, compiled.handle, gpu)
     if status != driver.CUresult.CUDA_SUCCESS:
         raise MemoryError(f"device: the GPU refuses a kernel {shared:,} bytes of shared memory: {status.name}")
-    _allowed[kernel] = shared
-
-
-# The simulator runs one kernel at a time, and hands the turn to another thread of a block only when Python does.
-_simulator, _SWITCH = threading.Lock(), 1e-5
-
-
-@contextlib.contextmanager
-def _simulation():
-    with _simulator:
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH)
-        try:
-            yield
-        finally:
-            sys.setswitchinterval(interval)
-
-
-class _Table(list):
-    """A layer table whose records are plain objects."""
-
-    @property
-    def size(self):
-        return len(self)
-
-
-class _Array:
-    """An array that the simulator leaves alone: the ones that it makes of arrays are slower by far."""
-
-    def __init__(self, array):
-        self._array = array
-        self.shape, self.size = array.shape, array.size
-
-    def __getitem__(self, index):
-        return self._array[index]
-
-    def __setitem__(self, index, value):
-        self._array[index] = value
-
-
-def _bare(argument):
-    argument = getattr(argument, "data_on_device", argument)
-    if isinstance(argument, tuple):
-        return type(argument)(*[getattr(part, "_ary", part) for part in argument])
-    array = getattr(argument, "_ary", argument)
-    if not isinstance(array, np.ndarray):
-        return argument
-    if array.dtype.names:
-        return _Table(SimpleNamespace(**dict(zip(array.dtype.names, record))) for record in array.tolist())
-    return _Array(array)
+    _allowed[kernel, types, gpu] = shared

@@ -25,40 +25,12 @@ LANES = 2 if SIMULATED else 8
 BLOCK = 4 if SIMULATED else 128
 # Numbers of `Team.pad`.
 PAD = 2 * BLOCK
-# Bytes of shared memory that any kernel may ask for.
-PLAIN_SHARED = 48 * 1024
+# Bytes of shared memory that any kernel may have, and those that kernels which ask for more have of their own:
+# `Team.pad`, and what the driver keeps for itself.
+PLAIN_SHARED, RESERVED_SHARED = 48 * 1024, 16 * BLOCK + 1024
 
 if SIMULATED:
-    import sys
-    import threading
-
-    from numba.cuda.simulator.kernel import _get_kernel_context
-    from numba.np.numpy_support import as_dtype
-
-    class _Shared:
-        """Arrays of shared memory, one a line that asks for one: the simulator may give two threads different ones."""
-
-        _lock = threading.Lock()
-
-        def array(self, shape, dtype):
-            launched, frame = _get_kernel_context().shared, sys._getframe(1)
-            if shape == 0:
-                return launched.array(shape, dtype)
-            line = frame.f_code.co_filename, frame.f_lineno
-            with self._lock:
-                if line not in launched._allocations:
-                    launched._allocations[line] = np.empty(shape, as_dtype(dtype))
-                return launched._allocations[line]
-
-    class _Launched:
-        """`numba.cuda` as the kernel that runs sees it, without exchanging the globals of every function it calls."""
-
-        shared = _Shared()
-
-        def __getattr__(self, name):
-            return getattr(_get_kernel_context(), name)
-
-    cuda = _Launched()
+    from .simulator import cuda
 
     def device(function):
         return getattr(function, "py_func", function)

@@ -72,11 +72,11 @@ def write_E(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_
 @device
 def write_J(team, layer, is_last, B, params, lin, space, damping, P, P_at, X, X_at, M, M_at, K, K_at, T, T_at):
     """K <- the per-sample Jacobians J = diag(S) W (+ I), which are B x n_out x n_in; they take the place of K."""
-    n, n_in = layer.n_out, layer.n_in
+    n, n_in, one = layer.n_out, layer.n_in, K.dtype.type(1)
     for x in range(team.group, B * n, team.groups):
         for j in range(team.lane, n_in, LANES):
             value = lin.S[layer.u + x] * params[layer.parameters + x % n * n_in + j]
-            K[K_at + x * n_in + j] = value + 1 if layer.skip and x % n == j else value
+            K[K_at + x * n_in + j] = value + one if layer.skip and x % n == j else value
 
 
 @device
@@ -136,7 +136,7 @@ def subtract_outside(
     """P' <- P' - (1/eps) C2^T C2, C2^T C2 = (lam lam^T) (x) (I - Q Q^T); reads and writes what `write_next` does."""
     if layer.r == layer.d:
         return
-    zero = damping - damping
+    zero, one = X.dtype.type(0), X.dtype.type(1)
     n, n_in, N, u, lam, Q = layer.n_out, layer.n_in, layer.N, layer.u, lin.lam, space.Q
     for x in range(team.group, N, team.groups):
         i, j = x // n_in, x % n_in
@@ -147,9 +147,7 @@ def subtract_outside(
                 known, weight = i2, zero
                 for a in range(n):
                     weight += lam[u + i * n + a] * lam[u + i2 * n + a]
-            value = zero
-            if j == j2:
-                value = zero + 1
+            value = one if j == j2 else zero
             for k in range(layer.r):
                 value -= Q[layer.Q + k * n_in + j] * Q[layer.Q + k * n_in + j2]
             X[X_at + x * N + y] -= weight * value / damping

@@ -20,7 +20,7 @@ def _couple(team, layer, B, c, lin, space, Phi, Phi_at, pivots, K_mu, K_at):
         row = place(pivots[layer.pivots + k])
         for j in range(team.lane, c, LANES):
             phi = Phi_at + j * a_all
-            value = Phi[phi] * 0
+            value = Phi.dtype.type(0)
             if layer.kind == BLOCKS:
                 for x in range(a_all):
                     value += lin.Dx[layer.Dx + x * p + row] * Phi[phi + x]
@@ -40,7 +40,7 @@ def _times_J(team, layer, B, c, params, lin, Phi, Phi_at, Next_at):
         for y in range(team.lane, N, LANES):
             i, b = y // n_in, y % n_in
             phi = Phi_at + j * a_all + i * n
-            value = Phi[phi + b] if layer.skip else Phi[phi] * 0
+            value = Phi[phi + b] if layer.skip else Phi.dtype.type(0)
             for a in range(n):
                 if layer.kind == BLOCKS:
                     value += Phi[phi + a] * lin.Dz[layer.Dz + (i * n + a) * n_in + b]

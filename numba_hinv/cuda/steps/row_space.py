@@ -20,7 +20,6 @@ def _reflector(team, A, at, size):
     if top == 0.0:
         if team.rank == 0:
             A[at] = 1.0
-        cuda.syncthreads()
         return 0.0, alpha
     # Scaled, so that squares neither overflow nor vanish.
     top = max(top, abs(alpha))
@@ -96,7 +95,7 @@ def project(team, layer, space, g, at, gQ, gQ_at):
     for k in range(team.group, r, team.groups):
         for a in range(team.lane, n, LANES):
             if r < layer.d:
-                value = Q[layer.Q + r * n_in + k] * g[at + n * n_in + a] if layer.bias else g[at] * 0
+                value = Q[layer.Q + r * n_in + k] * g[at + n * n_in + a] if layer.bias else g.dtype.type(0)
                 for j in range(n_in):
                     value += Q[layer.Q + k * n_in + j] * g[at + a * n_in + j]
             else:

@@ -73,7 +73,7 @@ def places(sizes, coupling, level, phi=0, psi=0):
 
 @device
 def _square_rows(team, m, n, Y, at, norms, norms_at):
-    """norms <- squared norms of the rows of Y."""
+    """norms <- squared norms of the rows of Y. No barrier at the end."""
     for k in range(team.rank, m, team.size):
         size = 0.0
         # Every thread starts at another column, so that they do not all ask one bank of memory.
@@ -82,7 +82,6 @@ def _square_rows(team, m, n, Y, at, norms, norms_at):
             size += float(Y[at + k * n + j]) * float(Y[at + k * n + j])
             j = j + 1 if j + 1 < n else 0
         norms[norms_at + k] = size
-    cuda.syncthreads()
 
 
 @device
@@ -94,6 +93,7 @@ def limit_growth(team, m, n, Y, at, norms, norms_at, scales, scales_at, pivoting
     """
     limit, largest, perturbation = pivoting[2], pivoting[3], pivoting[1]
     any_large = 0
+    # Every thread looks at norms that it wrote itself; the barrier behind lets all see all.
     for k in range(team.rank, m, team.size):
         if not float(norms[norms_at + k]) <= limit:
             any_large = 1
@@ -118,7 +118,6 @@ def limit_growth(team, m, n, Y, at, norms, norms_at, scales, scales_at, pivoting
             added += more
         num_enlarged = total(team, num_enlarged)
         added = total(team, added)
-    cuda.syncthreads()
     return growth, int(num_enlarged), added
 
 

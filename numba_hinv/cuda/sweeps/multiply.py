@@ -15,7 +15,7 @@ def blocks_tangent(team, layer, B, lin, V, dZ, z, dZ_next, z_next):
     n, n_in, p, x = layer.n_out, layer.n_in, layer.p, layer.parameters
     for row in range(team.rank, B * n, team.size):
         i = row // n
-        value = V[x] * 0 if p > 0 else lin.output[0, 0] * 0
+        value = V.dtype.type(0)
         for y in range(p):
             value += lin.Dx[layer.Dx + row * p + y] * V[x + y]
         if layer.N > 0:

@@ -75,6 +75,7 @@ def try_kernel(dtype):
                 refused = 1
                 break
             inverse = 1 / d
+            quotient = M.dtype.type(inverse)
             for j in range(k + 1 + team.rank, size, team.size):
                 if not stays_nonnegative(a[j * PANEL + j], a[k * PANEL + j], inverse):
                     refused = 1
@@ -84,10 +85,12 @@ def try_kernel(dtype):
             for x in range(team.rank, (size - k - 1) * (size - k - 1), team.size):
                 i, j = k + 1 + x // (size - k - 1), k + 1 + x % (size - k - 1)
                 if i <= j:
-                    a[i * PANEL + j] -= a[k * PANEL + i] * inverse * a[k * PANEL + j]
+                    a[i * PANEL + j] -= a[k * PANEL + i] * quotient * a[k * PANEL + j]
             cuda.syncthreads()
         if refused:
-            notes[REFUSED] = BY_SQUARE
+            # All blocks say so.
+            if cuda.blockIdx.x == 0 and team.rank == 0:
+                notes[REFUSED] = BY_SQUARE
         else:
             if cuda.blockIdx.x == 0:
                 for x in range(team.rank, size * size, team.size):
@@ -108,7 +111,7 @@ def try_kernel(dtype):
                     w[k] = value / a[k * PANEL + k]
                     M[here] = w[k]
                     if not rest >= w[k] * value:
-                        notes[REFUSED] = BY_COLUMNS
+                        cuda.atomic.max(notes, REFUSED, BY_COLUMNS)
                     rest -= w[k] * value
 
     return try_panel
@@ -161,7 +164,6 @@ def factor_panel(
     if refused != 0:
         for j in range(begin + team.rank, m, team.size):
             W[s_at + j] = M[M_at + j * m + j]
-        cuda.syncthreads()
         status, done, num_negative, num_perturbed, logabsdet = factor_rows(
             team, m, M, M_at, begin, stop, pivoting[0], pivoting[1], K, K_at, n, pivots, pivots_at, scales, scales_at,
             True, W, W_at, W, s_at, 1,
@@ -231,6 +233,8 @@ def finish_layer(l, m, n, pivoting, Y, Y_at, norms_at, pivots, pivots_at, scales
         )
         if not growth < math.inf:
             status = NOT_FINITE
+            if team.rank == 0:
+                notes[STATUS] = status
     if status == OK:
         flip = notes[FLIP] != 0
         order_pivots(team, m, flip, pivots, pivots_at)
@@ -240,7 +244,5 @@ def finish_layer(l, m, n, pivoting, Y, Y_at, norms_at, pivots, pivots_at, scales
             factors.num_perturbed[l] = int(notes[PERTURBED]) + num_enlarged
             factors.logabsdet[l] = notes[LOGABSDET] + added
             factors.growth[l] = growth
-    cuda.syncthreads()
     if team.rank == 0:
-        notes[STATUS] = status
         results[0, 0], results[0, 1] = status, l

@@ -30,7 +30,10 @@ class Workspace(NamedTuple):
 
 @device
 def _dense_back(team, layer, B, params, lin, space, damping, g, v, v_next, y, gQ, vu, small):
-    """y = g Q + (R vu)^T and v_next = vu W (+ v) - (1/eps) lam (g - g Q Q^T), vu = S v."""
+    """y = g Q + (R vu)^T and v_next = vu W (+ v) - (1/eps) lam (g - g Q Q^T), vu = S v.
+
+    No barrier at the end: `forward_vector` begins with what the last one here has made visible.
+    """
     n, n_in, r, w, u, lam = layer.n_out, layer.n_in, layer.r, layer.parameters, layer.u, lin.lam
     zero = damping - damping
     for x in range(team.rank, B * n, team.size):
@@ -67,7 +70,6 @@ def _dense_back(team, layer, B, params, lin, space, damping, g, v, v_next, y, gQ
                         outside -= small[i * r + k] * space.Q[layer.Q + k * n_in + j]
                     value -= outside / damping
                 v_next[i * n_in + j] = value
-        cuda.syncthreads()
 
 
 @device
@@ -81,7 +83,7 @@ def blocks_back(team, layer, B, lin, g, v, v_next, y):
         y[row] = value
     for row in range(team.rank, layer.N, team.size):
         i, j = row // n_in, row % n_in
-        value = v[0] * 0
+        value = v.dtype.type(0)
         for x in range(n):
             value += lin.Dz[layer.Dz + (i * n + x) * n_in + j] * v[i * n + x]
         v_next[row] = value
@@ -105,12 +107,13 @@ def substitute_back(table, segments, params, lin, space, factors, Y_mu, damping,
             state[stop % 2, j] = 0.0
         for j in range(team.rank, c, team.size):
             seams[t, mu + j] = 0.0
-        cuda.syncthreads()
     for l in range(stop - 1, start - 1, -1):
         layer = table[l]
         m, N, w = layer.m, layer.N, layer.parameters
         v, v_next = state[(l + 1) % 2], state[l % 2]
+        # Between two dense layers every thread reads of v what it wrote itself, until the next barrier.
         if layer.kind == BLOCKS:
+            cuda.syncthreads()
             blocks_back(team, layer, B, lin, g, v, v_next, y)
         else:
             _dense_back(
@@ -134,7 +137,6 @@ def substitute_back(table, segments, params, lin, space, factors, Y_mu, damping,
                 product = y[k] * Y_mu[at + k * c + j]
                 value -= product if k < num_positive else -product
             seams[t, mu + j] = value
-        cuda.syncthreads()
     if start == segment.first and segment.before >= 0:
         for j in range(team.rank, table[start].N, team.size):
             seams[t, segment.before + j] = state[start % 2, j]
