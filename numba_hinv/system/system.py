@@ -48,7 +48,7 @@ class System(Matrix):
     """
 
     has_layers = True
-    is_of_blocks: bool  # whether all layers are given as derivative blocks
+    is_of_blocks: bool  # whether all layers are given as derivative blocks, and none is local
 
     def __init__(
         self, chain, params, lin, l2=0.0, gradient=None, layers=None, on=CPU, norm=None, logarithms=None
@@ -62,7 +62,7 @@ class System(Matrix):
     def _prepare(self, layers=None):
         # The table and its sizes follow from the chain, so that they are not pickled.
         self.table, self.sizes = layers or layer_table(self.chain, self.num_samples)
-        self.is_of_blocks = bool((self.table["kind"] == BLOCKS).all())
+        self.is_of_blocks = bool(((self.table["kind"] == BLOCKS) & (self.table["taps"] == 0)).all())
         self.on.load(np.dtype(np.float64))
         self._spaces, self._known_runs = {}, {}
         self._last_scaled = self._last_narrow = (None,)
