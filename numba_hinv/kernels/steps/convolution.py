@@ -256,17 +256,15 @@ def convolution_variances(layer, lin, unit, Sigma, out):
         channel, k = divmod(j, kernel_size(layer))
         start = channel * channel_size(layer)
         total = 0.0
-        for i in range(B):
-            for t in range(T):
-                here = element(layer, k, t)
-                if here < 0:
+        for t in range(T):
+            here = element(layer, k, t)
+            for t2 in range(T if here >= 0 else 0):
+                there = element(layer, k, t2)
+                if there < 0:
                     continue
-                lam = lin.lam[layer.u + (i * n + unit) * T + t]
-                row = vector(Sigma, (i * n_in + start + here) * Sigma.shape[1], Sigma.shape[1])
-                for i2 in range(B):
-                    lam2 = vector(lin.lam, layer.u + (i2 * n + unit) * T, T)
-                    for t2 in range(T):
-                        there = element(layer, k, t2)
-                        if there >= 0:
-                            total += lam * lam2[t2] * row[i2 * n_in + start + there]
+                for i in range(B):
+                    lam = lin.lam[layer.u + (i * n + unit) * T + t]
+                    for i2 in range(B):
+                        lam2 = lin.lam[layer.u + (i2 * n + unit) * T + t2]
+                        total += lam * lam2 * Sigma[i * n_in + start + here, i2 * n_in + start + there]
         out[j] = total

@@ -55,14 +55,13 @@ def _form_E(layer, W, S, D, E):
     for row in range(E.shape[0]):
         for j in range(N):
             E[row, j] *= s[row]
-    for i in range(N // n_in):
-        for a in range(n):
-            for k in range(area):
-                for t in range(T):
-                    here = element(layer, k, t)
-                    if here < 0:
-                        continue
-                    row, at = (i * n + a) * T + t, i * n_in + here
+    for k in range(area):
+        for t in range(T):
+            here = element(layer, k, t)
+            for i in range(N // n_in if here >= 0 else 0):
+                at = i * n_in + here
+                for a in range(n):
+                    row = (i * n + a) * T + t
                     for channel in range(channels):
                         E[row, at + channel * size] += d[row] * W[a, channel * area + k]
 

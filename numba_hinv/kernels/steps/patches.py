@@ -63,38 +63,50 @@ def kernel_size(layer):
     return layer.kernel_height * layer.kernel
 
 
-@kernel
-def _gather_row(layer, z, k, patches, to, column_stride):
-    """One row of positions of the patches from a row z of a channel."""
-    first, last, start = tap(layer, k)
-    for t in range(min(first, layer.out_length)):
-        patches[to + t * column_stride] = 0.0
-    if layer.stride == 1 and column_stride == 1:
-        for t in range(first, last):
-            patches[to + t] = z[start + t]
-    else:
-        for t in range(first, last):
-            patches[to + t * column_stride] = z[start + layer.stride * t]
-    for t in range(max(first, last), layer.out_length):
-        patches[to + t * column_stride] = 0.0
-
-
 @for_convolutions
 def gather(layer, state, at, patches, to, row_stride, column_stride):
     """``patches[to + j row_stride + t column_stride]`` <- row j, position t of the patches of ``state[at:]``."""
-    for j in range(layer.fan_in):
-        channel, k = divmod(j, kernel_size(layer))
-        h, k = divmod(k, layer.kernel)
-        first, last, start = vertical_tap(layer, h)
-        for row in range(layer.out_height):
-            here = to + j * row_stride + row * layer.out_length * column_stride
-            if row < first or row >= last:
-                for t in range(layer.out_length):
-                    patches[here + t * column_stride] = 0.0
-                continue
-            y = start + layer.vertical_stride * row
-            z = vector(state, at + channel * channel_size(layer) + y * layer.length, layer.length)
-            _gather_row(layer, z, k, patches, here, column_stride)
+    length, places, stride, row = layer.length, layer.out_length, layer.stride, to
+    for channel in range(layer.n_in // channel_size(layer)):
+        for h in range(layer.kernel_height):
+            first_row, last_row, top = vertical_tap(layer, h)
+            for k in range(layer.kernel):
+                first, last, start = tap(layer, k)
+                for y in range(layer.out_height):
+                    here = row + y * places * column_stride
+                    if y < first_row or y >= last_row:
+                        for t in range(places):
+                            patches[here + t * column_stride] = 0.0
+                        continue
+                    from_row = channel * layer.height + top + layer.vertical_stride * y
+                    z = vector(state, at + from_row * length, length)
+                    for t in range(min(first, places)):
+                        patches[here + t * column_stride] = 0.0
+                    if stride == 1 and column_stride == 1:
+                        for t in range(first, last):
+                            patches[here + t] = z[start + t]
+                    else:
+                        for t in range(first, last):
+                            patches[here + t * column_stride] = z[start + stride * t]
+                    for t in range(max(first, last), places):
+                        patches[here + t * column_stride] = 0.0
+                row += row_stride
+
+
+@kernel
+def _fold_tap(layer, channel, h, k, q, u, z):
+    """z += q times the patches of which the row of a channel and of element (h, k) of the kernel is u, all others 0."""
+    first, last, start = tap(layer, k)
+    first_row, last_row, top = vertical_tap(layer, h)
+    for y in range(first_row, last_row):
+        row = channel * layer.height + top + layer.vertical_stride * y
+        to, from_ = vector(z, row * layer.length, layer.length), vector(u, y * layer.out_length, layer.out_length)
+        if layer.stride == 1:
+            for t in range(first, last):
+                to[start + t] += q * from_[t]
+        else:
+            for t in range(first, last):
+                to[start + layer.stride * t] += q * from_[t]
 
 
 @kernel
@@ -102,31 +114,27 @@ def fold_row(layer, j, q, u, z):
     """z += q times the patches of which row j is u and all others are 0."""
     channel, k = divmod(j, kernel_size(layer))
     h, k = divmod(k, layer.kernel)
-    first, last, start = tap(layer, k)
-    first_row, last_row, top = vertical_tap(layer, h)
-    for row in range(first_row, last_row):
-        here = channel * channel_size(layer) + (top + layer.vertical_stride * row) * layer.length + start
-        t_row = row * layer.out_length
-        if layer.stride == 1:
-            for t in range(first, last):
-                z[here + t] += q * u[t_row + t]
-        else:
-            for t in range(first, last):
-                z[here + layer.stride * t] += q * u[t_row + t]
+    _fold_tap(layer, channel, h, k, q, u, z)
 
 
 @kernel
 def fold(layer, patches, state, at):
     """``state[at:]`` += the patches, each element where it was gathered."""
-    z = vector(state, at, layer.n_in)
+    z, j = vector(state, at, layer.n_in), 0
     one = z.dtype.type(1)
-    for j in range(layer.fan_in):
-        fold_row(layer, j, one, vector(patches, j * layer.positions, layer.positions), z)
+    for channel in range(layer.n_in // channel_size(layer)):
+        for h in range(layer.kernel_height):
+            for k in range(layer.kernel):
+                _fold_tap(layer, channel, h, k, one, vector(patches, j, layer.positions), z)
+                j += layer.positions
 
 
 @kernel
 def fold_product(layer, q, u, state, at):
     """``state[at:]`` += the patches q u^T."""
-    z = vector(state, at, layer.n_in)
-    for j in range(layer.fan_in):
-        fold_row(layer, j, q[j], u, z)
+    z, j = vector(state, at, layer.n_in), 0
+    for channel in range(layer.n_in // channel_size(layer)):
+        for h in range(layer.kernel_height):
+            for k in range(layer.kernel):
+                _fold_tap(layer, channel, h, k, q[j], u, z)
+                j += 1
