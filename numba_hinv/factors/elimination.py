@@ -86,8 +86,9 @@ def _flops(system):
     if found is None:
         table = system.table
         m, N, n_out = (table[name].astype(float) for name in ("m", "N", "n_out"))
-        a = np.where(table["kind"] == BLOCKS, system.num_samples * n_out, 0.0)
-        found = m**3 / 3 + m * m * N + m * N * N + a * (m + N) * (2 * a + m + N)
+        a, taps = np.where(table["kind"] == BLOCKS, system.num_samples * n_out, 0.0), table["taps"]
+        front = np.where(taps > 0, a * m * (2 * a + m + N) + 2 * taps * a * (a + N), a * (m + N) * (2 * a + m + N))
+        found = m**3 / 3 + m * m * N + m * N * N + front
         _known_flops[system] = found
     return found
 

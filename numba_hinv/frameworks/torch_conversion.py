@@ -9,7 +9,7 @@ from ..layers.elementwise import Activation
 from ..layers.external import External, require_memory
 from ..network import Network
 from .fusion import with_activation, with_skip
-from .torch_chain import Residual, chain
+from .torch_chain import Reshape, Residual, chain
 from .torch_compiled import uncompiled
 from .torch_function import TorchFunction
 from .torch_layers import activation_of, layer_of, linear_over_positions
@@ -80,7 +80,7 @@ class Conversion:
             self._refuse(name, module, unsteady(module))
         if kind is nn.Identity or kind in DROPOUTS:
             return
-        if kind in (nn.Flatten, nn.Unflatten):
+        if kind in (nn.Flatten, nn.Unflatten, Reshape):
             self._reshape(name, module)
             return
         activation = activation_of(module)
