@@ -26,7 +26,9 @@ class Network:
 
     Parameters
     ----------
-    layers : sequence of Dense, Conv1d, Conv2d, pooling, BatchNorm, Activation, Custom (LayerNorm, RMSNorm, Gated), External
+    layers : sequence of layers
+        Dense, Conv1d, Conv2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, BatchNorm, Activation, Custom (LayerNorm,
+        RMSNorm, Gated) and External.
         At least one; the outputs of each are the inputs of the next.
     loss : str, Loss or callable
         softmax_cross_entropy (integer labels (B,)), mean_squared_error (mean over all elements, no factor 1/2),
@@ -94,8 +96,8 @@ class Network:
     def init(self, seed=0, gain=1.0, dtype=np.float64):
         """Random parameters.
 
-        Weights are normal with standard deviation ``gain / sqrt(in_features)`` (in_channels times the kernel's elements,
-        of convolutions), those of layers with a skip divided by the square root of the number of such layers, so that
+        Weights are normal with standard deviation ``gain / sqrt(in_features)`` (of convolutions, in_channels times the
+        kernel's elements), those of layers with a skip divided by the square root of the number of such layers, so that
         depth does not blow the activations up; biases are 0. Other layers start as they say, whatever ``gain`` is.
 
         Parameters
@@ -128,7 +130,8 @@ class Network:
         """Views of ``params``, one entry per layer.
 
         Per dense layer ``(weight, bias)`` of shape (out, in) and (out,), bias being None without one; of convolutions
-        the same, with a weight of shape (out, in, kernel), a kernel of two sizes in 2 dimensions; of the other layers their parameters, (num_params,).
+        the same, with a weight of shape (out, in, kernel), or (out, in, kernel height, kernel width); of the other
+        layers their parameters, (num_params,).
 
         Parameters
         ----------

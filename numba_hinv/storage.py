@@ -47,8 +47,8 @@ def load(path):
 
     Runs no code from the file. The net's activations and loss are looked up by name: those that the user registered
     must have been registered again, as the same functions. Where the Hessian came from blocks, or the net has layers
-    that are code (norms, gated, custom and external ones), the factorization works as it did, and ``hessian.network`` is
-    None.
+    that are code (layer norms, gated, custom and external ones), the factorization works as it did, and
+    ``hessian.network`` is None.
 
     Parameters
     ----------

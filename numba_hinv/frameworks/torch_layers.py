@@ -135,7 +135,8 @@ def _batch_norm(module, positions):
         return None
     if module.affine and (module.weight is None or module.bias is None):
         return None
-    mean, variance = (buffer.detach().to("cpu", torch.float64).numpy() for buffer in (module.running_mean, module.running_var))
+    buffers = module.running_mean, module.running_var
+    mean, variance = (buffer.detach().to("cpu", torch.float64).numpy() for buffer in buffers)
     return _built(BatchNorm, mean, variance, positions, module.eps, module.affine)
 
 

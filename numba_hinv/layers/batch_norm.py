@@ -13,8 +13,8 @@ from .local import Local
 class BatchNorm(Local):
     """``weight * (z - mean) / sqrt(variance + eps) + bias``, with a number of each for every channel. Immutable.
 
-    As torch.nn.BatchNorm1d and BatchNorm2d in eval mode: means and variances are constants, which training left, so that
-    samples do not mix. The parameters are the weight, which starts at 1, then the bias, which starts at 0, both
+    As torch.nn.BatchNorm1d and BatchNorm2d in eval mode: means and variances are constants, which training left, so
+    that samples do not mix. The parameters are the weight, which starts at 1, then the bias, which starts at 0, both
     (channels,).
 
     Parameters

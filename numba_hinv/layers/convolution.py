@@ -130,11 +130,11 @@ class Conv1d(_Convolution):
 class Conv2d(_Convolution):
     """2-d convolution: ``output = activation(W * input + c)``, plus ``input`` with a skip. Immutable.
 
-    As `Conv1d`, over images: element (a, y, x) of ``W * input`` is the sum over channels, h and k of ``W[a, channel, h, k]
-    input[channel, stride[0] y + dilation[0] h - padding[0], stride[1] x + dilation[1] k - padding[1]]``, the input being 0
-    outside. States lie channels first, (channels, height, width) row-major, as torch flattens them, so that nothing has
-    to be done where a `Dense` layer follows; parameters are W, (out_channels, in_channels, *kernel_size) row-major, then c,
-    (out_channels,).
+    As `Conv1d`, over images: element (a, y, x) of ``W * input`` is the sum over channels, h and k of
+    ``W[a, channel, h, k] input[channel, stride[0] y + dilation[0] h - padding[0], stride[1] x + dilation[1] k -
+    padding[1]]``, the input being 0 outside. States lie channels first, (channels, height, width) row-major, as torch
+    flattens them, so that nothing has to be done where a `Dense` layer follows; parameters are W, (out_channels,
+    in_channels, *kernel_size) row-major, then c, (out_channels,).
 
     Parameters
     ----------

@@ -12,8 +12,8 @@ from .local import Local
 class Activation(Local):
     """``activation(z)`` of every number of the state. Immutable, without parameters.
 
-    `Dense`, `Conv1d` and `Conv2d` have an activation of their own, at no cost. This one is for what comes after pooling,
-    a norm, or another activation.
+    `Dense`, `Conv1d` and `Conv2d` have an activation of their own, at no cost. This one is for what comes after
+    pooling, a norm, or another activation.
 
     Parameters
     ----------

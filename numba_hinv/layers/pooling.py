@@ -26,8 +26,9 @@ class _Pooling(Local):
             reads = axis.reads()
             if not ((reads >= 0) & (reads < axis.length)).any(axis=1).all():
                 raise ValueError(
-                    f"dilation: expected kernels that reach the input at every position, got one of kernel_size="
-                    f"{axis.kernel} and dilation={axis.dilation} with padding alone, for an input of length {axis.length}"
+                    "dilation: expected kernels that reach the input at every position, got one with padding alone "
+                    f"(kernel_size={axis.kernel}, dilation={axis.dilation}, for an input of length {axis.length}); "
+                    "less padding mends that"
                 )
 
     @property
@@ -178,9 +179,9 @@ class AvgPool2d(_Average):
 class MaxPool1d(_Maximum):
     """The largest of neighbours along a channel, as torch.nn.MaxPool1d. Immutable, without parameters.
 
-    A maximum is piecewise linear: its second derivative is 0. Where several numbers are largest it has none; the first of
-    them, in the order of the state, is then taken for the only one, in values and in derivatives, as torch does. Where that
-    happens by itself, as between zeros of a ReLU, the derivatives are those of one side.
+    A maximum is piecewise linear: its second derivative is 0. Where several numbers are largest it has no derivatives;
+    the first of them, in the order of the state, is then taken for the only one, as torch does, so that gradient and
+    Hessian are those of one of the pieces that meet there.
 
     Parameters
     ----------
@@ -231,7 +232,8 @@ class MaxPool1d(_Maximum):
 class MaxPool2d(_Maximum):
     """The largest of neighbours in an image, as torch.nn.MaxPool2d. Immutable, without parameters.
 
-    Where several numbers are largest, it is as with `MaxPool1d`: the first of them, row by row, is taken for the only one.
+    The second derivative is 0. Where several numbers are largest, it is as with `MaxPool1d`: the first of them, row by
+    row, is taken for the only one.
 
     Parameters
     ----------

@@ -55,7 +55,8 @@ CASES = {
     ),
     "strides": (
         lambda: double(nn.Conv2d(1, 3, 2, stride=3, padding=(0, 1)), nn.GELU(),
-                       nn.Conv2d(3, 2, (1, 2), stride=(1, 2), dilation=(1, 2), padding=1), nn.Flatten(), nn.Linear(16, 2)),
+                       nn.Conv2d(3, 2, (1, 2), stride=(1, 2), dilation=(1, 2), padding=1), nn.Flatten(),
+                       nn.Linear(16, 2)),
         (1, 6, 7), "Conv2d Conv2d Dense",
     ),
     "same and valid": (
@@ -74,8 +75,8 @@ CASES = {
         (1, 4, 4), "Conv2d AvgPool2d Activation Dense",
     ),
     "maxima": (
-        lambda: double(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.MaxPool2d(2, stride=1, padding=1, dilation=(2, 1)), nn.Flatten(),
-                       nn.Linear(36, 2)),
+        lambda: double(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.MaxPool2d(2, stride=1, padding=1, dilation=(2, 1)),
+                       nn.Flatten(), nn.Linear(36, 2)),
         (1, 5, 4), "Conv2d MaxPool2d Dense",
     ),
     "adaptive": (
@@ -89,8 +90,8 @@ CASES = {
         (2, 6, 2), "MaxPool2d AvgPool2d Dense",
     ),
     "sequences": (
-        lambda: double(nn.Conv1d(2, 3, 3, padding=1), trained_norm(3), nn.ReLU(), nn.MaxPool1d(3, 2), nn.AvgPool1d(2, 1),
-                       nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(3, 2)).eval(),
+        lambda: double(nn.Conv1d(2, 3, 3, padding=1), trained_norm(3), nn.ReLU(), nn.MaxPool1d(3, 2),
+                       nn.AvgPool1d(2, 1), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(3, 2)).eval(),
         (2, 9), "Conv1d BatchNorm Activation MaxPool1d AvgPool1d AvgPool1d Dense",
     ),
     "norms": (
@@ -194,8 +195,8 @@ def test_digits_from_end_to_end(pool):
 
 def test_float32():
     """Linearised in float64 whatever the parameters are: the answer is that of the float64 net, rounded."""
-    module = nn.Sequential(nn.Conv2d(1, 3, 3), image_norm(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3))
-    module.eval()
+    module = nn.Sequential(nn.Conv2d(1, 3, 3), image_norm(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    module = nn.Sequential(module, nn.Linear(12, 3)).eval()
     X, y = torch.randn(6, 1, 6, 6), torch.arange(6) % 3
     net, params = nh.from_torch(module, nn.CrossEntropyLoss(), (1, 6, 6))
     assert params.dtype == np.float32
@@ -240,10 +241,9 @@ def test_the_same_as_outside_layers():
 
 @pytest.mark.parametrize("module, shape, message", [
     (lambda: nn.Sequential(nn.Conv2d(1, 2, 5)), (1, 4, 4), r"layer 0 \('0', Conv2d\): it cannot be called"),
-    (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), image_norm(2)), (1, 4, 4), "it mixes the samples of a batch while train"),
-    (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), image_norm(2, track_running_stats=True).train()), (1, 4, 4), "mixes"),
-    (lambda: nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False)).eval(), (1, 2, 2), "track_running_stats=False"),
-    (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(3)), (1, 4, 4), r"layer 1 \('1', MaxPool2d\): it cannot be"),
+    (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), image_norm(2)), (1, 4, 4), "it mixes the samples of a batch while"),
+    (lambda: nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False)).eval(), (1, 2, 2), "track_running_stats="),
+    (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(3)), (1, 4, 4), r"layer 1 \('1', MaxPool2d\): it cannot"),
 ])  # fmt: skip
 def test_refused(module, shape, message):
     with pytest.raises(ValueError, match=message):

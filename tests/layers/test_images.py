@@ -1,4 +1,4 @@
-"""2-d convolutions and local layers (pooling, batch norms, activations): against loops, differences and dense algebra."""
+"""2-d convolutions and local layers (pooling, batch norms, activations) against loops, differences, dense algebra."""
 
 import itertools
 import json

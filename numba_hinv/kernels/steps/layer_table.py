@@ -5,7 +5,7 @@ else. Sizes use the letters of docs/theory.md: B samples, n_in inputs, n_out out
 N = B n_in (the front that the layer hands down). A convolution is a dense layer of ``units`` outputs on the rows of its
 patches, one a sample and position; a dense layer has one position, and n_out units. With d columns of ``Zt = [Z, 1]``,
 Z being those rows, r = min(rows, d) and m = units r. Layers given as blocks are eliminated with all their parameters,
-m = p, and have d = r = 0. Some of them are local (`local`): a row of their Dz has few entries, ``taps``, and is kept so.
+m = p, and have d = r = 0. Some of them are local (`local`): a row of their Dz has ``taps`` entries, and is kept so.
 """
 
 import inspect
@@ -78,7 +78,7 @@ LAYER = np.dtype(
             "z",  # of a B x n_in block among those of all layers
             "u",  # of a B x n_out block of a structured layer
             "Dx",  # of the B n_out x p block of a layer given as blocks
-            "Dz",  # of its B blocks n_out x n_in; of a local one, n_out x taps entries of all samples, then their columns
+            "Dz",  # of its B blocks n_out x n_in; of a local one, n_out x taps entries a sample, then all their columns
             "Dxx",  # of its p x p block
             "Dzx",  # of its p x B n_in block
             "Dzz",  # of its B blocks n_in x n_in; of a local one, of their diagonals

@@ -1,7 +1,7 @@
 """Local layers: pooling, normalisation by constants, activations by themselves. Each output reads a few of the inputs.
 
-To the sweeps they are layers given as blocks, but that a row of their Dz has ``taps`` entries, which are kept with their
-columns in its place, and that their Dzz is a diagonal. Of one sample, with z for the state, f for an output:
+To the sweeps they are layers given as blocks, but that a row of their Dz has ``taps`` entries, which are kept with
+their columns in its place, and that their Dzz is a diagonal. Of one sample, with z for the state, f for an output:
 
     AVERAGE           f = mean of the numbers that a kernel reads, zeros of the padding among them
     AVERAGE_INSIDE    the same, without the padding

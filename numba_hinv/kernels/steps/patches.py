@@ -17,7 +17,7 @@ from .layer_table import for_convolutions
 
 @kernel
 def _reach(start, stride, places, length):
-    """(first, last): of so many places, those which read element ``start + stride place`` of an axis, not the padding."""
+    """(first, last): of so many places, those where element ``start + stride place`` of an axis is no padding."""
     if stride == 1:
         return max(0, -start), min(places, length - start)
     return max(0, -(start // stride)), min(places, (length - 1 - start) // stride + 1)

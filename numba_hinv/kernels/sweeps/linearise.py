@@ -328,8 +328,8 @@ def backward(table, start, stop, params, lin, gradient, G, keep, work):
     """Fill lam, D and the blocks of layers stop-1..start and the flat gradient.
 
     G, (2, B times the largest width), holds dLoss/dZ' of layer stop-1 in row ``stop % 2``, and that of layer start-1 in
-    row ``start % 2`` at the end. keep : whether ``lin`` has room for the blocks of all samples. work : scratch of custom
-    layers, of convolutions and of local layers.
+    row ``start % 2`` at the end. keep : whether ``lin`` has room for the blocks of all samples. work : scratch of
+    custom layers, of convolutions and of local layers.
 
     Returns the sum of these layers' gradient, which is finite if the gradient is and nothing overflows.
     """
