@@ -162,21 +162,26 @@ def _as_chain(fields, version):
     is_known = np.isin(chain.kind, (DENSE, BLOCKS, CONVOLUTION))
     if not is_known.all() or (flags > 1).any() or (flags[np.tile(~is_structured, 2)] != 0).any():
         raise ValueError("chain has a layer of an unknown kind")
-    is_local = ~is_structured & (chain.taps > 0)
+    is_local = chain.taps > 0
     geometry = np.array(chain[-len(ONE_POSITION) :])
-    if (np.delete(geometry[:10], (3, 8), axis=0) < 1).any() or (geometry.T != ONE_POSITION)[
-        ~(is_convolution | is_local)
-    ].any():
+    # All but the paddings are at least 1.
+    is_small = (np.delete(geometry[:10], (3, 8), axis=0) < 1).any()
+    if is_small or (geometry.T != ONE_POSITION)[~(is_convolution | is_local)].any():
         raise ValueError("chain has a convolution of impossible size")
-    if (chain.operation > ACTIVATION).any() or ((chain.operation != NO_OPERATION) != is_local).any():
+    is_unknown = (chain.operation > ACTIVATION) | ((chain.operation != NO_OPERATION) != is_local)
+    if is_unknown.any() or (is_local & is_structured).any():
         raise ValueError("chain has a layer of an unknown kind")
     (out_length, out_height), size = chain.out_shape(), chain.length * chain.height
     if (out_length < 1).any() or (out_height < 1).any() or (chain.n_in % size).any():
         raise ValueError("chain has a convolution of impossible size")
+    # As floats, which do not overflow.
+    if (is_convolution & (out_length.astype(float) * out_height > chain.n_out)).any():
+        raise ValueError("chain has a convolution of impossible size")
     positions = chain.positions()
     if (chain.n_out % positions).any():
         raise ValueError("chain has a convolution of impossible size")
-    p = (chain.n_out // positions).astype(float) * (chain.fan_in() + chain.bias)
+    fan_in = (chain.n_in // size).astype(float) * chain.kernel * chain.kernel_height
+    p = (chain.n_out // positions).astype(float) * (fan_in + chain.bias)
     if (chain.p != p)[is_structured].any() or (chain.n_out < 1).any() or (chain.n_in[1:] != chain.n_out[:-1]).any():
         raise ValueError("layers of the chain do not meet")
     keeps_shape = (chain.n_in == chain.n_out) & (chain.length == out_length) & (chain.height == out_height)

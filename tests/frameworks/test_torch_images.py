@@ -66,7 +66,7 @@ CASES = {
     ),
     "means": (
         lambda: double(nn.Conv2d(1, 3, 2), nn.Tanh(), nn.AvgPool2d((2, 3), stride=1, padding=(1, 1)), nn.Flatten(),
-                       nn.Linear(60, 2)),
+                       nn.Linear(48, 2)),
         (1, 4, 5), "Conv2d AvgPool2d Dense",
     ),
     "means inside, then an activation": (
@@ -76,7 +76,7 @@ CASES = {
     ),
     "maxima": (
         lambda: double(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.MaxPool2d(2, stride=1, padding=1, dilation=(2, 1)),
-                       nn.Flatten(), nn.Linear(36, 2)),
+                       nn.Flatten(), nn.Linear(48, 2)),
         (1, 5, 4), "Conv2d MaxPool2d Dense",
     ),
     "adaptive": (
@@ -86,7 +86,7 @@ CASES = {
     ),
     "ceil_mode that changes nothing": (
         lambda: double(nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(3, 2, 1, ceil_mode=True), nn.Flatten(),
-                       nn.Linear(2, 2)),
+                       nn.Linear(4, 2)),
         (2, 6, 2), "MaxPool2d AvgPool2d Dense",
     ),
     "sequences": (

@@ -64,7 +64,7 @@ NETS = {
     "local layers first": (
         [nh.BatchNorm(**NORM, positions=4), nh.MaxPool2d(3, 2, 2, stride=1), nh.Activation(3), nh.Dense(3, 2)], 2
     ),
-    "pooled first": ([nh.AvgPool2d(2, 2, 4), nh.Conv2d(2, 2, 2, 2), nh.LayerNorm(2), nh.Dense(2, 2, skip=True)], 3),
+    "pooled first": ([nh.AvgPool2d(2, 2, 4), nh.Conv2d(2, 2, 1, 2), nh.LayerNorm(8), nh.Dense(8, 8, skip=True)], 3),
     "pooled last": ([nh.Conv2d(1, 2, 2, 5, "identity"), nh.MaxPool2d(2, 2, 4)], 2),
 }
 every_net = pytest.mark.parametrize("name", NETS)
