@@ -335,7 +335,7 @@ def in_blocks(name, index, value):
         (in_chain("taps", 0, 1, network=None), "unknown kind"),
         (in_chain("operation", 1, 9, network=None), "unknown kind"),
         (in_chain("operation", 1, 1), "different"),
-        (lambda h, a: h["network"]["layers"][1].__setitem__(2, [3, 1]), "header|cannot"),
+        (lambda h, a: h["network"]["layers"][1].__setitem__(2, [3, 1]), "cannot be used"),
         # 2 samples of 36 outputs: their entries, then their columns.
         (in_blocks("Dz", 72, -1.0), "columns"),
         (in_blocks("Dz", 80, 48.0), "columns"),
