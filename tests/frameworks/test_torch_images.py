@@ -185,7 +185,7 @@ def test_digits_from_end_to_end(pool):
     loss = nn.CrossEntropyLoss()
     net, params = nh.from_torch(module, loss, (1, 8, 8))
     assert not any(isinstance(layer, nh.External) for layer in net.layers)
-    trained = nh.minimize(net, params, X[:300].flatten(1), y[:300], l2=1e-3, max_iterations=30).x
+    trained = nh.minimize(net, params, X[:300].flatten(1), y[:300], l2=1e-3, gtol=1e-4, max_iterations=10).x
     nn.utils.vector_to_parameters(torch.from_numpy(trained), module.parameters())
     outputs = net.forward(trained, X[300:].flatten(1).numpy())
     assert np.abs(outputs - module(X[300:]).detach().numpy()).max() < 1e-12
