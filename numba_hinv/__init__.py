@@ -28,15 +28,18 @@ from .frameworks.sklearn import from_sklearn
 from .frameworks.torch import from_torch
 from .hessian import Hessian
 from .layers.activations import activation_names, register_activation
+from .layers.batch_norm import BatchNorm
 from .layers.blocks import LayerBlocks
-from .layers.convolution import Conv1d
+from .layers.convolution import Conv1d, Conv2d
 from .layers.custom import Custom
 from .layers.dense import Dense
+from .layers.elementwise import Activation
 from .layers.external import External
 from .layers.gated import Gated
 from .layers.loss import Loss
 from .layers.losses import loss_names, register_loss
 from .layers.norms import LayerNorm, RMSNorm
+from .layers.pooling import AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d
 from .network import Network
 from .runtime.compile_notice import set_compile_notice
 from .storage import load
@@ -89,7 +92,12 @@ def __dir__():
 
 
 __all__ = [
+    "Activation",
+    "AvgPool1d",
+    "AvgPool2d",
+    "BatchNorm",
     "Conv1d",
+    "Conv2d",
     "Custom",
     "Dense",
     "External",
@@ -104,6 +112,8 @@ __all__ = [
     "LayerNorm",
     "LeaveOneOut",
     "Loss",
+    "MaxPool1d",
+    "MaxPool2d",
     "Network",
     "RMSNorm",
     "SolveInfo",

@@ -20,8 +20,9 @@ from .system import processor
 from .system.operators import SymmetricOperator
 from .system.shifted import Shifted
 
-# What files are, the version of their format, and those which `storage` reads: 4 had dense factors of LAPACK alone.
-KIND, FORMAT, READABLE = "numba_hinv factorization", 6, (4, 5, 6)
+# What files are, the version of their format, and those which `storage` reads: 4 had dense factors of LAPACK alone, and
+# 6 neither images nor local layers.
+KIND, FORMAT, READABLE = "numba_hinv factorization", 7, (4, 5, 6, 7)
 
 
 def factor_dtype_of(hessian, factor_dtype):

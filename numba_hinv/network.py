@@ -8,7 +8,7 @@ import numpy as np
 from .hessian import Hessian
 from .layers import per_sample
 from .layers.dense import Dense
-from .layers.model import SAMPLES_AT_ONCE, STRUCTURED, Model, only_curvature_of_loss
+from .layers.model import PLAIN, SAMPLES_AT_ONCE, STRUCTURED, Model, only_curvature_of_loss
 from .layers.samples import Samples, is_in_memory
 from .layers.targets import as_weights
 from .runtime import memory_budget, tensors
@@ -26,7 +26,9 @@ class Network:
 
     Parameters
     ----------
-    layers : sequence of Dense, Conv1d, Custom (LayerNorm, RMSNorm, Gated) and External
+    layers : sequence of layers
+        Dense, Conv1d, Conv2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, BatchNorm, Activation, Custom (LayerNorm,
+        RMSNorm, Gated) and External.
         At least one; the outputs of each are the inputs of the next.
     loss : str, Loss or callable
         softmax_cross_entropy (integer labels (B,)), mean_squared_error (mean over all elements, no factor 1/2),
@@ -86,7 +88,7 @@ class Network:
 
     def describe(self):
         """The net as plain data for a file; None where its layers are more than that."""
-        if not all(type(layer) in STRUCTURED for layer in self.layers):
+        if not all(type(layer) in PLAIN for layer in self.layers):
             return None
         layers = [[type(layer).__name__, *dataclasses.astuple(layer)] for layer in self.layers]
         return {"layers": layers, "loss": self.model.loss.describe()}
@@ -94,8 +96,8 @@ class Network:
     def init(self, seed=0, gain=1.0, dtype=np.float64):
         """Random parameters.
 
-        Weights are normal with standard deviation ``gain / sqrt(in_features)`` (in_channels kernel_size, of
-        convolutions), those of layers with a skip divided by the square root of the number of such layers, so that
+        Weights are normal with standard deviation ``gain / sqrt(in_features)`` (of convolutions, in_channels times the
+        kernel's elements), those of layers with a skip divided by the square root of the number of such layers, so that
         depth does not blow the activations up; biases are 0. Other layers start as they say, whatever ``gain`` is.
 
         Parameters
@@ -112,8 +114,7 @@ class Network:
         gain = as_real("gain", gain)
         rng = np.random.default_rng(seed)
         skip = self.model.chain.skip
-        fan_in = self.model.chain.n_in // self.model.chain.length * self.model.chain.kernel
-        deviation = gain / np.sqrt(fan_in * np.where(skip, max(1, skip.sum()), 1))
+        deviation = gain / np.sqrt(self.model.chain.fan_in() * np.where(skip, max(1, skip.sum()), 1))
         params = np.zeros(self.num_params, dtype)
         with np.errstate(over="ignore"):
             for layer, block, scale in zip(self.layers, self.unpack(params), deviation):
@@ -129,7 +130,8 @@ class Network:
         """Views of ``params``, one entry per layer.
 
         Per dense layer ``(weight, bias)`` of shape (out, in) and (out,), bias being None without one; of convolutions
-        the same, with a weight of shape (out, in, kernel); of the other layers their parameters, (num_params,).
+        the same, with a weight of shape (out, in, kernel), or (out, in, kernel height, kernel width); of the other
+        layers their parameters, (num_params,).
 
         Parameters
         ----------

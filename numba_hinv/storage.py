@@ -13,11 +13,20 @@ from .factors import choice
 from .factors.block_rows import BlockRows
 from .hessian import Hessian
 from .kernels.dense.block_rows import STRIP
-from .kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain, layer_table
+from .kernels.steps.layer_table import (
+    ACTIVATION,
+    BLOCKS,
+    CONVOLUTION,
+    DENSE,
+    NO_OPERATION,
+    ONE_POSITION,
+    Chain,
+    layer_table,
+)
 from .kernels.sweeps.eliminate import Factors
 from .kernels.sweeps.linearise import Linearisation
 from .layers.loss import Loss
-from .layers.model import STRUCTURED
+from .layers.model import PLAIN
 from .network import Network
 from .runtime import archive
 from .system.scaling import Scaling
@@ -26,7 +35,9 @@ from .system.system import System
 from .system.total import Total
 
 # Layers that are plain data. Others are code, which a file does not hold.
-_LAYERS = {layer.__name__: layer for layer in STRUCTURED}
+_LAYERS = {layer.__name__: layer for layer in PLAIN}
+# Fields of a `Chain` that came with format 7, and what they are of chains before it.
+_NEW_FIELDS = dict(list(zip(Chain._fields[-len(ONE_POSITION) :], ONE_POSITION))[5:])
 # No buffer may be so long that offsets into it overflow.
 _LARGEST_COUNT = 1 << 58
 
@@ -36,7 +47,8 @@ def load(path):
 
     Runs no code from the file. The net's activations and loss are looked up by name: those that the user registered
     must have been registered again, as the same functions. Where the Hessian came from blocks, or the net has layers
-    other than `Dense` and `Conv1d`, the factorization works as it did, and ``hessian.network`` is None.
+    that are code (layer norms, gated, custom and external ones), the factorization works as it did, and
+    ``hessian.network`` is None.
 
     Parameters
     ----------
@@ -84,7 +96,7 @@ def _describe(header):
             raise ValueError(f"{name} is {header[name]!r}")
     if header["curvature"] not in ("hessian", "ggn"):
         raise ValueError(f"curvature is {header['curvature']!r}")
-    chain = _as_chain(header["chain"])
+    chain = _as_chain(header["chain"], header["format"])
     if header.get("method", "layers") not in ("layers", "dense"):
         raise ValueError(f"method is {header['method']!r}")
     if type(header.get("is_total", False)) is not bool or (header.get("is_total") and header.get("method") != "dense"):
@@ -99,7 +111,7 @@ def _describe(header):
         network = Network(layers, network["loss_name"] if is_plain else Loss.from_description(network["loss"]))
         if not all(np.array_equal(one, other) for one, other in zip(network.model.chain, chain)):
             raise ValueError("network and chain are different")
-    units = num_samples * (chain.n_in + chain.n_out + 1.0) + chain.p
+    units = num_samples * (chain.n_in + chain.n_out * (chain.taps + 1.0) + 1.0) + chain.p
     if (units * units).sum() > _LARGEST_COUNT:
         raise ValueError(f"num_samples is {num_samples}: more bytes than can be counted")
     table, sizes = layer_table(chain, num_samples)
@@ -132,8 +144,10 @@ def _check_dense(header, P):
         raise ValueError(f"growth is {growth!r}")
 
 
-def _as_chain(fields):
-    """The `Chain` of a header, once it is sure that it is one."""
+def _as_chain(fields, version):
+    """The `Chain` of a header of some version of the format, once it is sure that it is one."""
+    if version < 7:
+        fields = fields | {name: [value] * len(fields["kind"]) for name, value in _NEW_FIELDS.items()}
     if set(fields) != set(Chain._fields):
         raise ValueError(f"chain has the fields {', '.join(fields)}")
     for name, values in fields.items():
@@ -148,16 +162,29 @@ def _as_chain(fields):
     is_known = np.isin(chain.kind, (DENSE, BLOCKS, CONVOLUTION))
     if not is_known.all() or (flags > 1).any() or (flags[np.tile(~is_structured, 2)] != 0).any():
         raise ValueError("chain has a layer of an unknown kind")
-    geometry = np.array([chain.length, chain.kernel, chain.stride, chain.padding, chain.dilation])
-    if (geometry[[0, 1, 2, 4]] < 1).any() or (geometry.T != ONE_POSITION)[~is_convolution].any():
+    is_local = chain.taps > 0
+    geometry = np.array(chain[-len(ONE_POSITION) :])
+    # All but the paddings are at least 1.
+    is_small = (np.delete(geometry[:10], (3, 8), axis=0) < 1).any()
+    if is_small or (geometry.T != ONE_POSITION)[~(is_convolution | is_local)].any():
+        raise ValueError("chain has a convolution of impossible size")
+    is_unknown = (chain.operation > ACTIVATION) | ((chain.operation != NO_OPERATION) != is_local)
+    if is_unknown.any() or (is_local & is_structured).any():
+        raise ValueError("chain has a layer of an unknown kind")
+    (out_length, out_height), size = chain.out_shape(), chain.length * chain.height
+    if (out_length < 1).any() or (out_height < 1).any() or (chain.n_in % size).any():
+        raise ValueError("chain has a convolution of impossible size")
+    # As floats, which do not overflow.
+    if (is_convolution & (out_length.astype(float) * out_height > chain.n_out)).any():
         raise ValueError("chain has a convolution of impossible size")
     positions = chain.positions()
-    if (positions < 1).any() or (chain.n_in % chain.length).any() or (chain.n_out % positions).any():
+    if (chain.n_out % positions).any():
         raise ValueError("chain has a convolution of impossible size")
-    p = (chain.n_out // positions).astype(float) * (chain.n_in // chain.length * chain.kernel + chain.bias)
+    fan_in = (chain.n_in // size).astype(float) * chain.kernel * chain.kernel_height
+    p = (chain.n_out // positions).astype(float) * (fan_in + chain.bias)
     if (chain.p != p)[is_structured].any() or (chain.n_out < 1).any() or (chain.n_in[1:] != chain.n_out[:-1]).any():
         raise ValueError("layers of the chain do not meet")
-    keeps_shape = (chain.n_in == chain.n_out) & (chain.length == positions)
+    keeps_shape = (chain.n_in == chain.n_out) & (chain.length == out_length) & (chain.height == out_height)
     if (chain.skip > keeps_shape).any() or (chain.n_in < 1)[is_structured].any():
         raise ValueError("chain has a layer of impossible size")
     return chain
@@ -199,6 +226,11 @@ def _check_values(header, arrays, table):
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise archive.refusal(f"has numbers in {name!r} that are not finite")
+    for layer in table[table["taps"] > 0] if "blocks_Dz" in arrays else ():
+        size = header["num_samples"] * int(layer["n_out"]) * int(layer["taps"])
+        columns = arrays["blocks_Dz"][int(layer["Dz"]) + size :][:size]
+        if ((columns < 0) | (columns >= layer["n_in"]) | (columns != np.rint(columns))).any():
+            raise archive.refusal("has columns of a layer out of range")
     if "factors_values" in arrays:
         return
     if "factors_array" in arrays:

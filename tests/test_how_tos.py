@@ -22,6 +22,7 @@ def test_pytorch(tmp_path):
     assert loss < before
     assert "(External(Block, in_features=8, out_features=8, num_params=88), Dense(in_features=8" in output
     assert "Tensor torch.float64 torch.float64 torch.float32" in output
+    assert "['Conv2d', 'MaxPool2d', 'Conv2d', 'MaxPool2d', 'Dense']" in output
     assert float(re.search(r"^(\d\S*)$", output, re.M)[1]) < 1e-12
     slope, difference = (float(re.search(rf"{name} (\S+)$", output, re.M)[1]) for name in ("strength", "differences"))
     # Central differences with a step of 5e-4 of the strength: its square, times a factor of the third derivative.
@@ -104,6 +105,17 @@ def test_scikit_learn(tmp_path):
     # 90 of 100 normal numbers lie within 1.64 standard deviations.
     assert 0.05 < noise < 0.2 and 3.2 * noise < inside < 2 * 3.3 * noise < outside
     assert re.search(r"^\d+ negative eigenvalues$", output, re.M)
+
+
+def test_convolutions(tmp_path):
+    pytest.importorskip("sklearn")
+    output = run(["-c", script("convolutions.md")], tmp_path)
+    assert "[(6, 1, 3, 3), (16, 6, 3, 3), (10, 64)]" in output
+    assert float(re.search(r"^(\S+) of the other digits", output, re.M)[1]) > 0.85
+    method, negative, residual = re.search(r"^(layers|dense) (\d+) (\S+)$", output, re.M).groups()
+    assert method == "dense" and negative == "0" and float(residual) < 1e-12
+    assert re.search(r"^\[2\. 0\. 0\. 0\.\]$", output, re.M)
+    assert float(re.search(r"differ by (\S+)$", output, re.M)[1]) < 1e-9
 
 
 def test_scipy(tmp_path):

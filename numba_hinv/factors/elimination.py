@@ -91,8 +91,9 @@ def _flops(layout):
     """Of the elimination of every layer, (L,)."""
     table = layout.table
     m, N, n_out = (table[name].astype(float) for name in ("m", "N", "n_out"))
-    a = np.where(table["kind"] == BLOCKS, layout.num_samples * n_out, 0.0)
-    return m**3 / 3 + m * m * N + m * N * N + a * (m + N) * (2 * a + m + N)
+    a, taps = np.where(table["kind"] == BLOCKS, layout.num_samples * n_out, 0.0), table["taps"]
+    front = np.where(taps > 0, a * m * (2 * a + m + N) + 2 * taps * a * (a + N), a * (m + N) * (2 * a + m + N))
+    return m**3 / 3 + m * m * N + m * N * N + front
 
 
 def _chunks(layout, start, stop):

@@ -2,20 +2,19 @@
 
 from dataclasses import replace
 
-from ..layers.convolution import Conv1d
-from ..layers.dense import Dense
+from ..layers.model import STRUCTURED
 
 
 def with_activation(layer, activation):
     """The layer with this activation after it; None where it takes none, or has something behind it already."""
-    if not isinstance(layer, (Dense, Conv1d)) or layer.activation != "identity" or layer.skip:
+    if not isinstance(layer, STRUCTURED) or layer.activation != "identity" or layer.skip:
         return None
     return replace(layer, activation=activation)
 
 
 def with_skip(layer):
     """The layer with its input added to its output; None where it has no skip to give, or has one."""
-    if not isinstance(layer, (Dense, Conv1d)) or layer.skip:
+    if not isinstance(layer, STRUCTURED) or layer.skip:
         return None
     try:
         return replace(layer, skip=True)

@@ -41,17 +41,19 @@ def from_torch(module, loss, input_shape=None):
 
     Notes
     -----
-    Recognised, with the fast elimination or compiled derivatives of this library's own layers: Linear, and Conv1d with
-    groups=1 that pads with zeros, equally many on both sides, each with a Tanh, Sigmoid, Softplus, SiLU, GELU or ReLU
-    after it; Linear applied to each position of a sequence, as a convolution; LayerNorm, RMSNorm and GLU over all
-    features of a sample; Sequential; Identity, Flatten, Unflatten and
-    Dropout that do nothing to the numbers; modules of one's own whose ``forward`` is such a chain (functions like
-    ``torch.tanh`` included), and blocks ``x + activation(linear(x))``, or with a Conv1d in Linear's place. What a
-    forward does is seen by ``torch.fx``. Softplus is taken without torch's threshold, where it is off by 2e-9.
+    Recognised, with the fast elimination or compiled derivatives of this library's own layers: Linear, and Conv1d and
+    Conv2d with groups=1 that pad with zeros, equally many on both sides, each with a Tanh, Sigmoid, Softplus, SiLU,
+    GELU or ReLU after it; Linear applied to each position of a sequence, as a convolution; average and maximum pooling
+    in 1 and 2 dimensions; BatchNorm1d and BatchNorm2d in eval mode; these activations after anything else; LayerNorm,
+    RMSNorm and GLU over all features of a sample; Sequential; Identity, Flatten, Unflatten and Dropout that do nothing
+    to the numbers; modules of one's own whose ``forward`` is such a chain (functions like ``torch.tanh`` and
+    ``max_pool2d`` included, and views that keep the samples), and blocks ``x + activation(linear(x))``, or with a
+    convolution in Linear's place. What a forward does is seen by ``torch.fx``. Softplus is taken without torch's
+    threshold, where it is off by 2e-9.
 
     Every other module becomes one `External` layer, differentiated by ``torch.func`` in a copy of the module. With n_in
     inputs and p parameters that costs 2 (n_in + p) passes of the batch, 16 p^2 bytes, and a pivot of all p rows, so put
-    what is unknown into modules of its own, beside Linear and Conv1d layers rather than around them: ``network.layers``
+    what is unknown into modules of its own, beside Linear and convolutions rather than around them: ``network.layers``
     shows what became of everything. Buffers are constants. Converting takes a few passes alone.
 
     The fused kernels of attention have no second derivative. While the module is called or differentiated, attention is

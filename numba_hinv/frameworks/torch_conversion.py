@@ -5,10 +5,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..layers.elementwise import Activation
 from ..layers.external import External, require_memory
 from ..network import Network
 from .fusion import with_activation, with_skip
-from .torch_chain import Residual, chain
+from .torch_chain import Reshape, Residual, chain
 from .torch_compiled import uncompiled
 from .torch_function import TorchFunction
 from .torch_layers import activation_of, layer_of, linear_over_positions
@@ -79,11 +80,12 @@ class Conversion:
             self._refuse(name, module, unsteady(module))
         if kind is nn.Identity or kind in DROPOUTS:
             return
-        if kind in (nn.Flatten, nn.Unflatten):
+        if kind in (nn.Flatten, nn.Unflatten, Reshape):
             self._reshape(name, module)
             return
         activation = activation_of(module)
-        if activation is not None and self._activate(activation):
+        if activation is not None:
+            self._activate(activation)
             return
         layer, shape = layer_of(module, self.shape)
         if layer is not None:
@@ -113,12 +115,12 @@ class Conversion:
             self._append_external("", nn.Identity(), TorchFunction(nn.Identity(), self.shape, self.turned, "Transposition"))
 
     def _activate(self, activation):
-        """Give the last layer an activation; False if it takes none or has one."""
+        """Give the last layer an activation, or add a layer that is one where that takes none or has one."""
         layer = with_activation(self.layers[-1], activation) if self.layers else None
         if layer is None:
-            return False
-        self.layers[-1] = layer
-        return True
+            self.layers.append(Activation(int(np.prod(self.shape)), activation))
+        else:
+            self.layers[-1] = layer
 
     def _add_chain(self, name, module, steps):
         """Add the steps of a module's forward; False, and nothing is added, where our layers cannot say them."""

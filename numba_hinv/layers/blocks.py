@@ -11,11 +11,12 @@ import numpy as np
 from ..kernels.dense.norm import copy_with_total
 from ..kernels.dense.symmetric import symmetric_means
 from ..kernels.plumbing.memory import together
-from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain
+from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, GEOMETRY, ONE_POSITION, Chain
 from ..kernels.sweeps.linearise import Linearisation
 from ..runtime import tensors
 from ..runtime.validation import DTYPES, as_array, as_layer, as_numbers, common_dtype
 from .layout import Layout
+from .window import Axis
 
 # Entries of symmetric blocks may differ by this times the largest entry of the block: what rounding in forming them
 # leaves, with digits to spare. They are replaced by their mean.
@@ -278,13 +279,21 @@ def _view(buffer, start, *shape):
 
 
 def _expand_blocks(layer, B, params, lin):
-    n, n_in, p = (int(layer[name]) for name in ("n_out", "n_in", "p"))
+    n, n_in, p, taps = (int(layer[name]) for name in ("n_out", "n_in", "p", "taps"))
+    if taps:
+        Dz, Dzz = np.zeros((B, n, n_in)), np.zeros((B, n_in, n_in))
+        values, columns = _view(lin.Dz, layer["Dz"], 2, B, n, taps)
+        for k in range(taps):
+            Dz[(*np.ogrid[:B, :n], columns[..., k].astype(np.int64))] += values[..., k]
+        Dzz[:, np.arange(n_in), np.arange(n_in)] = _view(lin.Dzz, layer["Dzz"], B, n_in)
+    else:
+        Dz, Dzz = _view(lin.Dz, layer["Dz"], B, n, n_in), _view(lin.Dzz, layer["Dzz"], B, n_in, n_in)
     return (
         _view(lin.Dx, layer["Dx"], B * n, p),
-        block_diagonal(_view(lin.Dz, layer["Dz"], B, n, n_in)),
+        block_diagonal(Dz),
         _view(lin.Dxx, layer["Dxx"], p, p),
         _view(lin.Dzx, layer["Dzx"], p, B * n_in),
-        block_diagonal(_view(lin.Dzz, layer["Dzz"], B, n_in, n_in)),
+        block_diagonal(Dzz),
     )
 
 
@@ -316,16 +325,14 @@ def _expand_dense(layer, B, params, lin):
 def _expand_convolution(layer, B, params, lin):
     """Of the same on patches: with G, which gathers those of one sample, J_i = diag(S_i) (W (x) I) G, and so on."""
     n, T, w, n_in, p = (int(layer[name]) for name in ("units", "positions", "fan_in", "n_in", "p"))
-    length, kernel, stride, padding, dilation = (
-        int(layer[name]) for name in ("length", "kernel", "stride", "padding", "dilation")
-    )
-    place = np.arange(T) * stride + np.arange(kernel)[:, None] * dilation - padding
-    place = np.where((place >= 0) & (place < length), place, -1)
-    channel = np.arange(w) // kernel
-    read = place[np.arange(w) % kernel]
-    G = np.zeros((w, T, n_in))
-    j, t = np.nonzero(read >= 0)
-    G[j, t, channel[j] * length + read[j, t]] = 1.0
+    geometry = [int(layer[name]) for name in GEOMETRY]
+    across, down = Axis(*geometry[:5]), Axis(*geometry[5:])
+    # Of each axis, whether element e is what number k of the kernel reads at a place: (places, kernel, elements).
+    x, y = (axis.reads()[..., None] == np.arange(axis.length) for axis in (across, down))
+    one = np.einsum("vhe,pkf->hkvpef", y.astype(float), x.astype(float))
+    one = one.reshape(down.kernel * across.kernel, T, down.length * across.length)
+    channels = w // one.shape[0]
+    G = np.einsum("cd,kte->cktde", np.eye(channels), one).reshape(w, T, n_in)
     W = _view(params, layer["parameters"], n, w)
     Z = _view(lin.Z, layer["z"], B, n_in)
     S, D, lam = (_view(block, layer["u"], B, n, T) for block in (lin.S, lin.D, lin.lam))

@@ -1,13 +1,62 @@
-"""The 1-d convolution: a description, without parameters. The sweeps read it through the layer table."""
+"""Convolutions: descriptions, without parameters. The sweeps read them through the layer table."""
 
+import math
 from dataclasses import dataclass
 
 from ..runtime.validation import as_flag, as_size
+from . import window
 from .activations import check_activation
 
 
+class _Convolution:
+    """What convolutions of any number of axes have in common; ``axes`` are their `window.Axis`."""
+
+    def _check(self):
+        set_field = object.__setattr__
+        for name in ("in_channels", "out_channels"):
+            set_field(self, name, as_size(name, getattr(self, name)))
+        for name in ("bias", "skip"):
+            set_field(self, name, as_flag(name, getattr(self, name)))
+        set_field(self, "activation", check_activation(self.activation))
+        window.check_fit(self.axes)
+        shapes = (
+            (self.in_channels, *(axis.length for axis in self.axes)),
+            (self.out_channels, *(axis.places for axis in self.axes)),
+        )
+        if self.skip and shapes[0] != shapes[1]:
+            raise ValueError(
+                "skip: expected an output of the shape of the input for a layer with a skip, "
+                f"got {shapes[0]} and {shapes[1]}"
+            )
+
+    @property
+    def window(self):
+        """Fields of the layer table."""
+        return window.fields(self.axes)
+
+    @property
+    def in_features(self):
+        """Numbers of the input: ``in_channels`` times its positions."""
+        return self.in_channels * math.prod(axis.length for axis in self.axes)
+
+    @property
+    def out_features(self):
+        """Numbers of the output: ``out_channels`` times its positions."""
+        return self.out_channels * math.prod(axis.places for axis in self.axes)
+
+    @property
+    def num_params(self):
+        """Number of parameters: ``out_channels * (in_channels * kernel + bias)``, the kernel's elements counted."""
+        return math.prod(self.weight_shape) + self.out_channels * self.bias
+
+    @property
+    def weight_shape(self):
+        """Shape of W: ``(out_channels, in_channels, kernel)``, or with the kernel's two sizes."""
+        return self.out_channels, self.in_channels, *(axis.kernel for axis in self.axes)
+
+
 @dataclass(frozen=True)
-class Conv1d:
+class Conv1d(_Convolution):
     """1-d convolution: ``output = activation(W * input + c)``, plus ``input`` with a skip. Immutable.
 
     ``W * input`` is the cross-correlation that torch calls a convolution: element (a, t) is the sum over channels and
@@ -61,45 +110,85 @@ class Conv1d:
     dilation: int = 1
 
     def __post_init__(self):
-        set_field = object.__setattr__
-        for name in ("in_channels", "out_channels", "kernel_size", "length", "stride", "padding", "dilation"):
-            set_field(self, name, as_size(name, getattr(self, name), least=0 if name == "padding" else 1))
-        for name in ("bias", "skip"):
-            set_field(self, name, as_flag(name, getattr(self, name)))
-        set_field(self, "activation", check_activation(self.activation))
-        reach, padded = self.dilation * (self.kernel_size - 1) + 1, self.length + 2 * self.padding
-        if reach > padded:
-            raise ValueError(
-                f"kernel_size: expected a kernel that fits into the padded input of length {padded}, "
-                f"got one that reaches over {reach} (kernel_size={self.kernel_size}, dilation={self.dilation})"
-            )
-        if self.skip and (self.in_channels, self.length) != (self.out_channels, self.out_length):
-            raise ValueError(
-                f"skip: expected an output of the shape of the input for a layer with a skip, got ({self.in_channels}, "
-                f"{self.length}) and ({self.out_channels}, {self.out_length})"
-            )
+        for name in ("kernel_size", "length", "stride", "padding", "dilation"):
+            size = as_size(name, getattr(self, name), least=0 if name == "padding" else 1)
+            object.__setattr__(self, name, size)
+        self._check()
+
+    @property
+    def axes(self):
+        """Of a channel of the input."""
+        return (window.Axis(self.length, self.kernel_size, self.stride, self.padding, self.dilation),)
 
     @property
     def out_length(self):
         """Positions of the output."""
-        return (self.length + 2 * self.padding - self.dilation * (self.kernel_size - 1) - 1) // self.stride + 1
+        return self.axes[0].places
+
+
+@dataclass(frozen=True)
+class Conv2d(_Convolution):
+    """2-d convolution: ``output = activation(W * input + c)``, plus ``input`` with a skip. Immutable.
+
+    As `Conv1d`, over images: element (a, y, x) of ``W * input`` is the sum over channels, h and k of
+    ``W[a, channel, h, k] input[channel, stride[0] y + dilation[0] h - padding[0], stride[1] x + dilation[1] k -
+    padding[1]]``, the input being 0 outside. States lie channels first, (channels, height, width) row-major, as torch
+    flattens them, so that nothing has to be done where a `Dense` layer follows; parameters are W, (out_channels,
+    in_channels, *kernel_size) row-major, then c, (out_channels,).
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        At least 1.
+    kernel_size, size : int or (int, int)
+        Height and width of the kernel and of the input; one number is both.
+    activation, bias, skip
+        As in `Conv1d`.
+    stride, padding, dilation : int or (int, int)
+        As in torch; padding is by zeros, on all sides.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The argument that is wrong is named.
+
+    Notes
+    -----
+    Eliminated as a dense layer of d = in_channels kernel_size[0] kernel_size[1] + 1 columns on the rows of its patches,
+    B times the positions of the output (docs/theory.md, section 3). docs/convolutions.md says when which route pays.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> layers = [nh.Conv2d(1, 6, 3, 8, padding=1), nh.AvgPool2d(6, 2, 8), nh.Conv2d(6, 16, 3, 4)]
+    >>> net = nh.Network([*layers, nh.Dense(16 * 2 * 2, 10, "identity")], loss="softmax_cross_entropy")
+    >>> net.forward(net.init(seed=0), np.ones((5, 8 * 8))).shape
+    (5, 10)
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple
+    size: tuple
+    activation: str = "tanh"
+    bias: bool = True
+    skip: bool = False
+    stride: tuple = (1, 1)
+    padding: tuple = (0, 0)
+    dilation: tuple = (1, 1)
+
+    def __post_init__(self):
+        for name in ("kernel_size", "size", "stride", "padding", "dilation"):
+            pair = window.as_pair(name, getattr(self, name), least=0 if name == "padding" else 1)
+            object.__setattr__(self, name, pair)
+        self._check()
 
     @property
-    def in_features(self):
-        """``in_channels * length``."""
-        return self.in_channels * self.length
+    def axes(self):
+        """Of a channel of the input."""
+        return tuple(map(window.Axis, self.size, self.kernel_size, self.stride, self.padding, self.dilation))
 
     @property
-    def out_features(self):
-        """``out_channels * out_length``."""
-        return self.out_channels * self.out_length
-
-    @property
-    def num_params(self):
-        """Number of parameters: ``out_channels * (in_channels * kernel_size + bias)``."""
-        return self.out_channels * (self.in_channels * self.kernel_size + self.bias)
-
-    @property
-    def weight_shape(self):
-        """Shape of W: ``(out_channels, in_channels, kernel_size)``."""
-        return self.out_channels, self.in_channels, self.kernel_size
+    def out_size(self):
+        """Height and width of the output."""
+        return tuple(axis.places for axis in self.axes)

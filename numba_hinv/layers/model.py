@@ -10,19 +10,23 @@ import numpy as np
 
 from ..kernels.dense import norm
 from ..kernels.plumbing import binding
-from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain
+from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, NO_OPERATION, ONE_POSITION, Chain
 from ..kernels.sweeps import linearise
 from ..runtime.chunks import chunks
 from ..runtime.validation import as_array, as_copy, check_finite
 from . import external, overflow
 from .activations import activation_address
-from .convolution import Conv1d
+from .batch_norm import BatchNorm
+from .convolution import Conv1d, Conv2d
 from .custom import Custom
 from .dense import Dense
+from .elementwise import Activation
 from .external import External
 from .layout import Layout
+from .local import Local
 from .loss import as_loss
 from .losses import loss_address
+from .pooling import AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d
 from .targets import Targets, with_labels
 
 # Samples per compiled call of passes that keep nothing of a sample: their memory does not grow with the batch, and lies
@@ -30,7 +34,9 @@ from .targets import Targets, with_labels
 SAMPLES_AT_ONCE = 1024
 _PARAMS = " (the parameters of all layers)"
 # Layers of a weight, an activation and perhaps a bias.
-STRUCTURED = (Dense, Conv1d)
+STRUCTURED = (Dense, Conv1d, Conv2d)
+# Layers that are plain data, which files hold. Others are code.
+PLAIN = (*STRUCTURED, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, BatchNorm, Activation)
 
 
 class Model:
@@ -77,7 +83,9 @@ class Model:
         kind, n_in, n_out, p, *_ = self.chain
         dense = n_in.sum() + 3 * n_out.sum() + n_out[-1] ** 2
         self._fixed_bytes = 8 * int((p * p)[kind == BLOCKS].sum())
-        self._sample_bytes = 8 * int(dense + ((n_in + n_out) * (n_in + p))[kind == BLOCKS].sum())
+        taps = self.chain.taps
+        states = np.where(taps > 0, n_in + 2 * n_out * taps, (n_in + n_out) * n_in)
+        self._sample_bytes = 8 * int(dense + (states + (n_in + n_out) * p)[kind == BLOCKS].sum())
 
     def __getstate__(self):
         # Layer tables hold addresses of compiled functions, which are others in another process.
@@ -98,7 +106,7 @@ class Model:
             activations = {name: (activation_address(name, dtype), 0, 0) for name in names}
             addresses = [
                 activations[layer.activation] if isinstance(layer, STRUCTURED)
-                else layer.addresses(key[1]) if isinstance(layer, Custom)
+                else layer.addresses(key[1]) if isinstance(layer, (Custom, Local))
                 else (0, 0, 0)
                 for layer in self.layers
             ]
@@ -264,7 +272,7 @@ class Model:
                 with np.errstate(over="ignore", invalid="ignore"):
                     total += gradient[first : first + p].sum()
             else:
-                total += linearise.backward(table, start, stop, params, lin, gradient, G, work)
+                total += linearise.backward(table, start, stop, params, lin, gradient, G, derivatives == 2, work)
         return gradient, total
 
     def pull(self, params, lin, output_gradient):
@@ -283,7 +291,9 @@ def _runs(layout, derivatives, cuts):
     kind, n_in, n_out, p, *_ = layout.chain
     flops = 4.0 * p * layout.chain.positions() + 40.0 * n_out + 64.0 * p / layout.num_samples
     if derivatives == 2:
-        flops += np.where(kind == BLOCKS, 4.0 * (p + n_in) * (p + n_in + n_out), 0.0)
+        taps = layout.chain.taps
+        blocks = np.where(kind == BLOCKS, 4.0 * (p + n_in) * (p + n_in + n_out), 0.0)
+        flops += np.where(taps > 0, 8.0 * n_out * (taps + p), blocks)
     return chunks(layout.num_samples * flops, cuts)
 
 
@@ -296,9 +306,9 @@ def check_layers(layers):
     if not layers:
         raise ValueError("layers: expected at least one layer, got none")
     for index, layer in enumerate(layers):
-        if not isinstance(layer, (*STRUCTURED, Custom, External)):
+        if not isinstance(layer, (*PLAIN, Custom, External)):
             raise TypeError(
-                "layers: expected Dense, Conv1d, Custom or External layers, "
+                f"layers: expected {', '.join(kind.__name__ for kind in PLAIN)}, Custom or External layers, "
                 f"got {type(layer).__name__} at index {index}"
             )
         if index and layer.in_features != layers[index - 1].out_features:
@@ -314,7 +324,8 @@ def _fields(layer):
     sizes = layer.in_features, layer.out_features, layer.num_params
     if isinstance(layer, Dense):
         return DENSE, *sizes, layer.bias, layer.skip, *ONE_POSITION
-    if isinstance(layer, Conv1d):
-        geometry = layer.length, layer.kernel_size, layer.stride, layer.padding, layer.dilation
-        return CONVOLUTION, *sizes, layer.bias, layer.skip, *geometry
+    if isinstance(layer, STRUCTURED):
+        return CONVOLUTION, *sizes, layer.bias, layer.skip, *layer.window, NO_OPERATION, 0
+    if isinstance(layer, Local):
+        return BLOCKS, *sizes, False, False, *layer.window, layer.operation, layer.taps
     return BLOCKS, *sizes, False, False, *ONE_POSITION

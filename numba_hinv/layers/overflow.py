@@ -39,8 +39,9 @@ def _of_sample(model, params, x, target):
 
 def _part(lin, name, layer):
     """A block of a layer for one sample."""
-    n, n_in, p = (int(layer[size]) for size in ("n_out", "n_in", "p"))
-    sizes = {"Dx": n * p, "Dz": n * n_in, "Dxx": p * p, "Dzx": p * n_in, "Dzz": n_in * n_in}
+    n, n_in, p, taps = (int(layer[size]) for size in ("n_out", "n_in", "p", "taps"))
+    sizes = {"Dx": n * p, "Dz": n * (2 * taps or n_in), "Dxx": p * p, "Dzx": p * n_in, "Dzz": n_in}
+    sizes["Dzz"] *= 1 if taps else n_in
     start = int(layer[name])
     return getattr(lin, name)[start : start + sizes[name]]
 

@@ -30,7 +30,7 @@ def workers(table, num_samples, num_vectors=1):
 
     One where the derivatives of a layer come from outside, since that code may not be fit for threads.
     """
-    if (table["kind"] == BLOCKS).any():
+    if ((table["kind"] == BLOCKS) & (table["taps"] == 0)).any():
         return 1
     flops = num_samples * num_vectors * int((table["rows"] * table["p"]).max())
     return threads.num_workers(None, threads.available_cores(), flops >= product.BLAS_WORK)

@@ -140,7 +140,9 @@ def _assembler(system, num_threads):
     if system.on.name != CPU.name or (P < _TINY and P * B < _TINY_WORK):
         return None
     n, n_in, p, N, rows = (table[name].astype(float) for name in ("n_out", "n_in", "p", "N", "rows"))
-    blocks = 4.0 * B * n * p + 2.0 * p * p + 4.0 * p * N + 2.0 * N * (n_in + 2.0 * n)
+    taps = table["taps"]
+    states = np.where(taps > 0, N + 2.0 * B * n * taps, N * (n_in + 2.0 * n))
+    blocks = 4.0 * B * n * p + 2.0 * p * p + 4.0 * p * N + 2.0 * states
     flops = P * float(np.where(table["kind"] == BLOCKS, blocks, 12.0 * rows * p).sum())
     limit = _seconds(_PRODUCTS, number=P * P, flops=flops / 1e3)
     if _seconds(_ASSEMBLY, layer=table.size, number=P * P) >= limit:

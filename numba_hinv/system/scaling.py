@@ -113,7 +113,12 @@ def scale_blocks(scaling, table, num_samples, params, lin, ldexp=np.ldexp):
     k, B, is_structured = scaling.matrix, num_samples, table["kind"] != BLOCKS
     units = np.where(is_structured, B * table["n_out"], 0)
     p, a, N = np.where(is_structured, 0, table["p"]), B * table["n_out"], B * table["n_in"]
-    per_sample = np.where(is_structured, 0, B)
+    per_sample, taps = np.where(is_structured, 0, B), table["taps"]
+    is_local = taps > 0
+    # Entries of Dz, and behind those of a local layer their columns, which stay as they are.
+    entries = np.stack([np.where(is_local, taps, table["n_in"]), taps], axis=1)
+    Dz_sizes = (per_sample * table["n_out"])[:, None] * entries
+    Dz_exponents = np.stack([before - after, np.zeros_like(before)], axis=1)
     if scaling.states:
         params = ldexp(params, np.repeat(np.where(is_structured, before, 0), table["p"]))
     return params, lin._replace(
@@ -121,10 +126,10 @@ def scale_blocks(scaling, table, num_samples, params, lin, ldexp=np.ldexp):
         D=ldexp(lin.D, -k),
         lam=ldexp(lin.lam, np.repeat(before, units) - k),
         Dx=ldexp(lin.Dx, np.repeat(-after, a * p)),
-        Dz=ldexp(lin.Dz, np.repeat(before - after, per_sample * table["n_out"] * table["n_in"])),
+        Dz=ldexp(lin.Dz, np.repeat(Dz_exponents.ravel(), Dz_sizes.ravel())),
         Dxx=ldexp(lin.Dxx, -k),
         Dzx=ldexp(lin.Dzx, np.repeat(before, p * N) - k),
-        Dzz=ldexp(lin.Dzz, np.repeat(2 * before, per_sample * table["n_in"] ** 2) - k),
+        Dzz=ldexp(lin.Dzz, np.repeat(2 * before, per_sample * table["n_in"] ** np.where(is_local, 1, 2)) - k),
         curvature=ldexp(lin.curvature, int(2 * states[-1]) - k),
     )
 

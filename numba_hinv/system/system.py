@@ -53,7 +53,7 @@ class System(Matrix):
     """
 
     has_layers = True
-    is_of_blocks: bool  # whether all layers are given as derivative blocks
+    is_of_blocks: bool  # whether all layers are given as derivative blocks, and none is local
 
     def __init__(
         self, chain, params, lin, l2=0.0, gradient=None, layout=None, on=CPU, norm=None, logarithms=None
@@ -254,7 +254,7 @@ class System(Matrix):
 
 
 def _is_of_blocks(layout):
-    return bool((layout.table["kind"] == BLOCKS).all())
+    return bool(((layout.table["kind"] == BLOCKS) & (layout.table["taps"] == 0)).all())
 
 
 def _largest_product(layout):

@@ -208,12 +208,15 @@ def unknown():
             double(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, 2)), ["PReLU", "PReLU"]
         ),
         "first and last": (double(Curve(3), nn.Linear(3, 3), Curve(3)), ["Curve", "Curve"]),
-        "batch norm": (double(nn.Linear(3, 4), nn.BatchNorm1d(4).eval(), nn.Linear(4, 2)), ["BatchNorm1d"]),
+        "instance norm": (
+            double(nn.Linear(3, 4), nn.Unflatten(1, (1, 4)), nn.InstanceNorm1d(1), nn.Flatten(), nn.Linear(4, 2)),
+            ["InstanceNorm1d"],
+        ),
         "pre-norm block": (
             double(nn.Linear(3, 4), Skip(nn.LayerNorm(4), nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 4))), ["Skip"]
         ),
         "activations": (
-            double(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2), nn.GELU("tanh")), ["GELU", "GELU"]
+            double(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2), nn.GELU("tanh")), ["GELU"]
         ),
         "images": (
             double(nn.Unflatten(1, (1, 3)), nn.ConvTranspose1d(1, 2, 2), nn.ELU(True),
@@ -238,10 +241,10 @@ def unknown():
             double(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.Linear(2, 3), nn.Flatten(), nn.Tanh()),
             ["Transposition"],
         ),
-        "batch norm of channels": (
-            double(nn.Linear(3, 8), nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 3, 2), trained_norm(3), nn.Tanh(), nn.Dropout(0.5),
-                   nn.Flatten(), nn.Linear(9, 2)).eval(),
-            ["BatchNorm1d", "Tanh"],
+        "kernels over channels": (
+            double(nn.Linear(3, 8), nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 3, 2), trained_norm(3), nn.ELU(),
+                   nn.Dropout(0.5), nn.LPPool1d(2, 2), nn.Flatten(), nn.Linear(3, 2)).eval(),
+            ["ELU", "LPPool1d"],
         ),
         "twice": (double(nn.Linear(3, 3), Twice(3)), ["Twice"]),
     }

@@ -371,7 +371,7 @@ def test_layers_that_do_not_meet():
         (in_chain("kernel", 2, 2, network=None), "meet"),
         (in_chain("padding", 2, 4), "different"),
         (lambda h, a: h["network"]["layers"][2].__setitem__(9, 4), "different"),
-        (lambda h, a: h["network"]["layers"][0].__setitem__(0, "Conv2d"), "header"),
+        (lambda h, a: h["network"]["layers"][0].__setitem__(0, "Conv3d"), "header"),
     ],
 )
 def test_forged_files(change, word, tmp_path):

@@ -135,7 +135,8 @@ def _pieces(table, places):
     """(pieces, flops of each a sample): later layers go with all that come before them."""
     n_in, width = np.where(table["N"] > 0, table["n_in"], 0).astype(float), places["width"]
     form = np.where(table["kind"] == CONVOLUTION, 4.0 * table["positions"], 4.0) * (table["kind"] != BLOCKS)
-    through = 2.0 * n_in * (width + table["n_out"])
+    state = np.where(table["taps"] > 0, table["taps"] * table["n_out"], n_in * table["n_out"])
+    through = 2.0 * (n_in * width + state)
     pieces, flops = [], []
     for l in range(table.size):
         place = places[l]
@@ -156,7 +157,8 @@ def curve_flops(table):
     n, n_in, p = (table[name].astype(float) for name in ("n_out", "n_in", "p"))
     n_in = np.where(table["N"] > 0, n_in, 0)
     blocks = np.where(table["kind"] == BLOCKS, 2.0 * n * p * (n + n_in), 0)
-    return float((2.0 * n * n_in * (n + n_in) + 4.0 * n * n + blocks).sum())
+    inputs = np.where(table["taps"] > 0, table["taps"] * (n_in > 0), n_in)
+    return float((2.0 * n * inputs * (n + n_in) + 4.0 * n * n + blocks).sum())
 
 
 def assembly(table, num_samples, budget, largest_chunk, slice_rows):

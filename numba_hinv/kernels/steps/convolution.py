@@ -1,6 +1,6 @@
-"""What every sweep does at a 1-d convolution: the dense layer of docs/theory.md, section 3, on the rows of patches.
+"""What every sweep does at a convolution: the dense layer of docs/theory.md, section 3, on the rows of patches.
 
-A sample's state is channels x length, its patches Zt_i fan_in x positions (`patches`), and
+A sample's state is channels x height x length, its patches Zt_i fan_in x positions (`patches`), and
 ``U_i = W Zt_i + c``, ``Z'_i = phi(U_i)`` (+ Z_i) units x positions: S, D and lam lie like the states that the layer
 leaves, and nothing is ever reordered. Rows (i, t) of the patch matrix take the place of samples in R, r x (B positions),
 which acts on states (i, a, t) as ``(R (x) I)[(k, a), (i, a, t)] = R[k, (i, t)]``. A is W on gathered patches; its
@@ -12,7 +12,7 @@ from ..dense.product import gemm_nt, gemm_tn, multiply, multiply_nt, multiply_tn
 from ..plumbing.compiled import inner
 from ..plumbing.memory import add, copy, fill, matrix, vector
 from .layer_table import for_convolutions
-from .patches import fold, gather, tap
+from .patches import channel_size, element, fold, gather, kernel_size
 from .row_space import expand, project
 
 
@@ -253,16 +253,18 @@ def convolution_variances(layer, lin, unit, Sigma, out):
     n, T, n_in = layer.units, layer.positions, layer.n_in
     B = Sigma.shape[0] // n_in
     for j in range(layer.fan_in):
-        channel, k = divmod(j, layer.kernel)
-        first, last, start = tap(layer, k)
-        start += channel * layer.length
+        channel, k = divmod(j, kernel_size(layer))
+        start = channel * channel_size(layer)
         total = 0.0
-        for i in range(B):
-            for i2 in range(B):
-                lam = vector(lin.lam, layer.u + (i * n + unit) * T, T)
-                lam2 = vector(lin.lam, layer.u + (i2 * n + unit) * T, T)
-                for t in range(first, last):
-                    for t2 in range(first, last):
-                        at, at2 = i * n_in + start + layer.stride * t, i2 * n_in + start + layer.stride * t2
-                        total += lam[t] * lam2[t2] * Sigma[at, at2]
+        for t in range(T):
+            here = element(layer, k, t)
+            for t2 in range(T if here >= 0 else 0):
+                there = element(layer, k, t2)
+                if there < 0:
+                    continue
+                for i in range(B):
+                    lam = lin.lam[layer.u + (i * n + unit) * T + t]
+                    for i2 in range(B):
+                        lam2 = lin.lam[layer.u + (i2 * n + unit) * T + t2]
+                        total += lam * lam2 * Sigma[i * n_in + start + here, i2 * n_in + start + there]
         out[j] = total

@@ -1,4 +1,4 @@
-"""The front of a 1-d convolution: M, K and the next P of docs/theory.md, section 3, on the rows of patches.
+"""The front of a convolution: M, K and the next P of docs/theory.md, section 3, on the rows of patches.
 
 The names and the order of rows are those of `convolution`. P J goes through the patches of one row at a time, and A^T E
 through one kernel element at a time, so that A is never formed.
@@ -9,7 +9,7 @@ from ..dense.product import gemm_nn, gemm_nt, gemm_tn, multiply_tn
 from ..plumbing.compiled import inner
 from ..plumbing.memory import copy, fill, matrix, vector
 from .layer_table import for_convolutions
-from .patches import fold, fold_product, fold_row, tap
+from .patches import channel_size, element, fold, fold_product, fold_row, kernel_size
 
 
 @inner
@@ -49,40 +49,44 @@ def _form_E(layer, W, S, D, E):
     """diag(S) E + diag(D) A, in place."""
     n, T, n_in = layer.units, layer.positions, layer.n_in
     N = E.shape[1]
-    channels = n_in // layer.length
+    size, area = channel_size(layer), kernel_size(layer)
+    channels = n_in // size
     s, d = vector(S, 0, E.shape[0]), vector(D, 0, E.shape[0])
     for row in range(E.shape[0]):
         for j in range(N):
             E[row, j] *= s[row]
-    for i in range(N // n_in):
-        for a in range(n):
-            for k in range(layer.kernel):
-                first, last, start = tap(layer, k)
-                for t in range(first, last):
+    for k in range(area):
+        for t in range(T):
+            here = element(layer, k, t)
+            for i in range(N // n_in if here >= 0 else 0):
+                at = i * n_in + here
+                for a in range(n):
                     row = (i * n + a) * T + t
-                    at = i * n_in + start + layer.stride * t
                     for channel in range(channels):
-                        E[row, at + channel * layer.length] += d[row] * W[a, channel * layer.kernel + k]
+                        E[row, at + channel * size] += d[row] * W[a, channel * area + k]
 
 
 @inner
 def _add_AtE(layer, W, E, P_next, W_k):
     """P' += A^T E, upper triangle: for each position and kernel element, one product on the channels that it reads."""
     n, T, n_in, N = layer.units, layer.positions, layer.n_in, E.shape[1]
-    channels = n_in // layer.length
+    size, area = channel_size(layer), kernel_size(layer)
+    channels = n_in // size
     one = E.dtype.type(1)
-    for k in range(layer.kernel):
+    for k in range(area):
         for a in range(n):
             for channel in range(channels):
-                W_k[a * channels + channel] = W[a, channel * layer.kernel + k]
-        first, last, start = tap(layer, k)
-        for i in range(N // n_in):
-            here = i * n_in
-            for t in range(first, last):
-                to = pointer(P_next, (here + start + layer.stride * t) * N + here)
+                W_k[a * channels + channel] = W[a, channel * area + k]
+        for t in range(T):
+            row = element(layer, k, t)
+            if row < 0:
+                continue
+            for i in range(N // n_in):
+                here = i * n_in
                 gemm_tn(
                     channels, N - here, n, one, pointer(W_k, 0), channels,
-                    pointer(E, (i * n * T + t) * N + here), T * N, one, to, layer.length * N,
+                    pointer(E, (i * n * T + t) * N + here), T * N, one,
+                    pointer(P_next, (here + row) * N + here), size * N,
                 )
 
 
@@ -117,10 +121,12 @@ def _subtract_C2(layer, P_next, lam, Q, damping, work):
         for i2 in range(i, N // n_in):
             multiply_tn(1.0, lam_i, matrix(lam, i2 * n * T, n, T), 0.0, products)
             for j in range(fan_in):
-                channel, k = divmod(j, layer.kernel)
-                first, last, start = tap(layer, k)
-                for t in range(first, last):
-                    row = i * n_in + channel * layer.length + start + layer.stride * t
+                channel, k = divmod(j, kernel_size(layer))
+                for t in range(T):
+                    here = element(layer, k, t)
+                    if here < 0:
+                        continue
+                    row = i * n_in + channel * channel_size(layer) + here
                     fold_product(
                         layer, vector(outside, j * fan_in, fan_in), vector(products, t * T, T), P_next,
                         row * N + i2 * n_in,

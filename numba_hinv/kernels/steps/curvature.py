@@ -10,7 +10,8 @@ from ..dense.product import gemm_nn, gemm_nt, gemm_tn
 from ..plumbing.compiled import inner
 from ..plumbing.memory import add, fill, matrix, vector
 from .layer_table import BLOCKS, CONVOLUTION, for_convolutions
-from .patches import gather, tap
+from .local import pull_kept, push_kept
+from .patches import channel_size, element, gather, kernel_size
 
 # Rows of tangents that go through a layer in one product, so that small layers' products stay away from BLAS.
 TANGENT_ROWS = 64
@@ -23,10 +24,12 @@ def unfold(layer, params, W, at):
     weights = matrix(params, layer.parameters, layer.units, layer.fan_in)
     A = matrix(W, at, layer.n_out, layer.n_in)
     for j in range(layer.fan_in):
-        channel, k = divmod(j, layer.kernel)
-        first, last, start = tap(layer, k)
-        for t in range(first, last):
-            column = channel * layer.length + start + layer.stride * t
+        channel, k = divmod(j, kernel_size(layer))
+        for t in range(layer.positions):
+            here = element(layer, k, t)
+            if here < 0:
+                continue
+            column = channel * channel_size(layer) + here
             for a in range(layer.units):
                 A[a * layer.positions + t, column] += weights[a, j]
 
@@ -87,6 +90,31 @@ def structured_curve(layer, place, params, lin, i, j, P, P_next, SP, Q, kept):
         add(n * n, Q, 0, P_next, 0)
 
 
+@for_convolutions
+def _local_curve(layer, place, lin, i, j, P, P_next, Q, kept):
+    """The same, E^T holding Dzx^T, with Q = Dz^T P."""
+    n, n_in, p = layer.n_out, layer.n_in, layer.p
+    E = place.E + j * n_in * p
+    for x in range(p):
+        # A column of V, and one of E.
+        for a in range(n):
+            Q[a] = kept[place.V + (j * n + a) * p + x]
+        fill(n_in, 0.0, P_next, 0)
+        pull_kept(layer, lin, i, 1, Q, 0, n, P_next, 0, n_in)
+        for k in range(n_in):
+            kept[E + k * p + x] += P_next[k]
+    # P is symmetric but for rounding: its rows times Dz, transposed, then the rows of that.
+    fill(n * n_in, 0.0, P_next, 0)
+    pull_kept(layer, lin, i, n, P, 0, n, P_next, 0, n_in)
+    for a in range(n):
+        for k in range(n_in):
+            Q[k * n + a] = P_next[a * n_in + k]
+    fill(n_in * n_in, 0.0, P_next, 0)
+    for k in range(n_in):
+        P_next[k * n_in + k] = lin.Dzz[layer.Dzz + i * n_in + k]
+    pull_kept(layer, lin, i, n_in, Q, 0, n, P_next, 0, n_in)
+
+
 @inner
 def blocks_curve(layer, place, lin, i, j, P, P_next, Q, kept):
     """V = P Dx; E^T = Dz^T V + Dzx^T; P' = Dz^T P Dz + Dzz, likewise."""
@@ -95,12 +123,15 @@ def blocks_curve(layer, place, lin, i, j, P, P_next, Q, kept):
     gemm_nn(n, p, n, 1.0, front, n, pointer(lin.Dx, layer.Dx + i * n * p), p, 0.0, V, p)
     if layer.N == 0:
         return
-    Dz = pointer(lin.Dz, layer.Dz + i * n * n_in)
     E = matrix(kept, place.E + j * n_in * p, n_in, p)
     Dzx = layer.Dzx + i * n_in
     for k in range(n_in):
         for x in range(p):
             E[k, x] = lin.Dzx[Dzx + x * layer.N + k]
+    if layer.taps > 0:
+        _local_curve(layer, place, lin, i, j, P, P_next, Q, kept)
+        return
+    Dz = pointer(lin.Dz, layer.Dz + i * n * n_in)
     gemm_tn(n_in, p, n, 1.0, Dz, n_in, V, p, 1.0, pointer(E, 0), p)
     gemm_nn(n, n_in, n, 1.0, front, n, Dz, n_in, 0.0, q, n_in)
     for k in range(n_in * n_in):
@@ -162,5 +193,10 @@ def blocks_tangents(layer, lin, begin, count, sources, T, T_next):
     """T_next = Dz T, likewise."""
     n, n_in = layer.n_out, layer.n_in
     for j in range(count):
+        if layer.taps > 0:
+            at = j * sources
+            fill(sources * n, 0.0, T_next, at * n)
+            push_kept(layer, lin, begin + j, sources, T, at * n_in, n_in, T_next, at * n, n)
+            continue
         Dz, to = pointer(lin.Dz, layer.Dz + (begin + j) * n * n_in), pointer(T_next, j * sources * n)
         gemm_nt(sources, n, n_in, 1.0, pointer(T, j * sources * n_in), n_in, Dz, n_in, 0.0, to, n)

@@ -25,6 +25,7 @@ from ..plumbing.compiled import inner
 from ..plumbing.memory import copy, fill, matrix, move
 from .convolution_front import convolution_front
 from .layer_table import BLOCKS, CONVOLUTION
+from .local import local_front
 
 
 @inner
@@ -275,11 +276,15 @@ def _blocks_front(layer, is_last, lin, damping, P, K, P_next, work):
     if N == 0:
         return
     # Dz is block diagonal over the samples: one product for each block of columns, then of rows.
-    for i in range(B):
+    for i in range(B if layer.taps == 0 else 0):
         Dz_i = pointer(lin.Dz, layer.Dz + i * n * n_in)
         gemm_nn(a, n_in, n, 1, pointer(P, i * n), a, Dz_i, n_in, 0, shift(P_Dz, i * n_in), N)
+    if layer.taps > 0:
+        local_front(layer, lin, P, work.mixed, a * p, P_next)
     copy(p * N, lin.Dzx, layer.Dzx, K, 0)
     gemm_tn(p, N, a, 1, Dx, p, P_Dz, N, 1, pointer(K, 0), N)
+    if layer.taps > 0:
+        return
     if B > 1:
         fill(N * N, 0.0, P_next, 0)
     for i in range(B):

@@ -5,7 +5,7 @@ else. Sizes use the letters of docs/theory.md: B samples, n_in inputs, n_out out
 N = B n_in (the front that the layer hands down). A convolution is a dense layer of ``units`` outputs on the rows of its
 patches, one a sample and position; a dense layer has one position, and n_out units. With d columns of ``Zt = [Z, 1]``,
 Z being those rows, r = min(rows, d) and m = units r. Layers given as blocks are eliminated with all their parameters,
-m = p, and have d = r = 0.
+m = p, and have d = r = 0. Some of them are local (`local`): a row of their Dz has ``taps`` entries, and is kept so.
 """
 
 import inspect
@@ -19,13 +19,23 @@ from ..dense.signed_cholesky import pack_size
 # Kinds of layers: the structured ones of docs/theory.md, section 3, dense and convolution, and those of section 7, of
 # which the sweeps know nothing but their derivative blocks.
 DENSE, BLOCKS, CONVOLUTION = 0, 1, 2
-# The last five fields of `Chain` where a layer is no convolution.
-ONE_POSITION = 1, 1, 1, 0, 1
+# What a local layer does: `local` has the formulas. NO_OPERATION is what all other layers have.
+NO_OPERATION, AVERAGE, AVERAGE_INSIDE, MAXIMUM, NORMALISATION, ACTIVATION = 0, 1, 2, 3, 4, 5
+# One axis along which a kernel does not move, in the order of `GEOMETRY`, and the last twelve fields of `Chain` where
+# a layer is neither a convolution nor local.
+ONE_PLACE = 1, 1, 1, 0, 1
+ONE_POSITION = *ONE_PLACE, *ONE_PLACE, NO_OPERATION, 0
 # A front of more numbers than LARGE_FRONT is taken through a layer in parts of about FRONT_PART, some samples' columns
 # each, which stay in a second-level cache with what is formed from them. Time of the elimination so, over that of whole
 # fronts, one BLAS thread: (width, B) = (24, 64): 0.90, (8, 64): 0.83, (64, 16) and (256, 4): 1.00.
 LARGE_FRONT, FRONT_PART = 2**18 - 1, 2**17
-GEOMETRY = "length", "kernel", "stride", "padding", "dilation"
+# The axis along which neighbours lie side by side, then the one across, which a 1-d convolution has one place on.
+GEOMETRY = (
+    "length", "kernel", "stride", "padding", "dilation",
+    "height", "kernel_height", "vertical_stride", "vertical_padding", "vertical_dilation",
+)  # fmt: skip
+# Fields that only tables with convolutions or local layers have.
+_FOR_CONVOLUTIONS = *GEOMETRY, "operation", "out_length", "out_height"
 
 LAYER = np.dtype(
     [
@@ -36,14 +46,24 @@ LAYER = np.dtype(
             "n_out",
             "bias",
             "skip",
-            "function",  # address of the compiled activation of a structured layer, of a custom layer's value
+            "function",  # address of the compiled activation of a structured layer, of a custom layer's value, of the
+            # activation or the numbers (float64) of a local one
             "jacobian",  # of a custom layer's first derivatives
             "curvature",  # of a custom layer's second derivatives; 0 where it is not compiled
-            "length",  # of a channel of the input, as the four that follow of convolutions
+            "length",  # of the rows of a channel of the input, as the four that follow of convolutions and pooling
             "kernel",
             "stride",
             "padding",
             "dilation",
+            "height",  # rows of a channel, and the same from row to row
+            "kernel_height",
+            "vertical_stride",
+            "vertical_padding",
+            "vertical_dilation",
+            "operation",  # of a local layer
+            "taps",  # entries of a row of its Dz; 0 of all other layers
+            "out_length",  # positions along a row, of convolutions and pooling
+            "out_height",  # and rows of them
             "positions",
             "units",
             "fan_in",  # columns of W, d without the bias
@@ -58,10 +78,10 @@ LAYER = np.dtype(
             "z",  # of a B x n_in block among those of all layers
             "u",  # of a B x n_out block of a structured layer
             "Dx",  # of the B n_out x p block of a layer given as blocks
-            "Dz",  # of its B blocks n_out x n_in
+            "Dz",  # of its B blocks n_out x n_in; of a local one, n_out x taps entries a sample, then all their columns
             "Dxx",  # of its p x p block
             "Dzx",  # of its p x B n_in block
-            "Dzz",  # of its B blocks n_in x n_in
+            "Dzz",  # of its B blocks n_in x n_in; of a local one, of their diagonals
             "Q",  # of the r x fan_in block, then the r bias entries
             "R",  # of the r x rows block
             "L",  # of the packed triangular factor of the pivot
@@ -72,12 +92,12 @@ LAYER = np.dtype(
     ],
     align=True,
 )
-# Of chains without convolutions. Another type to Numba: `for_convolutions`.
-PLAIN_LAYER = np.dtype([(name, np.int64) for name in LAYER.names if name not in GEOMETRY], align=True)
+# Of chains without convolutions and local layers. Another type to Numba: `for_convolutions`.
+PLAIN_LAYER = np.dtype([(name, np.int64) for name in LAYER.names if name not in _FOR_CONVOLUTIONS], align=True)
 
 
 def for_convolutions(kernel):
-    """Decorator: a kernel, with a layer for its first argument, that is compiled for tables with convolutions alone.
+    """Decorator: a kernel, with a layer for its first argument, for tables with convolutions or local layers alone.
 
     Sweeps over other tables compile without it, and so in much less time; it does nothing there.
     """
@@ -116,7 +136,7 @@ class Sizes(NamedTuple):
     width: int  # largest n_in or n_out
     r: int
     m: int
-    patches: int  # those of one sample
+    patches: int  # those of one sample, or a local layer's scratch
     reflectors: int  # rows x (d + 1), where Q is not the identity
     front: int  # largest front
     mixed: int  # largest scratch of the elimination of a layer
@@ -132,15 +152,41 @@ class Chain(NamedTuple):
     p: np.ndarray  # parameters
     bias: np.ndarray  # 0 or 1, as skip; both 0 for BLOCKS
     skip: np.ndarray
-    length: np.ndarray  # of a channel of the input; with the next four, `ONE_POSITION` but for convolutions
+    length: np.ndarray  # of a channel's rows; this and the next are `ONE_POSITION` but for convolutions, local layers
     kernel: np.ndarray
     stride: np.ndarray
     padding: np.ndarray
     dilation: np.ndarray
+    height: np.ndarray  # rows of a channel
+    kernel_height: np.ndarray
+    vertical_stride: np.ndarray
+    vertical_padding: np.ndarray
+    vertical_dilation: np.ndarray
+    operation: np.ndarray
+    taps: np.ndarray
+
+    def out_shape(self):
+        """(positions along a row, rows of them) at which each layer's kernel is applied, two (L,) arrays."""
+        return (
+            places(self.length, self.kernel, self.stride, self.padding, self.dilation),
+            places(
+                self.height, self.kernel_height, self.vertical_stride, self.vertical_padding, self.vertical_dilation
+            ),
+        )
 
     def positions(self):
-        """Where each layer's kernel is applied, (L,): once but for convolutions."""
-        return (self.length + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+        """Where each layer's weights are applied, (L,): once but for convolutions."""
+        out_length, out_height = self.out_shape()
+        return np.where(self.kind == CONVOLUTION, out_length * out_height, 1)
+
+    def fan_in(self):
+        """Numbers that each unit of a structured layer reads at a position, (L,)."""
+        return self.n_in // (self.length * self.height) * self.kernel * self.kernel_height
+
+
+def places(length, kernel, stride, padding, dilation):
+    """At how many places along an axis a kernel fits into its padded input: at least 1 if it does."""
+    return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def layer_table(chain, num_samples, addresses=(0, 0, 0)):
@@ -157,9 +203,10 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
     B, L = num_samples, chain.n_in.size
     n_in, n_out, p = chain.n_in, chain.n_out, chain.p
     is_structured, is_convolution = chain.kind != BLOCKS, chain.kind == CONVOLUTION
-    table = np.zeros(L, LAYER if is_convolution.any() else PLAIN_LAYER)
-    positions = chain.positions()
-    units, fan_in, rows = n_out // positions, n_in // chain.length * chain.kernel, B * positions
+    is_local = chain.taps > 0
+    table = np.zeros(L, LAYER if (is_convolution | is_local).any() else PLAIN_LAYER)
+    positions, (out_length, out_height) = chain.positions(), chain.out_shape()
+    units, fan_in, rows = n_out // positions, chain.fan_in(), B * positions
     d = np.where(is_structured, fan_in + chain.bias, 0)
     r = np.minimum(rows, d)
     m = np.where(is_structured, units * r, p)
@@ -170,7 +217,7 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
     parts = np.where(front > LARGE_FRONT, np.minimum(B, front // FRONT_PART), 1)
     functions = zip(("function", "jacobian", "curvature"), addresses)
     shapes = {"positions": positions, "units": units, "fan_in": fan_in, "rows": rows, "d": d, "r": r, "m": m, "N": N}
-    shapes["at_once"] = (B + parts - 1) // parts
+    shapes |= {"at_once": (B + parts - 1) // parts, "out_length": out_length, "out_height": out_height}
     for name, value in (*chain._asdict().items(), *functions, *shapes.items()):
         if name in table.dtype.names:
             table[name] = value
@@ -181,10 +228,10 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
         "z": B * n_in,
         "u": np.where(is_structured, B * n_out, 0),
         "Dx": np.where(is_structured, 0, B * n_out * p),
-        "Dz": np.where(is_structured, 0, B * n_out * n_in),
+        "Dz": np.where(is_structured, 0, B * n_out * np.where(is_local, 2 * chain.taps, n_in)),
         "Dxx": np.where(is_structured, 0, p * p),
         "Dzx": np.where(is_structured, 0, p * B * n_in),
-        "Dzz": np.where(is_structured, 0, B * n_in * n_in),
+        "Dzz": np.where(is_structured, 0, B * n_in * np.where(is_local, 1, n_in)),
         # With as many rows as d, Q is the identity and is not stored.
         "Q": np.where(r < d, r * d, 0),
         "R": r * rows,
@@ -227,7 +274,7 @@ def block_sizes(table, num_samples):
         "width": np.maximum(n_in, n_out),
         "r": r,
         "m": m,
-        "patches": np.where(is_convolution, fan_in * positions, 0),
+        "patches": np.where(is_convolution, fan_in * positions, 2 * n_out * (table["taps"] + (table["taps"] > 0))),
         "reflectors": np.where(r < d, rows * (d + 1), 0),
         "front": front,
         "mixed": np.where(table["kind"] == DENSE, in_parts, whole),

@@ -18,7 +18,8 @@ from ..dense.product import gemm_tn, multiply, multiply_nt
 from ..plumbing.compiled import inner, kernel
 from ..plumbing.memory import add, fill, matrix, rows, together, units_at_once, vector
 from ..steps.convolution import convolution_backward, convolution_pre_activation
-from ..steps.layer_table import BLOCKS, CONVOLUTION
+from ..steps.layer_table import ACTIVATION, BLOCKS, CONVOLUTION, MAXIMUM, for_convolutions
+from ..steps.local import columns_of, local_gradient, local_parameter_blocks, local_rows, local_value, pull
 
 
 class Linearisation(NamedTuple):
@@ -137,11 +138,27 @@ def _custom_forward(layer, params, Z, Z_next):
         )
 
 
+@for_convolutions
+def _local_forward(layer, params, Z, Z_next, work):
+    """Z' = f(Z) of a local layer, row by row. work : its scratch, at the end of that."""
+    n, taps = layer.n_out, layer.taps
+    at = work.size - 2 * n * (taps + 1)
+    for i in range(Z.shape[0]):
+        z, out = vector(Z, i * layer.n_in, layer.n_in), vector(Z_next, i * n, n)
+        if layer.operation == ACTIVATION:
+            slope, bend = pointer(work, at), pointer(work, at + n)
+            _call_activation(layer.function, pointer(z, 0), pointer(out, 0), slope, bend, n)
+            continue
+        if i == 0 or layer.operation == MAXIMUM:
+            local_rows(layer, params, z, work, at, at + n * taps)
+        local_value(layer, params, z, work, at, at + n * taps, out)
+
+
 @kernel
 def forward(table, start, stop, params, lin, U):
     """Fill Z, S and phi'' (left in D) of layers start..stop-1 and the output; Z of layer ``start`` is given.
 
-    U : scratch, B times the largest width, and behind that the patches of one sample of any convolution.
+    U : scratch, B times the largest width, and behind that `Sizes.patches` numbers.
     """
     B = lin.output.shape[0]
     for l in range(start, stop):
@@ -151,6 +168,9 @@ def forward(table, start, stop, params, lin, U):
             Z_next = matrix(lin.Z, table[l + 1].z, B, layer.n_out)
         else:
             Z_next = matrix(lin.output, 0, B, layer.n_out)
+        if layer.taps > 0:
+            _local_forward(layer, params, Z, Z_next, U)
+            continue
         if layer.kind == BLOCKS:
             _custom_forward(layer, params, Z, Z_next)
             continue
@@ -242,14 +262,13 @@ def _dense_backward(layer, params, lin, gradient, G_out, G_in):
 
 
 @njit(inline="always")
-def _custom_backward(layer, params, lin, gradient, G_out, G_in, work):
+def _custom_backward(layer, params, lin, gradient, G_out, G_in, keep, work):
     """dx = sum_i Dx_i^T G'_i, G_i = Dz_i^T G'_i, and the blocks, where ``lin`` has room for those of all samples."""
     B, n = G_out.shape
     n_in, p = layer.n_in, layer.p
     x, scratch = pointer(params, layer.parameters), pointer(work, 0)
     dx = matrix(gradient, layer.parameters, 1, p)
     fill(p, 0.0, dx, 0)
-    keep = lin.Dzz.size > 0
     if keep:
         fill(p * p, 0.0, lin.Dxx, layer.Dxx)
         fill(p * B * n_in, 0.0, lin.Dzx, layer.Dzx)
@@ -272,12 +291,45 @@ def _custom_backward(layer, params, lin, gradient, G_out, G_in, work):
             _call_curvature(layer.curvature, z, x, pointer(g, 0), Dxx, Dzx, Dzz, scratch, n_in, n, p, B * n_in)
 
 
+@for_convolutions
+def _local_backward(layer, params, lin, gradient, G_out, G_in, keep, work):
+    """The same of a local layer; the blocks where ``keep``."""
+    B, n = G_out.shape
+    n_in, p, each = layer.n_in, layer.p, layer.n_out * layer.taps
+    fill(p, 0.0, gradient, layer.parameters)
+    if layer.N > 0:
+        fill(B * n_in, 0.0, G_in, 0)
+    if keep:
+        fill(B * n * p, 0.0, lin.Dx, layer.Dx)
+        fill(p * p, 0.0, lin.Dxx, layer.Dxx)
+        fill(p * B * n_in, 0.0, lin.Dzx, layer.Dzx)
+        fill(B * n_in, 0.0, lin.Dzz, layer.Dzz)
+    Dz = lin.Dz if keep else work
+    values, columns = (layer.Dz, columns_of(layer, B)) if keep else (0, each)
+    phi, bend = pointer(work, 2 * each), pointer(work, 2 * each + n)
+    for i in range(B):
+        z, g = vector(lin.Z, layer.z + i * n_in, n_in), vector(G_out, i * n, n)
+        at, columns_at = (values + i * each, columns + i * each) if keep else (values, columns)
+        if keep or i == 0 or layer.operation == MAXIMUM:
+            local_rows(layer, params, z, Dz, at, columns_at)
+        if layer.operation == ACTIVATION:
+            _call_activation(layer.function, pointer(z, 0), phi, pointer(Dz, at), bend, n)
+            for a in range(n if keep else 0):
+                lin.Dzz[layer.Dzz + i * n_in + a] = bend[a] * g[a]
+        local_gradient(layer, z, g, gradient)
+        if keep:
+            local_parameter_blocks(layer, lin, i, z, g)
+        if layer.N > 0:
+            pull(layer, Dz, at, columns_at, 1, G_out, i * n, n, G_in, i * n_in, n_in)
+
+
 @kernel
-def backward(table, start, stop, params, lin, gradient, G, work):
+def backward(table, start, stop, params, lin, gradient, G, keep, work):
     """Fill lam, D and the blocks of layers stop-1..start and the flat gradient.
 
     G, (2, B times the largest width), holds dLoss/dZ' of layer stop-1 in row ``stop % 2``, and that of layer start-1 in
-    row ``start % 2`` at the end. work : scratch of custom layers and of convolutions.
+    row ``start % 2`` at the end. keep : whether ``lin`` has room for the blocks of all samples. work : scratch of
+    custom layers, of convolutions and of local layers.
 
     Returns the sum of these layers' gradient, which is finite if the gradient is and nothing overflows.
     """
@@ -286,8 +338,11 @@ def backward(table, start, stop, params, lin, gradient, G, work):
         layer = table[l]
         G_out = matrix(G, G.shape[1] * ((l + 1) % 2), B, layer.n_out)
         G_in = matrix(G, G.shape[1] * (l % 2), B, layer.n_in)
-        if layer.kind == BLOCKS:
-            _custom_backward(layer, params, lin, gradient, G_out, G_in, work)
+        if layer.taps > 0:
+            _local_backward(layer, params, lin, gradient, G_out, G_in, keep, work)
+            found += total(vector(gradient, layer.parameters, layer.p))
+        elif layer.kind == BLOCKS:
+            _custom_backward(layer, params, lin, gradient, G_out, G_in, keep, work)
             found += total(vector(gradient, layer.parameters, layer.p))
         elif layer.kind == CONVOLUTION:
             convolution_backward(layer, params, lin, gradient, G_out, G_in, work)

@@ -14,6 +14,7 @@ from ..plumbing.compiled import inner, kernel
 from ..plumbing.memory import add, fill, matrix, rows, units_at_once, vector
 from ..steps.convolution import convolution_adjoint, convolution_tangent
 from ..steps.layer_table import BLOCKS, CONVOLUTION
+from ..steps.local import pull_kept, push_kept
 
 
 def workspace(sizes, num_vectors, num_samples, dtype):
@@ -131,6 +132,9 @@ def blocks_tangent(layer, lin, k, dx, stride, dZ, dZ_next):
     gemm_nt(k, B * n, p, one, dx, stride, pointer(lin.Dx, layer.Dx), p, zero, to, B * n)
     if layer.N > 0:
         for i in range(B):
+            if layer.taps > 0:
+                push_kept(layer, lin, i, k, dZ, i * n_in, B * n_in, dZ_next, i * n, B * n)
+                continue
             gemm_nt(
                 k, n, n_in, one, pointer(dZ, i * n_in), B * n_in, pointer(lin.Dz, layer.Dz + i * n * n_in), n_in,
                 one, pointer(dZ_next, i * n), B * n,
@@ -153,6 +157,12 @@ def blocks_adjoint(layer, lin, V, HV, dZ, q, q_next):
         gemm_nt(k, p, N, one, pointer(dZ, 0), N, Dzx, N, one, Hv, P)
         gemm_nn(k, N, p, one, dx, P, Dzx, N, zero, pointer(q_next, 0), N)
         for i in range(B):
+            if layer.taps > 0:
+                for t in range(k):
+                    for j in range(n_in):
+                        q_next[t * B + i, j] += lin.Dzz[layer.Dzz + i * n_in + j] * dZ[t * B + i, j]
+                pull_kept(layer, lin, i, k, q, i * n, B * n, q_next, i * n_in, N)
+                continue
             to = pointer(q_next, i * n_in)
             gemm_nn(
                 k, n_in, n_in, one, pointer(dZ, i * n_in), N, pointer(lin.Dzz, layer.Dzz + i * n_in * n_in), n_in,

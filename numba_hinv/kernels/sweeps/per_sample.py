@@ -10,6 +10,7 @@ from ..plumbing.compiled import inner, kernel
 from ..plumbing.memory import add, fill, vector
 from ..steps.curvature import inputs, sample_curve, weights
 from ..steps.layer_table import BLOCKS
+from ..steps.local import pull_kept
 
 
 @kernel
@@ -102,7 +103,10 @@ def jacobians(table, places, params, lin, kept, first, last, work, out):
                 n, n_in, p = layer.n_out, layer.n_in, layer.p
                 Dx, to = pointer(lin.Dx, layer.Dx + i * n * p), pointer(out, at + layer.parameters)
                 gemm_nn(outputs, p, n, 1.0, pointer(G, 0), n, Dx, p, 0.0, to, P)
-                if layer.N > 0:
+                if layer.N > 0 and layer.taps > 0:
+                    fill(outputs * n_in, 0.0, G_in, 0)
+                    pull_kept(layer, lin, i, outputs, G, 0, n, G_in, 0, n_in)
+                elif layer.N > 0:
                     Dz = pointer(lin.Dz, layer.Dz + i * n * n_in)
                     gemm_nn(outputs, n_in, n, 1.0, pointer(G, 0), n, Dz, n_in, 0.0, pointer(G_in, 0), n_in)
             else:

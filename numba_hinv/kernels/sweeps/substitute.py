@@ -21,6 +21,7 @@ from ..plumbing.compiled import inner, kernel
 from ..plumbing.memory import add, copy, fill, matrix, reshape, rows, units_at_once, vector
 from ..steps.convolution import convolution_back, convolution_expand_all, convolution_step
 from ..steps.layer_table import BLOCKS, CONVOLUTION
+from ..steps.local import pull_kept
 from ..steps.row_space import expand, expand_units, project, project_units
 from .multiply import blocks_tangent
 
@@ -123,7 +124,12 @@ def _blocks_adjoint(layer, lin, beta, v, v_next, y):
         k, p, B * n, one, pointer(v, 0), B * n, pointer(lin.Dx, layer.Dx), p, y.dtype.type(beta), pointer(y, 0), p
     )
     if layer.N > 0:
+        if layer.taps > 0:
+            fill(k * B * n_in, 0.0, v_next, 0)
         for i in range(B):
+            if layer.taps > 0:
+                pull_kept(layer, lin, i, k, v, i * n, B * n, v_next, i * n_in, B * n_in)
+                continue
             gemm_nn(
                 k, n_in, n, one, pointer(v, i * n), B * n, pointer(lin.Dz, layer.Dz + i * n * n_in), n_in,
                 zero, pointer(v_next, i * n_in), B * n_in,

@@ -1,0 +1,109 @@
+"""Batch normalisation as it is after training: by means and variances that are constants."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..kernels.steps.layer_table import NORMALISATION, ONE_PLACE
+from ..runtime.validation import as_array, as_flag, as_real, as_size
+from .local import Local
+
+
+@dataclass(frozen=True)
+class BatchNorm(Local):
+    """``weight * (z - mean) / sqrt(variance + eps) + bias``, with a number of each for every channel. Immutable.
+
+    As torch.nn.BatchNorm1d and BatchNorm2d in eval mode: means and variances are constants, which training left, so
+    that samples do not mix. The parameters are the weight, which starts at 1, then the bias, which starts at 0, both
+    (channels,).
+
+    Parameters
+    ----------
+    mean, variance : (channels,) array
+        Variances are at least 0.
+    positions : int
+        Numbers of a channel, which lie side by side: the positions of a convolution before it; 1 after a dense layer.
+    eps : float
+        At least 0; all of ``variance + eps`` must be positive.
+    affine : bool
+        Whether there are weight and bias.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The argument that is wrong is named.
+
+    Notes
+    -----
+    The Hessian is in weight and bias, not in those of the layer before, into which a prediction could fold them. As a
+    pivot the layer has its 2 channels parameters.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.BatchNorm([1.0, 2.0], [4.0, 9.0], eps=0.0)], "mean_squared_error")
+    >>> net.forward(net.init(), [[5.0, 5.0]])
+    array([[2., 1.]])
+    """
+
+    mean: tuple
+    variance: tuple
+    positions: int = 1
+    eps: float = 1e-5
+    affine: bool = True
+
+    operation = NORMALISATION
+    taps = 1
+
+    def __post_init__(self):
+        set_field = object.__setattr__
+        mean = as_array("mean", self.mean, (None,), np.float64, " (channels)")
+        if mean.size == 0:
+            raise ValueError("mean: expected at least one channel, got none")
+        variance = as_array("variance", self.variance, mean.shape, np.float64, " (channels)")
+        set_field(self, "positions", as_size("positions", self.positions))
+        set_field(self, "eps", as_real("eps", self.eps))
+        set_field(self, "affine", as_flag("affine", self.affine))
+        if self.eps < 0.0:
+            raise ValueError(f"eps: expected at least 0, got {self.eps}")
+        if (variance < 0.0).any() or not (variance + self.eps > 0.0).all():
+            raise ValueError(
+                f"variance: expected at least 0, and more with eps=0, got {variance.min()} with eps={self.eps:g}"
+            )
+        set_field(self, "mean", tuple(mean.tolist()))
+        set_field(self, "variance", tuple(variance.tolist()))
+        # The compiled code reads them here for as long as the layer lives.
+        set_field(self, "_constants", np.concatenate([mean, 1.0 / np.sqrt(variance + self.eps)]))
+
+    def __reduce__(self):
+        return BatchNorm, (self.mean, self.variance, self.positions, self.eps, self.affine)
+
+    def __repr__(self):
+        return (
+            f"BatchNorm(channels={len(self.mean)}, positions={self.positions}, eps={self.eps:g}, affine={self.affine})"
+        )
+
+    @property
+    def in_features(self):
+        """Numbers of the input: those of the channels times ``positions``."""
+        return len(self.mean) * self.positions
+
+    out_features = in_features
+
+    @property
+    def num_params(self):
+        """Number of parameters: two a channel, or none."""
+        return 2 * len(self.mean) * self.affine
+
+    @property
+    def window(self):
+        """Fields of the layer table."""
+        return self.positions, *ONE_PLACE[1:], *ONE_PLACE
+
+    def addresses(self, dtype):
+        """The address of means and of 1 over standard deviations."""
+        return self._constants.ctypes.data, 0, 0
+
+    def initial_params(self, rng):
+        """Weights of 1 and biases of 0, (num_params,)."""
+        return np.repeat([1.0, 0.0], self.num_params // 2)

@@ -1,0 +1,26 @@
+"""Layers of which each output reads a few of the inputs: what pooling, normalisation and activations have in common."""
+
+import numpy as np
+
+
+class Local:
+    """A layer whose derivatives `numba_hinv.kernels.steps.local` knows: few entries a row, whatever its size.
+
+    Attributes
+    ----------
+    in_features, out_features, num_params : int
+    window : tuple of int
+        How a kernel is moved over the input: fields of the layer table.
+    operation : int
+        Which of the formulas there it is.
+    taps : int
+        How many inputs an output reads.
+    """
+
+    def addresses(self, dtype):
+        """Addresses of what the compiled code needs beside the layer table, for parameters of a dtype."""
+        return 0, 0, 0
+
+    def initial_params(self, rng):
+        """Parameters to start from, (num_params,)."""
+        return np.empty(0)

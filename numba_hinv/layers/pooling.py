@@ -1,0 +1,281 @@
+"""Pooling: means and maxima of the neighbours in a channel."""
+
+import math
+from dataclasses import dataclass
+
+from ..kernels.steps.layer_table import AVERAGE, AVERAGE_INSIDE, MAXIMUM
+from ..runtime.validation import as_flag, as_size
+from . import window
+from .local import Local
+
+
+class _Pooling(Local):
+    """What poolings of any number of axes have in common; ``axes`` are their `window.Axis`."""
+
+    num_params = 0
+
+    def _check(self):
+        object.__setattr__(self, "channels", as_size("channels", self.channels))
+        window.check_fit(self.axes)
+        for axis in self.axes:
+            if 2 * axis.padding > axis.kernel:
+                raise ValueError(
+                    f"padding: expected at most half of the kernel, got padding={axis.padding} for "
+                    f"kernel_size={axis.kernel}"
+                )
+            reads = axis.reads()
+            if not ((reads >= 0) & (reads < axis.length)).any(axis=1).all():
+                raise ValueError(
+                    "dilation: expected kernels that reach the input at every position, got one with padding alone "
+                    f"(kernel_size={axis.kernel}, dilation={axis.dilation}, for an input of length {axis.length}); "
+                    "less padding mends that"
+                )
+
+    @property
+    def window(self):
+        """Fields of the layer table."""
+        return window.fields(self.axes)
+
+    @property
+    def in_features(self):
+        """Numbers of the input: ``channels`` times its positions."""
+        return self.channels * math.prod(axis.length for axis in self.axes)
+
+    @property
+    def out_features(self):
+        """Numbers of the output: ``channels`` times its positions."""
+        return self.channels * math.prod(axis.places for axis in self.axes)
+
+
+class _Average(_Pooling):
+    @property
+    def operation(self):
+        """Of the layer table."""
+        return AVERAGE if self.count_include_pad else AVERAGE_INSIDE
+
+    @property
+    def taps(self):
+        """Inputs that an output reads."""
+        return math.prod(axis.kernel for axis in self.axes)
+
+
+class _Maximum(_Pooling):
+    operation = MAXIMUM
+    taps = 1
+
+
+def _set(layer, as_sizes, names):
+    """Check the sizes with these names; a stride of None is that of the kernel."""
+    if layer.stride is None:
+        object.__setattr__(layer, "stride", layer.kernel_size)
+    for name in names:
+        sizes = as_sizes(name, getattr(layer, name), 0 if name == "padding" else 1)
+        object.__setattr__(layer, name, sizes)
+    if hasattr(layer, "count_include_pad"):
+        object.__setattr__(layer, "count_include_pad", as_flag("count_include_pad", layer.count_include_pad))
+    layer._check()
+
+
+@dataclass(frozen=True)
+class AvgPool1d(_Average):
+    """Means of neighbours along a channel, as torch.nn.AvgPool1d. Immutable, without parameters.
+
+    Parameters
+    ----------
+    channels, kernel_size, length : int
+        At least 1; ``length`` is that of the input.
+    stride : int, optional
+        By default the kernel's size.
+    padding : int
+        Zeros on both sides; at most half of the kernel.
+    count_include_pad : bool
+        Whether these zeros count in the mean.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The argument that is wrong is named.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.AvgPool1d(1, 2, 4), nh.Dense(2, 2, "identity", bias=False)], "mean_squared_error")
+    >>> net.forward(np.array([1.0, 0.0, 0.0, 1.0]), [[1.0, 3.0, 5.0, 5.0]])
+    array([[2., 5.]])
+    """
+
+    channels: int
+    kernel_size: int
+    length: int
+    stride: int | None = None
+    padding: int = 0
+    count_include_pad: bool = True
+
+    def __post_init__(self):
+        _set(self, as_size, ("kernel_size", "length", "stride", "padding"))
+
+    @property
+    def axes(self):
+        """Of a channel of the input."""
+        return (window.Axis(self.length, self.kernel_size, self.stride, self.padding, 1),)
+
+    @property
+    def out_length(self):
+        """Positions of the output."""
+        return self.axes[0].places
+
+
+@dataclass(frozen=True)
+class AvgPool2d(_Average):
+    """Means of neighbours in an image, as torch.nn.AvgPool2d. Immutable, without parameters.
+
+    Parameters
+    ----------
+    channels : int
+        At least 1.
+    kernel_size, size : int or (int, int)
+        Height and width of the kernel and of the input; one number is both.
+    stride : int or (int, int), optional
+        By default the kernel's size.
+    padding : int or (int, int)
+        Zeros on all sides; at most half of the kernel.
+    count_include_pad : bool
+        Whether these zeros count in the mean.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The argument that is wrong is named.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh
+    >>> nh.AvgPool2d(6, 2, (8, 10)).out_size
+    (4, 5)
+    """
+
+    channels: int
+    kernel_size: tuple
+    size: tuple
+    stride: tuple | None = None
+    padding: tuple = (0, 0)
+    count_include_pad: bool = True
+
+    def __post_init__(self):
+        _set(self, window.as_pair, ("kernel_size", "size", "stride", "padding"))
+
+    @property
+    def axes(self):
+        """Of a channel of the input."""
+        return tuple(map(window.Axis, self.size, self.kernel_size, self.stride, self.padding, (1, 1)))
+
+    @property
+    def out_size(self):
+        """Height and width of the output."""
+        return tuple(axis.places for axis in self.axes)
+
+
+@dataclass(frozen=True)
+class MaxPool1d(_Maximum):
+    """The largest of neighbours along a channel, as torch.nn.MaxPool1d. Immutable, without parameters.
+
+    A maximum is piecewise linear: its second derivative is 0. Where several numbers are largest it has no derivatives;
+    the first of them, in the order of the state, is then taken for the only one, as torch does, so that gradient and
+    Hessian are those of one of the pieces that meet there.
+
+    Parameters
+    ----------
+    channels, kernel_size, length : int
+        At least 1; ``length`` is that of the input.
+    stride : int, optional
+        By default the kernel's size.
+    padding : int
+        Places on both sides that are never largest; at most half of the kernel.
+    dilation : int
+        Distance of the numbers that a kernel reads.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The argument that is wrong is named.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.MaxPool1d(1, 2, 4), nh.Dense(2, 2, "identity", bias=False)], "mean_squared_error")
+    >>> net.forward(np.array([1.0, 0.0, 0.0, 1.0]), [[1.0, 3.0, 5.0, 5.0]])
+    array([[3., 5.]])
+    """
+
+    channels: int
+    kernel_size: int
+    length: int
+    stride: int | None = None
+    padding: int = 0
+    dilation: int = 1
+
+    def __post_init__(self):
+        _set(self, as_size, ("kernel_size", "length", "stride", "padding", "dilation"))
+
+    @property
+    def axes(self):
+        """Of a channel of the input."""
+        return (window.Axis(self.length, self.kernel_size, self.stride, self.padding, self.dilation),)
+
+    @property
+    def out_length(self):
+        """Positions of the output."""
+        return self.axes[0].places
+
+
+@dataclass(frozen=True)
+class MaxPool2d(_Maximum):
+    """The largest of neighbours in an image, as torch.nn.MaxPool2d. Immutable, without parameters.
+
+    The second derivative is 0. Where several numbers are largest, it is as with `MaxPool1d`: the first of them, row by
+    row, is taken for the only one.
+
+    Parameters
+    ----------
+    channels : int
+        At least 1.
+    kernel_size, size : int or (int, int)
+        Height and width of the kernel and of the input; one number is both.
+    stride : int or (int, int), optional
+        By default the kernel's size.
+    padding : int or (int, int)
+        Places on all sides that are never largest; at most half of the kernel.
+    dilation : int or (int, int)
+        Distance of the numbers that a kernel reads.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The argument that is wrong is named.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh
+    >>> nh.MaxPool2d(6, 2, (8, 10), stride=1).out_size
+    (7, 9)
+    """
+
+    channels: int
+    kernel_size: tuple
+    size: tuple
+    stride: tuple | None = None
+    padding: tuple = (0, 0)
+    dilation: tuple = (1, 1)
+
+    def __post_init__(self):
+        _set(self, window.as_pair, ("kernel_size", "size", "stride", "padding", "dilation"))
+
+    @property
+    def axes(self):
+        """Of a channel of the input."""
+        return tuple(map(window.Axis, self.size, self.kernel_size, self.stride, self.padding, self.dilation))
+
+    @property
+    def out_size(self):
+        """Height and width of the output."""
+        return tuple(axis.places for axis in self.axes)
