@@ -106,7 +106,7 @@ def chain(states, parameters, num_vectors=1, dtype=np.float64):
     none = np.zeros_like(p)
     n_in = np.append(0, n_out[:-1])
     one_position = [none + value for value in ONE_POSITION]
-    table, sizes = layer_table(Chain(none + BLOCKS, n_in, n_out, p, none, none, *one_position), 1)
+    table, sizes = layer_table(Chain(none + BLOCKS, n_in, n_out, p, none, none, none, *one_position), 1)
     dtype = as_float_dtype("dtype", dtype)
     _require(sizes, 1, num_vectors, dtype)
     lin = linearise.allocate(sizes, 1, sizes.outputs, dtype, 2)

@@ -461,7 +461,7 @@ class Hessian(SymmetricOperator):
         else:
             parts = system.parts()
             with np.errstate(over="ignore", invalid="ignore"):
-                found = sum(share * per_sample.diagonal(part.table, part.params, part.lin) for share, part in parts)
+                found = sum(share * per_sample.diagonal(part.table, part.weights, part.lin) for share, part in parts)
                 found += self.l2
         self._require_fit(found, self.dtype)
         return found.astype(self.dtype, copy=False)

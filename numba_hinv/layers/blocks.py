@@ -117,7 +117,7 @@ def pack(blocks, terminal, arrays=None):
         output=np.zeros((1, shape[0])), curvature=last.reshape(1, *shape),
     )
     one_position = [none + value for value in ONE_POSITION]
-    return Chain(none + BLOCKS, n_in, n_out, p, none, none, *one_position), lin, dtype
+    return Chain(none + BLOCKS, n_in, n_out, p, none, none, none, *one_position), lin, dtype
 
 
 def as_blocks(blocks):
@@ -275,7 +275,7 @@ def _expand_blocks(layer, B, params, lin):
 def _expand_dense(layer, B, params, lin):
     """Of ``Z' = phi(Z W^T + c) (+ Z)``, parameters in their flat order: W row by row, then c."""
     n, n_in, d = (int(layer[name]) for name in ("n_out", "n_in", "d"))
-    W = _view(params, layer["parameters"], n, n_in)
+    W = _view(params, layer["weights"], n, n_in)
     Z = _view(lin.Z, layer["z"], B, n_in)
     S, D, lam = (_view(block, layer["u"], B, n) for block in (lin.S, lin.D, lin.lam))
     Zt = np.hstack([Z, np.ones((B, d - n_in))])
@@ -310,7 +310,7 @@ def _expand_convolution(layer, B, params, lin):
     G = np.zeros((w, T, n_in))
     j, t = np.nonzero(read >= 0)
     G[j, t, channel[j] * length + read[j, t]] = 1.0
-    W = _view(params, layer["parameters"], n, w)
+    W = _view(params, layer["weights"], n, w)
     Z = _view(lin.Z, layer["z"], B, n_in)
     S, D, lam = (_view(block, layer["u"], B, n, T) for block in (lin.S, lin.D, lin.lam))
     Zt = np.einsum("jts,is->ijt", G, Z)

@@ -29,6 +29,8 @@ class Conv1d:
         Whether the input is added to the output, which must have its shape.
     stride, padding, dilation : int
         As in torch; padding is by zeros, on both sides.
+    frozen : bool
+        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
 
     Raises
     ------
@@ -59,12 +61,13 @@ class Conv1d:
     stride: int = 1
     padding: int = 0
     dilation: int = 1
+    frozen: bool = False
 
     def __post_init__(self):
         set_field = object.__setattr__
         for name in ("in_channels", "out_channels", "kernel_size", "length", "stride", "padding", "dilation"):
             set_field(self, name, as_size(name, getattr(self, name), least=0 if name == "padding" else 1))
-        for name in ("bias", "skip"):
+        for name in ("bias", "skip", "frozen"):
             set_field(self, name, as_flag(name, getattr(self, name)))
         set_field(self, "activation", check_activation(self.activation))
         reach, padded = self.dilation * (self.kernel_size - 1) + 1, self.length + 2 * self.padding

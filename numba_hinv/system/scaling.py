@@ -114,7 +114,9 @@ def scale_blocks(scaling, table, num_samples, params, lin, ldexp=np.ldexp):
     p, a, N = np.where(is_structured, 0, table["p"]), B * table["n_out"], B * table["n_in"]
     per_sample = np.where(is_structured, 0, B)
     if scaling.states:
-        params = ldexp(params, np.repeat(np.where(is_structured, before, 0), table["p"]))
+        exponents = np.where(is_structured, before, 0)
+        exponents = np.concatenate([np.repeat(exponents, table["p"]), np.repeat(exponents, table["held"])])
+        params = ldexp(params, exponents)
     return params, lin._replace(
         S=ldexp(lin.S, np.repeat(-after, units)),
         D=ldexp(lin.D, -k),

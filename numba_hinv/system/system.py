@@ -29,8 +29,9 @@ class System(Matrix):
     Parameters
     ----------
     chain : Chain
-    params : (P,) array
-        Those that the sweeps read, in float64, where the processor has them.
+    weights : (P + F,) array
+        The parameters that the sweeps read, in float64, where the processor has them: the P unknowns, then those of
+        frozen layers.
     lin : Linearisation
         The derivative blocks of all layers, likewise.
     l2 : float
@@ -51,10 +52,10 @@ class System(Matrix):
     is_of_blocks: bool  # whether all layers are given as derivative blocks
 
     def __init__(
-        self, chain, params, lin, l2=0.0, gradient=None, layers=None, on=CPU, norm=None, logarithms=None
+        self, chain, weights, lin, l2=0.0, gradient=None, layers=None, on=CPU, norm=None, logarithms=None
     ):
-        super().__init__(params, l2, gradient, on, norm)
-        self.chain = chain
+        super().__init__(_unknowns(chain, weights), l2, gradient, on, norm)
+        self.chain, self.weights = chain, weights
         self.lin = lin
         self._logarithms = logarithms
         self._prepare(layers)
@@ -72,32 +73,34 @@ class System(Matrix):
         state = self.__dict__.copy()
         for name in ("table", "sizes", "_spaces", "_known_runs", "_last_scaled", "_last_narrow", "_dense", "_making"):
             del state[name]
-        state["params"], state["lin"] = self.on_host()
+        del state["params"]
+        state["weights"], state["lin"] = self.on_host()
         return state
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self.params, self.lin = self.on.memory.put(self.params), Linearisation(*map(self.on.memory.put, self.lin))
+        self.weights, self.lin = self.on.memory.put(self.weights), Linearisation(*map(self.on.memory.put, self.lin))
+        self.params = _unknowns(self.chain, self.weights)
         self._begin()
         self._prepare()
 
     def to_arrays(self):
         """(plain data, named NumPy arrays) of which a file is made."""
-        params, lin = self.on_host()
+        weights, lin = self.on_host()
         header = {
             "chain": {name: values.tolist() for name, values in self.chain._asdict().items()},
             "num_samples": self.num_samples,
             "l2": self.l2,
             "norm": self.norm(),
         }
-        arrays = {"params": params, "logarithms": self.state_logarithms()}
+        arrays = {"params": weights, "logarithms": self.state_logarithms()}
         if self.gradient is not None:
             arrays["gradient"] = self.gradient
         return header, arrays | {f"blocks_{name}": block for name, block in lin._asdict().items()}
 
     def on_host(self):
-        """(params, Linearisation) as NumPy arrays."""
-        return self.on.memory.take(self.params), Linearisation(*map(self.on.memory.take, self.lin))
+        """(weights, Linearisation) as NumPy arrays."""
+        return self.on.memory.take(self.weights), Linearisation(*map(self.on.memory.take, self.lin))
 
     @property
     def num_samples(self):
@@ -121,7 +124,7 @@ class System(Matrix):
     def with_bending(self, share):
         """The same with this share of the layers' second derivatives: with 0, the Gauss-Newton matrix. On the CPU."""
         lin = self.lin._replace(**{name: share * getattr(self.lin, name) for name in BENDING})
-        return System(self.chain, self.params, lin, self.l2, self.gradient, (self.table, self.sizes), self.on)
+        return System(self.chain, self.weights, lin, self.l2, self.gradient, (self.table, self.sizes), self.on)
 
     def reaches_blas(self):
         """Whether the elimination has products that are large enough for BLAS."""
@@ -148,7 +151,7 @@ class System(Matrix):
         rows = self.on.memory.vectors(rows)
         product = np.empty_like(rows) if out is None else out
         scratch = self.on.products.workspace(self.sizes, rows.shape[0], self.num_samples, rows.dtype)
-        params, lin = (self.params, self.lin) if scale is None else self.scaled(scale)
+        params, lin = (self.weights, self.lin) if scale is None else self.scaled(scale)
         self._sweep(params, lin, rows, product, scratch, shift, b, check, squares)
         return product
 
@@ -167,20 +170,20 @@ class System(Matrix):
         scratch = on.products.workspace(self.sizes, k, self.num_samples, rows.dtype)
         for start, stop in self._runs(k):
             check()
-            on.products.tangents(self.table, start, stop, self.params, self.lin, on.memory.vectors(rows), scratch)
+            on.products.tangents(self.table, start, stop, self.weights, self.lin, on.memory.vectors(rows), scratch)
         return on.products.output_tangents(scratch, (k, *self.lin.output.shape))
 
     def _runs(self, num_vectors):
         """Layers for one compiled call of a product with so many vectors."""
         found = self._known_runs.get(num_vectors)
         if found is None:
-            flops = 6.0 * num_vectors * self.num_samples * self.table["p"]
+            flops = 6.0 * num_vectors * self.num_samples * (self.table["p"] + self.table["held"])
             found = self._known_runs[num_vectors] = chunks(flops + 16.0 * num_vectors * self.table["p"])
         return found
 
     def _multiplier(self, like):
         scratch = self.on.products.workspace(self.sizes, like.shape[0], self.num_samples, like.dtype)
-        return lambda v, out: self._sweep(self.params, self.lin, v, out, scratch, self.l2)
+        return lambda v, out: self._sweep(self.weights, self.lin, v, out, scratch, self.l2)
 
     # ---- what factorizations read -----------------------------------------------------------------------------------
 
@@ -193,7 +196,7 @@ class System(Matrix):
                 v = on.memory.vectors(np.ldexp(signs, -shrinking) if shrinking else signs)
                 scratch = on.products.workspace(self.sizes, 1, self.num_samples, v.dtype)
                 for start, stop in self._runs(1):
-                    on.products.tangents(self.table, start, stop, self.params, self.lin, v, scratch)
+                    on.products.tangents(self.table, start, stop, self.weights, self.lin, v, scratch)
                 tangents = on.memory.take(scratch[0]).ravel()
                 logarithms = scaling.state_logarithms(self.table, tangents, self.lin.output.size)
                 if np.isfinite(logarithms).all():
@@ -210,11 +213,11 @@ class System(Matrix):
     def scaled(self, scale):
         """(params, Linearisation) of the scaled problem in float64; the last one made is kept."""
         if scale.matrix == 0 and not scale.states:
-            return self.params, self.lin
+            return self.weights, self.lin
         key, *blocks = self._last_scaled
         if key != scale:
             ldexp = self.on.memory.ldexp
-            blocks = scaling.scale_blocks(scale, self.table, self.num_samples, self.params, self.lin, ldexp)
+            blocks = scaling.scale_blocks(scale, self.table, self.num_samples, self.weights, self.lin, ldexp)
             self._last_scaled = scale, *blocks
         return blocks
 
@@ -246,9 +249,14 @@ class System(Matrix):
         num_bytes = 0 if np.dtype(np.float64) in self._spaces else 8 * scalars
         if (scale.matrix or scale.states) and self._last_scaled[0] != scale:
             num_bytes += sum(block.nbytes for block in lin) - lin.Z.nbytes - lin.output.nbytes
-            num_bytes += self.params.nbytes if scale.states else 0
+            num_bytes += self.weights.nbytes if scale.states else 0
         if dtype != np.float64:
             num_bytes += 0 if dtype in self._spaces else dtype.itemsize * scalars
             if self._last_narrow[0] != scale:
-                num_bytes += dtype.itemsize * (self.params.size + sum(block.size for block in lin))
+                num_bytes += dtype.itemsize * (self.weights.size + sum(block.size for block in lin))
         return num_bytes
+
+
+def _unknowns(chain, weights):
+    """Those of the parameters that the sweeps read which belong to no frozen layer."""
+    return weights[: int(chain.p.sum())] if chain.held.any() else weights

@@ -196,7 +196,7 @@ def _inner_dense_front(layer, B, W, S, D, lam, Q, R, damping, P, K, P_next, M, m
         if count < B:
             symmetric_columns(a, first * n, here * n, P, V)
         _columns_of_samples(layer, B, first, here, W, S, D, lam, Q, R, V, E, K, P_next, T)
-    if B == 1:
+    if B == 1 and r > 0:
         square = R[0] * R[0]
         for i in range(n * n):
             M[i] = square * V[i]
@@ -233,7 +233,7 @@ def _subtract_C2(B, n, n_in, r, lam, Q, damping, P_next, outside):
 @njit(inline="always")
 def _dense_front(layer, is_last, params, lin, row_space, damping, P, K, P_next, work):
     B = lin.output.shape[0]
-    W, S, D = pointer(params, layer.parameters), pointer(lin.S, layer.u), pointer(lin.D, layer.u)
+    W, S, D = pointer(params, layer.weights), pointer(lin.S, layer.u), pointer(lin.D, layer.u)
     lam, Q, R = pointer(lin.lam, layer.u), pointer(row_space.Q, layer.Q), pointer(row_space.R, layer.R)
     P, K, P_next = pointer(P, 0), pointer(K, 0), pointer(P_next, 0)
     M, mixed = pointer(work.M, 0), pointer(work.mixed, 0)

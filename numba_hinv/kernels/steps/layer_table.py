@@ -5,7 +5,8 @@ else. Sizes use the letters of docs/theory.md: B samples, n_in inputs, n_out out
 N = B n_in (the front that the layer hands down). A convolution is a dense layer of ``units`` outputs on the rows of its
 patches, one a sample and position; a dense layer has one position, and n_out units. With d columns of ``Zt = [Z, 1]``,
 Z being those rows, r = min(rows, d) and m = units r. Layers given as blocks are eliminated with all their parameters,
-m = p, and have d = r = 0.
+m = p, and have d = r = 0. The parameters of a frozen layer are no unknowns: p = m = d = r = 0, whatever its kind. They lie
+behind those of all layers that are not frozen in the vector that the sweeps read.
 """
 
 import inspect
@@ -54,7 +55,9 @@ LAYER = np.dtype(
             "m",
             "N",
             "at_once",  # samples whose columns of P an inner dense layer takes through all steps before the next ones
-            "parameters",  # of W, then c, in a flat parameter vector
+            "held",  # parameters of a frozen layer, else 0
+            "parameters",  # of W, then c, in a flat vector of unknowns
+            "weights",  # the same where parameters are read, behind the unknowns if the layer is frozen
             "z",  # of a B x n_in block among those of all layers
             "u",  # of a B x n_out block of a structured layer
             "Dx",  # of the B n_out x p block of a layer given as blocks
@@ -129,9 +132,10 @@ class Chain(NamedTuple):
     kind: np.ndarray  # DENSE, BLOCKS or CONVOLUTION
     n_in: np.ndarray
     n_out: np.ndarray
-    p: np.ndarray  # parameters
+    p: np.ndarray  # parameters that are unknowns
     bias: np.ndarray  # 0 or 1, as skip; both 0 for BLOCKS
     skip: np.ndarray
+    held: np.ndarray  # parameters of a frozen layer, else 0
     length: np.ndarray  # of a channel of the input; with the next four, `ONE_POSITION` but for convolutions
     kernel: np.ndarray
     stride: np.ndarray
@@ -160,7 +164,7 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
     table = np.zeros(L, LAYER if is_convolution.any() else PLAIN_LAYER)
     positions = chain.positions()
     units, fan_in, rows = n_out // positions, n_in // chain.length * chain.kernel, B * positions
-    d = np.where(is_structured, fan_in + chain.bias, 0)
+    d = np.where(is_structured & (chain.held == 0), fan_in + chain.bias, 0)
     r = np.minimum(rows, d)
     m = np.where(is_structured, units * r, p)
     # The first layer hands no front down: nothing comes before it.
@@ -198,6 +202,7 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
         ends = np.cumsum(sizes)
         table[name] = ends - sizes
         totals[name] = int(ends[-1])
+    table["weights"] = np.where(chain.held > 0, p.sum() + np.cumsum(chain.held) - chain.held, table["parameters"])
     maxima = {name: int(values.max()) for name, values in block_sizes(table, B).items()}
     return table, Sizes(**totals, outputs=int(n_out[-1]), **maxima)
 
@@ -217,7 +222,7 @@ def block_sizes(table, num_samples):
     whole = np.maximum.reduce([m * N, B * n_out * E_columns + beside_E, from_pivot, fan_in**2 + positions**2])
     whole = np.where(is_structured, whole, np.maximum(B * n_out * (p + N), m * N))
     # A dense layer's (R (x) I) V, beside V and E of some samples' columns; the last one's E is that of one sample.
-    at_once, in_parts = table["at_once"], np.zeros_like(m)
+    at_once, in_parts = table["at_once"], np.where(N > 0, n_out * n_in, 0)
     if B > 1:
         columns = at_once * (np.where(N > 0, n_in, 0) + np.where(at_once < B, n_out, 0))
         in_parts = B * n_out * (m + columns)

@@ -77,7 +77,7 @@ def span(table, lin, row_space, work):
     B = lin.output.shape[0]
     for l in range(table.size):
         layer = table[l]
-        if layer.kind == BLOCKS:
+        if layer.kind == BLOCKS or layer.p == 0:
             continue
         n_in, fan_in, d, r, num_rows = layer.n_in, layer.fan_in, layer.d, layer.r, layer.rows
         Z = matrix(lin.Z, layer.z, B, n_in)
@@ -147,6 +147,8 @@ def project_units(layer, row_space, g, at, first, count, gQ):
 def project(layer, row_space, g, at, gQ):
     """gQ (r x units) <- (g Q)^T, g being the layer's slice of a flat vector at ``at``."""
     n, fan_in = layer.units, layer.fan_in
+    if layer.p == 0:
+        return
     if layer.r < layer.d:
         project_units(layer, row_space, g, at, 0, n, gQ)
     else:
@@ -190,6 +192,8 @@ def expand(layer, row_space, damping, W1, x, at, hQ):
     W1 is r x units, as hQ, which is scratch. h matters only where Q is not the identity.
     """
     n, fan_in = layer.units, layer.fan_in
+    if layer.p == 0:
+        return
     if layer.r < layer.d:
         expand_units(layer, row_space, damping, W1, x, at, 0, n, hQ)
     else:

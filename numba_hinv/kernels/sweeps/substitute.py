@@ -60,7 +60,7 @@ def _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ, wor
     k, P = b.shape
     B = lin.output.shape[0]
     n, n_in, r, m = layer.n_out, layer.n_in, layer.r, layer.m
-    W = matrix(params, layer.parameters, n, n_in)
+    W = matrix(params, layer.weights, n, n_in)
     S = matrix(lin.S, layer.u, B, n)
     lam = matrix(lin.lam, layer.u, B, n)
     Q = matrix(row_space.Q, layer.Q, r if r < layer.d else 0, n_in)
@@ -94,6 +94,8 @@ def _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ, wor
                 multiply_nt(scale, lam, gQ_t, 0.0, lam_gQ)
                 multiply(1.0, lam_gQ, Q, 1.0, v_t)
         copy(m, gQ, t * m, y, t * m)
+        if r == 0:
+            continue
         multiply(1.0, R, rows(vu, t * B, B), 1.0, matrix(y, t * m, r, n))
 
 
@@ -150,12 +152,14 @@ def substitute_back(table, start, stop, params, lin, row_space, factors, damping
 def _dense_step(layer, params, lin, row_space, W1, dZ, dZ_next):
     B = lin.output.shape[0]
     k, n, n_in, r, m = W1.shape[0], layer.n_out, layer.n_in, layer.r, layer.m
-    W = matrix(params, layer.parameters, n, n_in)
+    W = matrix(params, layer.weights, n, n_in)
     S = matrix(lin.S, layer.u, B, n)
     R = matrix(row_space.R, layer.R, r, B)
     # dU = Zt dWt^T + dZ W^T, and Zt dWt^T = R^T W1: W2 is orthogonal to Zt.
     dU = dZ_next
-    for t in range(k):
+    if r == 0:
+        fill(dU.size, 0.0, dU, 0)
+    for t in range(k if r > 0 else 0):
         multiply_tn(1.0, R, matrix(W1, t * m, r, n), 0.0, rows(dU, t * B, B))
     if layer.N > 0:
         multiply_nt(1.0, dZ, W, 1.0, dU)
