@@ -18,6 +18,7 @@ from .runtime.validation import as_float_dtype, as_real, as_size
 from .system import processor
 from .system.batches import Batches, batch_size_for, default_keep_bytes
 from .system.cpu import CPU
+from .system.ridge import as_ridge
 from .system.system import System
 from .system.total import Total
 
@@ -333,7 +334,7 @@ class Network:
 
     def loss(self, params, X, y=None, l2=0.0, sample_weight=None):
         """The loss, averaged as `Network` says, as a float. Arguments as for `gradient`."""
-        l2, params = _as_l2(l2), self.model.check_params(params)
+        l2, params = self._as_l2(l2), self.model.check_params(params)
 
         def evaluate(X, targets, normaliser):
             return self.model.terminal(self.model.forward(params, X), targets, None, normaliser)[0], None
@@ -353,8 +354,9 @@ class Network:
             function that returns a generator, of any sizes; or triples, of which the third has their weights.
         y : (B,) integer labels or (B, out_features of the last layer) array
             As the loss asks for; (B,) numbers are taken where there is one output.
-        l2 : float
-            Weight of the term ``l2/2 ||params||^2`` in the loss; at least 0.
+        l2 : float, or sequence
+            Weight of the term ``l2/2 ||params||^2`` in the loss; at least 0. Or one number a layer, or pair (weights,
+            biases), or a (P,) array (docs/priors.md).
         sample_weight : (B,) array, optional
             How often each sample counts: at least 0, and 1 by default. The loss is then the weighted mean, the sum of
             the weighted losses over that of the weights, or their sum where that is the loss's reduction.
@@ -377,7 +379,7 @@ class Network:
         gradient : (P,) array
             In the dtype of ``params``; where that is a tensor, a tensor on its device.
         """
-        given, l2, params = params, _as_l2(l2), self.model.check_params(params)
+        given, l2, params = params, self._as_l2(l2), self.model.check_params(params)
 
         def evaluate(X, targets, normaliser):
             return self.model.linearise(params, X, targets, 1, normaliser)[1:]
@@ -385,6 +387,14 @@ class Network:
         value, gradient = self._over_all(evaluate, X, y, sample_weight, params.dtype)
         value, gradient = _add_l2(l2, params, value, gradient.astype(params.dtype, copy=False))
         return value, tensors.like(gradient, given)
+
+    def _as_l2(self, l2):
+        """A number, or a (P,) array where it is not the same for all parameters."""
+        number, ridge = as_ridge("l2", l2, self.model.head.chain, self.model.head.first)
+        found = number if ridge is None else ridge
+        if np.any(found < 0.0):
+            raise ValueError(f"l2: expected at least 0, got {np.min(found)}")
+        return found
 
     def _over_all(self, evaluate, X, y, sample_weight, dtype):
         """Loss and gradient (or None) of all samples.
@@ -437,8 +447,8 @@ class Network:
             takes the place of H: J is the Jacobian of the net's outputs, and C the loss's curvature in them. It is
             positive semidefinite where the loss is convex in the outputs, as all that come with the library are but
             gaussian_nll, and weights are not negative.
-        l2 : float
-            Weight of the term ``l2/2 ||params||^2`` in the loss, its gradient and H; at least 0.
+        l2 : float, or sequence
+            Weight of the term ``l2/2 ||params||^2`` in the loss, its gradient and H, as for `gradient`.
         device : "cpu" or "cuda"
             Where the derivative blocks lie, and products, factorizations and solves are computed: "cuda" is an NVIDIA
             GPU, for nets of dense layers (extra `cuda`). Then params, X, y, right-hand sides and vectors may be arrays
@@ -476,11 +486,13 @@ class Network:
         on = processor.get(device, params)
         if not isinstance(curvature, str) or curvature not in ("hessian", "ggn"):
             raise ValueError(f"curvature: expected 'hessian' or 'ggn', got {curvature!r}")
-        l2 = _as_l2(l2)
+        l2 = self._as_l2(l2)
         keep_bytes = None if keep_bytes is None else as_size("keep_bytes", keep_bytes, 0)
         work, dtype = on.models.as_params(self.model, params)
         if on is not CPU:
             self._check_device(device, batch_size)
+            if np.ndim(l2):
+                raise ValueError(f"l2: expected one number with device={device!r}, got one a layer or parameter")
         elif batch_size is not None or not self._is_one_batch(X, y, keep_bytes):
             samples = self._samples(X, y, sample_weight, batch_size, True)
             return self._hessian_of_batches(work, dtype, samples, curvature, l2, keep_bytes, progress)
@@ -496,10 +508,12 @@ class Network:
         lin, loss, gradient, layers = on.models.linearise(head, work, self._features(on, X), targets)
         if curvature == "ggn":
             only_curvature_of_loss(lin, on.memory.zero)
-        if l2:
+        if np.any(l2):
             loss, gradient = _add_l2(l2, on.memory.take(work), loss, gradient)
         gradient = gradient.astype(dtype, copy=False)
-        system = System(head.chain, head.all_params(work), lin, l2, gradient, layers, on)
+        number, ridge = _split(l2)
+        weights, options = head.all_params(work), {"first": head.first, "ridge": ridge}
+        system = System(head.chain, weights, lin, number, gradient, layers, on, **options)
         return Hessian(system, dtype, loss, self, curvature, self.model.total_weight(targets))
 
     def _features(self, on, X):
@@ -534,26 +548,26 @@ class Network:
             batches = Batches(self.model, params, samples, curvature, keep_bytes, shown.update)
         loss, gradient = _add_l2(l2, params, batches.loss, batches.gradient)
         gradient = gradient.astype(dtype, copy=False)
-        total = Total(self.model.head.chain, params, batches, batches.num_samples, l2, gradient)
+        head = self.model.head
+        number, ridge = _split(l2)
+        total = Total(head.chain, params, batches, batches.num_samples, number, gradient, first=head.first, ridge=ridge)
         return Hessian(total, dtype, loss, self, curvature, batches.total_weight)
 
 
-def _as_l2(l2):
-    l2 = as_real("l2", l2)
-    if l2 < 0.0:
-        raise ValueError(f"l2: expected at least 0, got {l2}")
-    return l2
+def _split(l2):
+    """(multiple of the identity, ridge) that an L2 term adds to H."""
+    return (l2, None) if np.ndim(l2) == 0 else (0.0, l2)
 
 
 def _add_l2(l2, params, value, gradient):
-    """Loss and gradient (or None) with the term ``l2/2 ||params||^2``; ``ValueError`` where that overflows."""
-    if l2 == 0.0:
+    """Loss and gradient (or None) with the L2 term, of a number or (P,) array; ``ValueError`` where that overflows."""
+    if not np.any(l2):
         return value, gradient
     wide = params.astype(np.float64, copy=False)
     with np.errstate(over="ignore"):
-        value = value + 0.5 * l2 * float(wide @ wide)
+        value = value + (0.5 * l2 * float(wide @ wide) if np.ndim(l2) == 0 else 0.5 * float(l2 @ wide**2))
         if gradient is not None:
             gradient = (gradient + l2 * wide).astype(gradient.dtype, copy=False)
     if not np.isfinite(value):
-        raise ValueError(f"l2: expected a finite loss, got {value} with l2={l2:g}")
+        raise ValueError(f"l2: expected a finite loss, got {value} with l2={np.max(l2):g}")
     return value, gradient

@@ -247,10 +247,16 @@ def block_diagonal(blocks):
 
 
 def unpack(table, params, lin, l, dtype, l2=0.0):
-    """Layer ``l`` of a chain as `LayerBlocks` in ``dtype``, with ``l2`` times the identity in Dxx."""
+    """Layer ``l`` of a chain as `LayerBlocks` in ``dtype``, with ``l2`` times the identity in Dxx, or a vector's diagonal."""
     layer = table[as_layer("l", l, table.size)]
+    p = int(layer["p"])
+    if layer["held"] and layer["kind"] != BLOCKS:
+        # As if it were not frozen, without what its parameters do.
+        layer = layer.copy()
+        layer["p"], layer["d"] = layer["held"], layer["fan_in"] + layer["bias"]
     expand = {DENSE: _expand_dense, CONVOLUTION: _expand_convolution, BLOCKS: _expand_blocks}[int(layer["kind"])]
     Dx, Dz, Dxx, Dzx, Dzz = expand(layer, lin.output.shape[0], params, lin)
+    Dx, Dxx, Dzx = Dx[:, :p], Dxx[:p, :p], Dzx[:p]
     Dxx = Dxx + l2 * np.eye(Dxx.shape[0])
     if layer["N"] == 0:
         Dz, Dzx, Dzz = Dz[:, :0], Dzx[:, :0], Dzz[:0, :0]

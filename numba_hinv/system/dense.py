@@ -183,6 +183,8 @@ def total(matrix, out=None, num_threads=None, check=threads.no_check, progress=F
 def _completed(matrix, assembler, H, check, progress):
     """H of a matrix, of which an `Assembler` has added all samples."""
     finish(assembler.table, assembler.plan.places, H, matrix.l2, assembler.workers, check)
+    if matrix.ridge is not None:
+        H[np.diag_indices_from(H)] += matrix.ridge
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(H.sum()):
             return H

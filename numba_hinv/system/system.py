@@ -16,6 +16,7 @@ from ..runtime.probes import random_signs
 from . import dense, scaling
 from .cpu import CPU
 from .matrix import Matrix
+from .ridge import pairs_of
 
 # By this power of two a direction is shrunk along which the states would move beyond the largest number.
 _SHRINKING = 500
@@ -46,15 +47,17 @@ class System(Matrix):
         `norm`, where it is known.
     logarithms : (L + 1,) array, optional
         `state_logarithms`, likewise.
+    first, ridge
+        As `Matrix` has them. H can be eliminated by layers where the ridge is by layer (`ridge.pairs_of`).
     """
 
-    has_layers = True
     is_of_blocks: bool  # whether all layers are given as derivative blocks
 
     def __init__(
-        self, chain, weights, lin, l2=0.0, gradient=None, layers=None, on=CPU, norm=None, logarithms=None
-    ):
-        super().__init__(_unknowns(chain, weights), l2, gradient, on, norm)
+        self, chain, weights, lin, l2=0.0, gradient=None, layers=None, on=CPU, norm=None, logarithms=None,
+        first=0, ridge=None,
+    ):  # fmt: skip
+        super().__init__(_unknowns(chain, weights), l2, gradient, on, norm, first, ridge)
         self.chain, self.weights = chain, weights
         self.lin = lin
         self._logarithms = logarithms
@@ -62,6 +65,10 @@ class System(Matrix):
 
     def _prepare(self, layers=None):
         # The table and its sizes follow from the chain, so that they are not pickled.
+        pairs = None if self.ridge is None else pairs_of(self.chain, self.ridge)
+        self.has_layers = self.ridge is None or pairs is not None
+        if pairs is not None:
+            layers = layer_table(self.chain, self.num_samples, ridge=pairs)
         self.table, self.sizes = layers or layer_table(self.chain, self.num_samples)
         self.is_of_blocks = bool((self.table["kind"] == BLOCKS).all())
         self.on.load(np.dtype(np.float64))
@@ -91,11 +98,14 @@ class System(Matrix):
             "chain": {name: values.tolist() for name, values in self.chain._asdict().items()},
             "num_samples": self.num_samples,
             "l2": self.l2,
+            "first": self.first,
             "norm": self.norm(),
         }
         arrays = {"params": weights, "logarithms": self.state_logarithms()}
         if self.gradient is not None:
             arrays["gradient"] = self.gradient
+        if self.ridge is not None:
+            header["apart"], arrays["ridge"] = self.table["apart"].tolist(), self.ridge
         return header, arrays | {f"blocks_{name}": block for name, block in lin._asdict().items()}
 
     def on_host(self):
@@ -124,7 +134,7 @@ class System(Matrix):
     def with_bending(self, share):
         """The same with this share of the layers' second derivatives: with 0, the Gauss-Newton matrix. On the CPU."""
         lin = self.lin._replace(**{name: share * getattr(self.lin, name) for name in BENDING})
-        return System(self.chain, self.weights, lin, self.l2, self.gradient, (self.table, self.sizes), self.on)
+        return System(self.chain, self.weights, lin, self.l2, self.gradient, (self.table, self.sizes), self.on, first=self.first, ridge=self.ridge)
 
     def reaches_blas(self):
         """Whether the elimination has products that are large enough for BLAS."""
@@ -140,7 +150,11 @@ class System(Matrix):
 
     def num_free(self):
         """Parameters that no sample sees: what they have of a pivot is the damping itself."""
-        return int((self.table["units"] * (self.table["d"] - self.table["r"])).sum())
+        return int(self.free().sum())
+
+    def free(self):
+        """Those of every layer, (L,)."""
+        return self.table["units"] * (self.table["d"] - self.table["r"])
 
     # ---- products ---------------------------------------------------------------------------------------------------
 
@@ -152,8 +166,33 @@ class System(Matrix):
         product = np.empty_like(rows) if out is None else out
         scratch = self.on.products.workspace(self.sizes, rows.shape[0], self.num_samples, rows.dtype)
         params, lin = (self.weights, self.lin) if scale is None else self.scaled(scale)
+        # The squares of a residual are asked for where they are cheap.
+        squares = None if self.ridge is not None else squares
         self._sweep(params, lin, rows, product, scratch, shift, b, check, squares)
-        return product
+        return self._add_ridge(0 if scale is None else scale.matrix, rows, b is not None, product)
+
+    def with_ridge(self, ridge):
+        found = System(
+            self.chain, self.weights, self.lin, self.l2, self.gradient, None, self.on, None, self._logarithms, self.first,
+            ridge,
+        )  # fmt: skip
+        if np.array_equal(found.table["apart"], self.table["apart"]):
+            # The row spaces are the same.
+            found._spaces = self._spaces
+        return found
+
+    @property
+    def by_parameter(self):
+        return not self.has_layers
+
+    def table_at(self, k):
+        """The layer table of ``2^-k H``: its ridge is scaled, too."""
+        if self.ridge is None or not k:
+            return self.table
+        table = self.table.copy()
+        for name in ("ridge", "ridge_of_bias"):
+            table[name] = np.ldexp(table[name], -k)
+        return table
 
     def _sweep(self, params, lin, rows, product, scratch, shift=0.0, b=None, check=threads.no_check, squares=None):
         runs = self._runs(rows.shape[0])
@@ -182,6 +221,8 @@ class System(Matrix):
         return found
 
     def _multiplier(self, like):
+        if self.ridge is not None:
+            return super()._multiplier(like)
         scratch = self.on.products.workspace(self.sizes, like.shape[0], self.num_samples, like.dtype)
         return lambda v, out: self._sweep(self.weights, self.lin, v, out, scratch, self.l2)
 

@@ -172,3 +172,5 @@ def convolution_front(layer, params, lin, row_space, damping, P, K, P_next, work
                     pointer(RV, row * a + i * n * T), T, one if i > 0 else zero, pointer(M, row * m + k * n), n,
                 )
             M[row, row] += damping
+            if k == r - 1:
+                M[row, row] += layer.ridge_of_bias

@@ -109,6 +109,17 @@ def _next_front(B, n, n_in, first, count, W, E, skip, P_next):
 
 
 @inner
+def _add_damping(layer, damping, M):
+    """M += eps I, with an eps of its own for the bias where it has one: the last row of R is that of the bias then."""
+    m = layer.m
+    for k in range(m):
+        M[k * (m + 1)] += damping
+    if layer.ridge_of_bias != 0.0:
+        for k in range(m - layer.n_out, m):
+            M[k * (m + 1)] += layer.ridge_of_bias
+
+
+@inner
 def _last_dense_front(layer, B, W, S, D, lam, Q, R, damping, curvature, P, K, P_next, M, mixed):
     """M, K and the next P without C2, where P, the loss's curvature, is block diagonal over the samples."""
     n, n_in, r, m, N = layer.n_out, layer.n_in, layer.r, layer.m, layer.N
@@ -147,8 +158,7 @@ def _last_dense_front(layer, B, W, S, D, lam, Q, R, damping, curvature, P, K, P_
         for l in range(k, r):
             for a in range(n):
                 move(n, shift(blocks, (l * n + a) * n), shift(M, (k * n + a) * m + l * n))
-    for k in range(m):
-        M[k * (m + 1)] += damping
+    _add_damping(layer, damping, M)
 
 
 @inner
@@ -206,8 +216,7 @@ def _inner_dense_front(layer, B, W, S, D, lam, Q, R, damping, P, K, P_next, M, m
             for row in range(k * n, (k + 1) * n):
                 to = shift(M, row * m + k * n)
                 gemm_nn(r - k, n, B, 1, shift(R, k * B), B, shift(T, row * a), n, 0, to, n)
-    for k in range(m):
-        M[k * (m + 1)] += damping
+    _add_damping(layer, damping, M)
 
 
 @inner

@@ -71,12 +71,17 @@ LAYER = np.dtype(
             "pivots",  # of its 2 m integers
             "scales",  # of its m x 2 scales
             "Y",  # of the m x N coupling
+            "apart",  # whether the bias has a row of R of its own, although there are fewer rows than d
         )
+    ]
+    + [
+        ("ridge", np.float64),  # what the diagonal has beside the damping: for W,
+        ("ridge_of_bias", np.float64),  # and for c beside that
     ],
     align=True,
 )
 # Of chains without convolutions. Another type to Numba: `for_convolutions`.
-PLAIN_LAYER = np.dtype([(name, np.int64) for name in LAYER.names if name not in GEOMETRY], align=True)
+PLAIN_LAYER = np.dtype([(name, LAYER[name]) for name in LAYER.names if name not in GEOMETRY], align=True)
 
 
 def for_convolutions(kernel):
@@ -147,7 +152,7 @@ class Chain(NamedTuple):
         return (self.length + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
 
-def layer_table(chain, num_samples, addresses=(0, 0, 0)):
+def layer_table(chain, num_samples, addresses=(0, 0, 0), ridge=None):
     """The table of a chain for a batch of ``num_samples``, and the `Sizes` of the buffers it points into.
 
     Parameters
@@ -157,6 +162,8 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
         B.
     addresses : (3, L) int64 array, optional
         Of the compiled functions of each layer: function, jacobian and curvature. Only linearising needs them.
+    ridge : (L, 2) array, optional
+        What the diagonal of H has beside any damping, for W and for c of every structured layer; by default 0.
     """
     B, L = num_samples, chain.n_in.size
     n_in, n_out, p = chain.n_in, chain.n_out, chain.p
@@ -165,7 +172,10 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
     positions = chain.positions()
     units, fan_in, rows = n_out // positions, n_in // chain.length * chain.kernel, B * positions
     d = np.where(is_structured & (chain.held == 0), fan_in + chain.bias, 0)
-    r = np.minimum(rows, d)
+    ridge = np.zeros((L, 2)) if ridge is None else ridge
+    # A bias with a damping of its own stays out of the row space, whose complement has that of the weights.
+    apart = (ridge[:, 0] != ridge[:, 1]) & (chain.bias == 1) & (rows < d)
+    r = np.where(apart, np.minimum(rows, fan_in) + 1, np.minimum(rows, d))
     m = np.where(is_structured, units * r, p)
     # The first layer hands no front down: nothing comes before it.
     N = B * n_in
@@ -202,6 +212,7 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
         ends = np.cumsum(sizes)
         table[name] = ends - sizes
         totals[name] = int(ends[-1])
+    table["apart"], table["ridge"], table["ridge_of_bias"] = apart, ridge[:, 0], (ridge[:, 1] - ridge[:, 0]) * chain.bias
     table["weights"] = np.where(chain.held > 0, p.sum() + np.cumsum(chain.held) - chain.held, table["parameters"])
     maxima = {name: int(values.max()) for name, values in block_sizes(table, B).items()}
     return table, Sizes(**totals, outputs=int(n_out[-1]), **maxima)

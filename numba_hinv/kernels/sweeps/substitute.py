@@ -134,9 +134,9 @@ def substitute_back(table, start, stop, params, lin, row_space, factors, damping
         if layer.kind == BLOCKS:
             _blocks_back(layer, lin, b, v, v_next, y)
         elif layer.kind == CONVOLUTION:
-            convolution_back(layer, params, lin, row_space, damping, b, v, v_next, y, scratch, work)
+            convolution_back(layer, params, lin, row_space, damping + layer.ridge, b, v, v_next, y, scratch, work)
         else:
-            _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, scratch, work)
+            _dense_back(layer, params, lin, row_space, damping + layer.ridge, b, v, v_next, y, scratch, work)
         L = vector(factors.L, layer.L, pack_size(m))
         pivots = vector(factors.pivots, layer.pivots, 2 * m)
         scales = matrix(factors.scales, layer.scales, m, 2)
@@ -242,5 +242,6 @@ def substitute_forth(table, start, stop, params, lin, row_space, factors, dampin
         scales = matrix(factors.scales, layer.scales, m, 2)
         backward_vectors(L, pivots, scales, W1, matrix(work.y, work.y.shape[1], k, m))
         hQ = vector(work.y, work.y.shape[1], m)
-        expand_all(layer, lin, row_space, damping, W1, dZ, b, x, layer.parameters, P, hQ, work.patches)
+        eps = damping + layer.ridge
+        expand_all(layer, lin, row_space, eps, W1, dZ, b, x, layer.parameters, P, hQ, work.patches)
         step(layer, params, lin, row_space, W1, dZ, dZ_next, work.patches)
