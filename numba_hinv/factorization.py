@@ -37,9 +37,11 @@ def method_of(system, method, checkpoint):
         raise ValueError(f"method: expected one of {', '.join(map(repr, choice.METHODS))}; got {method!r}")
     if not system.has_layers and (method == "layers" or checkpoint):
         what = "method: expected 'dense' or 'auto'" if method == "layers" else "checkpoint: expected False"
-        why, way_out = "a Hessian of samples in batches, which has no layers to eliminate", "samples in one array and one batch have them"
+        why = "a Hessian of samples in batches, which has no layers to eliminate"
+        way_out = "samples in one array and one batch have them"
         if system.by_parameter:
-            why, way_out = "an L2 term or damping by parameter", "one number for all weights of a layer, and one for its biases, has layers"
+            why = "an L2 term or damping by parameter"
+            way_out = "one number for all weights of a layer, and one for its biases, can be eliminated by layers"
         given = repr(method) if method == "layers" else checkpoint
         raise ValueError(f"{what} for {why}, got {given}; {way_out}")
     if method == "dense" and checkpoint:

@@ -239,7 +239,7 @@ class Hessian(SymmetricOperator):
         TypeError, IndexError
             ``l`` is not an integer, or there is no such layer.
         ValueError
-            H is of a sum over batches; or the layer is frozen, as all layers before it: nothing is differentiated there.
+            H is of a sum over batches; or the layer is frozen, and all layers before it are.
 
         Notes
         -----
@@ -249,10 +249,11 @@ class Hessian(SymmetricOperator):
         first, index = self.system.first, as_layer("l", l, self.num_layers)
         if index < first:
             raise ValueError(
-                f"l: expected a layer from {first} to {self.num_layers - 1}, since those before it are frozen and have no "
-                f"derivative blocks; got {l}"
+                f"l: expected a layer from {first} to {self.num_layers - 1}, since those before it are frozen and have "
+                f"no derivative blocks; got {l}"
             )
-        return layer_blocks.unpack(self.system.table, *self.system.on_host(), index - first, self.dtype, self._l2_of(index))
+        l2 = self._l2_of(index - first)
+        return layer_blocks.unpack(self.system.table, *self.system.on_host(), index - first, self.dtype, l2)
 
     def _require_layers(self, what):
         if not self.system.has_layers:

@@ -46,7 +46,8 @@ class Network:
     loss_definition : Loss
         The loss with its options.
     num_params : int
-        P, the length of the flat vector, in which frozen layers have no part: per dense layer the weight (out x in, row-major), then the bias; of a
+        P, the length of the flat vector, in which frozen layers have no part: per dense layer the weight (out x in,
+        row-major), then the bias; of a
         convolution the same, with a weight out x in x kernel; of the other layers their own parameters.
     frozen_params : (F,) array
         Read-only; empty where no layer is frozen.
@@ -176,8 +177,9 @@ class Network:
     def init(self, seed=0, gain=1.0, dtype=np.float64):
         """Random parameters.
 
-        Of layers that are not frozen. Weights are normal with standard deviation ``gain / sqrt(in_features)`` (in_channels
-        kernel_size, of convolutions), those of layers with a skip divided by the square root of the number of such layers, so that
+        Of layers that are not frozen. Weights are normal with standard deviation ``gain / sqrt(in_features)``
+        (in_channels kernel_size, of convolutions), those of layers with a skip divided by the square root of the number
+        of such layers, so that
         depth does not blow the activations up; biases are 0. Other layers start as they say, whatever ``gain`` is.
 
         Parameters
@@ -210,7 +212,7 @@ class Network:
         return params
 
     def unpack(self, params):
-        """Views of ``params``, one entry per layer; of frozen layers read-only ones of the parameters that the net holds.
+        """Views of ``params``, one entry per layer; of frozen layers, read-only ones of what the net holds.
 
         Per dense layer ``(weight, bias)`` of shape (out, in) and (out,), bias being None without one; of convolutions
         the same, with a weight of shape (out, in, kernel); of the other layers their parameters, (num_params,).
@@ -536,8 +538,8 @@ class Network:
                 raise ValueError(f"device: expected Dense layers alone with {device!r}, got layer {l}, {layer!r}")
             if layer.frozen:
                 raise ValueError(
-                    f"device: expected no frozen layer behind one that is not with {device!r}, got layer {l}, {layer!r}; "
-                    "take device='cpu', or freeze the first layers alone"
+                    f"device: expected no frozen layer behind one that is not with {device!r}, got layer {l}, "
+                    f"{layer!r}; take device='cpu', or freeze the first layers alone"
                 )
         if batch_size is not None:
             raise ValueError(f"batch_size: expected None with device={device!r}, got {batch_size!r}")

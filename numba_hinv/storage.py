@@ -282,8 +282,8 @@ def _assemble(header, chain, network, scale, arrays):
     common = float(header["l2"]), arrays.get("gradient")
     norm, params, first = float(header["norm"]), arrays["params"], header.get("first", 0)
     if header.get("is_total"):
-        system = Total(chain, params, None, header["num_samples"], *common, norm=norm, dense=arrays["dense"], first=first,
-                       ridge=arrays.get("ridge"))
+        options = {"norm": norm, "dense": arrays["dense"], "first": first, "ridge": arrays.get("ridge")}
+        system = Total(chain, params, None, header["num_samples"], *common, **options)
     else:
         lin = Linearisation(*(arrays[f"blocks_{name}"] for name in Linearisation._fields))
         logarithms = arrays["logarithms"]

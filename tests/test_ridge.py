@@ -133,7 +133,7 @@ def test_by_parameter(where):
     V = rng.standard_normal((len(params), 2))
     if where == "damping":
         check(H.factorize(ridge), A, V)
-        with pytest.raises(ValueError, match="method: expected 'dense' or 'auto' for an L2 term or damping by parameter"):
+        with pytest.raises(ValueError, match="method: expected 'dense' or 'auto' for an L2 term or damping by"):
             H.factorize(ridge, method="layers")
         return
     H = net.hessian(params, X, y, l2=ridge)
@@ -190,8 +190,7 @@ def test_files(method, batch_size, tmp_path):
 def test_scaled_by_powers_of_two():
     """A tiny H, so that it is scaled and the ridge with it."""
     net, params, X, y, rng = problem("dense", 2)
-    H = net.hessian(params, X, y, sample_weight=None)
-    tiny = nh.Hessian.combine([H], [1e-40]) if False else nh.Network(CHAINS["dense"], nh.losses.mean_squared_error(reduction="sum"))
+    tiny = nh.Network(CHAINS["dense"], nh.losses.mean_squared_error(reduction="sum"))
     weights = np.full(2, 1e-45)
     H = tiny.hessian(params, X, y, sample_weight=weights)
     damping = [1e-45 * x if np.ndim(x) == 0 else (1e-45 * x[0], 1e-45 * x[1]) for x in forms(net.layers, rng)["pairs"]]
@@ -212,7 +211,7 @@ def test_frozen_layers_have_entries_that_do_not_matter():
 
 
 def test_training_leave_one_out_and_influence():
-    """Linear in the last layer: ridge regression with a penalty for the weights alone, trained again without a sample."""
+    """Ridge regression with a penalty for the weights alone, and trained again without each sample."""
     rng = np.random.default_rng(0)
     net = nh.Network([nh.Dense(3, 1, "identity")], "mean_squared_error")
     X, y, l2 = rng.standard_normal((15, 3)), rng.standard_normal(15), [(0.4, 0.0)]

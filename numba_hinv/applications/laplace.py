@@ -253,8 +253,8 @@ class Laplace:
         noise : bool
             Whether to set the noise variance as well, of mean_squared_error: to ``|residuals|^2 / (count - gamma)``.
         per_layer : bool or "pairs"
-            Whether each layer has a precision of its own, which `prior_precision` is an (L,) array of then; with "pairs"
-            its weights and its biases have, and it is (L, 2). Entries of layers without parameters in P are 1.
+            Whether each layer has a precision of its own, of which `prior_precision` is an (L,) array then; with
+            "pairs" its weights and its biases have, and it is (L, 2). Entries of layers without parameters in P are 1.
 
         Returns
         -------
@@ -274,8 +274,8 @@ class Laplace:
         Where the Hessian has negative eigenvalues, the evidence goes to infinity as the precision becomes singular;
         that is no maximum and is not returned. The mode moves with the prior: train again with the precision found, and
         fit again, until it stays. Costs a factorization and a diagonal for each of about ten values; or, where H is factored
-        as one dense matrix, its eigenvalues once, which say the number for every value. By layer, L-BFGS in the logarithms,
-        with exact slopes: a factorization and a diagonal for each of a few dozen steps.
+        as one dense matrix, its eigenvalues once, which say the number for every value. By layer, L-BFGS in the
+        logarithms, with exact slopes: a factorization and a diagonal for each of a few dozen steps.
         """
         if as_flag("noise", noise) and self.noise_variance is None:
             raise ValueError(f"noise: expected False with the loss {self.network.loss_name}, which has no noise")

@@ -1,7 +1,7 @@
 """Normal priors of a net's parameters, with a mean, and precisions by layer; those with the largest evidence.
 
-With ``A = scale H + diag(alpha)`` the precision of the posterior, alpha_g in the group g of n_g parameters and Sigma its
-inverse, the derivative of the log evidence in log alpha_g is
+With ``A = scale H + diag(alpha)`` the precision of the posterior, alpha_g in the group g of n_g parameters and Sigma
+its inverse, the derivative of the log evidence in log alpha_g is
 
     1/2 (n_g - alpha_g |x_g - mean_g|^2 - alpha_g trace(Sigma_g))
 
@@ -13,6 +13,7 @@ sums of the diagonal of the inverse.
 import numpy as np
 
 from ..certainty.inertia import best_count
+from ..runtime import memory_budget
 from ..system.ridge import as_ridge, sizes
 
 # How far the logarithms of precisions may move from where they start, and the slope in one that ends the search.
@@ -22,7 +23,7 @@ _REACH, _SLOPE = 40.0, 1e-7
 def as_prior(name, value, chain, first):
     """A precision or mean as (what users see, number or (P,) array): a float, an (L,), (L, 2) or (P,) array."""
     number, vector = as_ridge(name, value, chain, first)
-    if np.ndim(value) == 0 and not isinstance(value, (list, tuple)):
+    if not isinstance(value, (list, tuple)) and np.ndim(value) == 0:
         return number, number
     shown = list(value)
     if any(np.ndim(entry) for entry in shown):
@@ -53,8 +54,13 @@ def maximise(posterior, are_pairs, noise):
     from scipy.optimize import minimize
 
     system = posterior.hessian.system
+    if posterior.factorization.method == "dense" and memory_budget.fits(24 * system.num_params**2):
+        # Every step then has its own copy of it, with another diagonal.
+        system.kept_dense()
     group, counts, places = groups_of(system.chain, system.first, are_pairs)
     distances = np.bincount(group, posterior.from_mean() ** 2)
+    if not distances.all():
+        raise _no_maximum(layer_name(places[int(np.argmin(distances))], are_pairs))
     present = np.broadcast_to(posterior.precisions, system.params.shape)
     start = np.bincount(group, np.log(present)) / counts
     if noise:
@@ -94,16 +100,20 @@ def maximise(posterior, are_pairs, noise):
     if far.any() or abs(best["slope"][worst]) > allowed[worst]:
         worst = int(np.argmax(np.abs(moved))) if far.any() else worst
         what = layer_name(places[worst], are_pairs) if worst < counts.size else "noise_variance"
-        raise np.linalg.LinAlgError(
-            f"prior_precision: the evidence has no maximum in that of {what}: it grows until the posterior precision is "
-            "no longer positive definite, or for ever; expected params at a mode, with some in that layer that are not "
-            "the prior's mean, or curvature='ggn' and a loss that is convex in the outputs"
-        )
+        raise _no_maximum(what)
     precisions = np.exp(best["u"][: counts.size])
     shown = np.full((system.first + system.chain.p.size) * (2 if are_pairs else 1), 1.0)
     shown[places] = precisions
     noise_variance = float(np.exp(best["u"][-1])) if noise else posterior.noise_variance
     return shown.reshape(-1, 2) if are_pairs else shown, precisions[group], noise_variance
+
+
+def _no_maximum(what):
+    return np.linalg.LinAlgError(
+        f"prior_precision: the evidence has no maximum in that of {what}: it grows until the posterior precision is no "
+        "longer positive definite, or for ever; expected params at a mode, with some in that layer that are not the "
+        "prior's mean, or curvature='ggn' and a loss that is convex in the outputs"
+    )
 
 
 def is_positive(factorization):

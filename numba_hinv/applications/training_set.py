@@ -158,8 +158,8 @@ class TrainingSet:
             found = f"{negative} negative eigenvalues" if is_certain else doubt
             cause = "params are no minimum of the loss" if is_certain else "params may be no minimum of the loss"
             warnings.warn(
-                f"H + damping I has {found} with damping={np.max(damping):g}: {cause}, where {what} do not predict what "
-                "leaving samples out does; expected a trained net, or a larger damping",
+                f"H + damping I has {found} with damping={np.max(damping):g}: {cause}, where {what} do not predict "
+                "what leaving samples out does; expected a trained net, or a larger damping",
                 LinAlgWarning,
                 stacklevel=stacklevel + 1,
             )

@@ -43,7 +43,8 @@ class Elimination(NamedTuple):
         # Of the dampings that pivots may be as small as, the smallest.
         sizes = np.abs(matrix.dampings(shift))
         smallest = float(sizes[sizes > 0.0].min(initial=np.inf))
-        return cls(matrix, shift, scale_pivoting(relative, matrix.hessian_norm, smallest if smallest < np.inf else shift))
+        smallest = smallest if smallest < np.inf else shift
+        return cls(matrix, shift, scale_pivoting(relative, matrix.hessian_norm, smallest))
 
     @property
     def is_static(self):
@@ -63,8 +64,9 @@ class Elimination(NamedTuple):
 
     def not_finite(self, layer):
         """The ``LinAlgError`` for numbers that are not finite at a layer."""
+        layer += self.matrix.system.first
         return np.linalg.LinAlgError(
-            f"damping: the elimination of layer {layer + self.matrix.system.first} met numbers that are not finite with damping="
+            f"damping: the elimination of layer {layer} met numbers that are not finite with damping="
             f"{self.matrix.damping:g} in {self.matrix.dtype}; expected a damping of larger magnitude"
         )
 
@@ -105,11 +107,12 @@ def choose_shift(matrix):
     alone = outside & (table["units"] > table["rows"])
     alone[0] = outside[0]
     if alone.any():
-        layer = table[np.flatnonzero(alone)[0]]
+        index = np.flatnonzero(alone)[0]
+        layer = table[index]
         raise np.linalg.LinAlgError(
-            f"damping: H is singular, and damping is 0: layer {np.flatnonzero(alone)[0] + matrix.system.first} has {layer['d']} weights "
-            f"per output and {layer['rows']} samples of its input, so that part of its parameters does not act on the "
-            "loss; expected a nonzero damping"
+            f"damping: H is singular, and damping is 0: layer {index + matrix.system.first} has {layer['d']} "
+            f"weights per output and {layer['rows']} samples of its input, so that part of its parameters does not act "
+            "on the loss; expected a nonzero damping"
         )
     return PERTURBATION[_DOUBLE] * matrix.hessian_norm
 

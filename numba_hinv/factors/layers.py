@@ -47,7 +47,8 @@ class ChainFactors(Factors):
         logabsdet = float(self.pivots.logabsdet.sum())
         free, k = self.matrix.system.free(), self.matrix.scale.matrix
         if free.any():
-            logabsdet += float((free * np.log(np.abs(self.matrix.dampings(self.elimination.shift))))[free > 0].sum())
+            dampings = self.matrix.dampings(self.elimination.shift)[free > 0]
+            logabsdet += float((free[free > 0] * np.log(np.abs(dampings))).sum())
         if k:
             logabsdet += self.matrix.size * (k * float(np.log(2.0)))
         return logabsdet

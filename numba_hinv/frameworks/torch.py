@@ -35,7 +35,8 @@ def from_torch(module, loss, input_shape=None):
     TypeError, ValueError
         A module cannot be converted: which one and why. Among the reasons: it mixes the samples of a batch (batch
         normalisation while training), is random (dropout while training), has hooks, parameters of which some are
-        frozen and some are not, that another layer has too, or of a dtype other than float32 and float64, or cannot be differentiated twice.
+        frozen and some are not, that another layer has too, or of a dtype other than float32 and float64, or cannot be
+        differentiated twice.
     MemoryError
         A module has to be an external layer of more parameters than a Hessian of one sample has memory for: which one.
         Nothing as large as that has been allocated.

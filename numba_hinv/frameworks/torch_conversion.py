@@ -33,8 +33,9 @@ def convert(module, loss, input_shape):
         raise ValueError(
             f"module: expected one output per class for {loss.name}, got outputs of shape {conversion.shape} per sample"
         )
-    frozen = [p.detach().to("cpu", torch.float64).reshape(-1).numpy() for p in conversion.parameters if not p.requires_grad]
-    network = Network(conversion.layers, loss, np.concatenate(frozen) if frozen else None)
+    frozen = [parameter for parameter in conversion.parameters if not parameter.requires_grad]
+    held = [parameter.detach().to("cpu", torch.float64).numpy().reshape(-1) for parameter in frozen]
+    network = Network(conversion.layers, loss, np.concatenate(held) if held else None)
     is_narrow = all(parameter.dtype == torch.float32 for parameter in conversion.parameters if parameter.requires_grad)
     dtype = torch.float32 if is_narrow else torch.float64
     trained = [parameter for parameter in conversion.parameters if parameter.requires_grad]
@@ -215,8 +216,8 @@ class Conversion:
                 self._refuse(name, module, f"{place} has dtype {parameter.dtype}; expected float32 or float64")
             if not parameter.requires_grad and any(other.requires_grad for other in module.parameters()):
                 self._refuse(
-                    name, module, f"{place} is frozen (requires_grad=False) and others of the layer are not; a layer is "
-                    "frozen as a whole or not at all"
+                    name, module, f"{place} is frozen (requires_grad=False) and others of the layer are not; a layer "
+                    "is frozen as a whole or not at all"
                 )
             if id(parameter) in self._present:
                 self._refuse(name, module, f"{place} belongs to a layer before it as well")

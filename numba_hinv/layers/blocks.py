@@ -247,7 +247,7 @@ def block_diagonal(blocks):
 
 
 def unpack(table, params, lin, l, dtype, l2=0.0):
-    """Layer ``l`` of a chain as `LayerBlocks` in ``dtype``, with ``l2`` times the identity in Dxx, or a vector's diagonal."""
+    """Layer ``l`` of a chain as `LayerBlocks` in ``dtype``, with ``l2``, a number or vector, on the diagonal of Dxx."""
     layer = table[as_layer("l", l, table.size)]
     p = int(layer["p"])
     if layer["held"] and layer["kind"] != BLOCKS:

@@ -119,9 +119,8 @@ def backward(layer, table, l, params, lin, gradient, G, keep, first=0):
     B, n_in, n, p = len(Z), layer.in_features, layer.out_features, layer.num_params
     G_out = G[(l + 1) % 2, : B * n].reshape(B, n)
     G_out.flags.writeable = False
-    memory_budget.require(
-        _result_bytes(n_in, n, p, B, keep), f"layers: derivatives of layer {first + l}, {layer!r}, of B = {B} samples", _WAY_OUT
-    )
+    purpose = f"layers: derivatives of layer {first + l}, {layer!r}, of B = {B} samples"
+    memory_budget.require(_result_bytes(n_in, n, p, B, keep), purpose, _WAY_OUT)
     Dz, Dx = _call(layer, first + l, "jacobian", (Z, x), {"Dz": (B, n, n_in), "Dx": (B, n, p)})
     start, count = table[l]["parameters"], table[l]["p"]
     gradient[start : start + count] = np.einsum("ia,iap->p", G_out, Dx)[:count]

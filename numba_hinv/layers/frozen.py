@@ -1,4 +1,4 @@
-"""Frozen layers: which they are, the parameters that the net holds for them, and what comes before the first other one."""
+"""Frozen layers: which they are, the parameters that the net holds for them, and which come before all others."""
 
 import copy
 

@@ -74,8 +74,8 @@ class Model:
         self.chain = Chain(*np.array([_fields(layer) for layer in self.layers], np.int64).T.copy())
         self.num_params = int(self.chain.p.sum())
         if self.num_params == 0 and loss is not None:
-            what = "of layers that are not frozen, got none: all are frozen" if self.held.size else ", got none in all layers"
-            raise ValueError(f"layers: expected at least one parameter{' ' * bool(self.held.size)}{what}")
+            why = "in layers that are not frozen, got none" if self.held.size else "got none in all layers"
+            raise ValueError(f"layers: expected at least one parameter, {why}")
         self._work_size = max([layer.work_size for layer in self.layers if isinstance(layer, Custom)], default=0)
         self._external = {l for l, layer in enumerate(self.layers) if isinstance(layer, External)}
         self._tables = {}
@@ -210,7 +210,7 @@ class Model:
         return lin
 
     def propagate(self, params, X, derivatives):
-        """A `Linearisation` of `head` for as many ``derivatives`` whose forward part is filled, with whatever numbers."""
+        """A `Linearisation` of `head` for as many ``derivatives``, its forward part filled, with whatever numbers."""
         return self.head.propagate_whole(params, self.features(X), derivatives)
 
     def propagate_whole(self, params, X, derivatives):
@@ -303,7 +303,8 @@ class Model:
         work = np.empty(max(self._work_size, sizes.patches), params.dtype)
         for start, stop in reversed(self._runs(B, derivatives)):
             if start in self._external:
-                external.backward(self.layers[start], table, start, params, lin, gradient, G, derivatives == 2, self.first)
+                keep = derivatives == 2
+                external.backward(self.layers[start], table, start, params, lin, gradient, G, keep, self.first)
                 first, p = table["parameters"][start], table["p"][start]
                 with np.errstate(over="ignore", invalid="ignore"):
                     total += gradient[first : first + p].sum()

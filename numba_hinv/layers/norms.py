@@ -71,7 +71,8 @@ class LayerNorm(_Norm):
         self._build(features, eps, as_flag("bias", bias), True, frozen)
 
     def __repr__(self):
-        return f"LayerNorm({self.in_features}, eps={self.eps}, bias={self.num_params > self.in_features}{self._frozen_text()})"
+        bias = self.num_params > self.in_features
+        return f"LayerNorm({self.in_features}, eps={self.eps}, bias={bias}{self._frozen_text()})"
 
     def __reduce__(self):
         return LayerNorm, (self.in_features, self.eps, self.num_params > self.in_features, self.frozen)

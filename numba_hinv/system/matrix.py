@@ -163,6 +163,13 @@ class Matrix(abc.ABC):
     def with_ridge(self, ridge):
         """The same with another ridge, which is (P,) or None; its norm is estimated anew."""
 
+    def moved_dense(self, ridge):
+        """`kept_dense` with another ridge, a copy."""
+        before, after = (0.0 if one is None else one for one in (self.ridge, ridge))
+        found = self.kept_dense().copy()
+        found[np.diag_indices_from(found)] += after - before
+        return found
+
     def _add_ridge(self, k, rows, is_residual, product):
         """product <- product + 2^-k rows ridge, or minus that of a residual."""
         if self.ridge is not None:

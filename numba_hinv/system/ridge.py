@@ -13,7 +13,7 @@ from ..runtime.validation import as_array, as_real
 _FORMS = "a number, one number or pair (weights, biases) a layer, or one number a parameter"
 
 
-def as_ridge(name, value, chain, first=0, is_by_parameter=True):
+def as_ridge(name, value, chain, first=0):
     """What an argument says, as (number, vector): the multiple of the identity, and the (P,) array or None beside it.
 
     Parameters
@@ -22,7 +22,7 @@ def as_ridge(name, value, chain, first=0, is_by_parameter=True):
     first : int
         Layers before those of the chain, which have entries of their own that do not matter.
     """
-    if np.ndim(_first_of(value)) == 0 and not isinstance(value, (list, tuple)) and np.ndim(value) == 0:
+    if not isinstance(value, (list, tuple)) and np.ndim(value) == 0:
         return as_real(name, value), None
     num_layers, P = first + chain.p.size, int(chain.p.sum())
     entries = list(value)
@@ -35,10 +35,6 @@ def as_ridge(name, value, chain, first=0, is_by_parameter=True):
     if (vector == vector[0]).all():
         return float(vector[0]), None
     return 0.0, vector
-
-
-def _first_of(value):
-    return value[0] if isinstance(value, (list, tuple)) and value else 0.0
 
 
 def _by_layer(name, entries, chain, first):

@@ -134,7 +134,9 @@ class System(Matrix):
     def with_bending(self, share):
         """The same with this share of the layers' second derivatives: with 0, the Gauss-Newton matrix. On the CPU."""
         lin = self.lin._replace(**{name: share * getattr(self.lin, name) for name in BENDING})
-        return System(self.chain, self.weights, lin, self.l2, self.gradient, (self.table, self.sizes), self.on, first=self.first, ridge=self.ridge)
+        options = {"first": self.first, "ridge": self.ridge}
+        layers = self.table, self.sizes
+        return System(self.chain, self.weights, lin, self.l2, self.gradient, layers, self.on, **options)
 
     def reaches_blas(self):
         """Whether the elimination has products that are large enough for BLAS."""
@@ -173,9 +175,11 @@ class System(Matrix):
 
     def with_ridge(self, ridge):
         found = System(
-            self.chain, self.weights, self.lin, self.l2, self.gradient, None, self.on, None, self._logarithms, self.first,
-            ridge,
+            self.chain, self.weights, self.lin, self.l2, self.gradient, on=self.on, logarithms=self._logarithms,
+            first=self.first, ridge=ridge,
         )  # fmt: skip
+        if self.has_dense:
+            found._dense = self.moved_dense(ridge)
         if np.array_equal(found.table["apart"], self.table["apart"]):
             # The row spaces are the same.
             found._spaces = self._spaces

@@ -97,7 +97,9 @@ class Total(Matrix):
         As `Matrix` has them. Of ridges of terms, nothing is part of it.
     """
 
-    def __init__(self, chain, params, terms, num_samples, l2=0.0, gradient=None, norm=None, dense=None, first=0, ridge=None):
+    def __init__(
+        self, chain, params, terms, num_samples, l2=0.0, gradient=None, norm=None, dense=None, first=0, ridge=None
+    ):  # fmt: skip
         super().__init__(params, l2, gradient, CPU, norm, first, ridge)
         self.chain, self.terms, self.num_samples = chain, terms, num_samples
         self._dense = dense
@@ -152,7 +154,8 @@ class Total(Matrix):
     def with_bending(self, share):
         """The same with this share of the layers' second derivatives: with 0, the Gauss-Newton matrix."""
         bent = Bent(self.terms, share)
-        return Total(self.chain, self.params, bent, self.num_samples, self.l2, self.gradient, first=self.first, ridge=self.ridge)
+        options = {"first": self.first, "ridge": self.ridge}
+        return Total(self.chain, self.params, bent, self.num_samples, self.l2, self.gradient, **options)
 
     def reaches_blas(self):
         """Whether factorizing has products that are large enough for BLAS."""
@@ -196,14 +199,9 @@ class Total(Matrix):
         return found if b is None else np.subtract(b, found, out=found)
 
     def with_ridge(self, ridge):
-        if self.has_dense:
-            before = 0.0 if self.ridge is None else self.ridge
-            found = self.kept_dense().copy()
-            found[np.diag_indices_from(found)] += (0.0 if ridge is None else ridge) - before
-            return Total(self.chain, self.params, self.terms, self.num_samples, self.l2, self.gradient, None, found,
-                         self.first, ridge)
-        return Total(self.chain, self.params, self.terms, self.num_samples, self.l2, self.gradient, None, None,
-                     self.first, ridge)
+        found = self.moved_dense(ridge) if self.has_dense else None
+        options = {"dense": found, "first": self.first, "ridge": ridge}
+        return Total(self.chain, self.params, self.terms, self.num_samples, self.l2, self.gradient, **options)
 
     def norm(self):
         if self._norm is None and not self.has_dense and self.terms is not None and not self.terms.are_kept:

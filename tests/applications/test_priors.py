@@ -12,7 +12,7 @@ LAYERS = [nh.Dense(3, 6), nh.Dense(6, 6, skip=True), nh.Dense(6, 2, "identity")]
 
 @pytest.fixture(scope="module", params=["layers", "dense"])
 def problem(request):
-    """A trained net, its Gauss-Newton matrix as a dense one, and a batch that is factored in the way that is asked for."""
+    """A trained net and a batch whose matrix is factored in the way that is asked for."""
     rng = np.random.default_rng(0)
     batch = 4 if request.param == "layers" else 60
     X = rng.standard_normal((batch, 3))
@@ -36,15 +36,16 @@ def dense_evidence(net, params, X, y, precisions, noise, mean=0.0):
 
 def expanded(entries):
     """A precision for every parameter, from (weights, biases) of every layer."""
-    parts = [np.r_[np.full(l.in_features * l.out_features, w), np.full(l.out_features, c)] for l, (w, c) in zip(LAYERS, entries)]
-    return np.concatenate(parts)
+    counts = [(layer.in_features * layer.out_features, layer.out_features) for layer in LAYERS]
+    return np.repeat(np.ravel(entries), np.ravel(counts))
 
 
 def test_evidence_variances_and_decrement(problem):
     net, params, X, y = problem
     pairs, mean = [(0.5, 2.0), (1.0, 0.3), (4.0, 1.0)], np.linspace(-0.1, 0.2, params.size)
     precisions = expanded(pairs)
-    laplace = nh.Laplace(net, params, X, y, prior_precision=pairs, curvature="ggn", noise_variance=0.05, prior_mean=mean)
+    options = {"curvature": "ggn", "noise_variance": 0.05}
+    laplace = nh.Laplace(net, params, X, y, prior_precision=pairs, prior_mean=mean, **options)
     assert abs(laplace.log_evidence() - dense_evidence(net, params, X, y, precisions, 0.05, mean)) < 1e-8
     A = laplace.scale * laplace.hessian.todense() + np.diag(precisions)
     assert np.allclose(laplace.variances(), np.diag(np.linalg.inv(A)), rtol=1e-8)
@@ -53,8 +54,10 @@ def test_evidence_variances_and_decrement(problem):
     samples = laplace.sample(4000, 0)
     cov = np.linalg.inv(A)
     scale = np.sqrt(np.diag(cov))
-    assert (np.abs((samples - params).T @ (samples - params) / 4000 - cov) < 6 * np.sqrt(2 / 4000) * np.outer(scale, scale)).all()
-    whole = nh.Laplace(net, params, X, y, prior_precision=0.7, curvature="ggn", noise_variance=0.05, prior_mean=0.1)
+    found = (samples - params).T @ (samples - params) / 4000
+    # Six standard deviations of such an estimate.
+    assert (np.abs(found - cov) < 6 * np.sqrt(2 / 4000) * np.outer(scale, scale)).all()
+    whole = nh.Laplace(net, params, X, y, prior_precision=0.7, prior_mean=0.1, **options)
     assert abs(whole.log_evidence() - dense_evidence(net, params, X, y, np.full(params.size, 0.7), 0.05, 0.1)) < 1e-8
 
 

@@ -186,7 +186,7 @@ def convolution_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ
             vu = matrix(work.u, 0, n, T)
             for a in range(n * T):
                 work.u[a] = S[i, a] * v[t * B + i, a]
-            # r is 0 of a frozen layer.
+            # A frozen layer has r = 0: there is nothing to add.
             gemm_nt(
                 r, n, T, one, pointer(row_space.R, layer.R + i * T), layer.rows, pointer(vu, 0), T, one,
                 pointer(y, t * m), n,

@@ -206,10 +206,13 @@ def _inner_dense_front(layer, B, W, S, D, lam, Q, R, damping, P, K, P_next, M, m
         if count < B:
             symmetric_columns(a, first * n, here * n, P, V)
         _columns_of_samples(layer, B, first, here, W, S, D, lam, Q, R, V, E, K, P_next, T)
-    if B == 1 and r > 0:
-        square = R[0] * R[0]
-        for i in range(n * n):
-            M[i] = square * V[i]
+    if B == 1:
+        for k in range(r):
+            for l in range(k, r):
+                for a in range(n):
+                    to, row, factor = shift(M, (k * n + a) * m + l * n), shift(V, a * n), R[k] * R[l]
+                    for b in range(n):
+                        to[b] = factor * row[b]
     else:
         # The same from the right, a row at a time.
         for k in range(r):

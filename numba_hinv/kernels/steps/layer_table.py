@@ -5,8 +5,8 @@ else. Sizes use the letters of docs/theory.md: B samples, n_in inputs, n_out out
 N = B n_in (the front that the layer hands down). A convolution is a dense layer of ``units`` outputs on the rows of its
 patches, one a sample and position; a dense layer has one position, and n_out units. With d columns of ``Zt = [Z, 1]``,
 Z being those rows, r = min(rows, d) and m = units r. Layers given as blocks are eliminated with all their parameters,
-m = p, and have d = r = 0. The parameters of a frozen layer are no unknowns: p = m = d = r = 0, whatever its kind. They lie
-behind those of all layers that are not frozen in the vector that the sweeps read.
+m = p, and have d = r = 0. The parameters of a frozen layer are no unknowns: p = m = d = r = 0, whatever its kind. They
+lie behind those of all layers that are not frozen in the vector that the sweeps read.
 """
 
 import inspect
@@ -212,7 +212,8 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0), ridge=None):
         ends = np.cumsum(sizes)
         table[name] = ends - sizes
         totals[name] = int(ends[-1])
-    table["apart"], table["ridge"], table["ridge_of_bias"] = apart, ridge[:, 0], (ridge[:, 1] - ridge[:, 0]) * chain.bias
+    table["apart"], table["ridge"] = apart, ridge[:, 0]
+    table["ridge_of_bias"] = (ridge[:, 1] - ridge[:, 0]) * chain.bias
     table["weights"] = np.where(chain.held > 0, p.sum() + np.cumsum(chain.held) - chain.held, table["parameters"])
     maxima = {name: int(values.max()) for name, values in block_sizes(table, B).items()}
     return table, Sizes(**totals, outputs=int(n_out[-1]), **maxima)
