@@ -177,7 +177,7 @@ def _as_chain(fields):
     p = (chain.n_out // positions).astype(float) * (chain.n_in // chain.length * chain.kernel + chain.bias)
     all_params = np.where(chain.held > 0, chain.held, chain.p)
     if (all_params != p)[is_structured].any() or ((chain.held > 0) & (chain.p > 0)).any():
-        raise ValueError("layers of the chain have impossible numbers of parameters")
+        raise ValueError("layers of the chain do not meet their numbers of parameters")
     if (chain.n_out < 1).any() or (chain.n_in[1:] != chain.n_out[:-1]).any():
         raise ValueError("layers of the chain do not meet")
     keeps_shape = (chain.n_in == chain.n_out) & (chain.length == positions)

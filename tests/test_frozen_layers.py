@@ -196,6 +196,17 @@ def test_last_layer_laplace():
     assert near(found.reshape(4), np.einsum("ij,jk,ik->i", features[:4], cov, features[:4]), 1e-10)
 
 
+def test_layers_before_the_first_trainable_one_take_no_memory():
+    sizes = []
+    for depth in (3, 100):
+        net = nh.Network([nh.Dense(4, 4) for _ in range(depth)], "mean_squared_error")
+        head, params = net.freeze(net.init(seed=0), slice(-1))
+        H = head.hessian(params, np.ones((5, 4)), np.ones((5, 4)))
+        blocks = sum(block.nbytes for block in H.system.lin) + H.system.weights.nbytes
+        sizes.append((blocks, H.factorize(0.1, method="layers").nbytes, H.nbytes_to_factorize(method="layers")))
+    assert sizes[0] == sizes[1]
+
+
 def test_influence_and_leave_one_out_of_the_last_layer():
     """Ridge regression on the features, with the formula of its hat matrix, and trained again without each sample."""
     rng = np.random.default_rng(1)

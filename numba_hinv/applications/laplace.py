@@ -160,8 +160,9 @@ class Laplace:
         return self._normaliser / (1.0 if noise_variance is None else 2.0 * noise_variance)
 
     def _factorize(self, damping):
-        number, vector = (damping, None) if np.ndim(damping) == 0 else (0.0, damping)
-        return Factorization.compute(self.hessian, number, self._factor_dtype, dampings=vector)
+        if np.ndim(damping) == 0:
+            return self.hessian.factorize(damping, self._factor_dtype)
+        return Factorization.compute(self.hessian, 0.0, self._factor_dtype, dampings=damping)
 
     def from_mean(self):
         """How far the parameters are from the prior's mean, (P,)."""
