@@ -520,7 +520,9 @@ class Network:
 
     def _features(self, on, X):
         """What comes into the first layer with unknowns. The frozen layers before it run on the CPU."""
-        return X if self.model.head is self.model else on.memory.put(self.model.features(on.memory.take(X)))
+        if self.model.head is self.model:
+            return X
+        return on.memory.put(self.model.features(X if isinstance(X, np.ndarray) else on.memory.take(X)))
 
     def _is_one_batch(self, X, y, keep_bytes):
         """Whether samples are arrays whose derivative blocks are to be kept at the same time."""
