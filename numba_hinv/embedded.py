@@ -106,7 +106,7 @@ def chain(states, parameters, num_vectors=1, dtype=np.float64):
     none = np.zeros_like(p)
     n_in = np.append(0, n_out[:-1])
     one_position = [none + value for value in ONE_POSITION]
-    table, sizes = layer_table(Chain(none + BLOCKS, n_in, n_out, p, none, none, *one_position), 1)
+    table, sizes = layer_table(Chain(none + BLOCKS, n_in, n_out, p, none, none, none, *one_position), 1)
     dtype = as_float_dtype("dtype", dtype)
     _require(sizes, 1, num_vectors, dtype)
     lin = linearise.allocate(sizes, 1, sizes.outputs, dtype, 2)
@@ -138,12 +138,16 @@ def from_hessian(H, num_vectors=1, dtype=None):
     Raises
     ------
     TypeError, ValueError
-        Wrong arguments.
+        Wrong arguments; or H has an L2 term that is not the same for all parameters.
     MemoryError
         The system would not fit.
     """
     if not isinstance(H, Hessian):
         raise TypeError(f"H: expected a Hessian, got {type(H).__name__}")
+    if np.ndim(H.l2):
+        raise ValueError(
+            "H: expected one L2 term for all parameters, got one by layer; of chains given as blocks, add it to Dxx"
+        )
     dtype = as_float_dtype("dtype", H.dtype if dtype is None else dtype)
     system = H.system
     _require(system.sizes, H.num_samples, num_vectors, dtype)

@@ -15,13 +15,15 @@ from .certainty.solver import Solver
 from .factors import choice
 from .runtime import archive, memory_budget, tensors, threads
 from .runtime.progress import bar
-from .runtime.validation import as_flag, as_float_dtype, as_generator, as_layer, as_real, as_size
+from .runtime.validation import as_flag, as_float_dtype, as_generator, as_layer, as_size
 from .system import processor
 from .system.operators import SymmetricOperator
+from .system.processor import require_cpu
+from .system.ridge import as_ridge
 from .system.shifted import Shifted
 
 # What files are, the version of their format, and those which `storage` reads: 4 had dense factors of LAPACK alone, and
-# 6 neither images nor local layers.
+# 6 neither images, local layers, frozen ones nor ridges.
 KIND, FORMAT, READABLE = "numba_hinv factorization", 7, (4, 5, 6, 7)
 
 
@@ -30,20 +32,23 @@ def factor_dtype_of(hessian, factor_dtype):
     return as_float_dtype("factor_dtype", hessian.dtype if factor_dtype is None else factor_dtype)
 
 
-def method_of(hessian, method, checkpoint):
-    """The method, once it is sure that it is one which this Hessian can be factorized by."""
+def method_of(system, method, checkpoint):
+    """The method, once it is sure that it is one which a system can be factorized by."""
     if not isinstance(method, str) or method not in choice.METHODS:
         raise ValueError(f"method: expected one of {', '.join(map(repr, choice.METHODS))}; got {method!r}")
-    if not hessian.system.has_layers and (method == "layers" or checkpoint):
+    if not system.has_layers and (method == "layers" or checkpoint):
         what = "method: expected 'dense' or 'auto'" if method == "layers" else "checkpoint: expected False"
-        raise ValueError(
-            f"{what} for a Hessian of samples in batches, which has no layers to eliminate, got "
-            f"{repr(method) if method == 'layers' else checkpoint}; samples in one array and one batch have them"
-        )
+        why = "a Hessian of samples in batches, which has no layers to eliminate"
+        way_out = "samples in one array and one batch have them"
+        if system.by_parameter:
+            why = "an L2 term or damping by parameter"
+            way_out = "one number for all weights of a layer, and one for its biases, can be eliminated by layers"
+        given = repr(method) if method == "layers" else checkpoint
+        raise ValueError(f"{what} for {why}, got {given}; {way_out}")
     if method == "dense" and checkpoint:
         raise ValueError("method: expected 'layers' or 'auto' with checkpoint=True, got 'dense'")
-    if method == "dense" and hessian.device != "cpu":
-        raise ValueError(f"method: expected 'layers' or 'auto' for a Hessian on {hessian.device!r}, got 'dense'")
+    if method == "dense" and system.on.name != "cpu":
+        raise ValueError(f"method: expected 'layers' or 'auto' for a Hessian on {system.on.name!r}, got 'dense'")
     return method
 
 
@@ -67,7 +72,8 @@ class Factorization(SymmetricOperator):
     Attributes
     ----------
     hessian : Hessian
-    damping : float
+    damping : float or (P,) array
+        An array where it is not the same for all parameters.
     inertia : Inertia
         Of ``H + damping I``, by Sylvester's law from the signs of the pivots.
     num_perturbed : int
@@ -83,35 +89,44 @@ class Factorization(SymmetricOperator):
     """
 
     _operand, _dense = "b", "todense() is its array"
-    damping = property(operator.attrgetter("solver.matrix.damping"))
     num_perturbed = property(operator.attrgetter("solver.factors.num_perturbed"))
     method = property(operator.attrgetter("solver.factors.method"))
     factor_dtype = property(operator.attrgetter("solver.matrix.dtype"))
     nbytes = property(operator.attrgetter("solver.factors.nbytes"))
 
-    def __init__(self, hessian, solver, checkpoint=False):
+    def __init__(self, hessian, solver, checkpoint=False, dampings=None):
         """Private: `Hessian.factorize`."""
         super().__init__(hessian.dtype, hessian.shape)
-        self.hessian, self.solver, self.checkpoint = hessian, solver, checkpoint
+        self.hessian, self.solver, self.checkpoint, self._dampings = hessian, solver, checkpoint, dampings
         self._determinant = None
 
     @classmethod
     def compute(
         cls, hessian, damping, factor_dtype=None, checkpoint=False, progress=False, method="auto", num_threads=None,
-        num_segments=None,
+        num_segments=None, dampings=None,
     ):
-        """`Hessian.factorize`."""
-        damping, dtype = as_real("damping", damping), factor_dtype_of(hessian, factor_dtype)
-        checkpoint = as_flag("checkpoint", checkpoint)
-        method = method_of(hessian, method, checkpoint)
+        """`Hessian.factorize`; ``dampings`` is a (P,) array beside the damping, for which nothing is parsed."""
+        system = hessian.system
+        if dampings is None:
+            damping, dampings = as_ridge("damping", damping, system.chain, system.first)
+        if dampings is not None:
+            require_cpu(system.on, "a damping by layer")
+            system = system.with_ridge(dampings if system.ridge is None else dampings + system.ridge)
+        dtype, checkpoint = factor_dtype_of(hessian, factor_dtype), as_flag("checkpoint", checkpoint)
+        method = method_of(system, method, checkpoint)
         num_segments = segments_of(hessian, num_segments, num_threads, method, checkpoint)
         with bar(progress, hessian.num_layers, "factorize", "layer") as shown, threads.limited(num_threads):
-            matrix = Shifted(hessian.system, damping, dtype)
+            matrix = Shifted(system, damping, dtype)
             solver = Solver.factorize(matrix, method, checkpoint, shown.update, num_segments)
-        return cls(hessian, solver, checkpoint)
+        return cls(hessian, solver, checkpoint, dampings)
 
     def __repr__(self):
-        return f"<Inverse of {self.hessian!r} + {self.damping:g} I>"
+        added = f"{self.damping:g} I" if self._dampings is None else "damping by layer"
+        return f"<Inverse of {self.hessian!r} + {added}>"
+
+    @property
+    def damping(self):
+        return self.solver.matrix.damping if self._dampings is None else self._dampings.copy()
 
     @property
     def inertia(self):
@@ -214,7 +229,7 @@ class Factorization(SymmetricOperator):
         Returns
         -------
         block : (p, p) symmetric array
-            In the order of the flat parameter vector.
+            In the order of the flat parameter vector; empty of a frozen layer.
 
         Warns
         -----
@@ -233,7 +248,9 @@ class Factorization(SymmetricOperator):
         Costs the recursion of `diagonal` up to layer l, once, about 6 p^2 (m + N) flops and 5 p^2 numbers for the
         block, and six solves that judge it.
         """
-        l = as_layer("l", l, self.hessian.num_layers)
+        l = as_layer("l", l, self.hessian.num_layers) - self.solver.matrix.system.first
+        if l < 0 or not self.solver.matrix.system.chain.p[l]:
+            return np.empty((0, 0), self.dtype)
         return covariance.block(self.solver, l, self.dtype, progress)
 
     def sample(self, rng, n=None, num_threads=None, progress=False):
@@ -297,6 +314,11 @@ class Factorization(SymmetricOperator):
         found = [matrix.system.to_arrays(), matrix.to_arrays(), factors.to_arrays()]
         network = None if hessian.network is None else hessian.network.describe()
         header = {"kind": KIND, "format": FORMAT, "network": network, "dtype": str(hessian.dtype)}
+        if network is not None and hessian.network.frozen_params.size:
+            found.append(({}, {"frozen": hessian.network.frozen_params}))
+        ridges = {"dampings": self._dampings, "l2": None if self._dampings is None else hessian.system.ridge}
+        found.append(({}, {name: ridge for name, ridge in ridges.items() if ridge is not None}))
+        header["ridges"] = sorted({"ridge", "dampings", "l2"} & {name for _, arrays in found for name in arrays})
         header |= {"loss": hessian.loss, "curvature": hessian.curvature, "total_weight": hessian.total_weight}
         archive.write(path, *(functools.reduce(operator.or_, parts) for parts in zip((header, {}), *found)))
 

@@ -33,14 +33,14 @@ class Hessian(SymmetricOperator):
     network : Network or None
     curvature : str
         "hessian", or "ggn" where this is the Gauss-Newton matrix in its place.
-    l2 : float
-        The multiple of the identity that an L2 term has added; part of H.
+    l2 : float or (P,) array
+        What an L2 term has added to the diagonal; part of H. An array where it is not the same for all parameters.
     device : str
         "cpu", or "cuda" where the derivative blocks lie on a GPU and everything is computed there.
     total_weight : float or None
         The sum of the weights of the samples, times those of their classes; of unweighted ones their number.
     num_layers : int
-        L.
+        L, with frozen layers.
     dtype : numpy.dtype
         That of the parameters. Products are computed in float64 in any case.
     """
@@ -157,6 +157,8 @@ class Hessian(SymmetricOperator):
         for index, hessian in enumerate(hessians):
             if not isinstance(hessian, Hessian):
                 raise TypeError(f"hessians: expected Hessians, got {type(hessian).__name__} at index {index}")
+            if not _same_frozen(hessian.network, hessians[0].network):
+                raise ValueError(f"hessians: expected the same frozen parameters in all, got others at index {index}")
             for name in ("dtype", "curvature"):
                 if getattr(hessian, name) != getattr(hessians[0], name):
                     raise ValueError(f"hessians: expected the same {name} in all, got others at index {index}")
@@ -179,7 +181,7 @@ class Hessian(SymmetricOperator):
         if self.network is None:
             return f"<Hessian of a chain of {self.num_layers} layers, {self.shape[0]} parameters, {self.dtype}{where}>"
         name = "Hessian" if self.curvature == "hessian" else "Gauss-Newton matrix"
-        l2 = f", l2 = {self.l2:g}" if self.l2 else ""
+        l2 = f", l2 = {self.l2:g}" if self.system.l2 else ", l2 by layer" if self.system.ridge is not None else ""
         return f"<{name} of {self.network!r}, B = {self.num_samples}{l2}, {self.dtype}{where}>"
 
     @property
@@ -188,7 +190,14 @@ class Hessian(SymmetricOperator):
 
     @property
     def l2(self):
-        return self.system.l2
+        return self.system.l2 if self.system.ridge is None else self.system.ridge.copy()
+
+    def _l2_of(self, index):
+        """What the L2 term adds to the diagonal for one of the layers with blocks: a number or a vector."""
+        if self.system.ridge is None:
+            return self.system.l2
+        entry = self.system.table[index]
+        return self.system.ridge[entry["parameters"] : entry["parameters"] + entry["p"]]
 
     @property
     def device(self):
@@ -196,7 +205,7 @@ class Hessian(SymmetricOperator):
 
     @property
     def num_layers(self):
-        return self.system.num_layers
+        return self.system.first + self.system.num_layers
 
     @property
     def num_samples(self):
@@ -225,13 +234,22 @@ class Hessian(SymmetricOperator):
         ------
         TypeError, IndexError
             ``l`` is not an integer, or there is no such layer.
+        ValueError
+            H is of a sum over batches; or the layer is frozen, and all layers before it are.
 
         Notes
         -----
         Takes 8 (a + a_in + p) (a_in + p) bytes, a = B n_out and a_in = B n_in.
         """
         self._require_layers("derivative blocks")
-        return layer_blocks.unpack(self.system.table, *self.system.on_host(), l, self.dtype, self.l2)
+        first, index = self.system.first, as_layer("l", l, self.num_layers)
+        if index < first:
+            raise ValueError(
+                f"l: expected a layer from {first} to {self.num_layers - 1}, since those before it are frozen and have "
+                f"no derivative blocks; got {l}"
+            )
+        l2 = self._l2_of(index - first)
+        return layer_blocks.unpack(self.system.table, *self.system.on_host(), index - first, self.dtype, l2)
 
     def _require_layers(self, what):
         if not self.system.has_layers:
@@ -245,8 +263,10 @@ class Hessian(SymmetricOperator):
 
         Parameters
         ----------
-        damping : float
-            Any real; negative is a shift. 0 works where H is nonsingular.
+        damping : float, or sequence
+            Any real; negative is a shift. 0 works where H is nonsingular. Or one number a layer, or pair (weights,
+            biases), or a (P,) array: a diagonal in place of ``damping I`` (docs/priors.md). One that differs within the
+            weights or biases of a layer needs ``method="dense"``.
         factor_dtype : float64 or float32, optional
             Precision of the factors, by default that of the parameters. Solves are refined in float64 all the same.
         checkpoint : bool
@@ -340,7 +360,7 @@ class Hessian(SymmetricOperator):
         """
         dampings = as_array("dampings", dampings, (None,), np.float64).tolist()
         dtype, checkpoint = factor_dtype_of(self, factor_dtype), as_flag("checkpoint", checkpoint)
-        method = method_of(self, method, checkpoint)
+        method = method_of(self.system, method, checkpoint)
         found = many.solvers(self.system, dampings, dtype, method, checkpoint, num_threads, progress)
         return [Factorization(self, solver, checkpoint) for solver in found]
 
@@ -369,7 +389,7 @@ class Hessian(SymmetricOperator):
         Allocates none of it. Costs the five products with H of a first factorization, once.
         """
         dtype, checkpoint = factor_dtype_of(self, factor_dtype), as_flag("checkpoint", checkpoint)
-        method = choice.chosen(self.system, dtype, method_of(self, method, checkpoint), checkpoint)
+        method = choice.chosen(self.system, dtype, method_of(self.system, method, checkpoint), checkpoint)
         return choice.num_bytes(self.system, dtype, method, checkpoint, [self.system.scaling(0.0, dtype)])
 
     def count_below(self, t, num_threads=None, progress=False):
@@ -478,8 +498,8 @@ class Hessian(SymmetricOperator):
         else:
             parts = system.parts()
             with np.errstate(over="ignore", invalid="ignore"):
-                found = sum(share * per_sample.diagonal(part.table, part.params, part.lin) for share, part in parts)
-                found += self.l2
+                found = sum(share * per_sample.diagonal(part.table, part.weights, part.lin) for share, part in parts)
+                found += self.system.l2 + (0.0 if system.ridge is None else system.ridge)
         self._require_fit(found, self.dtype)
         return found.astype(self.dtype, copy=False)
 
@@ -515,7 +535,7 @@ class Hessian(SymmetricOperator):
         -----
         Costs as many products with H as the smaller of the two layers has parameters, 6 B P flops each.
         """
-        sizes = self.system.chain.p
+        sizes = np.append(np.zeros(self.system.first, np.int64), self.system.chain.p)
         l = as_layer("l", l, sizes.size)
         k = l if k is None else as_layer("k", k, sizes.size)
         ends = np.cumsum(sizes)
@@ -592,6 +612,12 @@ class Hessian(SymmetricOperator):
             fits = product.max(initial=0.0) <= largest and product.min(initial=0.0) >= -largest
         if not fits:
             raise np.linalg.LinAlgError(f"v: the product with the Hessian overflows {dtype}")
+
+
+def _same_frozen(one, other):
+    """Whether two networks, or None, hold the same parameters of frozen layers."""
+    values = [np.empty(0) if network is None else network.frozen_params for network in (one, other)]
+    return np.array_equal(*values)
 
 
 def _shares(hessians):

@@ -6,8 +6,9 @@ import math
 import numpy as np
 
 from .hessian import Hessian
-from .layers import per_sample
+from .layers import frozen, per_sample
 from .layers.dense import Dense
+from .layers.loss import as_loss
 from .layers.model import PLAIN, SAMPLES_AT_ONCE, STRUCTURED, Model, only_curvature_of_loss
 from .layers.samples import Samples, is_in_memory
 from .layers.targets import as_weights
@@ -17,6 +18,7 @@ from .runtime.validation import as_float_dtype, as_real, as_size
 from .system import processor
 from .system.batches import Batches, batch_size_for, default_keep_bytes
 from .system.cpu import CPU
+from .system.ridge import as_ridge
 from .system.system import System
 from .system.total import Total
 
@@ -35,6 +37,9 @@ class Network:
         binary_cross_entropy (of logits), huber, smooth_l1, poisson, gaussian_nll, quantile, or one of `register_loss`;
         with options, as in ``nh.losses.huber(delta=2.0)``. Other libraries' names and functions ("mse",
         ``torch.nn.functional.cross_entropy``) stand for these.
+    frozen_params : (F,) array, optional
+        The parameters of layers with ``frozen=True``, first layer first. The net holds them; `freeze` is the short way
+        to such a net from one that is trained already.
 
     Attributes
     ----------
@@ -43,13 +48,19 @@ class Network:
     loss_definition : Loss
         The loss with its options.
     num_params : int
-        P, the length of the flat vector: per dense layer the weight (out x in, row-major), then the bias; of a
+        P, the length of the flat vector, in which frozen layers have no part: per dense layer the weight (out x in,
+        row-major), then the bias; of a
         convolution the same, with a weight out x in x kernel; of the other layers their own parameters.
+    frozen_params : (F,) array
+        Read-only; empty where no layer is frozen.
+    trainable : (P + F,) array of bool
+        Which of the parameters of all layers are those of the flat vector.
 
     Raises
     ------
     TypeError, ValueError
-        The layers do not meet, or the loss is unknown or not for so many outputs.
+        The layers do not meet, or the loss is unknown or not for so many outputs; or all layers are frozen, or
+        ``frozen_params`` are not as many as their parameters.
 
     Examples
     --------
@@ -59,8 +70,8 @@ class Network:
     (5, 2)
     """
 
-    def __init__(self, layers, loss):
-        self.model = Model(layers, loss)
+    def __init__(self, layers, loss, frozen_params=None):
+        self.model = Model(layers, as_loss(loss), frozen_params)
 
     @property
     def layers(self):
@@ -78,8 +89,80 @@ class Network:
     def num_params(self):
         return self.model.num_params
 
+    @property
+    def frozen_params(self):
+        return self.model.held
+
+    @property
+    def trainable(self):
+        return frozen.trainable(self.layers)
+
+    def freeze(self, params, layers):
+        """The same net with some more of its layers frozen, as they are now.
+
+        Parameters
+        ----------
+        params : (P,) array
+        layers : int, slice, sequence of int, or (L,) sequence of bool
+            Which ones, from 0; negative from the end. ``slice(-1)``, or ``range(L - 1)``, are all but the last.
+
+        Returns
+        -------
+        net : Network
+        params : array
+            Those of ``params`` that it still has; a tensor where params are one.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            There is no such layer, or no parameter would be left.
+
+        Examples
+        --------
+        >>> import numba_hinv as nh, numpy as np
+        >>> net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], "mean_squared_error")
+        >>> head, params = net.freeze(net.init(seed=0), slice(-1))
+        >>> head.num_params, params.size, head.frozen_params.size
+        (10, 10, 16)
+        """
+        return self._with_frozen(params, frozen.as_choice(self.layers, layers), True)
+
+    def unfreeze(self, params, layers=slice(None)):
+        """The same net with none of these layers frozen, by default none at all: the inverse of `freeze`.
+
+        Parameters
+        ----------
+        params : (P,) array
+        layers : as for `freeze`
+
+        Returns
+        -------
+        net : Network
+        params : array
+            ``params`` with those that the net has held, each in its layer's place.
+
+        Examples
+        --------
+        >>> import numba_hinv as nh, numpy as np
+        >>> net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], "mean_squared_error")
+        >>> params = net.init(seed=0)
+        >>> np.array_equal(net.freeze(params, 0)[0].unfreeze(params[16:])[1], params)
+        True
+        """
+        return self._with_frozen(params, frozen.as_choice(self.layers, layers), False)
+
+    def _with_frozen(self, params, chosen, flag):
+        given, params = params, self.model.check_params(params)
+        everything = np.empty(self.trainable.size)
+        everything[self.trainable], everything[~self.trainable] = params, self.frozen_params
+        layers = [frozen.with_frozen(one, flag) if which else one for one, which in zip(self.layers, chosen)]
+        is_left = frozen.trainable(layers)
+        net = Network(layers, self.loss_definition, everything[~is_left])
+        return net, tensors.like(everything[is_left].astype(params.dtype), given)
+
     def __repr__(self):
-        return f"Network({len(self.layers)} layers, {self.num_params} parameters, loss={self._loss_text()})"
+        held = f", {self.frozen_params.size} frozen" if self.frozen_params.size else ""
+        return f"Network({len(self.layers)} layers, {self.num_params} parameters{held}, loss={self._loss_text()})"
 
     def _loss_text(self):
         """The name alone where all options are as usual."""
@@ -96,8 +179,9 @@ class Network:
     def init(self, seed=0, gain=1.0, dtype=np.float64):
         """Random parameters.
 
-        Weights are normal with standard deviation ``gain / sqrt(in_features)`` (of convolutions, in_channels times the
-        kernel's elements), those of layers with a skip divided by the square root of the number of such layers, so that
+        Of layers that are not frozen. Weights are normal with standard deviation ``gain / sqrt(in_features)`` (of
+        convolutions, in_channels times the kernel's elements), those of layers with a skip divided by the square root of
+        the number of such layers, so that
         depth does not blow the activations up; biases are 0. Other layers start as they say, whatever ``gain`` is.
 
         Parameters
@@ -118,6 +202,8 @@ class Network:
         params = np.zeros(self.num_params, dtype)
         with np.errstate(over="ignore"):
             for layer, block, scale in zip(self.layers, self.unpack(params), deviation):
+                if layer.frozen:
+                    continue
                 if isinstance(layer, STRUCTURED):
                     block[0][:] = rng.standard_normal(block[0].shape) * scale
                 else:
@@ -127,7 +213,7 @@ class Network:
         return params
 
     def unpack(self, params):
-        """Views of ``params``, one entry per layer.
+        """Views of ``params``, one entry per layer; of frozen layers, read-only ones of what the net holds.
 
         Per dense layer ``(weight, bias)`` of shape (out, in) and (out,), bias being None without one; of convolutions
         the same, with a weight of shape (out, in, kernel), or (out, in, kernel height, kernel width); of the other
@@ -147,16 +233,17 @@ class Network:
         if params.shape != (self.num_params,):
             raise ValueError(f"params: expected shape ({self.num_params},), got {params.shape}")
         blocks = []
-        start = 0
+        starts = {False: 0, True: 0}
         for layer in self.layers:
-            end = start + layer.num_params
+            all_of_kind = self.frozen_params if layer.frozen else params
+            start = starts[layer.frozen]
+            starts[layer.frozen] = end = start + layer.num_params
             if isinstance(layer, STRUCTURED):
                 middle = start + math.prod(layer.weight_shape)
-                weight = params[start:middle].reshape(layer.weight_shape)
-                blocks.append((weight, params[middle:end] if layer.bias else None))
+                weight = all_of_kind[start:middle].reshape(layer.weight_shape)
+                blocks.append((weight, all_of_kind[middle:end] if layer.bias else None))
             else:
-                blocks.append(params[start:end])
-            start = end
+                blocks.append(all_of_kind[start:end])
         return blocks
 
     def forward(self, params, X):
@@ -251,7 +338,7 @@ class Network:
 
     def loss(self, params, X, y=None, l2=0.0, sample_weight=None):
         """The loss, averaged as `Network` says, as a float. Arguments as for `gradient`."""
-        l2, params = _as_l2(l2), self.model.check_params(params)
+        l2, params = self._as_l2(l2), self.model.check_params(params)
 
         def evaluate(X, targets, normaliser):
             return self.model.terminal(self.model.forward(params, X), targets, None, normaliser)[0], None
@@ -271,8 +358,9 @@ class Network:
             function that returns a generator, of any sizes; or triples, of which the third has their weights.
         y : (B,) integer labels or (B, out_features of the last layer) array
             As the loss asks for; (B,) numbers are taken where there is one output.
-        l2 : float
-            Weight of the term ``l2/2 ||params||^2`` in the loss; at least 0.
+        l2 : float, or sequence
+            Weight of the term ``l2/2 ||params||^2`` in the loss; at least 0. Or one number a layer, or pair (weights,
+            biases), or a (P,) array (docs/priors.md).
         sample_weight : (B,) array, optional
             How often each sample counts: at least 0, and 1 by default. The loss is then the weighted mean, the sum of
             the weighted losses over that of the weights, or their sum where that is the loss's reduction.
@@ -295,7 +383,7 @@ class Network:
         gradient : (P,) array
             In the dtype of ``params``; where that is a tensor, a tensor on its device.
         """
-        given, l2, params = params, _as_l2(l2), self.model.check_params(params)
+        given, l2, params = params, self._as_l2(l2), self.model.check_params(params)
 
         def evaluate(X, targets, normaliser):
             return self.model.linearise(params, X, targets, 1, normaliser)[1:]
@@ -303,6 +391,14 @@ class Network:
         value, gradient = self._over_all(evaluate, X, y, sample_weight, params.dtype)
         value, gradient = _add_l2(l2, params, value, gradient.astype(params.dtype, copy=False))
         return value, tensors.like(gradient, given)
+
+    def _as_l2(self, l2):
+        """A number, or a (P,) array where it is not the same for all parameters."""
+        number, ridge = as_ridge("l2", l2, self.model.head.chain, self.model.head.first)
+        found = number if ridge is None else ridge
+        if np.any(found < 0.0):
+            raise ValueError(f"l2: expected at least 0, got {np.min(found)}")
+        return found
 
     def _over_all(self, evaluate, X, y, sample_weight, dtype):
         """Loss and gradient (or None) of all samples.
@@ -355,8 +451,8 @@ class Network:
             takes the place of H: J is the Jacobian of the net's outputs, and C the loss's curvature in them. It is
             positive semidefinite where the loss is convex in the outputs, as all that come with the library are but
             gaussian_nll, and weights are not negative.
-        l2 : float
-            Weight of the term ``l2/2 ||params||^2`` in the loss, its gradient and H; at least 0.
+        l2 : float, or sequence
+            Weight of the term ``l2/2 ||params||^2`` in the loss, its gradient and H, as for `gradient`.
         device : "cpu" or "cuda"
             Where the derivative blocks lie, and products, factorizations and solves are computed: "cuda" is an NVIDIA
             GPU, for nets of dense layers (extra `cuda`). Then params, X, y, right-hand sides and vectors may be arrays
@@ -394,11 +490,13 @@ class Network:
         on = processor.get(device, params)
         if not isinstance(curvature, str) or curvature not in ("hessian", "ggn"):
             raise ValueError(f"curvature: expected 'hessian' or 'ggn', got {curvature!r}")
-        l2 = _as_l2(l2)
+        l2 = self._as_l2(l2)
         keep_bytes = None if keep_bytes is None else as_size("keep_bytes", keep_bytes, 0)
         work, dtype = on.models.as_params(self.model, params)
         if on is not CPU:
             self._check_device(device, batch_size)
+            if np.ndim(l2):
+                raise ValueError(f"l2: expected one number with device={device!r}, got one a layer or parameter")
         elif batch_size is not None or not self._is_one_batch(X, y, keep_bytes):
             samples = self._samples(X, y, sample_weight, batch_size, True)
             return self._hessian_of_batches(work, dtype, samples, curvature, l2, keep_bytes, progress)
@@ -410,14 +508,23 @@ class Network:
             f"the derivative blocks of {len(self.layers)} layers for B = {X.shape[0]} samples",
             "take fewer samples at a time",
         )
-        lin, loss, gradient, layout = on.models.linearise(self.model, work, X, targets)
+        head = self.model.head
+        lin, loss, gradient, layout = on.models.linearise(head, work, self._features(on, X), targets)
         if curvature == "ggn":
             only_curvature_of_loss(lin, on.memory.zero)
-        if l2:
+        if np.any(l2):
             loss, gradient = _add_l2(l2, on.memory.take(work), loss, gradient)
         gradient = gradient.astype(dtype, copy=False)
-        system = System(self.model.chain, work, lin, l2, gradient, layout, on)
+        number, ridge = _split(l2)
+        weights, options = head.all_params(work), {"first": head.first, "ridge": ridge}
+        system = System(head.chain, weights, lin, number, gradient, layout, on, **options)
         return Hessian(system, dtype, loss, self, curvature, self.model.total_weight(targets))
+
+    def _features(self, on, X):
+        """What comes into the first layer with unknowns. The frozen layers before it run on the CPU."""
+        if self.model.head is self.model:
+            return X
+        return on.memory.put(self.model.features(X if isinstance(X, np.ndarray) else on.memory.take(X)))
 
     def _is_one_batch(self, X, y, keep_bytes):
         """Whether samples are arrays whose derivative blocks are to be kept at the same time."""
@@ -429,9 +536,15 @@ class Network:
         return memory_budget.fits(needed) if keep_bytes is None else needed <= keep_bytes
 
     def _check_device(self, device, batch_size):
-        for l, layer in enumerate(self.layers):
+        head = self.model.head
+        for l, layer in enumerate(head.layers, head.first):
             if not isinstance(layer, Dense):
                 raise ValueError(f"device: expected Dense layers alone with {device!r}, got layer {l}, {layer!r}")
+            if layer.frozen:
+                raise ValueError(
+                    f"device: expected no frozen layer behind one that is not with {device!r}, got layer {l}, "
+                    f"{layer!r}; take device='cpu', or freeze the first layers alone"
+                )
         if batch_size is not None:
             raise ValueError(f"batch_size: expected None with device={device!r}, got {batch_size!r}")
 
@@ -441,26 +554,26 @@ class Network:
             batches = Batches(self.model, params, samples, curvature, keep_bytes, shown.update)
         loss, gradient = _add_l2(l2, params, batches.loss, batches.gradient)
         gradient = gradient.astype(dtype, copy=False)
-        total = Total(self.model.chain, params, batches, batches.num_samples, l2, gradient)
+        head = self.model.head
+        number, ridge = _split(l2)
+        total = Total(head.chain, params, batches, batches.num_samples, number, gradient, first=head.first, ridge=ridge)
         return Hessian(total, dtype, loss, self, curvature, batches.total_weight)
 
 
-def _as_l2(l2):
-    l2 = as_real("l2", l2)
-    if l2 < 0.0:
-        raise ValueError(f"l2: expected at least 0, got {l2}")
-    return l2
+def _split(l2):
+    """(multiple of the identity, ridge) that an L2 term adds to H."""
+    return (l2, None) if np.ndim(l2) == 0 else (0.0, l2)
 
 
 def _add_l2(l2, params, value, gradient):
-    """Loss and gradient (or None) with the term ``l2/2 ||params||^2``; ``ValueError`` where that overflows."""
-    if l2 == 0.0:
+    """Loss and gradient (or None) with the L2 term, of a number or (P,) array; ``ValueError`` where that overflows."""
+    if not np.any(l2):
         return value, gradient
     wide = params.astype(np.float64, copy=False)
     with np.errstate(over="ignore"):
-        value = value + 0.5 * l2 * float(wide @ wide)
+        value = value + (0.5 * l2 * float(wide @ wide) if np.ndim(l2) == 0 else 0.5 * float(l2 @ wide**2))
         if gradient is not None:
             gradient = (gradient + l2 * wide).astype(gradient.dtype, copy=False)
     if not np.isfinite(value):
-        raise ValueError(f"l2: expected a finite loss, got {value} with l2={l2:g}")
+        raise ValueError(f"l2: expected a finite loss, got {value} with l2={np.max(l2):g}")
     return value, gradient

@@ -29,6 +29,7 @@ from .layers.loss import Loss
 from .layers.model import PLAIN
 from .network import Network
 from .runtime import archive
+from .system.ridge import pairs_of
 from .system.scaling import Scaling
 from .system.shifted import Shifted
 from .system.system import System
@@ -75,8 +76,14 @@ def load(path):
             raise archive.refusal(f"has a malformed header ({type(error).__name__}: {error})") from None
         except ValueError as error:
             raise archive.refusal(f"cannot be used here: {error}") from None
-        arrays = archive.read_arrays(file, raw, _expected(header, table, sizes))
+        expected = _expected(header, table, sizes)
+        if network is not None and network.frozen_params.size:
+            expected["frozen"] = np.dtype(np.float64), network.frozen_params.shape
+        arrays = archive.read_arrays(file, raw, expected)
         _check_values(header, arrays, table)
+        _check_apart(chain, arrays.get("ridge"), table, header)
+        if "frozen" in arrays:
+            network = Network(network.layers, network.loss_definition, arrays["frozen"])
         return _assemble(header, chain, network, scale, arrays)
 
 
@@ -96,7 +103,10 @@ def _describe(header):
             raise ValueError(f"{name} is {header[name]!r}")
     if header["curvature"] not in ("hessian", "ggn"):
         raise ValueError(f"curvature is {header['curvature']!r}")
-    chain = _as_chain(header["chain"], header["format"])
+    chain = _as_chain({"held": [0] * len(header["chain"]["kind"]), **header["chain"]}, header["format"])
+    first = header.get("first", 0)
+    if type(first) is not int or not 0 <= first < 1 << 31:
+        raise ValueError(f"first is {first!r}")
     if header.get("method", "layers") not in ("layers", "dense"):
         raise ValueError(f"method is {header['method']!r}")
     if type(header.get("is_total", False)) is not bool or (header.get("is_total") and header.get("method") != "dense"):
@@ -108,13 +118,23 @@ def _describe(header):
         layers = [_LAYERS[name](*fields) for name, *fields in network["layers"]]
         # Before format 6 losses had no options.
         is_plain = "loss_name" in network
-        network = Network(layers, network["loss_name"] if is_plain else Loss.from_description(network["loss"]))
-        if not all(np.array_equal(one, other) for one, other in zip(network.model.chain, chain)):
+        loss = network["loss_name"] if is_plain else Loss.from_description(network["loss"])
+        # Before format 7 no layer was frozen. The values are in the file, behind the header.
+        frozen_params = np.zeros(sum(layer.num_params for layer in layers if layer.frozen))
+        network = Network(layers, loss, frozen_params)
+        head = network.model.head
+        is_same = all(np.array_equal(one, other) for one, other in zip(head.chain, chain))
+        if not is_same or header.get("first", 0) != head.first:
             raise ValueError("network and chain are different")
     units = num_samples * (chain.n_in + chain.n_out * (chain.taps + 1.0) + 1.0) + chain.p
     if (units * units).sum() > _LARGEST_COUNT:
         raise ValueError(f"num_samples is {num_samples}: more bytes than can be counted")
-    table, sizes = layer_table(chain, num_samples)
+    ridges, apart = header.get("ridges", []), header.get("apart", [0] * chain.kind.size)
+    if not set(ridges) <= {"ridge", "dampings", "l2"} or (ridges and "ridge" not in ridges):
+        raise ValueError(f"ridges is {ridges!r}")
+    if len(apart) != chain.kind.size or any(type(flag) is not int or flag not in (0, 1) for flag in apart):
+        raise ValueError("apart is no list of flags")
+    table, sizes = layer_table(chain, num_samples, ridge=np.array([[0.0, flag] for flag in apart]))
     states, levels = header["state_exponents"], [tuple(level) for level in header["levels"]]
     numbers = [header["matrix_exponent"], *states, *(number for level in levels for number in level)]
     if any(type(number) is not int or abs(number) > 1 << 30 for number in numbers):
@@ -182,7 +202,10 @@ def _as_chain(fields, version):
         raise ValueError("chain has a convolution of impossible size")
     fan_in = (chain.n_in // size).astype(float) * chain.kernel * chain.kernel_height
     p = (chain.n_out // positions).astype(float) * (fan_in + chain.bias)
-    if (chain.p != p)[is_structured].any() or (chain.n_out < 1).any() or (chain.n_in[1:] != chain.n_out[:-1]).any():
+    all_params = np.where(chain.held > 0, chain.held, chain.p)
+    if (all_params != p)[is_structured].any() or ((chain.held > 0) & (chain.p > 0)).any():
+        raise ValueError("layers of the chain do not meet their numbers of parameters")
+    if (chain.n_out < 1).any() or (chain.n_in[1:] != chain.n_out[:-1]).any():
         raise ValueError("layers of the chain do not meet")
     keeps_shape = (chain.n_in == chain.n_out) & (chain.length == out_length) & (chain.height == out_height)
     if (chain.skip > keeps_shape).any() or (chain.n_in < 1)[is_structured].any():
@@ -193,9 +216,10 @@ def _as_chain(fields, version):
 def _expected(header, table, sizes):
     """Type and shape of every array."""
     B, L, P, n = header["num_samples"], table.size, sizes.parameters, sizes.outputs
+    held = 0 if header.get("is_total") else int(table["held"].sum())
     wide, narrow = np.dtype(np.float64), np.dtype(header["factor_dtype"])
     counts = np.dtype(np.int64)
-    common = {"params": (wide, (P,))}
+    common = {"params": (wide, (P + held,)), **{name: (wide, (P,)) for name in header.get("ridges", [])}}
     if header["loss"] is not None:
         common["gradient"] = np.dtype(header["dtype"]), (P,)
     if header.get("is_total"):
@@ -249,6 +273,16 @@ def _check_values(header, arrays, table):
     _check_permutations(arrays["factors_pivots"].astype(np.int64), m, pivots)
 
 
+def _check_apart(chain, ridge, table, header):
+    """The biases that are kept apart are those which the ridge keeps apart: sizes follow from it."""
+    pairs = None if ridge is None or header.get("is_total") else pairs_of(chain, ridge)
+    found = layer_table(chain, header["num_samples"], ridge=pairs)[0]["apart"]
+    if not np.array_equal(found, table["apart"]):
+        raise archive.refusal("has a ridge that does not belong to its factors")
+    if pairs is None and ridge is not None and header.get("method") != "dense":
+        raise archive.refusal("has a ridge by parameter, which no factors by layers have")
+
+
 def _check_permutations(pivots, m, starts):
     """Both halves of pivots of m rows are permutations of 0..m-1; those of 2 x 2 blocks, pairs, are complemented."""
     block = np.repeat(np.arange(m.size), m)
@@ -278,15 +312,20 @@ def _check_interchanges(pivots, size):
 
 def _assemble(header, chain, network, scale, arrays):
     common = float(header["l2"]), arrays.get("gradient")
-    norm, params = float(header["norm"]), arrays["params"]
+    norm, params, first = float(header["norm"]), arrays["params"], header.get("first", 0)
     if header.get("is_total"):
-        system = Total(chain, params, None, header["num_samples"], *common, norm=norm, dense=arrays["dense"])
+        options = {"norm": norm, "dense": arrays["dense"], "first": first, "ridge": arrays.get("ridge")}
+        system = Total(chain, params, None, header["num_samples"], *common, **options)
     else:
         lin = Linearisation(*(arrays[f"blocks_{name}"] for name in Linearisation._fields))
-        system = System(chain, params, lin, *common, norm=norm, logarithms=arrays["logarithms"])
+        logarithms = arrays["logarithms"]
+        system = System(
+            chain, params, lin, *common, norm=norm, logarithms=logarithms, first=first, ridge=arrays.get("ridge")
+        )
     total_weight = header.get("total_weight")
-    hessian = Hessian(system, header["dtype"], header["loss"], network, header["curvature"], total_weight)
+    of_hessian = system.with_ridge(arrays.get("l2")) if "dampings" in arrays else system
+    hessian = Hessian(of_hessian, header["dtype"], header["loss"], network, header["curvature"], total_weight)
     factors = choice.from_arrays(
         Shifted(system, float(header["damping"]), np.dtype(header["factor_dtype"]), scale), header, arrays
     )
-    return Factorization(hessian, Solver(factors.matrix, factors))
+    return Factorization(hessian, Solver(factors.matrix, factors), dampings=arrays.get("dampings"))

@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from problems import chain, layer, make
 
 import numba_hinv as nh
+from numba_hinv.system.ridge import as_ridge
 
 LABELS = chain(4, 3, out=3, batch=5)
 VALUES = chain(4, 3, out=3, batch=5, loss="mean_squared_error")
@@ -464,12 +465,14 @@ def test_any_value_of_any_argument(name, value):
         # A plain vector of targets is taken where there is one output.
         y = np.reshape(data["y"], (-1, 1))
         t = dense_truth.differentiate(SMALL.layers, SMALL.loss, data["params"], data["X"], y)
-    damping = float(data["damping"])
+    # A sequence may be a damping by layer or by parameter.
+    damping, ridge = as_ridge("damping", data["damping"], SMALL.hessian.system.chain)
+    hessian = t.hessian if ridge is None else t.hessian + np.diag(ridge)
     warned = any(issubclass(w.category, scipy.linalg.LinAlgWarning) for w in caught)
     if refused or warned:
-        eigenvalues = np.linalg.eigvalsh(t.hessian.astype(float))
+        eigenvalues = np.linalg.eigvalsh(hessian.astype(float))
         assert np.abs(eigenvalues + damping).min() < (1e-12 if refused else 1e-8) * np.abs(eigenvalues).max()
         return
     assert np.shape(x) == np.shape(data["b"])
-    error = dense_truth.backward_error(t.hessian, damping, x, np.asarray(data["b"], dtype=float))
+    error = dense_truth.backward_error(hessian, damping, x, np.asarray(data["b"], dtype=float))
     assert error <= (1e-6 if x.dtype == np.float32 else 1e-14)

@@ -134,6 +134,19 @@ def test_scipy(tmp_path):
     assert "(60, 3, 139) (60, 4, 4)" in output
 
 
+def test_frozen_layers(tmp_path):
+    output = run(["-c", script("frozen_layers.md")], tmp_path)
+    assert "unknowns 51 influences (200, 5)" in output and "solution (51,)" in output
+    assert "trainable 51 frozen 352" in output
+    assert "same submatrix True" in output and "and back True" in output
+    assert "Network(2 layers, 51 parameters, 80 frozen" in output
+
+
+def test_priors(tmp_path):
+    output = run(["-c", script("priors.md")], tmp_path)
+    assert "gradient below True residual below True" in output
+    assert "log evidence grows True one a layer (3,)" in output and "weights and biases (3, 2)" in output
+    assert "distance 0.1" in output
 def test_hypergradients(tmp_path):
     """Slopes are those of training again, and steps along them lead down."""
     output = run(["-c", script("hypergradients.md")], tmp_path)

@@ -92,8 +92,8 @@ def influence(
     X_test, y_test : T test samples, likewise
     damping : float
         Added to H, and no part of the loss: where H is singular or params are not quite at a minimum.
-    l2 : float
-        Weight of the term ``l2/2 ||params||^2`` that the loss was minimised with.
+    l2 : float, or sequence
+        Weight of the term ``l2/2 ||params||^2`` that the loss was minimised with, as for `Network.gradient`.
     curvature : "hessian" or "ggn"
         As for `Network.hessian`.
     num_threads : int, optional

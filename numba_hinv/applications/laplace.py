@@ -19,11 +19,13 @@ from scipy.linalg import LinAlgWarning
 from ..certainty import covariance
 from ..certainty.inertia import best_count
 from ..factors import spectrum
+from ..factorization import Factorization
 from ..layers.samples import Samples
 from ..layers.targets import as_weights
 from ..network import Network
 from ..runtime.validation import as_flag, as_real
 from . import output_covariance
+from .priors import as_prior, is_positive, maximise
 
 # Relative accuracy of the variances that `fit_prior` sums.
 _TRACE = 1e-4
@@ -45,8 +47,9 @@ class Laplace:
         Where the posterior is the largest: trained on this loss with ``l2 = prior_precision / s``, s being `scale`.
     X, y
         The training data, as `Network.gradient` takes them: arrays, in memory or on a disk, or batches.
-    prior_precision : float
-        The prior of every parameter is normal with mean 0 and this precision; positive.
+    prior_precision : float, or sequence
+        The prior of every parameter is normal with this precision; positive. Or one number a layer, or pair (weights,
+        biases), or a (P,) array (docs/priors.md).
     curvature : "hessian" or "ggn"
         As for `Network.hessian`. Where the loss is convex in the outputs, as are those of the library, the Gauss-Newton
         matrix is positive semidefinite, so that there is a posterior everywhere.
@@ -60,6 +63,9 @@ class Laplace:
         Show a progress bar while the training data are gone through, for which tqdm must be installed.
     sample_weight : (B,) array, optional
         As for `Network.gradient`: how many observations each sample stands for, in the likelihood and in `scale`.
+    prior_mean : float, or sequence
+        Of the prior, likewise; 0 by default. ``params`` should have been trained with that prior: the L2 term of this
+        library's own training has a mean of 0.
 
     Attributes
     ----------
@@ -69,8 +75,12 @@ class Laplace:
         Of ``H + (prior_precision / scale) I``; ``scale`` times that is the precision of the posterior.
     scale : float
         What makes the negative log-likelihood of the mean loss.
-    prior_precision, noise_variance : float
-        Those given, or what `fit_prior` has found. The second is None for other losses than mean_squared_error.
+    prior_precision : float, or (L,), (L, 2) or (P,) array
+    prior_mean : likewise
+    noise_variance : float or None
+        Those given, or what `fit_prior` has found. The last is None for other losses than mean_squared_error.
+    precisions : float or (P,) array
+        The prior precision of every parameter.
 
     Raises
     ------
@@ -98,7 +108,7 @@ class Laplace:
     def __init__(
         self, net, params, X, y=None, prior_precision=1.0, curvature="hessian", noise_variance=None,
         factor_dtype=None, batch_size=None, keep_bytes=None, progress=False,
-        sample_weight=None,
+        sample_weight=None, prior_mean=0.0,
     ):  # fmt: skip
         if not isinstance(net, Network):
             raise TypeError(f"net: expected a Network, got {type(net).__name__}")
@@ -122,23 +132,53 @@ class Laplace:
         if net.loss_name == "binary_cross_entropy" and not _are_binary(net.model, X, y):
             raise ValueError("y: expected 0 and 1, for the evidence to be a probability, got other numbers")
         self.noise_variance = noise_variance
-        self.prior_precision = _as_positive("prior_precision", prior_precision)
+        chain = self.hessian.system.chain, self.hessian.system.first
+        self.prior_precision, self.precisions = as_prior("prior_precision", prior_precision, *chain)
+        self.prior_mean, self._mean = as_prior("prior_mean", prior_mean, *chain)
+        if not np.all(self.precisions > 0.0):
+            raise ValueError(f"prior_precision: expected a positive number, got {np.min(self.precisions)}")
         self._eigenvalues = None
-        self._set_factorization(self._factorize(self.prior_precision / self.scale))
+        self._set_factorization(self._factorize(self.precisions / self.scale))
 
     def __repr__(self):
         noise = "" if self.noise_variance is None else f", noise_variance={self.noise_variance:g}"
-        return f"Laplace({self.hessian!r}, prior_precision={self.prior_precision:g}{noise})"
+        return f"Laplace({self.hessian!r}, prior_precision={self._precision_text()}{noise})"
+
+    def _precision_text(self):
+        return f"{self.prior_precision:g}" if np.ndim(self.prior_precision) == 0 else "by layer"
 
     @property
     def scale(self):
-        return self._scale_with(self.noise_variance)
+        return self.scale_with(self.noise_variance)
 
-    def _scale_with(self, noise_variance):
+    @property
+    def count(self):
+        """Observations: what the noise variance is the mean over."""
+        return self._count
+
+    def scale_with(self, noise_variance):
+        """`scale`, with another noise variance."""
         return self._normaliser / (1.0 if noise_variance is None else 2.0 * noise_variance)
 
     def _factorize(self, damping):
-        return self.hessian.factorize(damping, self._factor_dtype)
+        if np.ndim(damping) == 0:
+            return self.hessian.factorize(damping, self._factor_dtype)
+        return Factorization.compute(self.hessian, 0.0, self._factor_dtype, dampings=damping)
+
+    def from_mean(self):
+        """How far the parameters are from the prior's mean, (P,)."""
+        return self.hessian.system.params - self._mean
+
+    def evidence_at(self, precisions, noise_variance):
+        """(log evidence, posterior variances (P,)) with other precisions (P,); None where there is no posterior."""
+        scale = self.scale_with(noise_variance)
+        try:
+            factorization = self._factorize(precisions / scale)
+        except np.linalg.LinAlgError:
+            return None
+        if not is_positive(factorization):
+            return None
+        return self._log_evidence(precisions, noise_variance, factorization), factorization.diagonal() / scale
 
     def _set_factorization(self, factorization):
         negative, is_certain = best_count(factorization.solver)
@@ -147,7 +187,7 @@ class Laplace:
             message = (
                 "prior_precision: expected a posterior precision that is positive definite, got "
                 f"{found if is_certain else 'eigenvalues too close to 0 to count the negative ones for certain'} with "
-                f"prior_precision={self.prior_precision:g}: {self._why_indefinite(is_certain)}"
+                f"prior_precision={self._precision_text()}: {self._why_indefinite(is_certain)}"
             )
             if negative:
                 raise np.linalg.LinAlgError(message)
@@ -184,22 +224,26 @@ class Laplace:
         scipy.linalg.LinAlgWarning
             Digits of the log-determinant are in doubt (`Factorization.slogdet`).
         """
-        size, params = self.hessian.shape[0], self.hessian.system.params
-        log_likelihood = -self.scale * self.hessian.loss
-        if self.noise_variance is not None:
-            log_likelihood -= 0.5 * self._count * np.log(2.0 * np.pi * self.noise_variance)
-        log_prior = 0.5 * (size * np.log(self.prior_precision) - self.prior_precision * float(params @ params))
-        return float(log_likelihood + log_prior - 0.5 * (size * np.log(self.scale) + self.factorization.slogdet()[1]))
+        return self._log_evidence(self.precisions, self.noise_variance, self.factorization)
+
+    def _log_evidence(self, precisions, noise_variance, factorization):
+        size, scale = self.hessian.shape[0], self.scale_with(noise_variance)
+        log_likelihood = -scale * self.hessian.loss
+        if noise_variance is not None:
+            log_likelihood -= 0.5 * self._count * np.log(2.0 * np.pi * noise_variance)
+        precisions = np.broadcast_to(precisions, size)
+        log_prior = 0.5 * float(np.log(precisions).sum() - precisions @ self.from_mean() ** 2)
+        return float(log_likelihood + log_prior - 0.5 * (size * np.log(scale) + factorization.slogdet()[1]))
 
     def decrement(self):
         """How many nats a Newton step would add to the log posterior, by the quadratic model: 0 at a mode.
 
         Half the squared Newton decrement, ``1/2 g^T (posterior precision)^-1 g`` with g the gradient. One solve.
         """
-        gradient = self.scale * self.hessian.gradient.astype(np.float64) + self.prior_precision * self.hessian.system.params
+        gradient = self.scale * self.hessian.gradient.astype(np.float64) + self.precisions * self.from_mean()
         return float(0.5 * (gradient @ self.factorization.solve(gradient)) / self.scale)
 
-    def fit_prior(self, noise=False):
+    def fit_prior(self, noise=False, per_layer=False):
         """Set the prior precision to a maximum of the evidence, with params and curvature as they are.
 
         D. MacKay's condition, ``prior_precision ||params||^2 = gamma``, is solved by bisection and interpolation in the
@@ -210,6 +254,9 @@ class Laplace:
         ----------
         noise : bool
             Whether to set the noise variance as well, of mean_squared_error: to ``|residuals|^2 / (count - gamma)``.
+        per_layer : bool or "pairs"
+            Whether each layer has a precision of its own, of which `prior_precision` is an (L,) array then; with
+            "pairs" its weights and its biases have, and it is (L, 2). Entries of layers without parameters in P are 1.
 
         Returns
         -------
@@ -222,20 +269,25 @@ class Laplace:
             There is no maximum: the evidence grows until the precision is no longer positive definite, as happens where
             params are not at a mode, or for ever. Nothing is changed then.
         TypeError, ValueError
-            ``noise`` is not a bool, or True for another loss.
+            ``noise`` is not a bool, or True for another loss; or ``per_layer`` is none of those.
 
         Notes
         -----
         Where the Hessian has negative eigenvalues, the evidence goes to infinity as the precision becomes singular;
         that is no maximum and is not returned. The mode moves with the prior: train again with the precision found, and
         fit again, until it stays. Costs a factorization and a diagonal for each of about ten values; or, where H is factored
-        as one dense matrix, its eigenvalues once, which say the number for every value.
+        as one dense matrix, its eigenvalues once, which say the number for every value. By layer, L-BFGS in the
+        logarithms, with exact slopes: a factorization and a diagonal for each of a few dozen steps.
         """
         if as_flag("noise", noise) and self.noise_variance is None:
             raise ValueError(f"noise: expected False with the loss {self.network.loss_name}, which has no noise")
+        if not isinstance(per_layer, (bool, np.bool_)) and per_layer != "pairs":
+            raise ValueError(f"per_layer: expected True, False or 'pairs', got {per_layer!r}")
+        if per_layer:
+            return self._set_prior(*maximise(self, per_layer == "pairs", noise))
         from scipy.optimize import brentq
 
-        start = np.log(self.prior_precision / self.scale)
+        start = float(np.mean(np.log(self.precisions / self.scale)))
         seen = {}
 
         def slope(log_damping):
@@ -247,12 +299,15 @@ class Laplace:
         if low < high:
             low = brentq(slope, low, high, xtol=_TOLERANCE, rtol=1e-14)
         precision, noise_variance = self._optimum(float(np.exp(low)), noise)
-        before = self.prior_precision, self.noise_variance
-        self.prior_precision, self.noise_variance = precision, noise_variance
+        return self._set_prior(precision, precision, noise_variance)
+
+    def _set_prior(self, prior_precision, precisions, noise_variance):
+        before = self.prior_precision, self.precisions, self.noise_variance
+        self.prior_precision, self.precisions, self.noise_variance = prior_precision, precisions, noise_variance
         try:
-            self._set_factorization(self._factorize(precision / self.scale))
+            self._set_factorization(self._factorize(precisions / self.scale))
         except np.linalg.LinAlgError:
-            self.prior_precision, self.noise_variance = before
+            self.prior_precision, self.precisions, self.noise_variance = before
             raise
         return self
 
@@ -271,7 +326,7 @@ class Laplace:
                 return at - step, at
             at -= step
         at = start
-        for _ in range(_STEPS if self.hessian.system.params.any() else 0):
+        for _ in range(_STEPS if self.from_mean().any() else 0):
             if slope(at) > 0.0 >= slope(at + step):
                 return at, at + step
             at += step
@@ -312,8 +367,8 @@ class Laplace:
         if noise:
             if gamma >= self._count:
                 return gamma
-            scale = self._scale_with(self._best_noise(gamma))
-        return gamma - damping * scale * float(self.hessian.system.params @ self.hessian.system.params)
+            scale = self.scale_with(self._best_noise(gamma))
+        return gamma - damping * scale * float(self.from_mean() @ self.from_mean())
 
     def _best_noise(self, gamma):
         return self._normaliser * self.hessian.loss / (self._count - gamma)
@@ -321,7 +376,7 @@ class Laplace:
     def _optimum(self, damping, noise):
         """(prior precision, noise variance) at a damping where the slope vanishes."""
         noise_variance = self._best_noise(self._gamma(damping)) if noise else self.noise_variance
-        return damping * self._scale_with(noise_variance), noise_variance
+        return damping * self.scale_with(noise_variance), noise_variance
 
     def sample(self, n=None, rng=None):
         """Parameters drawn from the posterior.

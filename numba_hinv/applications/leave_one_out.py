@@ -124,8 +124,8 @@ def leave_one_out(
         A minimum of ``net.loss(params, X, y, l2)``. Where the gradient is not quite 0 there, the step allows for it.
     X, y : the training samples, as for `Network.gradient`
         Arrays, perhaps on a disk: batches from a loader have no order that says which sample is which.
-    l2 : float
-        Weight of the term ``l2/2 ||params||^2`` that the loss was minimised with.
+    l2 : float, or sequence
+        Weight of the term ``l2/2 ||params||^2`` that the loss was minimised with, as for `Network.gradient`.
     curvature : "hessian" or "ggn"
         As for `Network.hessian`.
     groups : int or (B,) array, optional
@@ -220,7 +220,7 @@ def leave_one_out(
     changes, errors = np.empty((B, n)), np.full((B, n), np.nan)
     leverage, is_reliable = np.empty(B), np.zeros(B, bool)
     for _, members in groups.by_size:
-        u, error, amount, is_good = _of_one_size(data, members, r, C, l2, damping, method, check, num_threads, progress)
+        u, error, amount, is_good = _of_one_size(data, members, r, C, damping, method, check, num_threads, progress)
         changes[members], leverage[members], is_reliable[members] = u, amount[:, None], is_good[:, None]
         if check:
             errors[members] = error
@@ -237,10 +237,11 @@ def leave_one_out(
     )
 
 
-def _of_one_size(data, members, r, C, l2, damping, method, check, num_threads, progress):
+def _of_one_size(data, members, r, C, damping, method, check, num_threads, progress):
     """(changes of the outputs, their errors or None, leverages, whether they are reliable) of groups of one size."""
     # A mean over fewer samples weighs the L2 term less against their sum; a sum does not.
     share = 0.0 if data.model.loss.reduction == "sum" else members.shape[1] / data.num_samples
+    l2 = data.hessian.l2
     less = share * l2
     consequence = "predictions do not predict what leaving samples out does"
     F, is_minimum = data.factorize(damping - less, method, consequence, 3, share=1.0 - share)

@@ -59,8 +59,8 @@ def minimize(
         "saddle-free": ``-(|H| + damping I)^-1 gradient``. Directions of negative curvature are turned round: those
         below -damping, by inertia and Lanczos on the inverse. Where there are more than 30 (or P / 2), or Lanczos does
         not find them all, the damping is raised. Those between -damping and 0 are damped alone.
-    l2 : float
-        Weight of the term ``l2/2 ||params||^2``; at least 0.
+    l2 : float, or sequence
+        Weight of the term ``l2/2 ||params||^2``, as for `Network.gradient`.
     batch_size : int, optional
         Samples per step, shuffled anew in every epoch; by default all. gtol and loss_target then refer to all samples,
         once an epoch.

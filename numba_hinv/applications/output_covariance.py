@@ -66,7 +66,8 @@ def of_samples(F, model, params, read, members, num_threads=None):
 def chain_of(model, params, X):
     """The chain of a few samples, of which the tangents of the outputs are wanted."""
     lin = model.linearise_outputs(params, X)
-    return System(model.chain, params, lin, layout=model.layout(len(X), params.dtype))
+    head = model.head
+    return System(head.chain, head.all_params(params), lin, layout=head.layout(len(X), params.dtype))
 
 
 def _by_tangents(F, model, params, read, members, root, num_threads):

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.linalg import LinAlgWarning
 
 from ..certainty.inertia import best_count
+from ..factorization import Factorization
 from ..factors import choice
 from ..hessian import Hessian
 from ..layers.samples import Samples
@@ -146,19 +147,21 @@ class TrainingSet:
     def factorize(self, damping, method, consequence, stacklevel, share=1.0):
         """(`Hessian.factorize` in float64, whether it is positive definite); warns of the ``consequence`` if not.
 
+        damping : float or (P,) array
         ``share`` is that of the layers' second derivatives in H.
         """
         H = self.hessian
         if share != 1.0 and H.curvature == "hessian":
             H = Hessian(H.system.with_bending(share), H.dtype, H.loss, H.network)
-        F = H.factorize(damping, np.float64, method=method)
+        number, vector = (damping, None) if np.ndim(damping) == 0 else (0.0, damping)
+        F = Factorization.compute(H, number, np.float64, method=method, dampings=vector)
         negative, is_certain = best_count(F.solver)
         if negative or not is_certain:
             doubt = "eigenvalues too close to 0 to know their signs"
             found = f"{negative} negative eigenvalues" if is_certain else doubt
             cause = "params are no minimum of the loss" if is_certain else "params may be no minimum of the loss"
             warnings.warn(
-                f"H + damping I has {found} with damping={damping:g}: {cause}, where {consequence}; "
+                f"H + damping I has {found} with damping={np.max(damping):g}: {cause}, where {consequence}; "
                 "expected a trained net, or a larger damping",
                 LinAlgWarning,
                 stacklevel=stacklevel + 1,

@@ -143,7 +143,7 @@ class _Search:
         self.num_factorizations = self.failures = 0
         # The least damping that can be eliminated with, and the guess of the Krylov space, once it is made.
         free = H.system.num_free() > 0
-        self.least = max(0.0, _LEAST_DAMPING * self.norm - H.l2) if free else 0.0
+        self.least = max(0.0, _LEAST_DAMPING * self.norm - float(np.min(H.l2))) if free else 0.0
         self.guess = None
 
     def run(self, multiplier):

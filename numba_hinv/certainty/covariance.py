@@ -62,7 +62,8 @@ def block(solver, layer, dtype, progress):
     solver = solver.whole()
     entry = solver.matrix.system.table[layer]
     first, p = int(entry["parameters"]), int(entry["p"])
-    purpose = f"the covariance of layer {layer} with {p} parameters"
+    named = layer + solver.matrix.system.first
+    purpose = f"the covariance of layer {named} with {p} parameters"
     work = solver.factors.covariance_workspace(layer, 3 * p * p, purpose)
     is_positive = solver.is_positive()
     with bar(progress, layer, "blocks", "layer") as shown:
@@ -75,8 +76,8 @@ def block(solver, layer, dtype, progress):
         scale = np.maximum(scale, columns_of_inverse)
         worst = _worst_of_block(solver, first, found, np.sqrt(scale))
     safety = _SAFETY if is_positive else _INDEFINITE_SAFETY[solver.matrix.dtype]
-    _warn(solver, f"the covariance of layer {layer}", worst + _worst(uncertainty, scale), tolerance, safety)
-    return _unscaled(solver.matrix, found, f"covariance of layer {layer}", dtype)
+    _warn(solver, f"the covariance of layer {named}", worst + _worst(uncertainty, scale), tolerance, safety)
+    return _unscaled(solver.matrix, found, f"covariance of layer {named}", dtype)
 
 
 def outputs(solver):

@@ -61,7 +61,7 @@ def error(solver, smallest):
         f"damping: H + damping I is singular to working precision with damping={matrix.damping:g}: its smallest "
         f"singular value is at most about {np.ldexp(smallest, matrix.scale.matrix):.1e}, and not told from 0 below "
         f"{np.ldexp(bound, matrix.scale.matrix):.1e} where ||H|| is {matrix.system.norm():.1e}{stages}, by the pivot "
-        f"of layer {layer}; expected a damping further from minus an eigenvalue of H{wider}"
+        f"of layer {layer + matrix.system.first}; expected a damping further from minus an eigenvalue of H{wider}"
     )
 
 

@@ -37,7 +37,11 @@ class Elimination(NamedTuple):
         relative = relative_pivoting(matrix.dtype) if is_static else _AS_THEY_ARE
         if growth is not None:
             relative = relative._replace(limit=growth)
-        return cls(matrix, shift, scale_pivoting(relative, matrix.hessian_norm, shift))
+        # Of the dampings that pivots may be as small as, the smallest.
+        sizes = np.abs(matrix.dampings(shift))
+        smallest = float(sizes[sizes > 0.0].min(initial=np.inf))
+        smallest = smallest if smallest < np.inf else shift
+        return cls(matrix, shift, scale_pivoting(relative, matrix.hessian_norm, smallest))
 
     @property
     def is_static(self):
@@ -67,6 +71,7 @@ class Elimination(NamedTuple):
 
     def not_finite(self, layer):
         """The ``LinAlgError`` for numbers that are not finite at a layer."""
+        layer += self.matrix.system.first
         return np.linalg.LinAlgError(
             f"damping: the elimination of layer {layer} met numbers that are not finite with damping="
             f"{self.matrix.damping:g} in {self.matrix.dtype}; expected a damping of larger magnitude"
@@ -76,7 +81,7 @@ class Elimination(NamedTuple):
         """Eliminate a stretch's layers, the front that comes into it being in ``work``; may raise ``LinAlgError``."""
         system = self.matrix.system
         params, lin, space = self.matrix.blocks()
-        start, table = stretch.start, stretch.table(system.table)
+        start, table = stretch.start, stretch.table(self.matrix.table)
         for first, last, level in self.runs(start, stretch.stop):
             code, layer = system.on.elimination.eliminate(
                 table, first - start, last - start, params, lin, space, self.shift, self.pivoting_at(level), factors,
@@ -104,20 +109,21 @@ def _chunks(layout, start, stop):
 def choose_shift(matrix):
     """The damping that a matrix is eliminated with: a tiny one for 0 where the elimination divides by it."""
     table = matrix.system.table
-    if matrix.eps != 0.0:
+    if matrix.eps != 0.0 and matrix.system.ridge is None:
         return matrix.eps
-    outside = table["r"] < table["d"]
+    outside = (table["r"] < table["d"]) & (matrix.dampings(matrix.eps) == 0.0)
     if not outside.any():
         return matrix.eps
     # Parameters that no sample sees meet the rest only through lam and the states that come in.
     alone = outside & (table["units"] > table["rows"])
     alone[0] = outside[0]
     if alone.any():
-        layer = table[np.flatnonzero(alone)[0]]
+        index = np.flatnonzero(alone)[0]
+        layer = table[index]
         raise np.linalg.LinAlgError(
-            f"damping: H is singular, and damping is 0: layer {np.flatnonzero(alone)[0]} has {layer['d']} weights "
-            f"per output and {layer['rows']} samples of its input, so that part of its parameters does not act on the "
-            "loss; expected a nonzero damping"
+            f"damping: H is singular, and damping is 0: layer {index + matrix.system.first} has {layer['d']} "
+            f"weights per output and {layer['rows']} samples of its input, so that part of its parameters does not act "
+            "on the loss; expected a nonzero damping"
         )
     return PERTURBATION[_DOUBLE] * matrix.hessian_norm
 

@@ -44,13 +44,14 @@ class ChainFactors(Factors):
     def num_negative(self):
         system = self.matrix.system
         negative = int((system.table["m"] - self.pivots.num_positive).sum())
-        return negative + (system.num_free() if self.elimination.shift < 0 else 0)
+        return negative + int(system.free()[self.matrix.dampings(self.elimination.shift) < 0.0].sum())
 
     def log_pivots(self):
         logabsdet = float(self.pivots.logabsdet.sum())
-        free, k = self.matrix.system.num_free(), self.matrix.scale.matrix
-        if free:
-            logabsdet += free * float(np.log(abs(self.elimination.shift)))
+        free, k = self.matrix.system.free(), self.matrix.scale.matrix
+        if free.any():
+            dampings = self.matrix.dampings(self.elimination.shift)[free > 0]
+            logabsdet += float((free[free > 0] * np.log(np.abs(dampings))).sum())
         if k:
             logabsdet += self.matrix.size * (k * float(np.log(2.0)))
         return logabsdet
@@ -78,7 +79,8 @@ class ChainFactors(Factors):
             kernel = system.chain.kernel[is_structured]
             lam = np.maximum.reduceat(np.abs(system.on.memory.take(lin.lam)), layers["u"]) * np.sqrt(kernel)
             largest = float(np.ldexp(lam, levels[is_structured]).max())
-            growth += largest**2 * system.sizes.front**0.5 / abs(matrix.eps)
+            smallest = np.abs(matrix.dampings(matrix.eps))[system.free() > 0].min()
+            growth += largest**2 * system.sizes.front**0.5 / smallest
         smallest = 1.0 / float(self.pivots.largest.max()) ** 2
         return np.finfo(matrix.dtype).eps * (matrix.norm + growth) / smallest
 
@@ -159,7 +161,7 @@ class Layers(ChainFactors):
         run, back = on.substitution.back, True
         order = list(range(len(self.stretches)))
         for stretch, factors in self.visit(order[::-1] + order):
-            table = stretch.table(system.table)
+            table = stretch.table(matrix.table)
             for start, stop in pieces(system, stretch, b.shape[0], back):
                 check()
                 run(table, start, stop, params, lin, space, factors, self.elimination.shift, b, x, work)
@@ -169,7 +171,7 @@ class Layers(ChainFactors):
     @property
     def lifts(self):
         system = self.matrix.system
-        return system.is_of_blocks and system.on.lifting is not None and not self.is_altered
+        return system.is_of_blocks and system.on.lifting is not None and not self.is_altered and system.ridge is None
 
     def has_pivots_below(self, size):
         # Magnitudes of pivots are one over the squares of their scales.
@@ -205,9 +207,9 @@ class Layers(ChainFactors):
         x = np.empty_like(noise)
         work = substitute.workspace(system.sizes, rows.shape[0], system.num_samples, matrix.dtype)
         project_all(system.table, 0, system.num_layers, space, noise, x)
-        noise *= np.sqrt(max(shift, 0.0))
+        noise *= np.repeat(np.sqrt(np.maximum(matrix.dampings(shift), 0.0)), system.chain.p).astype(matrix.dtype)
         for stretch, factors in self.visit(range(len(self.stretches))):
-            table = stretch.table(system.table)
+            table = stretch.table(matrix.table)
             for start, stop in pieces(system, stretch, rows.shape[0], False):
                 check()
                 substitute.substitute_forth(table, start, stop, params, lin, space, factors, shift, noise, x, work)

@@ -32,7 +32,7 @@ def propagate(factors, stop, noise, diagonal, work, tick):
     system, (params, lin, space) = matrix.system, matrix.blocks()
     wanted = [index for index, stretch in enumerate(factors.stretches) if stretch.start <= stop]
     for stretch, arrays in factors.visit(wanted):
-        part = stretch.table(system.table)
+        part = stretch.table(matrix.table)
         num_layers = min(stretch.stop, stop) - stretch.start
         flops = _flops(system, part[:num_layers], diagonal.size > 0)
         for first, last in chunks(flops) if num_layers else []:
@@ -50,7 +50,7 @@ def block(factors, layer, work, tick):
     for stretch, arrays in propagate(factors, layer, 0.0, np.empty(0, matrix.dtype), work, tick):
         if stretch.start <= layer < stretch.stop:
             at = layer - stretch.start
-            covariance.covariance(stretch.table(system.table), at, lin, space, arrays, shift, found, work)
+            covariance.covariance(stretch.table(matrix.table), at, lin, space, arrays, shift, found, work)
     return found.astype(np.float64)
 
 
@@ -64,7 +64,7 @@ def outputs(factors, tick):
     found = np.empty((size, size), matrix.dtype)
     for stretch, arrays in propagate(factors, last, 0.0, np.empty(0, matrix.dtype), work, tick):
         if stretch.stop > last:
-            covariance.outputs(stretch.table(system.table), params, lin, space, arrays, found, work)
+            covariance.outputs(stretch.table(matrix.table), params, lin, space, arrays, found, work)
     return found.astype(np.float64, copy=False)
 
 

@@ -125,7 +125,7 @@ def _seam_chain(states, copies):
         return np.append(np.tile(values, copies), last)
 
     chain = Chain(
-        none + BLOCKS, repeated(n_in, 0), repeated(c, 1), repeated(2 * c, 0), none, none,
+        none + BLOCKS, repeated(n_in, 0), repeated(c, 1), repeated(2 * c, 0), none, none, none,
         *[none + value for value in ONE_POSITION],
     )
     return layer_table(chain, 1)

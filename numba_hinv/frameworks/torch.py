@@ -26,6 +26,7 @@ def from_torch(module, loss, input_shape=None):
         over positions lie feature by feature.
     params : (P,) array
         As ``torch.nn.utils.parameters_to_vector(module.parameters())``: float32 where all parameters are, else float64.
+        Without those of frozen layers, with requires_grad=False, which the network holds (docs/frozen_layers.md).
 
     Raises
     ------
@@ -33,8 +34,9 @@ def from_torch(module, loss, input_shape=None):
         PyTorch is not installed.
     TypeError, ValueError
         A module cannot be converted: which one and why. Among the reasons: it mixes the samples of a batch (batch
-        normalisation while training), is random (dropout while training), has hooks, parameters that are frozen,
-        that another layer has too, or of a dtype other than float32 and float64, or cannot be differentiated twice.
+        normalisation while training), is random (dropout while training), has hooks, parameters of which some are
+        frozen and some are not, that another layer has too, or of a dtype other than float32 and float64, or cannot be
+        differentiated twice.
     MemoryError
         A module has to be an external layer of more parameters than a Hessian of one sample has memory for: which one.
         Nothing as large as that has been allocated.

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..layers.elementwise import Activation
 from ..layers.external import External, require_memory
+from ..layers.frozen import with_frozen
 from ..network import Network
 from .fusion import with_activation, with_skip
 from .torch_chain import Reshape, Residual, chain
@@ -33,10 +34,13 @@ def convert(module, loss, input_shape):
         raise ValueError(
             f"module: expected one output per class for {loss.name}, got outputs of shape {conversion.shape} per sample"
         )
-    network = Network(conversion.layers, loss)
-    is_narrow = all(parameter.dtype == torch.float32 for parameter in conversion.parameters)
+    frozen = [parameter for parameter in conversion.parameters if not parameter.requires_grad]
+    held = [parameter.detach().to("cpu", torch.float64).numpy().reshape(-1) for parameter in frozen]
+    network = Network(conversion.layers, loss, np.concatenate(held) if held else None)
+    is_narrow = all(parameter.dtype == torch.float32 for parameter in conversion.parameters if parameter.requires_grad)
     dtype = torch.float32 if is_narrow else torch.float64
-    parts = [parameter.detach().to("cpu", dtype).reshape(-1) for parameter in conversion.parameters]
+    trained = [parameter for parameter in conversion.parameters if parameter.requires_grad]
+    parts = [parameter.detach().to("cpu", dtype).reshape(-1) for parameter in trained]
     return network, torch.cat(parts).numpy().copy()
 
 
@@ -161,7 +165,8 @@ class Conversion:
 
     def _append(self, name, module, layer, shape):
         self._refuse_parameters(name, module)
-        self.layers.append(layer)
+        flags = {parameter.requires_grad for parameter in module.parameters()}
+        self.layers.append(with_frozen(layer, flags == {False}))
         self.parameters += module.parameters()
         self._present |= {id(parameter) for parameter in module.parameters()}
         self.shape = shape
@@ -211,8 +216,11 @@ class Conversion:
                 self._refuse(name, module, f"{place} is on the meta device and has no values")
             if parameter.dtype not in (torch.float32, torch.float64):
                 self._refuse(name, module, f"{place} has dtype {parameter.dtype}; expected float32 or float64")
-            if not parameter.requires_grad:
-                self._refuse(name, module, f"{place} is frozen (requires_grad=False); the Hessian is in all parameters")
+            if not parameter.requires_grad and any(other.requires_grad for other in module.parameters()):
+                self._refuse(
+                    name, module, f"{place} is frozen (requires_grad=False) and others of the layer are not; a layer "
+                    "is frozen as a whole or not at all"
+                )
             if id(parameter) in self._present:
                 self._refuse(name, module, f"{place} belongs to a layer before it as well")
 

@@ -27,6 +27,8 @@ class BatchNorm(Local):
         At least 0; all of ``variance + eps`` must be positive.
     affine : bool
         Whether there are weight and bias.
+    frozen : bool
+        Whether these are held by the net instead of being unknowns (docs/frozen_layers.md).
 
     Raises
     ------
@@ -51,6 +53,7 @@ class BatchNorm(Local):
     positions: int = 1
     eps: float = 1e-5
     affine: bool = True
+    frozen: bool = False
 
     operation = NORMALISATION
     taps = 1
@@ -64,6 +67,7 @@ class BatchNorm(Local):
         set_field(self, "positions", as_size("positions", self.positions))
         set_field(self, "eps", as_real("eps", self.eps))
         set_field(self, "affine", as_flag("affine", self.affine))
+        set_field(self, "frozen", as_flag("frozen", self.frozen))
         if self.eps < 0.0:
             raise ValueError(f"eps: expected at least 0, got {self.eps}")
         if (variance < 0.0).any() or not (variance + self.eps > 0.0).all():
@@ -76,7 +80,7 @@ class BatchNorm(Local):
         set_field(self, "_constants", np.concatenate([mean, 1.0 / np.sqrt(variance + self.eps)]))
 
     def __reduce__(self):
-        return BatchNorm, (self.mean, self.variance, self.positions, self.eps, self.affine)
+        return BatchNorm, (self.mean, self.variance, self.positions, self.eps, self.affine, self.frozen)
 
     def __repr__(self):
         return (

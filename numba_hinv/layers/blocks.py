@@ -131,7 +131,8 @@ def _layout(*sizes):
     """`Layout` of a chain of blocks, from the bytes of n_out, p and n_in, for a batch of 1."""
     n_out, p, n_in = (np.frombuffer(size, np.int64).copy() for size in sizes)
     none = np.zeros_like(p)
-    return Layout(Chain(none + BLOCKS, n_in, n_out, p, none, none, *(none + value for value in ONE_POSITION)), 1)
+    one_position = [none + value for value in ONE_POSITION]
+    return Layout(Chain(none + BLOCKS, n_in, n_out, p, none, none, none, *one_position), 1)
 
 
 _kept_layout = functools.lru_cache(maxsize=16)(_layout)
@@ -264,10 +265,16 @@ def block_diagonal(blocks):
 
 
 def unpack(table, params, lin, l, dtype, l2=0.0):
-    """Layer ``l`` of a chain as `LayerBlocks` in ``dtype``, with ``l2`` times the identity in Dxx."""
+    """Layer ``l`` of a chain as `LayerBlocks` in ``dtype``, with ``l2``, a number or vector, on the diagonal of Dxx."""
     layer = table[as_layer("l", l, table.size)]
+    p = int(layer["p"])
+    if layer["held"] and layer["kind"] != BLOCKS:
+        # As if it were not frozen, without what its parameters do.
+        layer = layer.copy()
+        layer["p"], layer["d"] = layer["held"], layer["fan_in"] + layer["bias"]
     expand = {DENSE: _expand_dense, CONVOLUTION: _expand_convolution, BLOCKS: _expand_blocks}[int(layer["kind"])]
     Dx, Dz, Dxx, Dzx, Dzz = expand(layer, lin.output.shape[0], params, lin)
+    Dx, Dxx, Dzx = Dx[:, :p], Dxx[:p, :p], Dzx[:p]
     Dxx = Dxx + l2 * np.eye(Dxx.shape[0])
     if layer["N"] == 0:
         Dz, Dzx, Dzz = Dz[:, :0], Dzx[:, :0], Dzz[:0, :0]
@@ -300,7 +307,7 @@ def _expand_blocks(layer, B, params, lin):
 def _expand_dense(layer, B, params, lin):
     """Of ``Z' = phi(Z W^T + c) (+ Z)``, parameters in their flat order: W row by row, then c."""
     n, n_in, d = (int(layer[name]) for name in ("n_out", "n_in", "d"))
-    W = _view(params, layer["parameters"], n, n_in)
+    W = _view(params, layer["weights"], n, n_in)
     Z = _view(lin.Z, layer["z"], B, n_in)
     S, D, lam = (_view(block, layer["u"], B, n) for block in (lin.S, lin.D, lin.lam))
     Zt = np.hstack([Z, np.ones((B, d - n_in))])
@@ -333,7 +340,7 @@ def _expand_convolution(layer, B, params, lin):
     one = one.reshape(down.kernel * across.kernel, T, down.length * across.length)
     channels = w // one.shape[0]
     G = np.einsum("cd,kte->cktde", np.eye(channels), one).reshape(w, T, n_in)
-    W = _view(params, layer["parameters"], n, w)
+    W = _view(params, layer["weights"], n, w)
     Z = _view(lin.Z, layer["z"], B, n_in)
     S, D, lam = (_view(block, layer["u"], B, n, T) for block in (lin.S, lin.D, lin.lam))
     Zt = np.einsum("jts,is->ijt", G, Z)

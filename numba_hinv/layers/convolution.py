@@ -15,7 +15,7 @@ class _Convolution:
         set_field = object.__setattr__
         for name in ("in_channels", "out_channels"):
             set_field(self, name, as_size(name, getattr(self, name)))
-        for name in ("bias", "skip"):
+        for name in ("bias", "skip", "frozen"):
             set_field(self, name, as_flag(name, getattr(self, name)))
         set_field(self, "activation", check_activation(self.activation))
         window.check_fit(self.axes)
@@ -78,6 +78,8 @@ class Conv1d(_Convolution):
         Whether the input is added to the output, which must have its shape.
     stride, padding, dilation : int
         As in torch; padding is by zeros, on both sides.
+    frozen : bool
+        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
 
     Raises
     ------
@@ -108,6 +110,7 @@ class Conv1d(_Convolution):
     stride: int = 1
     padding: int = 0
     dilation: int = 1
+    frozen: bool = False
 
     def __post_init__(self):
         for name in ("kernel_size", "length", "stride", "padding", "dilation"):
@@ -146,6 +149,8 @@ class Conv2d(_Convolution):
         As in `Conv1d`.
     stride, padding, dilation : int or (int, int)
         As in torch; padding is by zeros, on all sides.
+    frozen : bool
+        As in `Conv1d`.
 
     Raises
     ------
@@ -176,6 +181,7 @@ class Conv2d(_Convolution):
     stride: tuple = (1, 1)
     padding: tuple = (0, 0)
     dilation: tuple = (1, 1)
+    frozen: bool = False
 
     def __post_init__(self):
         for name in ("kernel_size", "size", "stride", "padding", "dilation"):

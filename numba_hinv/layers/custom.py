@@ -9,7 +9,7 @@ import numpy as np
 from numba import carray, types
 
 from ..kernels.plumbing.disk_cache import callback
-from ..runtime.validation import as_array, as_real, as_size
+from ..runtime.validation import as_array, as_flag, as_real, as_size
 from . import autodiff
 from .trial import attempt, check_function, check_symmetric, gist, plain_function, unwritten
 
@@ -41,6 +41,8 @@ class Custom:
         ``curvature(z, x, g, Dxx, Dzx, Dzz)`` adds the second derivatives of ``g . out``, g (out_features,), to Dxx
         (num_params, num_params), Dzx (num_params, in_features) and Dzz (in_features, in_features): all entries, also
         those below the diagonal.
+    frozen : bool
+        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
 
     Raises
     ------
@@ -77,6 +79,7 @@ class Custom:
     init: float | tuple | Callable = 0.0
     jacobian: Callable | None = None
     curvature: Callable | None = None
+    frozen: bool = False
 
     _cache = False
 
@@ -86,6 +89,7 @@ class Custom:
         for name, least in (("in_features", 1), ("out_features", 1), ("num_params", 0)):
             set_field(self, name, as_size(name, getattr(self, name), least))
         set_field(self, "init", as_init(self.init, self.num_params))
+        set_field(self, "frozen", as_flag("frozen", self.frozen))
         for name, arguments in (("jacobian", "z, x, Dz, Dx"), ("curvature", "z, x, g, Dxx, Dzx, Dzz")):
             if getattr(self, name) is not None:
                 check_function(name, getattr(self, name), arguments)
@@ -93,7 +97,7 @@ class Custom:
 
     def __repr__(self):
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, num_params={self.num_params}"
-        return f"Custom({self.function.__name__}, {sizes})"
+        return f"Custom({self.function.__name__}, {sizes}{', frozen=True' if self.frozen else ''})"
 
     def initial_params(self, rng):
         """Parameters to start from, (num_params,), drawn with the generator ``rng`` where ``init`` is a callable."""
@@ -108,8 +112,9 @@ class Custom:
 
     @property
     def work_size(self):
-        """Scalars of workspace that the compiled derivatives need."""
-        return autodiff.work_size(self.in_features, self.out_features, self.num_params)
+        """Scalars of workspace that the compiled derivatives need; where frozen, with room for those in parameters."""
+        n_in, n_out, p = self.in_features, self.out_features, self.num_params
+        return autodiff.work_size(n_in, n_out, p) + self.frozen * p * (n_out + p + n_in)
 
     def _try(self):
         """Call every function once with bounds checks, then compile what the sweeps will call."""

@@ -22,6 +22,8 @@ class Dense:
         Whether the layer has c.
     skip : bool
         Whether the input is added to the output.
+    frozen : bool
+        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
 
     Raises
     ------
@@ -34,12 +36,13 @@ class Dense:
     activation: str = "tanh"
     bias: bool = True
     skip: bool = False
+    frozen: bool = False
 
     def __post_init__(self):
         set_field = object.__setattr__
         for name in ("in_features", "out_features"):
             set_field(self, name, as_size(name, getattr(self, name)))
-        for name in ("bias", "skip"):
+        for name in ("bias", "skip", "frozen"):
             set_field(self, name, as_flag(name, getattr(self, name)))
         set_field(self, "activation", check_activation(self.activation))
         if self.skip and self.in_features != self.out_features:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..runtime import memory_budget
-from ..runtime.validation import as_numbers, as_size
+from ..runtime.validation import as_flag, as_numbers, as_size
 from .blocks import ASYMMETRY, symmetrise
 from .custom import as_init, initial_params
 
@@ -43,6 +43,8 @@ class External:
     init : float, array of shape (num_params,), or callable
         The parameters that `Network.init` starts from; a callable is given a ``numpy.random.Generator`` and returns
         such an array.
+    frozen : bool
+        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
 
     Raises
     ------
@@ -75,6 +77,7 @@ class External:
     out_features: int
     num_params: int = 0
     init: float | tuple | Callable = 0.0
+    frozen: bool = False
 
     def __post_init__(self):
         set_field = object.__setattr__
@@ -84,26 +87,30 @@ class External:
         for name, least in (("in_features", 1), ("out_features", 1), ("num_params", 0)):
             set_field(self, name, as_size(name, getattr(self, name), least))
         set_field(self, "init", as_init(self.init, self.num_params))
+        set_field(self, "frozen", as_flag("frozen", self.frozen))
 
     def __repr__(self):
         name = getattr(self.function, "__name__", type(self.function).__name__)
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, num_params={self.num_params}"
-        return f"External({name}, {sizes})"
+        return f"External({name}, {sizes}{', frozen=True' if self.frozen else ''})"
 
     def initial_params(self, rng):
         """Parameters to start from, (num_params,), drawn with the generator ``rng`` where ``init`` is a callable."""
         return initial_params(self.init, self.num_params, rng)
 
 
-def forward(layer, table, l, params, lin):
-    """Fill the input of layer ``l + 1``, or the output, from that of layer ``l``, which is ``layer``."""
+def forward(layer, table, l, params, lin, first=0):
+    """Fill the input of layer ``l + 1``, or the output, from that of layer ``l``, which is ``layer``.
+
+    first : the number of the table's first layer in the net, for messages.
+    """
     Z, x = _arguments(layer, table[l], params, lin)
-    (value,) = _call(layer, l, "function", (Z, x), {"its value": (len(Z), layer.out_features)})
+    (value,) = _call(layer, first + l, "function", (Z, x), {"its value": (len(Z), layer.out_features)})
     place = lin.output.reshape(-1) if l + 1 == table.size else lin.Z[table[l + 1]["z"] :]
     place[: value.size] = value.reshape(-1)
 
 
-def backward(layer, table, l, params, lin, gradient, G, keep):
+def backward(layer, table, l, params, lin, gradient, G, keep, first=0):
     """Fill the layer's part of the flat gradient, the row ``l % 2`` of G and, to ``keep``, the derivative blocks.
 
     G : as for `kernels.linearise.backward`.
@@ -112,23 +119,24 @@ def backward(layer, table, l, params, lin, gradient, G, keep):
     B, n_in, n, p = len(Z), layer.in_features, layer.out_features, layer.num_params
     G_out = G[(l + 1) % 2, : B * n].reshape(B, n)
     G_out.flags.writeable = False
-    memory_budget.require(
-        _result_bytes(n_in, n, p, B, keep), f"layers: derivatives of layer {l}, {layer!r}, of B = {B} samples", _WAY_OUT
-    )
-    Dz, Dx = _call(layer, l, "jacobian", (Z, x), {"Dz": (B, n, n_in), "Dx": (B, n, p)})
-    start = table[l]["parameters"]
-    gradient[start : start + p] = np.einsum("ia,iap->p", G_out, Dx)
+    purpose = f"layers: derivatives of layer {first + l}, {layer!r}, of B = {B} samples"
+    memory_budget.require(_result_bytes(n_in, n, p, B, keep), purpose, _WAY_OUT)
+    Dz, Dx = _call(layer, first + l, "jacobian", (Z, x), {"Dz": (B, n, n_in), "Dx": (B, n, p)})
+    start, count = table[l]["parameters"], table[l]["p"]
+    gradient[start : start + count] = np.einsum("ia,iap->p", G_out, Dx)[:count]
     G[l % 2, : B * n_in] = np.einsum("ia,iaj->ij", G_out, Dz).reshape(-1)
     if keep:
         shapes = {"Dxx": (p, p), "Dzx": (B, p, n_in), "Dzz": (B, n_in, n_in)}
-        Dxx, Dzx, Dzz = _call(layer, l, "curvature", (Z, x, G_out), shapes)
+        Dxx, Dzx, Dzz = _call(layer, first + l, "curvature", (Z, x, G_out), shapes)
         blocks = {"Dx": Dx, "Dz": Dz, "Dxx": Dxx[None], "Dzx": Dzx.transpose(1, 0, 2), "Dzz": Dzz}
+        if layer.frozen:
+            blocks = {"Dz": Dz, "Dzz": Dzz}
         for name, block in blocks.items():
             start = table[l][name]
             place = getattr(lin, name)[start : start + block.size].reshape(block.shape)
             place[...] = block
             if name in ("Dxx", "Dzz"):
-                _symmetrise(l, name, place)
+                _symmetrise(first + l, name, place)
 
 
 def _result_bytes(in_features, out_features, num_params, num_samples, keep):
@@ -151,7 +159,7 @@ def _arguments(layer, record, params, lin):
     """Z and x, read-only."""
     B = lin.output.shape[0]
     Z = lin.Z[record["z"] : record["z"] + B * layer.in_features].reshape(B, layer.in_features)
-    x = params[record["parameters"] : record["parameters"] + layer.num_params]
+    x = params[record["weights"] : record["weights"] + layer.num_params]
     Z.flags.writeable = x.flags.writeable = False
     return Z, x
 

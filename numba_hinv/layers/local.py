@@ -15,7 +15,11 @@ class Local:
         Which of the formulas there it is.
     taps : int
         How many inputs an output reads.
+    frozen : bool
+        As of `Dense`.
     """
+
+    frozen = False
 
     def addresses(self, dtype):
         """Addresses of what the compiled code needs beside the layer table, for parameters of a dtype."""

@@ -22,6 +22,7 @@ from .custom import Custom
 from .dense import Dense
 from .elementwise import Activation
 from .external import External
+from .frozen import as_held, num_leading
 from .layout import Layout
 from .local import Local
 from .loss import as_loss
@@ -45,7 +46,12 @@ class Model:
     Parameters
     ----------
     layers : sequence of layers
-    loss : Loss, or what names one with its default options
+    loss : Loss, or what names one with its default options, or None
+        None of layers that end in the input of others.
+    frozen_params : (F,) array, optional
+        The parameters of the frozen layers.
+    first : int
+        The first layer's number in the net.
 
     Attributes
     ----------
@@ -57,6 +63,12 @@ class Model:
         What a sample counts for in the mean, with a weight of 1: as many as targets, or 1.
     chain : Chain
     num_params : int
+        P, of layers that are not frozen.
+    held : (F,) array
+        Those of frozen layers, in float64.
+    head : Model
+        The layers from the first one on that has parameters which are not frozen: what is differentiated. This model
+        itself, where no frozen layer comes before it.
 
     Raises
     ------
@@ -64,17 +76,16 @@ class Model:
         The layers do not meet, or the loss is unknown or not for so many outputs.
     """
 
-    def __init__(self, layers, loss):
-        self.layers = check_layers(layers)
-        self.loss, outputs = as_loss(loss), self.layers[-1].out_features
-        self.loss_parameters = self.loss.packed(outputs)
-        self.num_targets = 1 if self.loss.has_labels else self.loss.num_targets(outputs)
-        self.num_terms = 1 if self.loss.is_mean_over_samples else self.num_targets
-        self._class_weights = self.loss.class_weights(outputs)
+    def __init__(self, layers, loss, frozen_params=None, first=0):
+        self.layers, self.first = check_layers(layers), first
+        if loss is not None:
+            self._set_loss(as_loss(loss))
+        self.held = as_held(frozen_params, self.layers)
         self.chain = Chain(*np.array([_fields(layer) for layer in self.layers], np.int64).T.copy())
         self.num_params = int(self.chain.p.sum())
-        if self.num_params == 0:
-            raise ValueError("layers: expected at least one parameter, got none in all layers")
+        if self.num_params == 0 and loss is not None:
+            why = "in layers that are not frozen, got none" if self.held.size else "got none in all layers"
+            raise ValueError(f"layers: expected at least one parameter, {why}")
         self._work_size = max([layer.work_size for layer in self.layers if isinstance(layer, Custom)], default=0)
         self._external = {l for l, layer in enumerate(self.layers) if isinstance(layer, External)}
         # External layers are no compiled calls.
@@ -86,6 +97,20 @@ class Model:
         taps = self.chain.taps
         states = np.where(taps > 0, n_in + 2 * n_out * taps, (n_in + n_out) * n_in)
         self._sample_bytes = 8 * int(dense + (states + (n_in + n_out) * p)[kind == BLOCKS].sum())
+        self._body, self.head = None, self
+        leading = 0 if loss is None else num_leading(self.layers)
+        if leading:
+            before, after = self.layers[:leading], self.layers[leading:]
+            count = sum(layer.num_params for layer in before)
+            self._body = Model(before, None, self.held[:count])
+            self.head = Model(after, self.loss, self.held[count:], leading)
+
+    def _set_loss(self, loss):
+        self.loss, outputs = loss, self.layers[-1].out_features
+        self.loss_parameters = self.loss.packed(outputs)
+        self.num_targets = 1 if self.loss.has_labels else self.loss.num_targets(outputs)
+        self.num_terms = 1 if self.loss.is_mean_over_samples else self.num_targets
+        self._class_weights = self.loss.class_weights(outputs)
 
     def __getstate__(self):
         # Layer tables hold addresses of compiled functions, which are others in another process.
@@ -115,8 +140,18 @@ class Model:
             self._layouts = dict([*self._layouts.items(), (key, found)][-2:])
         return found
 
+    def features(self, X):
+        """The inputs of `head`: X, behind the frozen layers that come before it."""
+        return X if self._body is None else self._body.forward(np.empty(0, X.dtype), X)
+
+    def all_params(self, params):
+        """The vector that the sweeps read: these parameters, then those of frozen layers."""
+        return np.concatenate([params, self.held.astype(params.dtype)]) if self.held.size else params
+
     def block_bytes(self, num_samples):
         """Bytes of a `Linearisation` of so many samples."""
+        if self.head is not self:
+            return self.head.block_bytes(num_samples)
         return self._fixed_bytes + num_samples * self._sample_bytes
 
     def check_params(self, params):
@@ -171,16 +206,18 @@ class Model:
         return total_weight * self.num_terms
 
     def forward(self, params, X):
-        B = X.shape[0]
+        if self.head is not self:
+            return self.head.forward(params, self.features(X))
+        params, B = self.all_params(params), X.shape[0]
         output = np.empty((B, int(self.chain.n_out[-1])), params.dtype)
         for start in range(0, B, SAMPLES_AT_ONCE):
             X_chunk = X[start : start + SAMPLES_AT_ONCE]
-            lin = self.propagate(params, X_chunk, 0)
-            self.check_output(lin, params, X_chunk)
+            lin = self._propagate(params, X_chunk, 0)
+            self.check_output(lin, params[: self.num_params], X_chunk)
             output[start : start + SAMPLES_AT_ONCE] = lin.output
         return output
 
-    def propagate(self, params, X, derivatives):
+    def _propagate(self, params, X, derivatives):
         """A `Linearisation` for as many ``derivatives`` whose forward part is filled, with whatever numbers."""
         layout = self.layout(X.shape[0], params.dtype)
         table, sizes = layout.table, layout.sizes
@@ -189,10 +226,18 @@ class Model:
         U = np.empty(X.shape[0] * sizes.width + sizes.patches, params.dtype)
         for start, stop in layout.kept(_runs, derivatives, self._cuts):
             if start in self._external:
-                external.forward(self.layers[start], table, start, params, lin)
+                external.forward(self.layers[start], table, start, params, lin, self.first)
             else:
                 linearise.forward(table, start, stop, params, lin, U)
         return lin
+
+    def propagate(self, params, X, derivatives):
+        """A `Linearisation` of `head` for as many ``derivatives``, its forward part filled, with whatever numbers."""
+        return self.head.propagate_whole(params, self.features(X), derivatives)
+
+    def propagate_whole(self, params, X, derivatives):
+        """The same of all layers."""
+        return self._propagate(self.all_params(params), X, derivatives)
 
     def check_output(self, lin, params, X):
         """``ValueError`` that says which layer is to blame where an output is not finite."""
@@ -233,20 +278,27 @@ class Model:
         return float(value), gradient, curvature
 
     def linearise(self, params, X, targets, derivatives, normaliser=None):
-        """`Linearisation` (complete with 2 ``derivatives``), loss and gradient; normaliser as for `terminal`."""
-        lin = self.propagate(params, X, derivatives)
-        self.check_output(lin, params, X)
+        """`Linearisation` of `head` (complete with 2 ``derivatives``), loss, gradient; normaliser as for `terminal`."""
+        return self.head.linearise_whole(params, self.features(X), targets, derivatives, normaliser)
+
+    def linearise_whole(self, params, X, targets, derivatives, normaliser=None):
+        """The same of all layers."""
+        given, params = params, self.all_params(params)
+        lin = self._propagate(params, X, derivatives)
+        self.check_output(lin, given, X)
         value, output_gradient, _ = self.terminal(lin.output, targets, lin.curvature, normaliser)
         gradient, total = self._backpropagate(params, lin, output_gradient, derivatives)
         if not math.isfinite(total):
-            self._check("params, X, y: the gradient", gradient, params, X, targets)
+            self._check("params, X, y: the gradient", gradient, given, X, targets)
         for block in (lin.Dx, lin.Dz, lin.Dxx, lin.Dzx, lin.Dzz) if derivatives == 2 else ():
             if block.size:
-                self._check("params, X, y: the derivatives of a layer", block, params, X, targets)
+                self._check("params, X, y: the derivatives of a layer", block, given, X, targets)
         return lin, value, gradient
 
     def linearise_outputs(self, params, X):
         """A `Linearisation` of the outputs alone, for tangents: as of a loss whose gradient is 0."""
+        if self.head is not self:
+            return self.head.linearise_outputs(params, self.features(X))
         lin = self.propagate(params, X, 2)
         self.check_output(lin, params, X)
         self.backpropagate(params, lin, np.zeros_like(lin.output), 2)
@@ -254,7 +306,7 @@ class Model:
 
     def backpropagate(self, params, lin, output_gradient, derivatives):
         """The gradient in the parameters that a gradient in the output leads to; completes ``lin`` on the way."""
-        return self._backpropagate(params, lin, output_gradient, derivatives)[0]
+        return self._backpropagate(self.all_params(params), lin, output_gradient, derivatives)[0]
 
     def _backpropagate(self, params, lin, output_gradient, derivatives):
         """That, and the sum of its entries."""
@@ -263,11 +315,12 @@ class Model:
         table, sizes = layout.table, layout.sizes
         G = np.empty((2, B * sizes.width), params.dtype)
         G[table.size % 2, : output_gradient.size] = output_gradient.ravel()
-        gradient = np.empty_like(params)
+        gradient = np.empty(self.num_params, params.dtype)
         work = np.empty(max(self._work_size, sizes.patches), params.dtype)
         for start, stop in reversed(layout.kept(_runs, derivatives, self._cuts)):
             if start in self._external:
-                external.backward(self.layers[start], table, start, params, lin, gradient, G, keep=derivatives == 2)
+                keep = derivatives == 2
+                external.backward(self.layers[start], table, start, params, lin, gradient, G, keep, self.first)
                 first, p = table["parameters"][start], table["p"][start]
                 with np.errstate(over="ignore", invalid="ignore"):
                     total += gradient[first : first + p].sum()
@@ -277,7 +330,7 @@ class Model:
 
     def pull(self, params, lin, output_gradient):
         """What `backpropagate` gives, where `propagate` with one derivative has made ``lin``."""
-        return self.backpropagate(params, lin, output_gradient, 1)
+        return self.head.backpropagate(params, lin, output_gradient, 1)
 
 
 def only_curvature_of_loss(lin, zero=lambda block: block.fill(0.0)):
@@ -289,7 +342,7 @@ def only_curvature_of_loss(lin, zero=lambda block: block.fill(0.0)):
 def _runs(layout, derivatives, cuts):
     """Layers for one compiled call of linearising, which starts anew at the ``cuts``."""
     kind, n_in, n_out, p, *_ = layout.chain
-    flops = 4.0 * p * layout.chain.positions() + 40.0 * n_out + 64.0 * p / layout.num_samples
+    flops = 4.0 * (p + layout.chain.held) * layout.chain.positions() + 40.0 * n_out + 64.0 * p / layout.num_samples
     if derivatives == 2:
         taps = layout.chain.taps
         blocks = np.where(kind == BLOCKS, 4.0 * (p + n_in) * (p + n_in + n_out), 0.0)
@@ -321,11 +374,12 @@ def check_layers(layers):
 
 def _fields(layer):
     """A layer's entries in the `Chain`."""
-    sizes = layer.in_features, layer.out_features, layer.num_params
+    held = layer.num_params if layer.frozen else 0
+    sizes = layer.in_features, layer.out_features, layer.num_params - held
     if isinstance(layer, Dense):
-        return DENSE, *sizes, layer.bias, layer.skip, *ONE_POSITION
+        return DENSE, *sizes, layer.bias, layer.skip, held, *ONE_POSITION
     if isinstance(layer, STRUCTURED):
-        return CONVOLUTION, *sizes, layer.bias, layer.skip, *layer.window, NO_OPERATION, 0
+        return CONVOLUTION, *sizes, layer.bias, layer.skip, held, *layer.window, NO_OPERATION, 0
     if isinstance(layer, Local):
-        return BLOCKS, *sizes, False, False, *layer.window, layer.operation, layer.taps
-    return BLOCKS, *sizes, False, False, *ONE_POSITION
+        return BLOCKS, *sizes, False, False, held, *layer.window, layer.operation, layer.taps
+    return BLOCKS, *sizes, False, False, held, *ONE_POSITION

@@ -23,15 +23,18 @@ class _Norm(Custom):
 
     _cache = True
 
-    def _build(self, features, eps, bias, centred):
+    def _build(self, features, eps, bias, centred, frozen):
         features = as_size("features", features)
         eps = as_real("eps", eps)
         if eps < 0.0:
             raise ValueError(f"eps: expected at least 0, got {eps}")
         function, jacobian, curvature = _functions(eps, centred)
         init = (1.0,) * features + (0.0,) * (features * bias)
-        super().__init__(function, features, features, len(init), init, jacobian, curvature)
+        super().__init__(function, features, features, len(init), init, jacobian, curvature, frozen)
         object.__setattr__(self, "eps", eps)
+
+    def _frozen_text(self):
+        return ", frozen=True" if self.frozen else ""
 
     def _try(self):
         """Nothing: the functions are right for every size."""
@@ -51,6 +54,8 @@ class LayerNorm(_Norm):
         At least 0.
     bias : bool
         Whether there is a bias.
+    frozen : bool
+        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
 
     Raises
     ------
@@ -62,14 +67,15 @@ class LayerNorm(_Norm):
     The derivatives cost about 20 n^2 flops per sample.
     """
 
-    def __init__(self, features, eps=1e-5, bias=True):
-        self._build(features, eps, as_flag("bias", bias), centred=True)
+    def __init__(self, features, eps=1e-5, bias=True, frozen=False):
+        self._build(features, eps, as_flag("bias", bias), True, frozen)
 
     def __repr__(self):
-        return f"LayerNorm({self.in_features}, eps={self.eps}, bias={self.num_params > self.in_features})"
+        bias = self.num_params > self.in_features
+        return f"LayerNorm({self.in_features}, eps={self.eps}, bias={bias}{self._frozen_text()})"
 
     def __reduce__(self):
-        return LayerNorm, (self.in_features, self.eps, self.num_params > self.in_features)
+        return LayerNorm, (self.in_features, self.eps, self.num_params > self.in_features, self.frozen)
 
 
 class RMSNorm(_Norm):
@@ -83,6 +89,8 @@ class RMSNorm(_Norm):
         n, at least 1.
     eps : float
         At least 0. The default is the machine epsilon of float64.
+    frozen : bool
+        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
 
     Raises
     ------
@@ -94,14 +102,14 @@ class RMSNorm(_Norm):
     The derivatives cost about 20 n^2 flops per sample.
     """
 
-    def __init__(self, features, eps=2.0**-52):
-        self._build(features, eps, False, centred=False)
+    def __init__(self, features, eps=2.0**-52, frozen=False):
+        self._build(features, eps, False, False, frozen)
 
     def __repr__(self):
-        return f"RMSNorm({self.in_features}, eps={self.eps})"
+        return f"RMSNorm({self.in_features}, eps={self.eps}{self._frozen_text()})"
 
     def __reduce__(self):
-        return RMSNorm, (self.in_features, self.eps)
+        return RMSNorm, (self.in_features, self.eps, self.frozen)
 
 
 @register_jitable

@@ -14,14 +14,14 @@ def blame(model, params, X, targets):
         found = _of_sample(model, params, X[i : i + 1], None if targets is None else targets[i : i + 1])
         if found is not None:
             l, what = found
-            return f"; layer {l} ({model.layers[l]!r}): its {what} not finite for sample {i}"
+            return f"; layer {model.first + l} ({model.layers[l]!r}): its {what} not finite for sample {i}"
     return ""
 
 
 def _of_sample(model, params, x, target):
     """(layer, what of it is not finite) of one sample; None if all is."""
     table, _ = model.table(1, params.dtype)
-    lin = model.propagate(params, x, 2)
+    lin = model.propagate_whole(params, x, 2)
     for l in range(table.size):
         if not np.isfinite(_output(table, lin, l)).all():
             return l, "output is"

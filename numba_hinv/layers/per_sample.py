@@ -13,6 +13,7 @@ _CHUNK = 256
 
 def jacobians(model, params, X):
     """(outputs (B, n_L), their derivatives in the parameters (B, n_L, P)), in float64 from such params and X."""
+    model, X = model.head, model.features(X)
     B, outputs, P = X.shape[0], model.layers[-1].out_features, params.size
     way_out = "take fewer samples at a time, or products: net.hessian(..., curvature='ggn') never forms them"
     memory_budget.require(8 * B * outputs * P, f"Jacobians of B = {B} samples, {outputs} outputs, P = {P}", way_out)
@@ -26,10 +27,11 @@ def jacobians(model, params, X):
         if has_blocks:
             # Leaves Dx and Dz, which no gradient of the loss has a part in.
             model.backpropagate(params, lin, np.zeros_like(lin.output), 2)
-        places, kept = _prepared(table, params, lin)[:2]
+        all_params = model.all_params(params)
+        places, kept = _prepared(table, all_params, lin)[:2]
         work = np.empty(3 * outputs * max(int(table["n_in"].max()), int(table["n_out"].max())))
         of_part = found[start : start + _CHUNK].reshape(-1)
-        per_sample.jacobians(table, places, params, lin, kept, 0, part.shape[0], work, of_part)
+        per_sample.jacobians(table, places, all_params, lin, kept, 0, part.shape[0], work, of_part)
         values[start : start + _CHUNK] = lin.output
     return values, found
 
@@ -38,18 +40,18 @@ def input_hessians(model, params, X, targets):
     """(B, n, n) Hessians of each sample's own loss in its inputs, likewise; weights of samples count for nothing."""
     B, n = X.shape
     memory_budget.require(8 * B * n * n, f"Hessians of B = {B} samples in {n} inputs", "take fewer samples at a time")
-    found, targets = np.empty((B, n, n)), targets.each_once()
+    found, targets, all_params = np.empty((B, n, n)), targets.each_once(), model.all_params(params)
     terms = 1.0 if model.loss.reduction == "sum" else float(model.num_terms)
     for start in range(0, B, _CHUNK):
         part = X[start : start + _CHUNK]
         memory_budget.require(model.block_bytes(part.shape[0]), f"derivative blocks of {part.shape[0]} samples")
-        lin = model.linearise(params, part, targets[start : start + _CHUNK], 2, terms)[0]
+        lin = model.linearise_whole(params, part, targets[start : start + _CHUNK], 2, terms)[0]
         table = model.table(part.shape[0], np.float64)[0].copy()
         # There is something before the first layer, too: the inputs.
         table["N"][0] = part.shape[0] * n
-        places, kept, size = _prepared(table, params, lin)
+        places, kept, size = _prepared(table, all_params, lin)
         of_part, work = found[start : start + _CHUNK], np.empty(size)
-        per_sample.input_hessians(table, places, params, lin, kept, 0, part.shape[0], work, of_part)
+        per_sample.input_hessians(table, places, all_params, lin, kept, 0, part.shape[0], work, of_part)
     return found
 
 
@@ -78,9 +80,9 @@ def input_slopes_along(model, params, X, targets, direction, normaliser):
 
 
 def diagonal(table, params, lin):
-    """(P,) diagonal of the H that derivative blocks are of."""
+    """(P,) diagonal of the H that derivative blocks are of; ``params`` as the sweeps read them."""
     places, kept, size = _prepared(table, params, lin)
-    found = np.zeros(params.size)
+    found = np.zeros(int(table["p"].sum()))
     per_sample.diagonal(table, places, params, lin, kept, 0, lin.output.shape[0], np.empty(size), found)
     for layer in table[table["kind"] == BLOCKS]:
         p, at, block = (int(layer[name]) for name in ("p", "parameters", "Dxx"))

@@ -89,7 +89,9 @@ class Batches:
         return min(self.samples.batch_size, self.num_samples)
 
     def _workers(self):
-        table, _ = self.model.table(self.samples.batch_size, np.float64)
+        if (self.model.chain.kind == BLOCKS).any():
+            return 1
+        table, _ = self.model.head.table(self.samples.batch_size, np.float64)
         return workers(table, self.samples.batch_size)
 
     def _jobs(self, num_kept=0):
@@ -107,8 +109,9 @@ class Batches:
             raise ValueError(f"{error} (samples {first} to {first + X.shape[0] - 1})") from None
         if self.curvature == "ggn":
             only_curvature_of_loss(lin)
-        layout = self.model.layout(X.shape[0], np.float64)
-        system = System(self.model.chain, self.params, lin, layout=layout)
+        head = self.model.head
+        layout = head.layout(X.shape[0], np.float64)
+        system = System(head.chain, head.all_params(self.params), lin, layout=layout)
         return system, loss, gradient, self.model.total_weight(targets)
 
     def jobs(self):

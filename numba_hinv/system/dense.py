@@ -43,6 +43,7 @@ class Assembler:
 
     def __init__(self, table, params, lin, num_threads=None):
         self.table, self.params, self.lin = table, params, lin
+        self.num_params = int(table["p"].sum())
         self.plan = assembly(table, lin.output.shape[0], BUDGET, CHUNK, assemble.SLICE_ROWS)
         self._calls = _runs(self.plan.flops * self.plan.chunk)
         self._samples = _runs(np.full(self.plan.chunk, curve_flops(table) + 1.0))
@@ -64,7 +65,7 @@ class Assembler:
         B, L = self.lin.output.shape[0], self.table.size
         own = self.plan.places["groups"] * np.arange(L, 0, -1)
         flops = B * (self.plan.flops.sum() + curve_flops(self.table))
-        return _seconds(_ASSEMBLY, layer=L, number=self.params.size**2, piece=int(own.sum()), flops=flops / 1e3)
+        return _seconds(_ASSEMBLY, layer=L, number=self.num_params**2, piece=int(own.sum()), flops=flops / 1e3)
 
     def add(self, H, fresh, check=threads.no_check, tick=lambda samples: None):
         """Add to the upper triangle of H what all samples have in it; set it where nothing was there before."""
@@ -147,7 +148,7 @@ def _assembler(system, num_threads):
     limit = _seconds(_PRODUCTS, number=P * P, flops=flops / 1e3)
     if _seconds(_ASSEMBLY, layer=table.size, number=P * P) >= limit:
         return None
-    found = Assembler(table, system.params, system.lin, num_threads)
+    found = Assembler(table, system.weights, system.lin, num_threads)
     return found if found.is_affordable() and found.seconds() < limit else None
 
 
@@ -174,7 +175,7 @@ def total(matrix, out=None, num_threads=None, check=threads.no_check, progress=F
     with bar(progress, matrix.num_samples, "assemble", " samples") as shown:
         for weight, system in matrix.parts():
             fresh = found is None
-            found = Assembler(system.table, system.params, weighted(system.lin, weight), num_threads)
+            found = Assembler(system.table, system.weights, weighted(system.lin, weight), num_threads)
             if not found.is_affordable():
                 return by_products(matrix, H, check, progress)
             found.add(H, fresh, check, shown.update)
@@ -184,6 +185,8 @@ def total(matrix, out=None, num_threads=None, check=threads.no_check, progress=F
 def _completed(matrix, assembler, H, check, progress):
     """H of a matrix, of which an `Assembler` has added all samples."""
     finish(assembler.table, assembler.plan.places, H, matrix.l2, assembler.workers, check)
+    if matrix.ridge is not None:
+        H[np.diag_indices_from(H)] += matrix.ridge
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(H.sum()):
             return H

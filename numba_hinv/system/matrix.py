@@ -29,12 +29,17 @@ class Matrix(abc.ABC):
     on : processor
     has_layers : bool
         Whether H can be eliminated layer by layer.
+    ridge : (P,) array or None
+        What is on the diagonal of H beside the blocks and ``l2``: L2 terms that are not the same for all parameters.
+    first : int
+        The number that the first layer has in the net: of the frozen layers before it, H knows nothing.
     """
 
     has_layers = False
 
-    def __init__(self, params, l2, gradient, on, norm=None):
-        self.params, self.l2, self.gradient, self.on = params, l2, gradient, on
+    def __init__(self, params, l2, gradient, on, norm=None, first=0, ridge=None):
+        self.ridge = ridge
+        self.params, self.l2, self.gradient, self.on, self.first = params, l2, gradient, on, first
         self._norm = norm
         self._begin()
 
@@ -142,8 +147,36 @@ class Matrix(abc.ABC):
         if self.gradient is not None:
             slope = self.gradient.astype(np.float64, copy=False)[None]
             # That of the L2 term is rich in nothing.
-            yield slope - self.l2 * self.on.memory.take(self.params) if self.l2 else slope
+            term = self.l2 if self.ridge is None else self.l2 + self.ridge
+            yield slope - term * self.on.memory.take(self.params) if np.any(term) else slope
         yield random_signs(0, self.num_params)
+
+    @property
+    def by_parameter(self):
+        """Whether the ridge differs within the weights or biases of a layer."""
+        return False
+
+    def bare(self):
+        """This matrix without its ridge."""
+        return self if self.ridge is None else self.with_ridge(None)
+
+    @abc.abstractmethod
+    def with_ridge(self, ridge):
+        """The same with another ridge, which is (P,) or None; its norm is estimated anew."""
+
+    def moved_dense(self, ridge):
+        """`kept_dense` with another ridge, a copy."""
+        before, after = (0.0 if one is None else one for one in (self.ridge, ridge))
+        found = self.kept_dense().copy()
+        found[np.diag_indices_from(found)] += after - before
+        return found
+
+    def _add_ridge(self, k, rows, is_residual, product):
+        """product <- product + 2^-k rows ridge, or minus that of a residual."""
+        if self.ridge is not None:
+            term = rows * np.ldexp(self.ridge, -k)
+            np.subtract(product, term, out=product) if is_residual else np.add(product, term, out=product)
+        return product
 
     def _multiplier(self, like):
         """``multiply(v, out)`` by H of vectors like this one, with scratch of its own."""

@@ -120,7 +120,9 @@ def scale_blocks(scaling, table, num_samples, params, lin, ldexp=np.ldexp):
     Dz_sizes = (per_sample * table["n_out"])[:, None] * entries
     Dz_exponents = np.stack([before - after, np.zeros_like(before)], axis=1)
     if scaling.states:
-        params = ldexp(params, np.repeat(np.where(is_structured, before, 0), table["p"]))
+        exponents = np.where(is_structured, before, 0)
+        exponents = np.concatenate([np.repeat(exponents, table["p"]), np.repeat(exponents, table["held"])])
+        params = ldexp(params, exponents)
     return params, lin._replace(
         S=ldexp(lin.S, np.repeat(-after, units)),
         D=ldexp(lin.D, -k),

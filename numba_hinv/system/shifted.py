@@ -41,15 +41,26 @@ class Shifted:
         self.eps = by_power(damping + system.l2, -k) if eps is None else eps
         self.hessian_norm = by_power(system.norm(), -k)
         self.norm = self.hessian_norm + by_power(abs(damping), -k)
-        self._blocks = blocks
+        self._blocks, self._table = blocks, None
         self._is_dense = is_dense
 
     def __getstate__(self):
-        return {**self.__dict__, "_blocks": None}
+        return {**self.__dict__, "_blocks": None, "_table": None}
 
     def to_arrays(self):
         """(plain data, named NumPy arrays) of which a file is made, beside those of the system."""
         return {"factor_dtype": str(self.dtype), "damping": self.damping, **self.scale.to_header()}, {}
+
+    @property
+    def table(self):
+        """The layer table that the sweeps read, its ridge scaled as this matrix is."""
+        if self._table is None:
+            self._table = self.system.table_at(self.scale.matrix)
+        return self._table
+
+    def dampings(self, shift):
+        """What is on the diagonal of every layer for its weights, in place of ``eps`` one that is ``shift``, (L,)."""
+        return shift + self.table["ridge"]
 
     @property
     def size(self):

@@ -20,6 +20,7 @@ from ..runtime.probes import random_signs
 from . import dense, scaling
 from .cpu import CPU
 from .matrix import Matrix
+from .ridge import pairs_of
 
 # By this power of two a direction is shrunk along which the states would move beyond the largest number.
 _SHRINKING = 500
@@ -34,8 +35,9 @@ class System(Matrix):
     Parameters
     ----------
     chain : Chain
-    params : (P,) array
-        Those that the sweeps read, in float64, where the processor has them.
+    weights : (P + F,) array
+        The parameters that the sweeps read, in float64, where the processor has them: the P unknowns, then those of
+        frozen layers.
     lin : Linearisation
         The derivative blocks of all layers, likewise.
     l2 : float
@@ -50,25 +52,30 @@ class System(Matrix):
         `norm`, where it is known.
     logarithms : (L + 1,) array, optional
         `state_logarithms`, likewise.
+    first, ridge
+        As `Matrix` has them. H can be eliminated by layers where the ridge is by layer (`ridge.pairs_of`).
     """
 
-    has_layers = True
     is_of_blocks: bool  # whether all layers are given as derivative blocks, and none is local
 
     def __init__(
-        self, chain, params, lin, l2=0.0, gradient=None, layout=None, on=CPU, norm=None, logarithms=None
-    ):
-        super().__init__(params, l2, gradient, on, norm)
-        self.chain = chain
+        self, chain, weights, lin, l2=0.0, gradient=None, layout=None, on=CPU, norm=None, logarithms=None,
+        first=0, ridge=None,
+    ):  # fmt: skip
+        super().__init__(_unknowns(chain, weights), l2, gradient, on, norm, first, ridge)
+        self.chain, self.weights = chain, weights
         self.lin = lin
         self._logarithms = logarithms
         self._prepare(layout)
 
     def _prepare(self, layout=None):
-        # It follows from the chain, so that it is not pickled.
-        self.layout = Layout(self.chain, self.num_samples) if layout is None else layout
-        self.table, self.sizes = self.layout.table, self.layout.sizes
-        self.is_of_blocks = self.layout.kept(_is_of_blocks)
+        # It follows from the chain and the ridge, so that it is not pickled.
+        pairs = None if self.ridge is None else pairs_of(self.chain, self.ridge)
+        self.has_layers = self.ridge is None or pairs is not None
+        if layout is None or pairs is not None:
+            layout = Layout(self.chain, self.num_samples, ridge=pairs)
+        self.layout, self.table, self.sizes = layout, layout.table, layout.sizes
+        self.is_of_blocks = layout.kept(_is_of_blocks)
         self.on.load(_DOUBLE)
         self._spaces = {}
         self._last_scaled = self._last_narrow = (None,)
@@ -78,32 +85,37 @@ class System(Matrix):
         state = self.__dict__.copy()
         for name in ("layout", "table", "sizes", "_spaces", "_last_scaled", "_last_narrow", "_dense", "_making"):
             del state[name]
-        state["params"], state["lin"] = self.on_host()
+        del state["params"]
+        state["weights"], state["lin"] = self.on_host()
         return state
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self.params, self.lin = self.on.memory.put(self.params), Linearisation(*map(self.on.memory.put, self.lin))
+        self.weights, self.lin = self.on.memory.put(self.weights), Linearisation(*map(self.on.memory.put, self.lin))
+        self.params = _unknowns(self.chain, self.weights)
         self._begin()
         self._prepare()
 
     def to_arrays(self):
         """(plain data, named NumPy arrays) of which a file is made."""
-        params, lin = self.on_host()
+        weights, lin = self.on_host()
         header = {
             "chain": {name: values.tolist() for name, values in self.chain._asdict().items()},
             "num_samples": self.num_samples,
             "l2": self.l2,
+            "first": self.first,
             "norm": self.norm(),
         }
-        arrays = {"params": params, "logarithms": self.state_logarithms()}
+        arrays = {"params": weights, "logarithms": self.state_logarithms()}
         if self.gradient is not None:
             arrays["gradient"] = self.gradient
+        if self.ridge is not None:
+            header["apart"], arrays["ridge"] = self.table["apart"].tolist(), self.ridge
         return header, arrays | {f"blocks_{name}": block for name, block in lin._asdict().items()}
 
     def on_host(self):
-        """(params, Linearisation) as NumPy arrays."""
-        return self.on.memory.take(self.params), Linearisation(*map(self.on.memory.take, self.lin))
+        """(weights, Linearisation) as NumPy arrays."""
+        return self.on.memory.take(self.weights), Linearisation(*map(self.on.memory.take, self.lin))
 
     @property
     def num_samples(self):
@@ -127,7 +139,8 @@ class System(Matrix):
     def with_bending(self, share):
         """The same with this share of the layers' second derivatives: with 0, the Gauss-Newton matrix. On the CPU."""
         lin = self.lin._replace(**{name: share * getattr(self.lin, name) for name in BENDING})
-        return System(self.chain, self.params, lin, self.l2, self.gradient, self.layout, self.on)
+        options = {"first": self.first, "ridge": self.ridge}
+        return System(self.chain, self.weights, lin, self.l2, self.gradient, self.layout, self.on, **options)
 
     def reaches_blas(self):
         """Whether the elimination has products that are large enough for BLAS."""
@@ -142,6 +155,10 @@ class System(Matrix):
         """Parameters that no sample sees: what they have of a pivot is the damping itself."""
         return self.layout.kept(_num_free)
 
+    def free(self):
+        """Those of every layer, (L,)."""
+        return self.layout.kept(_free)
+
     # ---- products ---------------------------------------------------------------------------------------------------
 
     def dense(self, out=None, num_threads=None, check=threads.no_check, progress=False):
@@ -151,9 +168,36 @@ class System(Matrix):
         rows = self.on.memory.vectors(rows)
         product = np.empty_like(rows) if out is None else out
         scratch = self.on.products.workspace(self.sizes, rows.shape[0], self.num_samples, rows.dtype)
-        params, lin = (self.params, self.lin) if scale is None else self.scaled(scale)
+        params, lin = (self.weights, self.lin) if scale is None else self.scaled(scale)
+        # The squares of a residual are asked for where they are cheap.
+        squares = None if self.ridge is not None else squares
         self._sweep(params, lin, rows, product, scratch, shift, b, check, squares)
-        return product
+        return self._add_ridge(0 if scale is None else scale.matrix, rows, b is not None, product)
+
+    def with_ridge(self, ridge):
+        found = System(
+            self.chain, self.weights, self.lin, self.l2, self.gradient, on=self.on, logarithms=self._logarithms,
+            first=self.first, ridge=ridge,
+        )  # fmt: skip
+        if self.has_dense:
+            found._dense = self.moved_dense(ridge)
+        if np.array_equal(found.table["apart"], self.table["apart"]):
+            # The row spaces are the same.
+            found._spaces = self._spaces
+        return found
+
+    @property
+    def by_parameter(self):
+        return not self.has_layers
+
+    def table_at(self, k):
+        """The layer table of ``2^-k H``: its ridge is scaled, too."""
+        if self.ridge is None or not k:
+            return self.table
+        table = self.table.copy()
+        for name in ("ridge", "ridge_of_bias"):
+            table[name] = np.ldexp(table[name], -k)
+        return table
 
     def _sweep(self, params, lin, rows, product, scratch, shift=0.0, b=None, check=threads.no_check, squares=None):
         runs = self._runs(rows.shape[0])
@@ -170,7 +214,7 @@ class System(Matrix):
         scratch = on.products.workspace(self.sizes, k, self.num_samples, rows.dtype)
         for start, stop in self._runs(k):
             check()
-            on.products.tangents(self.table, start, stop, self.params, self.lin, on.memory.vectors(rows), scratch)
+            on.products.tangents(self.table, start, stop, self.weights, self.lin, on.memory.vectors(rows), scratch)
         return on.products.output_tangents(scratch, (k, *self.lin.output.shape))
 
     def _runs(self, num_vectors):
@@ -178,8 +222,10 @@ class System(Matrix):
         return self.layout.kept(_runs_of_product, num_vectors)
 
     def _multiplier(self, like):
+        if self.ridge is not None:
+            return super()._multiplier(like)
         scratch = self.on.products.workspace(self.sizes, like.shape[0], self.num_samples, like.dtype)
-        return lambda v, out: self._sweep(self.params, self.lin, v, out, scratch, self.l2)
+        return lambda v, out: self._sweep(self.weights, self.lin, v, out, scratch, self.l2)
 
     # ---- what factorizations read -----------------------------------------------------------------------------------
 
@@ -192,7 +238,7 @@ class System(Matrix):
                 v = on.memory.vectors(np.ldexp(signs, -shrinking) if shrinking else signs)
                 scratch = on.products.workspace(self.sizes, 1, self.num_samples, v.dtype)
                 for start, stop in self._runs(1):
-                    on.products.tangents(self.table, start, stop, self.params, self.lin, v, scratch)
+                    on.products.tangents(self.table, start, stop, self.weights, self.lin, v, scratch)
                 tangents = on.memory.take(scratch[0]).ravel()
                 logarithms = scaling.state_logarithms(self.layout.kept(_starts_of_states), tangents)
                 if math.isfinite(total(logarithms)):
@@ -209,11 +255,11 @@ class System(Matrix):
     def scaled(self, scale):
         """(params, Linearisation) of the scaled problem in float64; the last one made is kept."""
         if scale.matrix == 0 and not scale.states:
-            return self.params, self.lin
+            return self.weights, self.lin
         key, *blocks = self._last_scaled
         if key != scale:
             ldexp = self.on.memory.ldexp
-            blocks = scaling.scale_blocks(scale, self.table, self.num_samples, self.params, self.lin, ldexp)
+            blocks = scaling.scale_blocks(scale, self.table, self.num_samples, self.weights, self.lin, ldexp)
             self._last_scaled = scale, *blocks
         return blocks
 
@@ -245,11 +291,11 @@ class System(Matrix):
         num_bytes = 0 if np.dtype(np.float64) in self._spaces else 8 * scalars
         if (scale.matrix or scale.states) and self._last_scaled[0] != scale:
             num_bytes += sum(block.nbytes for block in lin) - lin.Z.nbytes - lin.output.nbytes
-            num_bytes += self.params.nbytes if scale.states else 0
+            num_bytes += self.weights.nbytes if scale.states else 0
         if dtype != np.float64:
             num_bytes += 0 if dtype in self._spaces else dtype.itemsize * scalars
             if self._last_narrow[0] != scale:
-                num_bytes += dtype.itemsize * (self.params.size + sum(block.size for block in lin))
+                num_bytes += dtype.itemsize * (self.weights.size + sum(block.size for block in lin))
         return num_bytes
 
 
@@ -264,15 +310,25 @@ def _largest_product(layout):
     return max((m * np.maximum(m, N)).max(), (n_in * n_out * B).max(), (table["m"] * B * n_out).max())
 
 
+def _free(layout):
+    return layout.table["units"] * (layout.table["d"] - layout.table["r"])
+
+
 def _num_free(layout):
-    return int((layout.table["units"] * (layout.table["d"] - layout.table["r"])).sum())
+    return int(layout.kept(_free).sum())
 
 
 def _runs_of_product(layout, num_vectors):
     p = layout.table["p"]
-    return chunks(6.0 * num_vectors * layout.num_samples * p + 16.0 * num_vectors * p)
+    flops = 6.0 * num_vectors * layout.num_samples * (p + layout.table["held"])
+    return chunks(flops + 16.0 * num_vectors * p)
 
 
 def _starts_of_states(layout):
     """Where the tangents of each layer's input, and of the output, start among those of all, (L + 1,)."""
     return np.append(layout.table["z"], layout.sizes.z)
+
+
+def _unknowns(chain, weights):
+    """Those of the parameters that the sweeps read which belong to no frozen layer."""
+    return weights[: int(chain.p.sum())] if chain.held.any() else weights

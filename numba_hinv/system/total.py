@@ -93,10 +93,14 @@ class Total(Matrix):
     norm : float, optional
     dense : (P, P) array, optional
         H, where it is known.
+    first, ridge
+        As `Matrix` has them. Of ridges of terms, nothing is part of it.
     """
 
-    def __init__(self, chain, params, terms, num_samples, l2=0.0, gradient=None, norm=None, dense=None):
-        super().__init__(params, l2, gradient, CPU, norm)
+    def __init__(
+        self, chain, params, terms, num_samples, l2=0.0, gradient=None, norm=None, dense=None, first=0, ridge=None
+    ):  # fmt: skip
+        super().__init__(params, l2, gradient, CPU, norm, first, ridge)
         self.chain, self.terms, self.num_samples = chain, terms, num_samples
         self._dense = dense
         # Where the parameters of each layer are does not depend on the samples.
@@ -122,10 +126,13 @@ class Total(Matrix):
             "chain": {name: values.tolist() for name, values in self.chain._asdict().items()},
             "num_samples": self.num_samples,
             "l2": self.l2,
+            "first": self.first,
             "norm": self.norm(),
             "is_total": True,
         }
         arrays = {"params": self.params, "dense": self.kept_dense()}
+        if self.ridge is not None:
+            arrays["ridge"] = self.ridge
         return header, arrays if self.gradient is None else {**arrays, "gradient": self.gradient}
 
     @property
@@ -146,7 +153,9 @@ class Total(Matrix):
 
     def with_bending(self, share):
         """The same with this share of the layers' second derivatives: with 0, the Gauss-Newton matrix."""
-        return Total(self.chain, self.params, Bent(self.terms, share), self.num_samples, self.l2, self.gradient)
+        bent = Bent(self.terms, share)
+        options = {"first": self.first, "ridge": self.ridge}
+        return Total(self.chain, self.params, bent, self.num_samples, self.l2, self.gradient, **options)
 
     def reaches_blas(self):
         """Whether factorizing has products that are large enough for BLAS."""
@@ -186,7 +195,13 @@ class Total(Matrix):
             np.ldexp(found, -k, out=found)
         if shift:
             found += shift * rows
+        self._add_ridge(k, rows, False, found)
         return found if b is None else np.subtract(b, found, out=found)
+
+    def with_ridge(self, ridge):
+        found = self.moved_dense(ridge) if self.has_dense else None
+        options = {"dense": found, "first": self.first, "ridge": ridge}
+        return Total(self.chain, self.params, self.terms, self.num_samples, self.l2, self.gradient, **options)
 
     def norm(self):
         if self._norm is None and not self.has_dense and self.terms is not None and not self.terms.are_kept:
@@ -210,4 +225,8 @@ def weighted_sum(weights, systems, dtype):
     if all(system.gradient is not None for system in systems):
         gradient = sum(weight * system.gradient.astype(np.float64) for weight, system in pairs).astype(dtype)
     l2, num_samples = sum(weight * system.l2 for weight, system in pairs), sum(system.num_samples for system in systems)
-    return Total(first.chain, first.params, Terms(pairs), num_samples, l2, gradient)
+    ridge = None
+    if any(system.ridge is not None for system in systems):
+        ridge = sum(weight * (0.0 if system.ridge is None else system.ridge) for weight, system in pairs)
+    terms = Terms([(weight, system.bare()) for weight, system in pairs])
+    return Total(first.chain, first.params, terms, num_samples, l2, gradient, first=first.first, ridge=ridge)

@@ -51,7 +51,7 @@ def convolution_pre_activation(layer, params, lin, patches, U):
     """U_i = W Zt_i + c of all samples."""
     B = lin.output.shape[0]
     n, T = layer.units, layer.positions
-    x = vector(params, layer.parameters, layer.p)
+    x = vector(params, layer.weights, layer.p + layer.held)
     for i in range(B):
         U_i = matrix(U, i * n * T, n, T)
         _spread(layer, x, U_i)
@@ -63,7 +63,7 @@ def convolution_backward(layer, params, lin, gradient, G_out, G_in, patches):
     """lam = S G', D = phi'' G'; dW = sum_i lam_i Zt_i^T, dc = sum lam; G = A^T lam (+ G') but in the first layer."""
     B = lin.output.shape[0]
     n, T, n_in = layer.units, layer.positions, layer.n_in
-    W = matrix(params, layer.parameters, n, layer.fan_in)
+    W = matrix(params, layer.weights, n, layer.fan_in)
     S = vector(lin.S, layer.u, B * n * T)
     D = vector(lin.D, layer.u, B * n * T)
     lam = vector(lin.lam, layer.u, B * n * T)
@@ -79,8 +79,9 @@ def convolution_backward(layer, params, lin, gradient, G_out, G_in, patches):
             fill(G_in.size, 0.0, G_in, 0)
     for i in range(B):
         lam_i = matrix(lam, i * n * T, n, T)
-        gather(layer, lin.Z, layer.z + i * n_in, patches, 0, T, 1)
-        _add_gradient(layer, lam_i, patches, gradient, layer.parameters)
+        if layer.p > 0:
+            gather(layer, lin.Z, layer.z + i * n_in, patches, 0, T, 1)
+            _add_gradient(layer, lam_i, patches, gradient, layer.parameters)
         if layer.N > 0:
             multiply_tn(1.0, W, lam_i, 0.0, matrix(patches, 0, layer.fan_in, T))
             fold(layer, patches, G_in, i * n_in)
@@ -94,7 +95,9 @@ def convolution_tangent(layer, params, lin, V, dZ, dU, dZ_next, patches):
     n, T, n_in = layer.units, layer.positions, layer.n_in
     S = matrix(lin.S, layer.u, B, n * T)
     Zt_i = matrix(patches, 0, layer.fan_in, T)
-    for i in range(B):
+    if layer.p == 0:
+        fill(dU.size, 0.0, dU, 0)
+    for i in range(B if layer.p > 0 else 0):
         gather(layer, lin.Z, layer.z + i * n_in, patches, 0, T, 1)
         for t in range(k):
             dU_i = matrix(dU, (t * B + i) * n * T, n, T)
@@ -111,7 +114,7 @@ def _finish_tangent(layer, params, S, dZ, dU, dZ_next, patches):
     n, T = layer.units, layer.positions
     for i in range(dZ.shape[0]):
         if layer.N > 0:
-            _times_W(layer, params, layer.parameters, dZ, i * layer.n_in, 1.0, patches, matrix(dU, i * n * T, n, T))
+            _times_W(layer, params, layer.weights, dZ, i * layer.n_in, 1.0, patches, matrix(dU, i * n * T, n, T))
         for a in range(n * T):
             dZ_next[i, a] = S[i % B, a] * dU[i, a]
     if layer.skip and layer.N > 0:
@@ -124,7 +127,7 @@ def convolution_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next, patches):
     k, P = V.shape
     B = lin.output.shape[0]
     n, T, n_in = layer.units, layer.positions, layer.n_in
-    W = matrix(params, layer.parameters, n, layer.fan_in)
+    W = matrix(params, layer.weights, n, layer.fan_in)
     S = matrix(lin.S, layer.u, B, n * T)
     D = matrix(lin.D, layer.u, B, n * T)
     Zt_i = matrix(patches, 0, layer.fan_in, T)
@@ -138,6 +141,11 @@ def convolution_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next, patches):
             copy(q.size, q, 0, q_next, 0)
         else:
             fill(q_next.size, 0.0, q_next, 0)
+    if layer.p == 0:
+        for i in range(k * B):
+            multiply_tn(1.0, W, matrix(dU, i * n * T, n, T), 0.0, Zt_i)
+            fold(layer, patches, q_next, i * n_in)
+        return
     for i in range(B):
         gather(layer, lin.Z, layer.z + i * n_in, patches, 0, T, 1)
         for t in range(k):
@@ -161,7 +169,7 @@ def convolution_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ
     k, P = b.shape
     B = lin.output.shape[0]
     n, T, n_in, fan_in, r, m = layer.units, layer.positions, layer.n_in, layer.fan_in, layer.r, layer.m
-    W = matrix(params, layer.parameters, n, fan_in)
+    W = matrix(params, layer.weights, n, fan_in)
     S = matrix(lin.S, layer.u, B, n * T)
     one = b.dtype.type(1)
     if layer.N > 0:
@@ -178,6 +186,7 @@ def convolution_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ
             vu = matrix(work.u, 0, n, T)
             for a in range(n * T):
                 work.u[a] = S[i, a] * v[t * B + i, a]
+            # A frozen layer has r = 0: there is nothing to add.
             gemm_nt(
                 r, n, T, one, pointer(row_space.R, layer.R + i * T), layer.rows, pointer(vu, 0), T, one,
                 pointer(y, t * m), n,
@@ -200,7 +209,9 @@ def convolution_step(layer, params, lin, row_space, W1, dZ, dZ_next, patches):
     k, B = W1.shape[0], lin.output.shape[0]
     n, T, r, m = layer.units, layer.positions, layer.r, layer.m
     one, zero = dZ.dtype.type(1), dZ.dtype.type(0)
-    for t in range(k):
+    if r == 0:
+        fill(dZ_next.size, 0.0, dZ_next, 0)
+    for t in range(k if r > 0 else 0):
         for i in range(B):
             gemm_tn(
                 n, T, r, one, pointer(W1, t * m), n, pointer(row_space.R, layer.R + i * T), layer.rows, zero,

@@ -137,7 +137,7 @@ def _subtract_C2(layer, P_next, lam, Q, damping, work):
 def convolution_front(layer, params, lin, row_space, damping, P, K, P_next, work):
     """M, K and the upper triangle of the next P, as `front` says. P is destroyed."""
     n, T, fan_in, r, m, N, a = layer.units, layer.positions, layer.fan_in, layer.r, layer.m, layer.N, P.shape[0]
-    W = matrix(params, layer.parameters, n, fan_in)
+    W = matrix(params, layer.weights, n, fan_in)
     S = vector(lin.S, layer.u, a)
     D = vector(lin.D, layer.u, a)
     lam = vector(lin.lam, layer.u, a)
@@ -178,3 +178,5 @@ def convolution_front(layer, params, lin, row_space, damping, P, K, P_next, work
                     pointer(RV, row * a + i * n * T), T, one if i > 0 else zero, pointer(M, row * m + k * n), n,
                 )
             M[row, row] += damping
+            if k == r - 1:
+                M[row, row] += layer.ridge_of_bias

@@ -21,7 +21,7 @@ TANGENT_ROWS = 64
 def unfold(layer, params, W, at):
     """``W[at:]`` <- A of one sample, n_out x n_in: the convolution's weights as they act on a state."""
     fill(layer.n_out * layer.n_in, 0.0, W, at)
-    weights = matrix(params, layer.parameters, layer.units, layer.fan_in)
+    weights = matrix(params, layer.weights, layer.units, layer.fan_in)
     A = matrix(W, at, layer.n_out, layer.n_in)
     for j in range(layer.fan_in):
         channel, k = divmod(j, kernel_size(layer))
@@ -46,6 +46,8 @@ def _gather_inputs(layer, place, lin, i, kept, at):
 @inner
 def inputs(layer, place, lin, i, j, kept):
     """The rows of ``Zt = [Z, 1]`` of sample i, which is the j-th of its chunk, with zeros behind them."""
+    if layer.p == 0:
+        return
     at = place.X + j * layer.positions * place.stride
     fill(layer.positions * place.stride, 0.0, kept, at)
     if layer.kind == CONVOLUTION:
@@ -60,7 +62,7 @@ def inputs(layer, place, lin, i, j, kept):
 @inner
 def weights(layer, place, params, kept):
     """Pointer to A of one sample, n_out x n_in."""
-    return pointer(kept, place.W) if layer.kind == CONVOLUTION else pointer(params, layer.parameters)
+    return pointer(kept, place.W) if layer.kind == CONVOLUTION else pointer(params, layer.weights)
 
 
 @inner

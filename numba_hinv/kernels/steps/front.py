@@ -110,6 +110,17 @@ def _next_front(B, n, n_in, first, count, W, E, skip, P_next):
 
 
 @inner
+def _add_damping(layer, damping, M):
+    """M += eps I, with an eps of its own for the bias where it has one: the last row of R is that of the bias then."""
+    m = layer.m
+    for k in range(m):
+        M[k * (m + 1)] += damping
+    if layer.ridge_of_bias != 0.0:
+        for k in range(m - layer.n_out, m):
+            M[k * (m + 1)] += layer.ridge_of_bias
+
+
+@inner
 def _last_dense_front(layer, B, W, S, D, lam, Q, R, damping, curvature, P, K, P_next, M, mixed):
     """M, K and the next P without C2, where P, the loss's curvature, is block diagonal over the samples."""
     n, n_in, r, m, N = layer.n_out, layer.n_in, layer.r, layer.m, layer.N
@@ -148,8 +159,7 @@ def _last_dense_front(layer, B, W, S, D, lam, Q, R, damping, curvature, P, K, P_
         for l in range(k, r):
             for a in range(n):
                 move(n, shift(blocks, (l * n + a) * n), shift(M, (k * n + a) * m + l * n))
-    for k in range(m):
-        M[k * (m + 1)] += damping
+    _add_damping(layer, damping, M)
 
 
 @inner
@@ -198,17 +208,19 @@ def _inner_dense_front(layer, B, W, S, D, lam, Q, R, damping, P, K, P_next, M, m
             symmetric_columns(a, first * n, here * n, P, V)
         _columns_of_samples(layer, B, first, here, W, S, D, lam, Q, R, V, E, K, P_next, T)
     if B == 1:
-        square = R[0] * R[0]
-        for i in range(n * n):
-            M[i] = square * V[i]
+        for k in range(r):
+            for l in range(k, r):
+                for a in range(n):
+                    to, row, factor = shift(M, (k * n + a) * m + l * n), shift(V, a * n), R[k] * R[l]
+                    for b in range(n):
+                        to[b] = factor * row[b]
     else:
         # The same from the right, a row at a time.
         for k in range(r):
             for row in range(k * n, (k + 1) * n):
                 to = shift(M, row * m + k * n)
                 gemm_nn(r - k, n, B, 1, shift(R, k * B), B, shift(T, row * a), n, 0, to, n)
-    for k in range(m):
-        M[k * (m + 1)] += damping
+    _add_damping(layer, damping, M)
 
 
 @inner
@@ -234,7 +246,7 @@ def _subtract_C2(B, n, n_in, r, lam, Q, damping, P_next, outside):
 @njit(inline="always")
 def _dense_front(layer, is_last, params, lin, row_space, damping, P, K, P_next, work):
     B = lin.output.shape[0]
-    W, S, D = pointer(params, layer.parameters), pointer(lin.S, layer.u), pointer(lin.D, layer.u)
+    W, S, D = pointer(params, layer.weights), pointer(lin.S, layer.u), pointer(lin.D, layer.u)
     lam, Q, R = pointer(lin.lam, layer.u), pointer(row_space.Q, layer.Q), pointer(row_space.R, layer.R)
     P, K, P_next = pointer(P, 0), pointer(K, 0), pointer(P_next, 0)
     M, mixed = pointer(work.M, 0), pointer(work.mixed, 0)

@@ -5,7 +5,9 @@ else. Sizes use the letters of docs/theory.md: B samples, n_in inputs, n_out out
 N = B n_in (the front that the layer hands down). A convolution is a dense layer of ``units`` outputs on the rows of its
 patches, one a sample and position; a dense layer has one position, and n_out units. With d columns of ``Zt = [Z, 1]``,
 Z being those rows, r = min(rows, d) and m = units r. Layers given as blocks are eliminated with all their parameters,
-m = p, and have d = r = 0. Some of them are local (`local`): a row of their Dz has ``taps`` entries, and is kept so.
+m = p, and have d = r = 0. Some of them are local (`local`): a row of their Dz has ``taps`` entries, and is kept so. The
+parameters of a frozen layer are no unknowns: p = m = d = r = 0, whatever its kind. They lie behind those of all layers that
+are not frozen in the vector that the sweeps read.
 """
 
 import inspect
@@ -74,7 +76,9 @@ LAYER = np.dtype(
             "m",
             "N",
             "at_once",  # samples whose columns of P an inner dense layer takes through all steps before the next ones
-            "parameters",  # of W, then c, in a flat parameter vector
+            "held",  # parameters of a frozen layer, else 0
+            "parameters",  # of W, then c, in a flat vector of unknowns
+            "weights",  # the same where parameters are read, behind the unknowns if the layer is frozen
             "z",  # of a B x n_in block among those of all layers
             "u",  # of a B x n_out block of a structured layer
             "Dx",  # of the B n_out x p block of a layer given as blocks
@@ -88,12 +92,17 @@ LAYER = np.dtype(
             "pivots",  # of its 2 m integers
             "scales",  # of its m x 2 scales
             "Y",  # of the m x N coupling
+            "apart",  # whether the bias has a row of R of its own, although there are fewer rows than d
         )
+    ]
+    + [
+        ("ridge", np.float64),  # what the diagonal has beside the damping: for W,
+        ("ridge_of_bias", np.float64),  # and for c beside that
     ],
     align=True,
 )
 # Of chains without convolutions and local layers. Another type to Numba: `for_convolutions`.
-PLAIN_LAYER = np.dtype([(name, np.int64) for name in LAYER.names if name not in _FOR_CONVOLUTIONS], align=True)
+PLAIN_LAYER = np.dtype([(name, LAYER[name]) for name in LAYER.names if name not in _FOR_CONVOLUTIONS], align=True)
 
 
 def for_convolutions(kernel):
@@ -149,9 +158,10 @@ class Chain(NamedTuple):
     kind: np.ndarray  # DENSE, BLOCKS or CONVOLUTION
     n_in: np.ndarray
     n_out: np.ndarray
-    p: np.ndarray  # parameters
+    p: np.ndarray  # parameters that are unknowns
     bias: np.ndarray  # 0 or 1, as skip; both 0 for BLOCKS
     skip: np.ndarray
+    held: np.ndarray  # parameters of a frozen layer, else 0
     length: np.ndarray  # of a channel's rows; this and the next are `ONE_POSITION` but for convolutions, local layers
     kernel: np.ndarray
     stride: np.ndarray
@@ -189,7 +199,7 @@ def places(length, kernel, stride, padding, dilation):
     return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def layer_table(chain, num_samples, addresses=(0, 0, 0)):
+def layer_table(chain, num_samples, addresses=(0, 0, 0), ridge=None):
     """The table of a chain for a batch of ``num_samples``, and the `Sizes` of the buffers it points into.
 
     Parameters
@@ -199,6 +209,8 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
         B.
     addresses : (3, L) int64 array, optional
         Of the compiled functions of each layer: function, jacobian and curvature. Only linearising needs them.
+    ridge : (L, 2) array, optional
+        What the diagonal of H has beside any damping, for W and for c of every structured layer; by default 0.
     """
     B, L = num_samples, chain.n_in.size
     n_in, n_out, p = chain.n_in, chain.n_out, chain.p
@@ -207,8 +219,11 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
     table = np.zeros(L, LAYER if (is_convolution | is_local).any() else PLAIN_LAYER)
     positions, (out_length, out_height) = chain.positions(), chain.out_shape()
     units, fan_in, rows = n_out // positions, chain.fan_in(), B * positions
-    d = np.where(is_structured, fan_in + chain.bias, 0)
-    r = np.minimum(rows, d)
+    d = np.where(is_structured & (chain.held == 0), fan_in + chain.bias, 0)
+    ridge = np.zeros((L, 2)) if ridge is None else ridge
+    # A bias with a damping of its own stays out of the row space, whose complement has that of the weights.
+    apart = (ridge[:, 0] != ridge[:, 1]) & (chain.bias == 1) & (rows < d)
+    r = np.where(apart, np.minimum(rows, fan_in) + 1, np.minimum(rows, d))
     m = np.where(is_structured, units * r, p)
     # The first layer hands no front down: nothing comes before it.
     N = B * n_in
@@ -245,6 +260,9 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0)):
         ends = np.cumsum(sizes)
         table[name] = ends - sizes
         totals[name] = int(ends[-1])
+    table["apart"], table["ridge"] = apart, ridge[:, 0]
+    table["ridge_of_bias"] = (ridge[:, 1] - ridge[:, 0]) * chain.bias
+    table["weights"] = np.where(chain.held > 0, p.sum() + np.cumsum(chain.held) - chain.held, table["parameters"])
     maxima = {name: int(values.max()) for name, values in block_sizes(table, B).items()}
     return table, Sizes(**totals, outputs=int(n_out[-1]), **maxima)
 
@@ -264,7 +282,7 @@ def block_sizes(table, num_samples):
     whole = np.maximum.reduce([m * N, B * n_out * E_columns + beside_E, from_pivot, fan_in**2 + positions**2])
     whole = np.where(is_structured, whole, np.maximum(B * n_out * (p + N), m * N))
     # A dense layer's (R (x) I) V, beside V and E of some samples' columns; the last one's E is that of one sample.
-    at_once, in_parts = table["at_once"], np.zeros_like(m)
+    at_once, in_parts = table["at_once"], np.where(N > 0, n_out * n_in, 0)
     if B > 1:
         columns = at_once * (np.where(N > 0, n_in, 0) + np.where(at_once < B, n_out, 0))
         in_parts = B * n_out * (m + columns)

@@ -99,8 +99,8 @@ def local_rows(layer, params, z, Dz, values_at, columns_at):
             channels = layer.n_in // size
             for channel in range(channels):
                 gain = constants[channels + channel]
-                if layer.p > 0:
-                    gain = gain * params[layer.parameters + channel]
+                if layer.p + layer.held > 0:
+                    gain = gain * params[layer.weights + channel]
                 for a in range(channel * size, (channel + 1) * size):
                     values[a] = gain
 
@@ -113,8 +113,8 @@ def local_value(layer, params, z, Dz, values_at, columns_at, out):
         channels = layer.n_in // size
         for channel in range(channels):
             shift = 0.0
-            if layer.p > 0:
-                shift = float(params[layer.parameters + channels + channel])
+            if layer.p + layer.held > 0:
+                shift = float(params[layer.weights + channels + channel])
             for a in range(channel * size, (channel + 1) * size):
                 out[a] = (z[a] - constants[channel]) * Dz[values_at + a] + shift
         return

@@ -3,7 +3,8 @@
 The rows of Z are the samples, or the patches that a convolution reads. Only the part of a weight perturbation in the
 row space of Zt reaches later layers. Where Zt has fewer rows than columns: thin QR by Householder reflections, which
 leaves Q orthonormal even if rows repeat or vanish. Otherwise Q is the identity, not stored, and R is Zt^T. This does
-not depend on the damping, so factorizations share it.
+not depend on the damping, so factorizations share it. A bias with a damping of its own, as an L2 term may ask for, is
+kept apart: Q is that of Z, with one more column that is the bias alone.
 """
 
 import math
@@ -77,7 +78,7 @@ def span(table, lin, row_space, work):
     B = lin.output.shape[0]
     for l in range(table.size):
         layer = table[l]
-        if layer.kind == BLOCKS:
+        if layer.kind == BLOCKS or layer.p == 0:
             continue
         n_in, fan_in, d, r, num_rows = layer.n_in, layer.fan_in, layer.d, layer.r, layer.rows
         Z = matrix(lin.Z, layer.z, B, n_in)
@@ -95,6 +96,9 @@ def span(table, lin, row_space, work):
                 fill(num_rows, 1.0, R, fan_in * num_rows)
             continue
         # Row i of A is column i of Zt^T; after step i it holds reflector i behind its diagonal.
+        taken = num_rows
+        if layer.apart:
+            d, taken = fan_in, r - 1
         A = matrix(work, 0, num_rows, d)
         if layer.kind == CONVOLUTION:
             for i in range(B):
@@ -102,7 +106,7 @@ def span(table, lin, row_space, work):
         else:
             for i in range(B):
                 copy(n_in, Z, i * n_in, A, i * d)
-        if layer.bias:
+        if layer.bias and not layer.apart:
             for i in range(num_rows):
                 A[i, fan_in] = 1.0
         fill(R.size, 0.0, R, 0)
@@ -113,15 +117,21 @@ def span(table, lin, row_space, work):
                 _reflect(tau[k], vector(A, k * d + k, d - k), vector(A, i * d + k, d - k))
                 R[k, i] = A[i, k]
         Qt = matrix(work, work.shape[1], num_rows, d)
-        for k in range(num_rows):
+        for k in range(taken):
             fill(d, 0.0, Qt, k * d)
             Qt[k, k] = 1.0
             for i in range(k, -1, -1):
                 _reflect(tau[i], vector(A, i * d + i, d - i), vector(Qt, k * d + i, d - i))
         Q = matrix(row_space.Q, layer.Q, r, fan_in)
-        for k in range(r):
+        for k in range(taken):
             copy(fan_in, Qt, k * d, Q, k * fan_in)
-        if layer.bias:
+        if layer.apart:
+            fill(fan_in, 0.0, Q, taken * fan_in)
+            fill(num_rows, 1.0, R, taken * num_rows)
+            q = vector(row_space.Q, layer.Q + r * fan_in, r)
+            fill(taken, 0.0, q, 0)
+            q[taken] = 1.0
+        elif layer.bias:
             q = vector(row_space.Q, layer.Q + r * fan_in, r)
             for k in range(r):
                 q[k] = Qt[k, fan_in]
@@ -147,6 +157,8 @@ def project_units(layer, row_space, g, at, first, count, gQ):
 def project(layer, row_space, g, at, gQ):
     """gQ (r x units) <- (g Q)^T, g being the layer's slice of a flat vector at ``at``."""
     n, fan_in = layer.units, layer.fan_in
+    if layer.p == 0:
+        return
     if layer.r < layer.d:
         project_units(layer, row_space, g, at, 0, n, gQ)
     else:
@@ -190,6 +202,8 @@ def expand(layer, row_space, damping, W1, x, at, hQ):
     W1 is r x units, as hQ, which is scratch. h matters only where Q is not the identity.
     """
     n, fan_in = layer.units, layer.fan_in
+    if layer.p == 0:
+        return
     if layer.r < layer.d:
         expand_units(layer, row_space, damping, W1, x, at, 0, n, hQ)
     else:

@@ -196,7 +196,7 @@ def complete_diagonal(table, places, l2, H):
     for l in range(table.size):
         layer = table[l]
         at, n_in = layer.parameters, layer.n_in
-        if places[l].wide:
+        if places[l].wide and layer.p > 0:
             for a in range(layer.units):
                 for b in range(a + 1, layer.units):
                     corner = pointer(H, (at + a * n_in) * P + at + b * n_in)

@@ -289,7 +289,7 @@ def propagate(table, start, stop, params, lin, row_space, factors, damping, nois
         a = B * layer.n_out
         _form_G(layer, factors.num_positive[l], factors, noise, work)
         if diagonal.size > 0:
-            _diagonal(layer, lin, row_space, damping, work, diagonal)
+            _diagonal(layer, lin, row_space, damping + layer.ridge, work, diagonal)
         if l + 1 == table.size:
             continue
         _advance(layer, params, lin, row_space, noise, matrix(work.z, table[l + 1].m * a, a * B, layer.n_out), work)
@@ -300,7 +300,7 @@ def covariance(table, l, lin, row_space, factors, damping, out, work):
     """out (p, p) <- cov(x) of layer l, after `propagate` of the layers before it."""
     B = lin.output.shape[0]
     layer = table[l]
-    m, N, p = layer.m, layer.N, layer.p
+    m, N, p, damping = layer.m, layer.N, layer.p, damping + layer.ridge
     _form_G(layer, factors.num_positive[l], factors, 0.0, work)
     w, z = matrix(work.w, 0, m + N, m), matrix(work.z, 0, (m + N) * B, layer.n_in)
     moved = matrix(work.moved, 0, m + N, p)

@@ -154,7 +154,7 @@ def eliminate(table, start, stop, params, lin, row_space, damping, pivoting, fac
         K = matrix(factors.Y, layer.Y, m, N)
         P = matrix(work.front, ((l + 1) % 2) * work.front.shape[1], a, a)
         P_next = matrix(work.front, (l % 2) * work.front.shape[1], N, N)
-        form_front(layer, l == table.size - 1, params, lin, row_space, damping, P, K, P_next, work)
+        form_front(layer, l == table.size - 1, params, lin, row_space, damping + layer.ridge, P, K, P_next, work)
         L = vector(factors.L, layer.L, pack_size(m))
         pivots = vector(factors.pivots, layer.pivots, 2 * m)
         scales = matrix(factors.scales, layer.scales, m, 2)

@@ -115,10 +115,10 @@ def _dense_pre_activation(layer, params, Z, U):
     """U = Z W^T + c."""
     B, n_in = Z.shape
     n = layer.n_out
-    W = matrix(params, layer.parameters, n, n_in)
+    W = matrix(params, layer.weights, n, n_in)
     U_l = matrix(U, 0, B, n)
     if layer.bias:
-        c = vector(params, layer.parameters + n * n_in, n)
+        c = vector(params, layer.weights + n * n_in, n)
         for i in range(B):
             for a in range(n):
                 U_l[i, a] = c[a]
@@ -131,10 +131,10 @@ def _dense_pre_activation(layer, params, Z, U):
 def _custom_forward(layer, params, Z, Z_next):
     """Z' = f(Z; x), row by row."""
     B, n = Z_next.shape
-    x = pointer(params, layer.parameters)
+    x = pointer(params, layer.weights)
     for i in range(B):
         _call_value(
-            layer.function, pointer(Z, i * layer.n_in), x, pointer(Z_next, i * n), layer.n_in, n, layer.p
+            layer.function, pointer(Z, i * layer.n_in), x, pointer(Z_next, i * n), layer.n_in, n, layer.p + layer.held
         )
 
 
@@ -231,7 +231,7 @@ def _dense_backward(layer, params, lin, gradient, G_out, G_in):
     """
     B, n = G_out.shape
     n_in = layer.n_in
-    W = matrix(params, layer.parameters, n, n_in)
+    W = matrix(params, layer.weights, n, n_in)
     Z = matrix(lin.Z, layer.z, B, n_in)
     S = matrix(lin.S, layer.u, B, n)
     D = matrix(lin.D, layer.u, B, n)
@@ -242,12 +242,12 @@ def _dense_backward(layer, params, lin, gradient, G_out, G_in):
             D[i, a] = D[i, a] * G_out[i, a]
     found, one, zero = 0.0, G_in.dtype.type(1), G_in.dtype.type(0)
     taken = min(n, max(units_at_once(n, n_in, B), tile_rows(pointer(gradient, 0))))
-    for first in range(0, n, taken):
+    for first in range(0, n if layer.p > 0 else 0, taken):
         count, here = min(taken, n - first), layer.parameters + first * n_in
         to = pointer(gradient, here)
         gemm_tn(count, n_in, B, one, pointer(lam, first), n, pointer(Z, 0), n_in, zero, to, n_in)
         found += total(vector(gradient, here, count * n_in))
-    if layer.bias:
+    if layer.bias and layer.p > 0:
         dc = vector(gradient, layer.parameters + n * n_in, n)
         fill(n, 0.0, dc, 0)
         for i in range(B):
@@ -266,7 +266,7 @@ def _custom_backward(layer, params, lin, gradient, G_out, G_in, keep, work):
     """dx = sum_i Dx_i^T G'_i, G_i = Dz_i^T G'_i, and the blocks, where ``lin`` has room for those of all samples."""
     B, n = G_out.shape
     n_in, p = layer.n_in, layer.p
-    x, scratch = pointer(params, layer.parameters), pointer(work, 0)
+    x, scratch = pointer(params, layer.weights), pointer(work, 0)
     dx = matrix(gradient, layer.parameters, 1, p)
     fill(p, 0.0, dx, 0)
     if keep:
@@ -323,6 +323,31 @@ def _local_backward(layer, params, lin, gradient, G_out, G_in, keep, work):
             pull(layer, Dz, at, columns_at, 1, G_out, i * n, n, G_in, i * n_in, n_in)
 
 
+@njit(inline="always")
+def _frozen_custom_backward(layer, params, lin, G_out, G_in, keep, work):
+    """The same of a custom layer that is frozen: G, Dz and Dzz alone. What its parameters do ends in ``work``."""
+    B, n = G_out.shape
+    n_in, held = layer.n_in, layer.held
+    x = pointer(params, layer.weights)
+    size = work.size - held * (n + held + n_in)
+    Dx, Dxx, Dzx = pointer(work, size), pointer(work, size + n * held), pointer(work, size + (n + held) * held)
+    if keep:
+        fill(B * n_in * n_in, 0.0, lin.Dzz, layer.Dzz)
+    for i in range(B):
+        z = pointer(lin.Z, layer.z + i * n_in)
+        Dz = matrix(lin.Dz, layer.Dz + i * n * n_in if keep else 0, n, n_in)
+        fill(n * n_in, 0.0, Dz, 0)
+        fill(work.size - size, 0.0, work, size)
+        _call_jacobian(layer.jacobian, z, x, pointer(Dz, 0), Dx, pointer(work, 0), n_in, n, held)
+        g = rows(G_out, i, 1)
+        multiply(1.0, g, Dz, 0.0, rows(G_in, i, 1))
+        if keep:
+            Dzz = pointer(lin.Dzz, layer.Dzz + i * n_in * n_in)
+            _call_curvature(
+                layer.curvature, z, x, pointer(g, 0), Dxx, Dzx, Dzz, pointer(work, 0), n_in, n, held, n_in
+            )
+
+
 @kernel
 def backward(table, start, stop, params, lin, gradient, G, keep, work):
     """Fill lam, D and the blocks of layers stop-1..start and the flat gradient.
@@ -341,6 +366,8 @@ def backward(table, start, stop, params, lin, gradient, G, keep, work):
         if layer.taps > 0:
             _local_backward(layer, params, lin, gradient, G_out, G_in, keep, work)
             found += total(vector(gradient, layer.parameters, layer.p))
+        elif layer.kind == BLOCKS and layer.held > 0:
+            _frozen_custom_backward(layer, params, lin, G_out, G_in, keep, work)
         elif layer.kind == BLOCKS:
             _custom_backward(layer, params, lin, gradient, G_out, G_in, keep, work)
             found += total(vector(gradient, layer.parameters, layer.p))

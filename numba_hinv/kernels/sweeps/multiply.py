@@ -33,10 +33,13 @@ def _dense_tangent(layer, params, lin, V, dZ, dU, dZ_next):
     k, P = V.shape
     B = lin.output.shape[0]
     n, n_in = layer.n_out, layer.n_in
-    W = matrix(params, layer.parameters, n, n_in)
+    W = matrix(params, layer.weights, n, n_in)
     Z = matrix(lin.Z, layer.z, B, n_in)
     S = matrix(lin.S, layer.u, B, n)
-    for t in range(k):
+    if layer.p == 0:
+        # A frozen layer: there is one before it, which moves its input.
+        multiply_nt(1.0, dZ, W, 0.0, dU)
+    for t in range(k if layer.p > 0 else 0):
         dU_t = rows(dU, t * B, B)
         dW = matrix(V, t * P + layer.parameters, n, n_in)
         if layer.bias:
@@ -47,7 +50,7 @@ def _dense_tangent(layer, params, lin, V, dZ, dU, dZ_next):
             multiply_nt(1.0, Z, dW, 1.0, dU_t)
         else:
             multiply_nt(1.0, Z, dW, 0.0, dU_t)
-    if layer.N > 0:
+    if layer.N > 0 and layer.p > 0:
         multiply_nt(1.0, dZ, W, 1.0, dU)
     for t in range(k):
         for i in range(B):
@@ -86,7 +89,7 @@ def _dense_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next, shift, b, squar
     k, P = V.shape
     B = lin.output.shape[0]
     n, n_in = layer.n_out, layer.n_in
-    W = matrix(params, layer.parameters, n, n_in)
+    W = matrix(params, layer.weights, n, n_in)
     Z = matrix(lin.Z, layer.z, B, n_in)
     S = matrix(lin.S, layer.u, B, n)
     D = matrix(lin.D, layer.u, B, n)
@@ -102,7 +105,7 @@ def _dense_adjoint(layer, params, lin, V, HV, dZ, dU, q, q_next, shift, b, squar
             add(q_next.size, q, 0, q_next, 0)
     one, zero = V.dtype.type(1), V.dtype.type(0)
     taken = units_at_once(n, n_in, B)
-    for t in range(k):
+    for t in range(k if layer.p > 0 else 0):
         nu_t, at = t * B * n, t * P + layer.parameters
         for first in range(0, n, taken):
             count, here = min(taken, n - first), at + first * n_in

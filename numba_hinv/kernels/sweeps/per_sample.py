@@ -57,7 +57,7 @@ def diagonal(table, places, params, lin, kept, first, last, work, out):
                 for a in range(n):
                     for x in range(p):
                         out[layer.parameters + x] += lin.Dx[layer.Dx + (i * n + a) * p + x] * kept[place.V + a * p + x]
-            else:
+            elif layer.p > 0:
                 _structured_diagonal(layer, place, kept, out)
 
 
@@ -70,6 +70,8 @@ def _structured_jacobian(layer, place, params, lin, i, kept, outputs, P, G, lam,
         row = at + o * P + layer.parameters
         for u in range(n):
             lam[o * n + u] = G[o * n + u] * lin.S[layer.u + i * n + u]
+            if layer.p == 0:
+                continue
             a, t = divmod(u, T)
             x = place.X + t * place.stride
             for k in range(w):
@@ -90,7 +92,8 @@ def jacobians(table, places, params, lin, kept, first, last, work, out):
     Of ``lin``, Z and S are read, and Dx and Dz of layers given as blocks. work : scratch, 3 n_L times the largest
     width.
     """
-    outputs, size, P = lin.output.shape[1], work.size // 3, params.size
+    outputs, size = lin.output.shape[1], work.size // 3
+    P = out.size // (outputs * (last - first))
     for i in range(first, last):
         at = (i - first) * outputs * P
         G, G_in, lam = vector(work, 0, size), vector(work, size, size), vector(work, 2 * size, size)

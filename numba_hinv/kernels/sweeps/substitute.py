@@ -66,7 +66,7 @@ def _dense_states(layer, params, lin, v, v_next, vu):
             for a in range(n):
                 vu[t * B + i, a] = S[i, a] * v[t * B + i, a]
     if layer.N > 0:
-        multiply(1.0, vu, matrix(params, layer.parameters, n, n_in), 0.0, v_next)
+        multiply(1.0, vu, matrix(params, layer.weights, n, n_in), 0.0, v_next)
         if layer.skip:
             add(v.size, v, 0, v_next, 0)
 
@@ -102,6 +102,8 @@ def _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, gQ, wor
                 multiply_nt(scale, lam, gQ_t, 0.0, lam_gQ)
                 multiply(1.0, lam_gQ, Q, 1.0, v_t)
         copy(m, gQ, t * m, y, t * m)
+        if r == 0:
+            continue
         multiply(1.0, R, rows(vu, t * B, B), 1.0, matrix(y, t * m, r, n))
 
 
@@ -169,9 +171,9 @@ def substitute_back(table, start, stop, params, lin, row_space, factors, damping
         if layer.kind == BLOCKS:
             _blocks_back(layer, lin, b, v, v_next, y)
         elif layer.kind == CONVOLUTION:
-            convolution_back(layer, params, lin, row_space, damping, b, v, v_next, y, scratch, work)
+            convolution_back(layer, params, lin, row_space, damping + layer.ridge, b, v, v_next, y, scratch, work)
         else:
-            _dense_back(layer, params, lin, row_space, damping, b, v, v_next, y, scratch, work)
+            _dense_back(layer, params, lin, row_space, damping + layer.ridge, b, v, v_next, y, scratch, work)
         L = vector(factors.L, layer.L, pack_size(m))
         pivots = vector(factors.pivots, layer.pivots, 2 * m)
         scales = matrix(factors.scales, layer.scales, m, 2)
@@ -187,12 +189,14 @@ def substitute_back(table, start, stop, params, lin, row_space, factors, damping
 def _dense_step(layer, params, lin, row_space, W1, dZ, dZ_next):
     B = lin.output.shape[0]
     k, n, n_in, r, m = W1.shape[0], layer.n_out, layer.n_in, layer.r, layer.m
-    W = matrix(params, layer.parameters, n, n_in)
+    W = matrix(params, layer.weights, n, n_in)
     S = matrix(lin.S, layer.u, B, n)
     R = matrix(row_space.R, layer.R, r, B)
     # dU = Zt dWt^T + dZ W^T, and Zt dWt^T = R^T W1: W2 is orthogonal to Zt.
     dU = dZ_next
-    for t in range(k):
+    if r == 0:
+        fill(dU.size, 0.0, dU, 0)
+    for t in range(k if r > 0 else 0):
         multiply_tn(1.0, R, matrix(W1, t * m, r, n), 0.0, rows(dU, t * B, B))
     if layer.N > 0:
         multiply_nt(1.0, dZ, W, 1.0, dU)
@@ -275,5 +279,6 @@ def substitute_forth(table, start, stop, params, lin, row_space, factors, dampin
         scales = matrix(factors.scales, layer.scales, m, 2)
         backward_vectors(L, pivots, scales, W1, matrix(work.y, work.y.shape[1], k, m))
         hQ = vector(work.y, work.y.shape[1], m)
-        expand_all(layer, lin, row_space, damping, W1, dZ, b, x, layer.parameters, P, hQ, work.patches)
+        eps = damping + layer.ridge
+        expand_all(layer, lin, row_space, eps, W1, dZ, b, x, layer.parameters, P, hQ, work.patches)
         step(layer, params, lin, row_space, W1, dZ, dZ_next, work.patches)
