@@ -120,14 +120,36 @@ class JobFailed(Exception):
         self.index = index
 
 
+def _pool(workers):
+    """So many threads, all started; None for one, or where the system starts no more (limits of memory or tasks)."""
+    if workers <= 1:
+        return None
+    pool, begin = ThreadPoolExecutor(workers, "numba_hinv"), threading.Event()
+    try:
+        # A thread that waits takes nothing else, so that each of these starts another.
+        for _ in range(workers):
+            pool.submit(begin.wait)
+        return pool
+    except BaseException as error:
+        begin.set()
+        pool.shutdown()
+        if isinstance(error, RuntimeError):
+            return None
+        raise
+    finally:
+        begin.set()
+
+
 def run(jobs, workers):
     """Results of ``job(check)`` of every job, in their order.
 
     ``check()`` is for a job to call now and then; it raises `Cancelled` where the job is no longer wanted: after
     Ctrl-C, or after a job before it has failed. That job is the one which `JobFailed` names, however the threads ran.
+    Where so many threads cannot be started, the jobs run in this one.
     """
     jobs = list(jobs)
-    if workers <= 1 or len(jobs) <= 1:
+    pool = _pool(min(workers, len(jobs)))
+    if pool is None:
         results = []
         for index, job in enumerate(jobs):
             try:
@@ -135,6 +157,10 @@ def run(jobs, workers):
             except Exception as error:
                 raise JobFailed(index) from error
         return results
+    return _run_in(pool, jobs, workers)
+
+
+def _run_in(pool, jobs, workers):
     # The index of the first failure: what comes after it is not wanted.
     failed = [len(jobs)]
     lock = threading.Lock()
@@ -156,7 +182,7 @@ def run(jobs, workers):
                 failed[0] = min(failed[0], index)
             raise
 
-    with ThreadPoolExecutor(workers, "numba_hinv") as pool:
+    with pool:
         try:
             futures = [pool.submit(guarded, index) for index in range(len(jobs))]
             left = set(futures)
@@ -183,7 +209,8 @@ def in_order(jobs, workers):
         Gone through in the thread that asks for results.
     workers : int
     """
-    if workers <= 1:
+    pool = _pool(workers)
+    if pool is None:
         for job in jobs:
             yield job()
         return
@@ -193,7 +220,7 @@ def in_order(jobs, workers):
         _granted.cores = share
         return job()
 
-    with ThreadPoolExecutor(workers, "numba_hinv") as pool:
+    with pool:
         ahead = collections.deque()
         try:
             for job in jobs:
@@ -218,7 +245,8 @@ def run_stages(stages, workers, check=no_check):
     check : callable
         Called before every job; what it raises, as what a job or a stage raises, ends the work.
     """
-    if workers <= 1:
+    pool = _pool(workers)
+    if pool is None:
         for stage in stages:
             for job in stage:
                 check()
@@ -255,7 +283,7 @@ def run_stages(stages, workers, check=no_check):
             raise
 
     try:
-        run([work] * workers, workers)
+        _run_in(pool, [work] * workers, workers)
     except JobFailed as failure:
         raise failure.__cause__ from None
 

@@ -211,6 +211,30 @@ def test_the_first_failure_of_jobs_in_order_ends_them():
             next(results)
 
 
+@pytest.mark.parametrize("possible", [0, 2])
+def test_threads_that_cannot_be_started(monkeypatch, possible):
+    """As under a limit on memory or tasks: the jobs run where they were asked for, and none runs twice or waits."""
+    start, started = threading.Thread.start, []
+
+    def refusing(thread):
+        if len(started) == possible:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refusing)
+    for use in (
+        lambda jobs: threads.run([lambda check, job=job: job() for job in jobs], 3),
+        lambda jobs: [*threads.in_order(jobs, 3)],
+        lambda jobs: threads.run_stages(iter([jobs[:4], jobs[4:]]), 3),
+    ):
+        started.clear()
+        done = []
+        use([lambda k=k: done.append((k, threading.current_thread())) for k in range(9)])
+        assert done == [(k, threading.current_thread()) for k in range(9)]
+        assert len(started) == possible and not any(thread.is_alive() for thread in started)
+
+
 def test_products_of_batches_do_not_depend_on_threads(monkeypatch):
     rng = np.random.default_rng(0)
     net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], "mean_squared_error")
