@@ -6,7 +6,7 @@ By the implicit function theorem, with one solve with the exact Hessian: J. Lars
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..layers.targets import as_weights
 from ..network import Network
 from ..runtime import memory_budget, tensors
 from ..runtime.validation import as_array, as_numbers, as_real, check_finite
+from ..system import ridge
 from .training_set import TrainingSet
 
 # Relative to the parameters: a Newton step as long as this says that training stopped too early for six digits or so.
@@ -38,7 +39,7 @@ class Hypergradient(NamedTuple):
 
 def hypergradient(
     net: Network, params: ArrayLike, train: tuple, validation: tuple | Callable,
-    with_respect_to: str | Callable | tuple = "l2", l2: float = 0.0, sample_weight: ArrayLike | None = None,
+    with_respect_to: str | Callable | tuple = "l2", l2: float | Sequence = 0.0, sample_weight: ArrayLike | None = None,
     damping: float = 0.0, method: str = "auto", batch_size: int | None = None, keep_bytes: int | None = None,
 ) -> Hypergradient:  # fmt: skip
     """Gradient of a validation loss in the weight decay, the samples' weights, inputs or targets of the training.
@@ -66,7 +67,7 @@ def hypergradient(
         derivative of ``u . grad F(params; phi)`` in phi, of any shape, and minus that is the gradient (vector-Jacobian
         product of the training loss's gradient). Where the inputs or targets are themselves functions of phi, take "X"
         or "y" and pull these gradients back through that function.
-    l2 : float
+    l2 : float, or one number or pair (weights, biases) a layer, or (P,) array
         Weight of the term ``l2/2 ||params||^2`` that the loss was minimised with.
     sample_weight : (B,) array, optional
         Of the training samples, likewise; ones by default.
@@ -80,8 +81,9 @@ def hypergradient(
     Returns
     -------
     Hypergradient
-        Its gradient is a float for "l2", (B,) for "sample_weight", (B, n) for "X", and has the shape of y for "y"; for
-        a callable that of what it returns. All in float64.
+        Its gradient has the form of ``l2`` for "l2": a float, (L,), (L, 2) where some layer has a pair, or (P,). It is
+        (B,) for "sample_weight", (B, n) for "X", and has the shape of y for "y"; for a callable that of what it returns.
+        All in float64.
 
     Raises
     ------
@@ -138,7 +140,7 @@ def hypergradient(
     u, step = F.solve(np.stack([slope, -data.gradient], axis=1)).T
     u = np.ascontiguousarray(u)
     _warn_of_distance(data, step)
-    found = _Mixed(data, u, as_weights("sample_weight", sample_weight, data.num_samples, True))
+    found = _Mixed(data, u, l2, as_weights("sample_weight", sample_weight, data.num_samples, True))
     gradients = tuple(-found.of(what, y) for what in asked)
     return Hypergradient(loss, gradients if several else gradients[0], u, step, F)
 
@@ -178,13 +180,14 @@ def _warn_of_distance(data, step):
 class _Mixed:
     """Derivatives of ``u . grad F`` in what F depends on, u and the parameters being held fixed."""
 
-    def __init__(self, data, u, weights):
-        self.data, self.model, self.u, self.weights = data, data.model, u, weights
+    def __init__(self, data, u, l2, weights):
+        self.data, self.model, self.u, self.l2, self.weights = data, data.model, u, l2, weights
         self._tangents = None
 
     def of(self, what, y):
         if what == "l2":
-            return float(self.data.params @ self.u)
+            head = self.model.head
+            return ridge.slopes(self.l2, self.data.params * self.u, head.chain, head.first)
         if what == "sample_weight":
             return self._sample_weight()
         if what == "X":

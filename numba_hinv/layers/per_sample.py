@@ -62,19 +62,19 @@ def input_slopes_along(model, params, X, targets, direction, normaliser):
     the Hessian have it where the inputs are states as well, which do not move themselves; normaliser as for
     `Model.terminal`.
     """
-    found, V = np.empty(X.shape), direction.reshape(1, -1)
+    found, V, all_params = np.empty(X.shape), direction.reshape(1, -1), model.all_params(params)
     for start in range(0, X.shape[0], _CHUNK):
         part = X[start : start + _CHUNK]
         memory_budget.require(model.block_bytes(part.shape[0]), f"derivative blocks of {part.shape[0]} samples")
-        lin = model.linearise(params, part, targets[start : start + _CHUNK], 2, normaliser)[0]
+        lin = model.linearise_whole(params, part, targets[start : start + _CHUNK], 2, normaliser)[0]
         table, sizes = model.table(part.shape[0], np.float64)
         table = table.copy()
         table["N"][0] = part.size
         dZ, dU, q, patches = multiply.workspace(sizes, 1, part.shape[0], np.float64)
         dZ[: part.size] = 0.0
-        multiply.tangents(table, 0, table.size, params, lin, V, dZ, dU, patches)
+        multiply.tangents(table, 0, table.size, all_params, lin, V, dZ, dU, patches)
         HV, none = np.empty_like(V), np.empty((0, 2))
-        multiply.adjoints(table, 0, table.size, params, lin, V, HV, dZ, dU, q, patches, 0.0, V[:0], none)
+        multiply.adjoints(table, 0, table.size, all_params, lin, V, HV, dZ, dU, q, patches, 0.0, V[:0], none)
         found[start : start + _CHUNK] = q[0, : part.size].reshape(part.shape)
     return found
 

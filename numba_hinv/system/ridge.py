@@ -37,6 +37,22 @@ def as_ridge(name, value, chain, first=0):
     return 0.0, vector
 
 
+def slopes(value, vector, chain, first=0):
+    """Derivatives of ``vector . ridge`` in the entries of an argument that `as_ridge` takes, in its form.
+
+    A number, (L,) or (P,) numbers; (L, 2) where some layer has a pair, a number then counting as two that are alike.
+    """
+    if not isinstance(value, (list, tuple)) and np.ndim(value) == 0:
+        return float(vector.sum())
+    entries, num_layers = list(value), first + chain.p.size
+    if len(entries) != num_layers:
+        return vector.copy()
+    ends = np.cumsum(np.stack(sizes(chain), axis=1).ravel())
+    found = np.zeros((num_layers, 2))
+    found[first:] = np.reshape([part.sum() for part in np.split(vector, ends[:-1])], (-1, 2))
+    return found if any(np.ndim(entry) for entry in entries) else found.sum(axis=1)
+
+
 def _by_layer(name, entries, chain, first):
     weights, biases = sizes(chain)
     pairs = np.empty((len(entries), 2))

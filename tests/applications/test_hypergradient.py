@@ -121,6 +121,29 @@ def test_training_again(name):
         assert found.gradient[1][3] == 0.0 and not found.gradient[2][3].any()
 
 
+@pytest.mark.parametrize("l2", [[1.0, 0.5, 2.0], [[1.0, 0.5], [0.7, 0.7], [2.0, 1.0]], "each"])
+def test_l2_by_layer(l2):
+    """One number a layer, weights and biases apart, and one a parameter: the gradient has the form of l2."""
+    problem = Problem("mean_squared_error")
+    size = problem.net.num_params
+    problem.l2 = L2 * (np.linspace(0.5, 2.0, size) if isinstance(l2, str) else np.array(l2))
+    problem.params = trained(problem.net, problem.params, problem.X, problem.y, problem.l2, problem.weights)
+    found = problem.found("l2").gradient
+    assert found.shape == np.shape(problem.l2)
+    problem.check("l2", found)
+
+
+@pytest.mark.parametrize("frozen", [[0], [1], [0, 1]])
+def test_frozen_layers(frozen):
+    """What the net holds is no unknown, and inputs act through it."""
+    problem = Problem("mean_squared_error")
+    problem.net, start = problem.net.freeze(problem.params, frozen)
+    problem.params = trained(problem.net, start, problem.X, problem.y, 3 * L2, problem.weights)
+    problem.l2 = 3 * L2
+    for what, gradient in zip(("l2", "X", "y"), problem.found(("l2", "X", "y")).gradient):
+        problem.check(what, gradient)
+
+
 def test_each_sample():
     """Not only along a direction: single weights, entries of X and y, one of them of a sample with a weight of 0."""
     problem = Problem("mean_squared_error")
