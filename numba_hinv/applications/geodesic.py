@@ -1,7 +1,7 @@
 """Geodesic acceleration of Gauss-Newton steps: how the outputs bend along a step, as a gradient.
 
-M. Transtrum and J. Sethna, "Improvements to the Levenberg-Marquardt algorithm for nonlinear least-squares minimization",
-arXiv:1201.5885, 2012.
+M. Transtrum and J. Sethna, "Improvements to the Levenberg-Marquardt algorithm for nonlinear least-squares
+minimization", arXiv:1201.5885, 2012.
 """
 
 import numpy as np
@@ -9,8 +9,8 @@ import numpy as np
 from ..layers.samples import Samples
 from ..system.batches import batch_size_for
 
-# Length of the two steps of the difference, in steps of training. The square of this is the relative error for smooth
-# layers, and rounding over it the one of rounding.
+# Length of the two steps of the difference, in steps of training. Of smooth layers the error is the square of this,
+# relatively, and rounding divided by it.
 _SHARE = 1e-2
 
 

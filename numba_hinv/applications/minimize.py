@@ -55,13 +55,13 @@ def minimize(
         As for `Network.gradient`; batches are all taken in every step.
     method : str
         "auto": Levenberg-Marquardt for squared errors whose loss, after the warm-up, is at most a tenth of the loss of
-        the best constant; with all samples at a time, a Newton step is tried every 15 iterations, and where H is
+        the best constant. With all samples at a time, a Newton step is then tried every 15 iterations; where H is
         positive definite and that step does what it promises, the trust region takes over, which converges
-        quadratically. The trust region in all other cases. A radius or damping that is given decides, too: trust
-        region, and Levenberg-Marquardt for squared errors or saddle-free.
+        quadratically. The trust region in all other cases. A radius or damping that is given decides instead: the
+        trust region, or Levenberg-Marquardt for squared errors and saddle-free for other losses.
         "trust-region": the global minimiser of the quadratic model in a ball (`trust_region_step`). Of up to
-        200 parameters by the eigenvalues of H, else by factorizations, by layers or dense (`Hessian.factorize`); what is
-        known of H serves again after a rejected step.
+        200 parameters by the eigenvalues of H, else by factorizations, by layers or dense (`Hessian.factorize`). What
+        is known of H serves again after a rejected step.
         "levenberg-marquardt": the Gauss-Newton matrix with a damping, and ``acceleration``.
         "saddle-free": ``-(|H| + damping I)^-1 gradient``. Directions of negative curvature are turned round: those
         below -damping, by inertia and Lanczos on the inverse. Where there are more than 30 (or P / 2), or Lanczos does
@@ -97,10 +97,10 @@ def minimize(
         As for `Network.gradient`. With ``batch_size`` every step's loss is the weighted mean of its own samples, and
         those of weight 0 are left out.
     acceleration : bool
-        Whether steps of Levenberg-Marquardt have a second-order term that keeps the outputs on a straight line (geodesic
-        acceleration), where it is at most 0.375 of the step. Takes one solve with the same factors, a gradient, and two
-        evaluations of the net at a hundredth of the step to either side, whose central difference is the second
-        derivative of the outputs.
+        Whether steps of Levenberg-Marquardt have a second-order term that keeps the outputs on a straight line
+        (geodesic acceleration), where it is at most 0.375 of the step. Takes one solve with the same factors, a
+        gradient, and two evaluations of the net at a hundredth of the step to either side, whose central difference
+        is the second derivative of the outputs.
 
     Returns
     -------
@@ -109,9 +109,10 @@ def minimize(
         ``nhev``, ``num_factorizations``, and ``history``: a dict of arrays with an entry an iteration: ``loss`` and
         ``gradient_norm`` where the step started, ``radius`` or ``damping``, ``taken``, ``seconds`` since the start at
         its end, ``factorizations`` that it took, and ``negative``, the negative eigenvalues of the matrix that was
-        factorized, NaN where unknown (an eigendecomposition counts as one). Both ``radius`` and ``damping`` are there where
-        steps of both kinds were made, NaN for the other kind. ``method`` names the last steps' method; ``negative`` is the
-        number of negative eigenvalues of H at x, None where it was not counted. ``warmup_iterations`` counts those of L-BFGS, which are not in nit or history.
+        factorized, NaN where unknown (an eigendecomposition counts as one). Where steps of both kinds were made, there
+        are both ``radius`` and ``damping``, NaN for the other kind. ``method`` names the last steps' method;
+        ``negative`` is the number of negative eigenvalues of H at x that matter, None where it was not counted.
+        ``warmup_iterations`` counts those of L-BFGS, which are not in nit or history.
         A KeyboardInterrupt returns what there is (status 7).
 
     Raises
@@ -132,9 +133,9 @@ def minimize(
     down from the saddle and training goes on; where none lowers the loss, it ends without success (status 9; 10 where
     they cannot be counted). The same holds where ftol ends it: a step down is to lower the loss by more than that.
 
-    For 1-8-1 tanh units, 60 points of a curve and l2=1e-6, from two starts, Levenberg-Marquardt with acceleration took 118
-    and 144 steps after L-BFGS to a gradient of 1e-8; without it, or with the other methods, 150 steps came to 5e-2 to
-    3e-4.
+    For 1-8-1 tanh units, 60 points of a curve and l2=1e-6, from two starts, Levenberg-Marquardt with acceleration took
+    118 and 144 steps after L-BFGS to a gradient of 1e-8; without it, or with the other methods, 150 steps came to 5e-2
+    to 3e-4.
 
     References
     ----------

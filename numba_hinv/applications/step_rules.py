@@ -109,7 +109,7 @@ class Damped:
 
 
 class LevenbergMarquardt(Damped):
-    """``-(G + damping I)^-1 gradient``, G being the Gauss-Newton matrix; with geodesic acceleration where that is small.
+    """``-(G + damping I)^-1 gradient`` with the Gauss-Newton matrix G, and geodesic acceleration where that is small.
 
     ``bend(H, step)`` is the gradient that `geodesic.bending` gives, or None for steps without.
     """

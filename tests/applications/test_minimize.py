@@ -71,7 +71,7 @@ def test_factorizations_of_training_steps(monkeypatch):
 
 @pytest.mark.parametrize("radius", [100.0, 30.0])
 def test_what_is_known_serves_after_a_rejected_step(monkeypatch, radius):
-    """Fewer factorizations than of steps that begin anew, which are the same steps; by eigenvalues, one for a Hessian."""
+    """Fewer factorizations than of the same steps that begin anew; by eigenvalues, one for a Hessian."""
     problem = chain(4, 5, batch=12, seed=1)
     args = dict(method="trust-region", radius=radius, l2=1e-3, max_iterations=25)
 
