@@ -229,10 +229,21 @@ print("slope", np.linalg.norm(slope))
 
 
 def test_train_deep_skinny(tmp_path):
+    """Training ends at a minimum, where L-BFGS alone comes less far; and the trial's target is reached."""
+    output = run([str(ROOT / "examples" / "train_deep_skinny.py")], tmp_path)
+    found = re.findall(r"^  (\S.*?) +\S+ s   loss +(\S+) +gradient (\S+) ", output, re.M)
+    sizes = [float(size) for *_, size in found]
+    assert len(found) == 4 and max(sizes[::2]) <= 1e-10 < min(sizes[1::2])
+    assert output.count("negative eigenvalues of H there: 0 - the gradient's norm is at most gtol") == 2
+    loss, iterations = re.search(r"a loss of (\S+) in .*? (\d+) iterations of L-BFGS", output).groups()
+    assert float(loss) <= 1e-8 and int(iterations) > 0
+
+
+def test_train_deep_skinny_in_full(tmp_path):
     """All methods with a hundredth of the time; every method starts from the same loss and gradient."""
     pytest.importorskip("matplotlib")
     example = ROOT / "examples" / "train_deep_skinny.py"
-    output = run([str(example), "--share", "0.01", "--picture", "picture.png"], tmp_path)
+    output = run([str(example), "--full", "--share", "0.01", "--picture", "picture.png"], tmp_path)
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     assert output.count("numba_hinv, levenberg-marquardt") == 3 and output.count("SciPy, L-BFGS-B") == 3
     assert float(row(output, "numba_hinv, trust-region")[0]) > 0.0

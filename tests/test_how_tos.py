@@ -157,3 +157,15 @@ def test_hypergradients(tmp_path):
     after, before = map(float, re.search(r"validation loss (\S+) from (\S+)$", output, re.M).groups())
     assert after < before
     assert abs(float(re.search(r"their sum (\S+)$", output, re.M)[1])) < 1e-8
+
+
+def test_training(tmp_path):
+    output = run(["-c", script("training.md")], tmp_path)
+    assert "the gradient's norm is at most gtol" in output
+    assert float(re.search(r"^gradient (\S+) after", output, re.M)[1]) <= 1e-10
+    fits = re.findall(r"^acceleration (\w+) factorizations (\d+) gradient (\S+)$", output, re.M)
+    assert [name for name, *_ in fits] == ["True", "False"]
+    assert int(fits[0][1]) < int(fits[1][1]) and float(fits[0][2]) <= 1e-8 < float(fits[1][2])
+    count = int(re.search(r"^at the saddle: False (\d+) negative eigenvalues$", output, re.M)[1])
+    loss, before = map(float, re.search(r"^down from it: True loss (\S+) from (\S+)$", output, re.M).groups())
+    assert count > 0 and loss < 0.5 * before

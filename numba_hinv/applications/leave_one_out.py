@@ -260,7 +260,7 @@ def _of_one_size(data, members, r, C, damping, method, check, num_threads, progr
 
 def _refit(data, groups, l2, refit, predictions, is_reliable, refitted, progress):
     """Train again without the groups that are not reliable, and take what comes out."""
-    few = {"max_iterations": _FEW_STEPS, "warmup": None}
+    few = {"method": "trust-region", "max_iterations": _FEW_STEPS, "warmup": None}
     options = few if refit == "trust-region" else {"max_iterations": _MANY_STEPS}
     bad = np.unique(groups.labels[~is_reliable])
     with bar(progress, bad.size, "refit", "group") as shown:

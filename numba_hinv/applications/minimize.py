@@ -9,8 +9,8 @@ from ..layers.targets import as_weights
 from ..network import Network
 from ..runtime import frames, tensors
 from ..runtime.progress import bar
-from ..runtime.validation import as_array, as_real, as_size
-from . import saddle, warmup as lbfgs_warmup
+from ..runtime.validation import as_array, as_flag, as_real, as_size
+from . import auto_steps, geodesic, saddle, warmup as lbfgs_warmup
 from .step_rules import LevenbergMarquardt, SaddleFree, TrustRegion
 
 # A step is taken where the loss falls by at least this share of what the model promised.
@@ -30,8 +30,8 @@ _MESSAGES = {
     6: "the callback stopped it (StopIteration)",
     7: "it was interrupted (KeyboardInterrupt); x is the best that it had",
     8: "no step lowers the loss",
-    9: "the gradient is small, but H has {negative} negative eigenvalues, and no step along them lowers the loss",
-    10: "the gradient is small, but whether H has negative eigenvalues could not be found out",
+    9: "it came to rest, but H has {negative} negative eigenvalues, and no step along them lowers the loss by more",
+    10: "it came to rest, but whether H has negative eigenvalues could not be found out",
 }
 _SUCCESS = (0, 1, 2, 3)
 
@@ -40,9 +40,9 @@ _METHODS = {"trust-region": TrustRegion, "levenberg-marquardt": LevenbergMarquar
 
 
 def minimize(
-    net, params, X, y=None, method="trust-region", l2=0.0, batch_size=None, seed=0, gtol=1e-8, ftol=0.0, loss_target=None,
+    net, params, X, y=None, method="auto", l2=0.0, batch_size=None, seed=0, gtol=1e-8, ftol=0.0, loss_target=None,
     max_iterations=200, time_limit=None, radius=None, damping=None, callback=None, progress=False, warmup="auto",
-    sample_weight=None,
+    sample_weight=None, acceleration=True,
 ):  # fmt: skip
     """Train a net with exact second-order steps.
 
@@ -54,8 +54,15 @@ def minimize(
     X, y
         As for `Network.gradient`; batches are all taken in every step.
     method : str
-        "trust-region": the global minimiser of the quadratic model in a ball (`trust_region_step`).
-        "levenberg-marquardt": the Gauss-Newton matrix with a damping.
+        "auto": Levenberg-Marquardt for squared errors whose loss, after the warm-up, is at most a tenth of the loss of
+        the best constant. With all samples at a time, a Newton step is then tried every 15 iterations; where H is
+        positive definite and that step does what it promises, the trust region takes over, which converges
+        quadratically. The trust region in all other cases. A radius or damping that is given decides instead: the
+        trust region, or Levenberg-Marquardt for squared errors and saddle-free for other losses.
+        "trust-region": the global minimiser of the quadratic model in a ball (`trust_region_step`). Of up to
+        200 parameters by the eigenvalues of H, else by factorizations, by layers or dense (`Hessian.factorize`). What
+        is known of H serves again after a rejected step.
+        "levenberg-marquardt": the Gauss-Newton matrix with a damping, and ``acceleration``.
         "saddle-free": ``-(|H| + damping I)^-1 gradient``. Directions of negative curvature are turned round: those
         below -damping, by inertia and Lanczos on the inverse. Where there are more than 30 (or P / 2), or Lanczos does
         not find them all, the damping is raised. Those between -damping and 0 are damped alone.
@@ -89,6 +96,11 @@ def minimize(
     sample_weight : (B,) array, optional
         As for `Network.gradient`. With ``batch_size`` every step's loss is the weighted mean of its own samples, and
         those of weight 0 are left out.
+    acceleration : bool
+        Whether steps of Levenberg-Marquardt have a second-order term that keeps the outputs on a straight line
+        (geodesic acceleration), where it is at most 0.375 of the step. Takes one solve with the same factors, a
+        gradient, and two evaluations of the net at a hundredth of the step to either side, whose central difference
+        is the second derivative of the outputs.
 
     Returns
     -------
@@ -97,7 +109,10 @@ def minimize(
         ``nhev``, ``num_factorizations``, and ``history``: a dict of arrays with an entry an iteration: ``loss`` and
         ``gradient_norm`` where the step started, ``radius`` or ``damping``, ``taken``, ``seconds`` since the start at
         its end, ``factorizations`` that it took, and ``negative``, the negative eigenvalues of the matrix that was
-        factorized, NaN where unknown. ``warmup_iterations`` counts those of L-BFGS, which are not in nit or history.
+        factorized, NaN where unknown (an eigendecomposition counts as one). Where steps of both kinds were made, there
+        are both ``radius`` and ``damping``, NaN for the other kind. ``method`` names the last steps' method;
+        ``negative`` is the number of negative eigenvalues of H at x that matter, None where it was not counted.
+        ``warmup_iterations`` counts those of L-BFGS, which are not in nit or history.
         A KeyboardInterrupt returns what there is (status 7).
 
     Raises
@@ -116,19 +131,29 @@ def minimize(
     samples) are counted by the inertia of one factorization. Those count that make a slope above gtol within a step as
     long as the parameters, or 1, and are below -1e-8 ||H||. Where there are some, a step of `trust_region_step` goes
     down from the saddle and training goes on; where none lowers the loss, it ends without success (status 9; 10 where
-    they cannot be counted). Where ftol ends it, likewise, if a step down lowers the loss by more.
+    they cannot be counted). The same holds where ftol ends it: a step down is to lower the loss by more than that.
+
+    For 1-8-1 tanh units, 60 points of a curve and l2=1e-6, from two starts, Levenberg-Marquardt with acceleration took
+    118 and 144 steps after L-BFGS to a gradient of 1e-8; without it, or with the other methods, 150 steps came to 5e-2
+    to 3e-4.
+
+    References
+    ----------
+    M. Transtrum and J. Sethna, arXiv:1201.5885, 2012 (geodesic acceleration). Y. Dauphin et al., NeurIPS 2014
+    (saddle-free).
     """
     if not isinstance(net, Network):
         raise TypeError(f"net: expected a Network, got {type(net).__name__}")
-    if not isinstance(method, str) or method not in _METHODS:
-        raise ValueError(f"method: expected one of {', '.join(map(repr, _METHODS))}, got {method!r}")
-    rule = _METHODS[method]
-    given = {"radius": radius, "damping": damping}
+    if not isinstance(method, str) or method not in ("auto", *_METHODS):
+        raise ValueError(f"method: expected one of {', '.join(map(repr, ('auto', *_METHODS)))}, got {method!r}")
+    acceleration, given = as_flag("acceleration", acceleration), {"radius": radius, "damping": damping}
     for name, value in given.items():
-        if value is not None and name != rule.scale_name:
+        if value is not None and method != "auto" and name != _METHODS[method].scale_name:
             raise ValueError(f"{name}: expected None with method={method!r}, got {value!r}")
-    start = given[rule.scale_name]
-    bounds = {"gtol": gtol, "ftol": ftol, rule.scale_name: start, "time_limit": time_limit}
+    if radius is not None and damping is not None:
+        raise ValueError(f"damping: expected None with a radius, got {damping!r}")
+    start = damping if radius is None else radius
+    bounds = {"gtol": gtol, "ftol": ftol, **given, "time_limit": time_limit}
     for name, value in bounds.items():
         if value is not None and (as_real(name, value) < 0.0 or (value == 0.0 and name in given)):
             raise ValueError(f"{name}: expected a number {'above' if name in given else 'of at least'} 0, got {value}")
@@ -154,9 +179,11 @@ def minimize(
         raise ValueError(f"warmup: expected 'auto', 'l-bfgs' or None, got {warmup!r}")
     if warmup and batches.size is not None:
         raise ValueError(f"warmup: expected None or 'auto' with batch_size, got {warmup!r}")
-    run = _Run(net, params, batches, rule(start), l2)
+    run = _Run(net, params, batches, l2, acceleration)
     with bar(progress, max_iterations, "minimize", "step") as shown:
         status = run.warm_up(gtol, loss_target, time_limit, callback) if warmup and max_iterations else None
+        run.is_auto = method == "auto"
+        run.follow(run.best_method(**given) if run.is_auto else method, start)
         if status is None:
             status = run.loop(gtol, ftol, loss_target, max_iterations, time_limit, callback, shown)
     return run.result(status, dtype)
@@ -194,8 +221,8 @@ class _Batches:
 class _Run:
     """The state of a training run; what is in ``params`` is always a point that was accepted."""
 
-    def __init__(self, net, params, batches, rule, l2):
-        self.net, self.params, self.batches, self.rule, self.l2 = net, params, batches, rule, l2
+    def __init__(self, net, params, batches, l2, acceleration):
+        self.net, self.params, self.batches, self.l2, self.acceleration = net, params, batches, l2, acceleration
         self.began = time.perf_counter()
         self.nfev = self.njev = self.nhev = self.nit = self.num_factorizations = 0
         self.rows = []
@@ -204,6 +231,33 @@ class _Run:
         self.fun, self.jac = self.evaluate()
         self.batch, self.H = batches.next(), None
         self.warmup_iterations = 0
+
+    def follow(self, method, start=None):
+        """Make steps by the rule of a method from now on."""
+        self.rule = _METHODS[method](start)
+        if self.acceleration and method == "levenberg-marquardt":
+            self.rule.bend = self.bend
+
+    def best_method(self, radius, damping):
+        """What "auto" comes to, here."""
+        loss = self.fun - 0.5 * self.l2 * float(self.params @ self.params)
+        return auto_steps.method_for(self.net, self.batches.all, loss, radius, damping)
+
+    def try_newton(self):
+        """Go over to the trust region where Newton's method converges."""
+        if self.rule.name != "levenberg-marquardt" or not self.nit or self.nit % auto_steps.TRY_EVERY:
+            return
+
+        def evaluate(params):
+            self.nfev, self.njev = self.nfev + 1, self.njev + 1
+            return self.net.loss_and_gradient(params, **self.batch, l2=self.l2)
+
+        self.nhev, self.num_factorizations = self.nhev + 1, self.num_factorizations + 1
+        H = self.net.hessian(self.params, **self.batch, l2=self.l2)
+        converges, length = auto_steps.newton_converges(H, self.params, evaluate)
+        if converges:
+            self.follow("trust-region", 2.0 * length)
+            self.H = H
 
     def warm_up(self, gtol, loss_target, time_limit, callback):
         """Come near a minimum by L-BFGS; the status if training ends there."""
@@ -246,6 +300,9 @@ class _Run:
         self.njev, self.nhev = self.njev + 1, self.nhev + 1
         return self.net.hessian(params, **self.batch, curvature=self.rule.curvature, l2=self.l2)
 
+    def bend(self, H, step):
+        return geodesic.bending(self.net, self.params, step, **self.batch, total_weight=H.total_weight)
+
     def loss(self, params):
         """Of the batch; infinite where it is not finite."""
         self.nfev += 1
@@ -268,6 +325,8 @@ class _Run:
                     return 4
                 if time_limit is not None and time.perf_counter() - self.began >= time_limit:
                     return 5
+                if self.is_auto and self.batches.size is None:
+                    self.try_newton()
                 before = self.fun
                 status = self.iterate()
                 if callback is not None:
@@ -294,18 +353,18 @@ class _Run:
             self.negative = saddle.negative_eigenvalues(H, self.params, max(gtol, np.linalg.norm(H.gradient)))
             self.num_factorizations += 1
             if not self.negative or self.nit >= max_iterations:
-                return 4 if self.negative else status if self.negative == 0 or status == 1 else 10
+                return 4 if self.negative else status if self.negative == 0 else 10
             start = self.rule.scale if self.rule.scale_name == "radius" else 1.0
             least = max(least, _LOSS_ROUNDING * _rounding(H.loss))
             trial, radius, count = saddle.way_down(H, self.params, start, self.full_loss, least)
             there = None if trial is None else self.linearise(trial)
         except (MemoryError, ValueError):
-            return status if status == 1 else 10
+            return 10
         self.num_factorizations += count
         if there is None:
-            return status if status == 1 else 9
-        self.rows.append((H.loss, np.linalg.norm(H.gradient), self.rule.scale, True, time.perf_counter() - self.began,
-                          count + 1, self.negative))
+            return 9
+        self.rows.append((H.loss, np.linalg.norm(H.gradient), True, time.perf_counter() - self.began,
+                          count + 1, self.negative, self.rule.scale_name, self.rule.scale))
         self.nit, self.params, self.H, self.negative = self.nit + 1, trial, there, None
         if self.batches.size is None:
             self.fun, self.jac = there.loss, there.gradient
@@ -352,9 +411,11 @@ class _Run:
             if blind and not taken and self.batches.size is None:
                 status = 2
             rule.judge(1.0 if blind and taken else gain if taken else min(gain, 0.0))
-        self.rows.append((H.loss, size, scale, taken, time.perf_counter() - self.began,
-                          rule.num_factorizations, negative))
+        self.rows.append((H.loss, size, taken, time.perf_counter() - self.began,
+                          rule.num_factorizations, negative, rule.scale_name, scale))
         self.nit += 1
+        # It was counted at a point that is left.
+        self.negative = None if taken else self.negative
         if self.batches.size is None:
             if taken:
                 self.params, self.H, self.fun, self.jac = trial, there, there.loss, there.gradient
@@ -372,14 +433,17 @@ class _Run:
 
         if self.batches.size is not None:
             self.fun, self.jac = self.evaluate()
-        names = "loss", "gradient_norm", self.rule.scale_name, "taken", "seconds", "factorizations", "negative"
-        table = zip(*self.rows) if self.rows else [()] * len(names)
+        names = "loss", "gradient_norm", "taken", "seconds", "factorizations", "negative"
+        *table, kinds, scales = list(zip(*self.rows)) if self.rows else [()] * (len(names) + 2)
         history = {name: np.array(column, bool if name == "taken" else float) for name, column in zip(names, table)}
+        for name in dict.fromkeys((*kinds, self.rule.scale_name)):
+            history[name] = np.array([scale if kind == name else np.nan for kind, scale in zip(kinds, scales)], float)
         return OptimizeResult(
             x=self.params.astype(dtype), fun=self.fun, jac=self.jac.astype(dtype), success=status in _SUCCESS,
             status=status, message=_MESSAGES[status].format(negative=self.negative), nit=self.nit, nfev=self.nfev,
             njev=self.njev, nhev=self.nhev,
             num_factorizations=self.num_factorizations, history=history, warmup_iterations=self.warmup_iterations,
+            method=self.rule.name, negative=self.negative,
         )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .trust_region import trust_region_step
+from .trust_region import QuadraticModel
 
 # Eigenvalues above minus this times ||H|| do not count: where H is singular, rounding puts eigenvalues of 0 on either
 # side of 0. If some lie there, so that they cannot be counted, a bound so many times larger is tried.
@@ -36,10 +36,10 @@ def way_down(H, params, radius, loss_of, least):
 
     Global minimisers of the model in balls that shrink: without a gradient, steps along the lowest eigenvector.
     """
-    count = 0
+    count, model = 0, QuadraticModel(H)
     for _ in range(_TRIALS):
         try:
-            answer = trust_region_step(H, radius, rtol=0.05)
+            answer = model.step(radius, rtol=0.05)
         except np.linalg.LinAlgError:
             break
         count += answer.num_factorizations

@@ -19,8 +19,8 @@ _MESSAGES = {
     1: "the largest number of iterations was reached",
     2: "the objective cannot be lowered further in this precision",
     3: "the callback stopped it (StopIteration)",
-    4: "the gradient is small, but H has {negative} negative eigenvalues, and no step along them lowers the objective",
-    5: "the gradient is small, but whether H has negative eigenvalues could not be found out",
+    4: "it came to rest, but H has {negative} negative eigenvalues, and no step along them lowers the objective",
+    5: "it came to rest, but whether H has negative eigenvalues could not be found out",
     6: "no step lowers the objective",
 }
 
@@ -155,7 +155,7 @@ class _Run:
             rounding = _ROUNDING * np.finfo(float).eps * abs(value)
             is_blind = predicted <= rounding
             if step is None or not np.linalg.norm(step) > _SHORTEST * np.linalg.norm(x):
-                status = 4 if is_small else 2 if is_blind else 6
+                status = 4 if is_small else self.at_rest(H, x, gradient) if is_blind else 6
                 break
             trial = x + step
             fell = value - self.value(trial)
@@ -167,7 +167,7 @@ class _Run:
             if taken:
                 x, value, gradient, H = trial, value - fell, slope, self.hessian(trial)
             elif is_blind:
-                status = 4 if is_small else 2
+                status = 4 if is_small else self.at_rest(H, x, gradient)
             try:
                 callback(self.result(x, value, gradient, nit))
             except StopIteration:
@@ -175,6 +175,12 @@ class _Run:
             if status is not None:
                 break
         return self.result(x, value, gradient, nit, status)
+
+    def at_rest(self, H, x, gradient):
+        """The status where the objective cannot be lowered in this precision: a success at a minimum alone."""
+        self.negative = saddle.negative_eigenvalues(H, x, np.linalg.norm(gradient))
+        self.num_factorizations += 1
+        return {0: 2, None: 5}.get(self.negative, 4)
 
     def result(self, x, value, gradient, nit, status=None):
         from scipy.optimize import OptimizeResult

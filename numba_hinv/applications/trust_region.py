@@ -90,35 +90,58 @@ def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
 
     Costs one to three factorizations in general, and 16 products with H for a first guess.
     """
-    H = as_hessian(H)
-    radius = as_real("radius", radius)
-    if radius <= 0.0:
-        raise ValueError(f"radius: expected a positive number, got {radius}")
-    if gradient is None:
-        if H.gradient is None:
-            raise ValueError("gradient: expected an array, since H was made from blocks and has none, got None")
-        gradient = H.gradient
-    g = as_array("gradient", gradient, (H.shape[0],), np.float64)
-    if multiplier is not None:
-        multiplier = as_real("multiplier", multiplier)
-        if multiplier < 0.0:
-            raise ValueError(f"multiplier: expected at least 0, got {multiplier}")
-    rtol = as_real("rtol", rtol)
-    if not 0.0 <= rtol <= 0.5:
-        raise ValueError(f"rtol: expected a number from 0 to 0.5, got {rtol}")
-    require_cpu(H.system.on, "a trust-region step")
-    exponent = _common_exponent(g, radius)
-    with np.errstate(over="ignore"):
-        search = _Search(H, np.ldexp(g, exponent), float(np.ldexp(radius, exponent)), rtol)
-    p, multiplier, kind = search.run(multiplier)
-    with np.errstate(over="ignore", invalid="ignore"):
-        decrease = search.decrease(p, exponent)
-        step = np.ldexp(p, -exponent).astype(H.dtype, copy=False)
-    if not (np.isfinite(decrease) and np.isfinite(step).all()):
-        raise np.linalg.LinAlgError(f"radius: the step or what it promises overflows, with radius={radius:g}")
-    return TrustRegionStep(
-        step, float(multiplier), float(decrease), kind == "hard", kind != "interior", search.num_factorizations
-    )
+    return QuadraticModel(H, gradient).step(radius, multiplier, rtol)
+
+
+class QuadraticModel:
+    """``gradient^T p + p^T H p / 2``, for its minimisers in balls of one radius after the other.
+
+    What a step finds out about H serves those that follow: its lowest eigenvalue with a vector, the largest multiplier
+    that leaves it indefinite, and factors of a definite matrix.
+
+    Parameters
+    ----------
+    H, gradient
+        As for `trust_region_step`, and ValueError and TypeError likewise.
+    """
+
+    def __init__(self, H, gradient=None):
+        self.H = as_hessian(H)
+        if gradient is None:
+            if H.gradient is None:
+                raise ValueError("gradient: expected an array, since H was made from blocks and has none, got None")
+            gradient = H.gradient
+        self.gradient = as_array("gradient", gradient, (H.shape[0],), np.float64)
+        self._last = None
+
+    def step(self, radius, multiplier=None, rtol=1e-10):
+        """`TrustRegionStep`; the multiplier is a guess that counts for the first radius alone."""
+        H, g = self.H, self.gradient
+        radius = as_real("radius", radius)
+        if radius <= 0.0:
+            raise ValueError(f"radius: expected a positive number, got {radius}")
+        if multiplier is not None:
+            multiplier = as_real("multiplier", multiplier)
+            if multiplier < 0.0:
+                raise ValueError(f"multiplier: expected at least 0, got {multiplier}")
+        rtol = as_real("rtol", rtol)
+        if not 0.0 <= rtol <= 0.5:
+            raise ValueError(f"rtol: expected a number from 0 to 0.5, got {rtol}")
+        require_cpu(H.system.on, "a trust-region step")
+        exponent = _common_exponent(g, radius)
+        with np.errstate(over="ignore"):
+            search = _Search(H, np.ldexp(g, exponent), float(np.ldexp(radius, exponent)), rtol, self._last)
+        self._last = None
+        p, multiplier, kind = search.run(multiplier)
+        self._last = search
+        with np.errstate(over="ignore", invalid="ignore"):
+            decrease = search.decrease(p, exponent)
+            step = np.ldexp(p, -exponent).astype(H.dtype, copy=False)
+        if not (np.isfinite(decrease) and np.isfinite(step).all()):
+            raise np.linalg.LinAlgError(f"radius: the step or what it promises overflows, with radius={radius:g}")
+        return TrustRegionStep(
+            step, float(multiplier), float(decrease), kind == "hard", kind != "interior", search.num_factorizations
+        )
 
 
 def _common_exponent(g, radius):
@@ -134,17 +157,24 @@ def _common_exponent(g, radius):
 class _Search:
     """What is known of the multiplier and of the lowest eigenvalue."""
 
-    def __init__(self, H, g, radius, rtol):
+    def __init__(self, H, g, radius, rtol, last=None):
         self.H, self.g, self.radius, self.rtol = H, g, radius, max(rtol, 4 * np.finfo(float).eps)
         self.multiply = H.system.apply
         self.norm = H.norm()
         self.low, self.high = 0.0, np.inf
         self.lowest, self.vector, self.residual = np.inf, None, np.inf
         self.num_factorizations = self.failures = 0
+        # The largest multiplier that is known to leave the matrix indefinite, and the last ones known to make it
+        # definite, with their factors: they do not depend on the radius.
+        self.indefinite, self.definite = -np.inf, {}
         # The least damping that can be eliminated with, and the guess of the Krylov space, once it is made.
         free = H.system.num_free() > 0
         self.least = max(0.0, _LEAST_DAMPING * self.norm - float(np.min(H.l2))) if free else 0.0
         self.guess = None
+        if last is not None:
+            self.lowest, self.vector, self.residual = last.lowest, last.vector, last.residual
+            self.indefinite, self.definite, self.least = last.indefinite, last.definite, last.least
+            self.low = max(0.0, self.indefinite, -self.lowest)
 
     def run(self, multiplier):
         """(step, multiplier, "interior", "boundary" or "hard")."""
@@ -154,14 +184,18 @@ class _Search:
             if length == 0.0:
                 return np.zeros_like(self.g), 0.0, "interior"
             return -self.radius / length * self.g, length / self.radius, "boundary"
-        mu = self.first() if multiplier is None else multiplier
+        if self.definite:
+            mu = max(self.definite)
+        else:
+            mu = self.first() if multiplier is None else multiplier
         while self.num_factorizations < _MAX_FACTORIZATIONS:
             mu = max(mu, self.least)
             if not np.isfinite(mu):
                 raise np.linalg.LinAlgError(f"radius: the multiplier of steps of length {self.radius:g} overflows")
-            F, is_definite = self.factorize(mu)
+            was_known = mu in self.definite
+            F, is_definite = self.factors(mu)
             if not is_definite:
-                self.low = max(self.low, mu)
+                self.low, self.indefinite = max(self.low, mu), max(self.indefinite, mu)
                 self.failures += 1
                 if mu <= self.least:
                     self.least = max(self.least, _LEAST_DAMPING * self.norm)
@@ -175,7 +209,8 @@ class _Search:
                 self.low = max(self.low, mu)
                 if length <= (1.0 + _NEAR) * self.radius or newton <= mu:
                     return *self.finish(F, mu, p, length, slope, change), "boundary"
-                mu = newton
+                # Factors of a larger radius may be far off; both guesses are below the answer as a rule.
+                mu = max(newton, self.first()) if was_known and self.guess is None else newton
                 continue
             if length >= (1.0 - self.rtol) * self.radius:
                 return self.stretch(p, change), mu, "boundary"
@@ -201,6 +236,16 @@ class _Search:
         unit = np.ldexp(p, -size)
         linear, square = float(self.g @ unit), float(unit @ self.multiply(unit[None])[0])
         return float(-np.ldexp(linear, size - 2 * exponent) - np.ldexp(0.5 * square, 2 * (size - exponent)))
+
+    def factors(self, mu):
+        """What `factorize` gives, or gave for another radius."""
+        if mu in self.definite:
+            return self.definite[mu], True
+        F, is_definite = self.factorize(mu)
+        if is_definite:
+            # Those of the answer, which are the last, lead to the steps of other radii.
+            self.definite = {mu: F}
+        return F, is_definite
 
     def factorize(self, mu):
         """(factorization or None, whether it shows H + mu I to be positive definite)."""
@@ -280,7 +325,7 @@ class _Search:
         rows = np.vstack([self.g[None], random_entries(5, self.g.size)])
         basis, products = _krylov_space(self.multiply, rows, _BLOCKS)
         values, vectors = self.rayleigh_ritz(basis, products)
-        self.guess = _secular_root(values, vectors.T @ (basis @ self.g), self.radius)
+        self.guess = secular_root(values, vectors.T @ (basis @ self.g), self.radius)
         if self.guess + self.lowest > 2.0 * self.residual:
             return self.guess
         return max(self.guess, self.margin() - self.lowest)
@@ -396,7 +441,7 @@ def _krylov_space(apply, rows, num_blocks):
     return basis, images
 
 
-def _secular_root(values, weights, radius):
+def secular_root(values, weights, radius):
     """The multiplier of the problem with a diagonal matrix, from below; minus the lowest value in the hard case."""
     least = max(0.0, -float(values.min()))
     mu = max(least, float((np.abs(weights) / radius - values).max()))

@@ -6,7 +6,7 @@ import scipy.optimize
 from problems import chain, layer, make
 
 import numba_hinv as nh
-from numba_hinv.applications import minimize
+from numba_hinv.applications import geodesic, minimize, step_rules
 
 METHODS = ("trust-region", "levenberg-marquardt", "saddle-free")
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -57,12 +57,45 @@ def test_quadratic_convergence(method, seed):
     assert (np.diff(result.history["loss"]) <= 1e-14).all()
 
 
-def test_factorizations_of_training_steps():
+def test_factorizations_of_training_steps(monkeypatch):
     """At most 4 in the median of a sequence of steps, the multiplier guessed from the last one."""
+    monkeypatch.setattr(step_rules, "MOST_PARAMETERS", 0)
     for seed in range(3):
         problem = chain(4, 5, batch=12, seed=seed)
-        counts = nh.minimize(*start_of(problem), l2=1e-3, max_iterations=60).history["factorizations"]
-        assert np.median(counts) <= 4 and counts.min() >= 1
+        history = nh.minimize(*start_of(problem), "trust-region", l2=1e-3, max_iterations=60).history
+        counts = history["factorizations"]
+        assert np.median(counts) <= 4 and counts[0] >= 1
+        # Only where the last step was rejected are there factors from before.
+        assert (counts[1:][history["taken"][:-1]] >= 1).all()
+
+
+@pytest.mark.parametrize("radius", [100.0, 30.0])
+def test_what_is_known_serves_after_a_rejected_step(monkeypatch, radius):
+    """Fewer factorizations than of the same steps that begin anew; by eigenvalues, one for a Hessian."""
+    problem = chain(4, 5, batch=12, seed=1)
+    args = dict(method="trust-region", radius=radius, l2=1e-3, max_iterations=25)
+
+    def rejected():
+        result = nh.minimize(*start_of(problem), **args)
+        after = np.append(False, ~result.history["taken"][:-1])
+        return result, result.history["factorizations"][after]
+
+    by_eigenvalues, counts = rejected()
+    assert counts.size >= 3 and (counts == 0).all()
+    assert (by_eigenvalues.history["factorizations"] <= 1).all()
+    monkeypatch.setattr(step_rules, "MOST_PARAMETERS", 0)
+    kept, counts = rejected()
+    step = step_rules.QuadraticModel.step
+    monkeypatch.setattr(
+        step_rules.QuadraticModel, "step",
+        lambda model, *args: step(step_rules.QuadraticModel(model.H, model.gradient), *args),
+    )  # fmt: skip
+    anew, more = rejected()
+    for other in (by_eigenvalues, kept):
+        # A step meets its radius to 5 per cent.
+        np.testing.assert_array_equal(other.history["taken"][:4], anew.history["taken"][:4])
+        np.testing.assert_allclose(other.history["loss"][:4], anew.history["loss"][:4], rtol=5e-2)
+    assert counts.mean() <= 1.5 and counts.sum() < more.sum()
 
 
 @every_method
@@ -197,9 +230,12 @@ def test_steps_to_where_the_loss_is_not_finite_are_rejected():
         (dict(time_limit=-1.0), ValueError, "time_limit"),
         (dict(radius=0.0), ValueError, "radius"),
         (dict(radius=-1.0), ValueError, "radius"),
-        (dict(damping=1.0), ValueError, "damping"),
+        (dict(damping=0.0), ValueError, "damping"),
         (dict(method="saddle-free", damping=-1.0), ValueError, "damping"),
         (dict(method="saddle-free", radius=1.0), ValueError, "radius"),
+        (dict(radius=1.0, damping=1.0), ValueError, "damping"),
+        (dict(method="trust-region", damping=1.0), ValueError, "damping"),
+        (dict(acceleration=1), TypeError, "acceleration"),
         (dict(callback=3), TypeError, "callback"),
         (dict(progress=1), TypeError, "progress"),
     ],
@@ -315,3 +351,87 @@ def test_samples_in_batches():
     assert result.success and np.linalg.norm(net.gradient(result.x, X, y, 1e-2)) <= 2e-9
     with pytest.raises(ValueError, match="batch_size: expected None for samples that are read in batches"):
         nh.minimize(net, params, pairs, None, batch_size=5)
+
+
+def curve(seed, l2=1e-6):
+    """8 tanh units for a curve of two waves that dies off: the minima lie in long, curved valleys."""
+    net = nh.Network([nh.Dense(1, 8, "tanh"), nh.Dense(8, 1, "identity")], "mean_squared_error")
+    X = np.linspace(-3.0, 3.0, 60)[:, None]
+    return (net, net.init(seed=seed), X, np.sin(2.0 * X) * np.exp(-(X**2) / 4)), l2
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_how_outputs_bend_along_a_step(batches):
+    """A product of weights, whose derivatives are products; the scale of S is that of the Gauss-Newton matrix."""
+    net = nh.Network([nh.Dense(1, 1, "identity", bias=False)] * 4, "mean_squared_error")
+    w, v, x = np.array([1.5, -0.7, 0.9, 2.0]), np.array([0.3, 0.5, -0.2, 0.4]), np.array([1.0, 2.0, -0.5])
+    weights = np.array([1.0, 0.5, 2.0])
+    slopes = np.array([np.prod(np.delete(w, i)) for i in range(4)])
+    second = sum(v[i] * v[j] * np.prod(np.delete(w, [i, j])) for i in range(4) for j in range(4) if i != j)
+    data = ([(x[:2, None], x[:2], weights[:2]), (x[2:, None], x[2:], weights[2:])], None, None)
+    data = data if batches else (x[:, None], x, weights)
+    H = net.hessian(w, data[0], data[1], "ggn", sample_weight=data[2])
+    scale = H.todense()[0, 0] / slopes[0] ** 2
+    found = geodesic.bending(net, w, v, data[0], data[1], data[2], H.total_weight)
+    # The outputs are polynomials of degree 4: (1e-2)^2 / 12 of the fourth derivative, 24 v_1 v_2 v_3 v_4.
+    np.testing.assert_allclose(found, scale * slopes * second, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_geodesic_acceleration_saves_steps_in_a_curved_valley(seed):
+    """At the minimum before as many steps without it are."""
+    args, l2 = curve(seed)
+    options = dict(method="levenberg-marquardt", l2=l2, max_iterations=200)
+    fast, plain = nh.minimize(*args, **options), nh.minimize(*args, acceleration=False, **options)
+    assert fast.success and fast.method == "levenberg-marquardt"
+    assert not plain.success and plain.fun > fast.fun
+    assert fast.num_factorizations < 0.85 * plain.num_factorizations
+
+
+def test_steps_that_are_chosen():
+    """By the loss, by what is left of it, and by a radius or damping that is given; the same as by their names."""
+    few = {"max_iterations": 3}
+    problem = chain(4, 3, batch=10)
+    assert nh.minimize(*start_of(problem), **few).method == "trust-region"
+    assert nh.minimize(*start_of(problem), damping=0.1, **few).method == "saddle-free"
+    assert nh.minimize(*start_of(problem), radius=0.1, **few).method == "trust-region"
+    (net, params, X, y), l2 = curve(1)
+    found = nh.minimize(net, params, X, y, l2=l2, **few)
+    named = nh.minimize(net, params, X, y, "levenberg-marquardt", l2=l2, **few)
+    assert found.method == "levenberg-marquardt" and "radius" not in found.history
+    np.testing.assert_array_equal(found.x, named.x)
+    noise = np.random.default_rng(0).standard_normal(60)
+    weights = np.where(X[:, 0] > 0.0, 1.0, 2.0)
+    assert nh.minimize(net, params, X, y[:, 0] + noise, l2=l2, **few).method == "trust-region"
+    # A constant is no good to X that says everything, whatever its size; nor to pairs of batches with weights.
+    for shift in (0.0, 1e3):
+        pairs = [(X[:20], y[:20] + shift, weights[:20]), (X[20:], y[20:] + shift, weights[20:])]
+        (W, c), (V, b) = net.unpack(there := found.x.copy())
+        b += shift
+        assert nh.minimize(net, there, pairs, warmup=None, **few).method == "levenberg-marquardt"
+    assert nh.minimize(net, params, X, y, damping=0.1, **few).method == "levenberg-marquardt"
+
+
+def test_newton_takes_over_where_it_converges():
+    """Residuals that stay make steps of the Gauss-Newton matrix converge linearly."""
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((80, 3))
+    net = nh.Network([nh.Dense(3, 5, "tanh"), nh.Dense(5, 1, "identity")], "mean_squared_error")
+    y, options = np.sin(X.sum(axis=1)) + 0.1 * rng.standard_normal(80), dict(l2=1e-3, gtol=1e-11, max_iterations=600)
+    result = nh.minimize(net, net.init(seed=1), X, y, warmup=None, damping=1.0, **options)
+    alone = nh.minimize(net, net.init(seed=1), X, y, "levenberg-marquardt", warmup=None, damping=1.0, **options)
+    assert result.success and result.method == "trust-region" and result.nit < alone.nit
+    is_last = np.isfinite(result.history["radius"])
+    assert (is_last ^ np.isfinite(result.history["damping"])).all() and 1 <= is_last.sum() <= 8
+    assert np.linalg.eigvalsh(net.hessian(result.x, X, y, l2=1e-3).todense())[0] > 0.0
+
+
+@every_method
+def test_a_slow_fall_beside_a_saddle_is_no_success(method):
+    """Where ftol ends it, with three negative eigenvalues, and a step down that is not worth it by ftol."""
+    net, params, X, y = saddle()
+    near = 1e-7 * np.random.default_rng(0).standard_normal(params.size)
+    scale = {"radius": 1e-6} if method == "trust-region" else {"damping": 1e3}
+    result = nh.minimize(net, near, X, y, method, ftol=0.999, gtol=1e-14, **scale)
+    assert not result.success and result.status == 9 and result.negative == 3
+    assert "H has 3 negative eigenvalues" in result.message

@@ -78,3 +78,15 @@ def test_what_is_wrong_is_named(options, message):
         jac = given.pop("jac", True)
         fun = NET.loss_and_gradient if jac is True or given.pop("both", False) else NET.loss
         scipy.optimize.minimize(fun, NET.init(0), DATA, jac=jac, method=nh.trust_region, **{"hess": hess} | given)
+
+
+def test_rest_beside_a_saddle_is_no_success():
+    """Steps so short that the objective does not see them, from a point beside it along the lowest eigenvector."""
+    net = nh.Network([nh.Dense(2, 4, bias=False), nh.Dense(4, 1, "identity", bias=False)], "mean_squared_error")
+    data = np.array([[1.0, 0.2], [0.3, 1.0], [1.0, 1.0]]), np.array([1.0, -1.0, 0.5]), 1e-3
+    values, vectors = np.linalg.eigh(net.hessian(np.zeros(net.num_params), *data[:2], l2=1e-3).todense())
+    found = scipy.optimize.minimize(
+        net.loss_and_gradient, 1e-9 * vectors[:, 0], data, jac=True, method=nh.trust_region,
+        hess=lambda x, X, y, l2: net.hessian(x, X, y, l2=l2), options={"gtol": 0.0, "initial_trust_radius": 1e-12})
+    assert not found.success and found.negative == (values < -1e-6).sum() > 0
+    assert f"H has {found.negative} negative eigenvalues" in found.message

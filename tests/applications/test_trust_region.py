@@ -5,6 +5,8 @@ import pytest
 from problems import GOLDEN, chain, golden
 
 import numba_hinv as nh
+from numba_hinv.applications.spectral_model import SpectralModel
+from numba_hinv.applications.trust_region import QuadraticModel
 
 
 def dense_minimum(A, g, radius):
@@ -258,3 +260,47 @@ def test_gradients_and_radii_without_squares(sizes, shift):
     unit = answer.step / size
     expected = (-(gradient / size) @ unit - 0.5 * unit @ A @ unit) * size * size
     assert answer.predicted_decrease == pytest.approx(expected, rel=1e-8, abs=1e-320)
+
+
+@pytest.mark.parametrize("way", [QuadraticModel, SpectralModel])
+def test_one_model_for_many_radii(way):
+    """Radii up and down, for every gradient: each step is what `trust_region_step` gives, for fewer factorizations.
+
+    Radii that shrink never take more.
+    """
+    H, rng = chain(4, 5, batch=6).hessian, np.random.default_rng(3)
+    lowest = np.linalg.eigh(H.todense())[1][:, 0]
+    across = H.gradient - lowest * (lowest @ H.gradient)
+    for gradient in (H.gradient, across, np.zeros(H.shape[0])):
+        model, kept, anew = way(H, gradient), [], []
+        for radius in (10.0, 7.0, 2.5, 0.6, 0.4, 0.15, 0.04, *10.0 ** rng.uniform(-3, 3, 8)):
+            answer, alone = model.step(radius), nh.trust_region_step(H, radius, gradient)
+            kept.append(answer.num_factorizations)
+            anew.append(alone.num_factorizations)
+            value = gradient @ answer.step + 0.5 * answer.step @ (H @ answer.step)
+            assert -value == pytest.approx(answer.predicted_decrease, rel=1e-9)
+            assert answer.predicted_decrease == pytest.approx(alone.predicted_decrease, rel=1e-7)
+            assert np.linalg.norm(answer.step) <= radius * (1 + 1e-7) and answer.on_boundary == alone.on_boundary
+            assert answer.multiplier == pytest.approx(alone.multiplier, rel=1e-5, abs=1e-7 * H.norm())
+        if way is SpectralModel:
+            assert sum(kept) == 1
+        else:
+            assert np.less_equal(kept, anew)[:7].all() and sum(kept[:7]) < sum(anew[:7])
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_steps_by_eigenvalues(name):
+    """Beside those by factorizations, of random and of hard cases and of singular matrices."""
+    problem, _ = golden(name)
+    H, gradient = problem.hessian, problem.truth.gradient.astype(float)
+    for g in (gradient, np.random.default_rng(1).standard_normal(gradient.size), np.zeros_like(gradient)):
+        model = SpectralModel(H, g)
+        for radius in (1e-3, 1.0, 1e3):
+            answer, other = model.step(radius), nh.trust_region_step(H, radius, g)
+            assert np.linalg.norm(answer.step) <= radius * (1 + 1e-7)
+            value = g @ answer.step + 0.5 * answer.step @ (H @ answer.step)
+            # Flat directions are not followed as far as to where they end.
+            slack = 1e-9 * problem.norm * radius**2
+            assert value <= -other.predicted_decrease * (1 - 1e-7) + slack
+            scale = problem.norm * radius**2 + np.linalg.norm(g) * radius
+            assert abs(value + answer.predicted_decrease) <= 1e-12 * scale
