@@ -169,3 +169,28 @@ def test_training(tmp_path):
     count = int(re.search(r"^at the saddle: False (\d+) negative eigenvalues$", output, re.M)[1])
     loss, before = map(float, re.search(r"^down from it: True loss (\S+) from (\S+)$", output, re.M).groups())
     assert count > 0 and loss < 0.5 * before
+
+
+def test_tutorial(tmp_path):
+    output = run(["-c", script("tutorial.md")], tmp_path)
+    assert "Inertia(negative=0, zero=0, positive=151, exact=True)" in output
+    residual, error = re.search(r"^\(151, 151\) dense\n(\S+)\n(\S+) \S+$", output, re.M).groups()
+    assert float(residual) < 1e-9 and float(error) < 1e-15
+    after, before = map(float, re.search(r"^(\S+) after (\S+)$", output, re.M).groups())
+    assert after < before
+
+
+def test_damping(tmp_path):
+    output = run(["-c", script("damping.md")], tmp_path)
+    assert "singular to working precision with damping=0" in output and "7 eigenvalues that are 0" in output
+
+
+def test_every_page_and_name_is_listed():
+    """Each page in a table of contents, each public name in the interface."""
+    docs = ROOT / "docs"
+    tables = re.findall(r"^```{toctree}\n(.*?)^```", "".join(p.read_text("utf-8") for p in docs.glob("*.md")), re.M | re.S)
+    listed = {line for table in tables for line in table.splitlines()} | {"index"}
+    assert {page.stem for page in docs.glob("*.md")} <= listed
+    names = set(re.findall(r"^   (\w+)$", (docs / "api.rst").read_text("utf-8"), re.M))
+    assert set(nh.__all__) - {"__version__"} <= names
+    assert all(hasattr(nh, name) for name in names - {"NetClassifier", "NetRegressor"})

@@ -83,8 +83,10 @@ class BatchNorm(Local):
         return BatchNorm, (self.mean, self.variance, self.positions, self.eps, self.affine, self.frozen)
 
     def __repr__(self):
+        frozen = ", frozen=True" if self.frozen else ""
         return (
-            f"BatchNorm(channels={len(self.mean)}, positions={self.positions}, eps={self.eps:g}, affine={self.affine})"
+            f"BatchNorm(channels={len(self.mean)}, positions={self.positions}, eps={self.eps:g}, "
+            f"affine={self.affine}{frozen})"
         )
 
     @property
