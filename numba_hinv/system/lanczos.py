@@ -101,7 +101,8 @@ def _along(q, z):
         between, square = norm.products(q[0], z[0])
         if LEAST < square**0.5 < LARGEST:
             return between, square**0.5
-    return float(np.inner(q, z)[0, 0]), float(lengths(z)[0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.inner(q, z)[0, 0]), float(lengths(z)[0])
 
 
 def _combine(alpha, x, beta, y):

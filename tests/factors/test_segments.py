@@ -87,6 +87,28 @@ def test_blocks_as_layers(any_chain):
             assert F.slogdet()[1] == pytest.approx(expected, rel=1e-10, abs=1e-10)
 
 
+@pytest.mark.parametrize("bounds", [(0, 2, 5, 14), (0, 3, 4, 9, 14), (0, 5, 6, 7, 14)])
+def test_local_and_frozen_layers(bounds, monkeypatch):
+    """Pooling and batch norms, whose derivatives have few entries a row, and layers without unknowns."""
+    rng, layers = np.random.default_rng(0), [nh.Dense(3, 4)]
+    for k in range(6):
+        norm = nh.BatchNorm(rng.standard_normal(4), rng.uniform(0.5, 2.0, 4))
+        pool = nh.AvgPool1d if k % 2 else nh.MaxPool1d
+        layers += [nh.Dense(4, 4, skip=k % 2 == 1), pool(1, 3, 4, stride=1, padding=1) if k % 3 else norm]
+    layers.append(nh.Dense(4, 2, "identity"))
+    net = nh.Network(layers, "softmax_cross_entropy")
+    net, params = net.freeze(net.init(0), [5, 7])
+    H = net.hessian(params, rng.standard_normal((3, 3)), np.array([0, 1, 1]))
+    dense, b = H.todense(), rng.standard_normal((H.shape[0], 2))
+    cut_at(monkeypatch, *bounds)
+    for damping in (0.1, -0.013):
+        F = H.factorize(damping, method="layers", num_segments=len(bounds) - 1)
+        assert F.solver.factors.has_fallback
+        shifted = dense + damping * np.eye(len(dense))
+        assert np.abs(shifted @ F.solve(b) - b).max() <= 1e-12 and F.inertia.negative == (np.linalg.eigvalsh(shifted) < 0).sum()
+        assert F.slogdet() == pytest.approx(np.linalg.slogdet(shifted), rel=1e-10)
+
+
 def test_other_uses(tmp_path, any_chain):
     """Copies and pickles solve in segments, with the same bits; what asks for the chain as one gets it."""
     problem = chain(2, 18, batch=1, out=2)
