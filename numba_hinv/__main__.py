@@ -91,7 +91,7 @@ def steps(kinds, dtypes):
             for name in nh.activation_names():
                 yield f"{name}, {dtype}", lambda name=name, dtype=dtype: activation_address(name, dtype)
             for name in nh.loss_names():
-                yield f"{name}, {dtype}", lambda name=name, dtype=dtype: loss_address(name, dtype)
+                yield f"loss {name}, {dtype}", lambda name=name, dtype=dtype: loss_address(name, dtype)
         if "custom" in kinds:
             for layer in (nh.LayerNorm(2), nh.RMSNorm(2), nh.Gated(2)):
                 yield f"{type(layer).__name__}, {dtype}", lambda layer=layer, dtype=dtype: layer.addresses(dtype)
@@ -181,6 +181,7 @@ def warmup(kinds=KINDS, dtypes=DTYPES):
 def main(arguments=None):
     """Entry point of ``python -m numba_hinv``."""
     parser = argparse.ArgumentParser(prog="python -m numba_hinv", description=__doc__)
+    parser.add_argument("--version", action="version", version=nh.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, processor, BLAS and its speed, GPU, cache")
     ahead = commands.add_parser("warmup", help="compile ahead what is then found in the cache")

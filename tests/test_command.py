@@ -79,3 +79,9 @@ def test_the_core_that_blas_has_chosen():
     threadpoolctl = pytest.importorskip("threadpoolctl")
     known = {found.get("architecture") for found in threadpoolctl.threadpool_info() if found["user_api"] == "blas"}
     assert threads.blas_core() in known | {"unknown"}
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        command.main(["--version"])
+    assert capsys.readouterr().out == f"{command.nh.__version__}\n"

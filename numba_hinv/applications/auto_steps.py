@@ -6,7 +6,7 @@ from ..layers.samples import Samples
 from ..system.batches import batch_size_for
 
 # Least squares: steps of Levenberg and Marquardt where the loss is at most this share of the loss of a constant.
-_EXPLAINED = 0.1
+_EXPLAINED = 0.01
 # Newton's method converges where a step gains this much of what it promises, and the gradient shrinks to this share.
 _GAIN, _SHRINKS = (0.5, 2.0), 0.2
 # Iterations from one trial to the next.

@@ -54,7 +54,7 @@ def minimize(
     X, y
         As for `Network.gradient`; batches are all taken in every step.
     method : str
-        "auto": Levenberg-Marquardt for squared errors whose loss, after the warm-up, is at most a tenth of the loss of
+        "auto": Levenberg-Marquardt for squared errors whose loss, after the warm-up, is at most a hundredth of that of
         the best constant. With all samples at a time, a Newton step is then tried every 15 iterations; where H is
         positive definite and that step does what it promises, the trust region takes over, which converges
         quadratically. The trust region in all other cases. A radius or damping that is given decides instead: the
@@ -240,7 +240,8 @@ class _Run:
 
     def best_method(self, radius, damping):
         """What "auto" comes to, here."""
-        loss = self.fun - 0.5 * self.l2 * float(self.params @ self.params)
+        self.nfev += 1
+        loss = self.net.loss(self.params, **self.batches.all)
         return auto_steps.method_for(self.net, self.batches.all, loss, radius, damping)
 
     def try_newton(self):
