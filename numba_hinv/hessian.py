@@ -285,8 +285,9 @@ class Hessian(SymmetricOperator):
         num_threads : int, optional
             Threads for one elimination by layers, which by default has one: a long chain with fronts of at most 96 rows is
             cut into as many segments, which are eliminated at the same time, and so are its solves. That is up to three
-            times as much work, and a solve and a product more, which certify the inertia: it pays from four threads or so
-            on, or for many solves. Dense matrices are factored on so many threads at most, by default one a core.
+            times as much work, and a solve and a product more, which certify the inertia: with two threads it took
+            longer than with one (docs/theory.md, section 10). Dense matrices are factored on so many threads at most, by
+            default one a core.
         num_segments : int, optional
             Into how many segments such a chain is cut at most, by default ``num_threads``. Answers depend on it in rounding
             alone, and not on the number of threads: with the same number they are the same everywhere.
