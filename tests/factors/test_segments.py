@@ -87,7 +87,7 @@ def test_blocks_as_layers(any_chain):
             assert F.slogdet()[1] == pytest.approx(expected, rel=1e-10, abs=1e-10)
 
 
-@pytest.mark.parametrize("bounds", [(0, 2, 5, 14), (0, 3, 4, 9, 14), (0, 5, 6, 7, 14)])
+@pytest.mark.parametrize("bounds", [(0, 2, 5, 14), (0, 5, 6, 7, 14)])
 def test_local_and_frozen_layers(bounds, monkeypatch):
     """Pooling and batch norms, whose derivatives have few entries a row, and layers without unknowns."""
     rng, layers = np.random.default_rng(0), [nh.Dense(3, 4)]
