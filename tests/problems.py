@@ -150,3 +150,19 @@ def problems(draw, max_layers=5, max_width=5, max_batch=7, smooth=False):
     seed = draw(st.integers(0, 2**20), label="seed")
     gain = draw(st.sampled_from([0.3, 1.0, 1.0, 1.0, 2.0]), label="gain")
     return make(layers, loss, batch, seed, gain)
+
+
+# Widths and activations that all differ.
+RAGGED = [
+    layer(3, 2), layer(2, 4, "softplus"), layer(4, 3, "sin", bias=False), layer(3, 3, skip=True), layer(3, 1),
+    layer(1, 3, "sigmoid"), layer(3, 2, "identity"),
+]
+# Chains, bounds of segments to cut them into, and dampings in units of ||H||.
+CUT = {
+    "two layers": (chain(3, 2, batch=2), (0, 1, 2), 1e-2),
+    "a layer a segment, one sample": (chain(3, 3, batch=1), (0, 1, 2, 3), -1e-2),
+    "no skip": (chain(2, 5, batch=2, skip=False, out=2), (0, 2, 5), -1e-2),
+    "ragged": (make(RAGGED, "binary_cross_entropy", batch=3), (0, 2, 4, 7), 1e-3),
+    "more samples than weights": (chain(2, 5, batch=4, out=1, loss="mean_squared_error"), (0, 3, 4, 5), -1e-3),
+    "eleven layers": (chain(2, 11, batch=1, out=2, gain=0.7), (0, 4, 7, 11), 1e-4),
+}

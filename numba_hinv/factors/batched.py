@@ -65,7 +65,7 @@ def _in_segments(elimination, plan, kept, levels):
     (whole,) = stretches.whole(system.num_layers, system.sizes)
     pivots.fill(whole, system.table, kept.layers, system.on.memory.take)
     _add_seams(system.on, pivots, plan, kept.seams, segmentation.scales(plan, matrix.hessian_norm, levels), levels)
-    return Segments(elimination, pivots, plan.bounds, kept)
+    return Segments(elimination, pivots, plan, kept)
 
 
 def _seam_blocks(on, plan, copies, dtype):

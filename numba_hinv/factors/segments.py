@@ -44,23 +44,15 @@ class Segments(ChainFactors):
     elimination : Elimination
     pivots : Pivots
         Those of a seam count with the layer before it.
-    bounds : tuple
-        Of the segments.
+    plan : Segmentation
     arrays : SegmentArrays
     """
 
     has_fallback = True
 
-    def __init__(self, elimination, pivots, bounds, arrays):
+    def __init__(self, elimination, pivots, plan, arrays):
         super().__init__(elimination, pivots)
-        self.bounds, self.arrays = bounds, arrays
-        self._plan()
-
-    def _plan(self):
-        system = self.matrix.system
-        self.segmentation = segmentation.segmentation_of(
-            system.table, system.num_samples, self.bounds, system.on.segments
-        )
+        self.segmentation, self.bounds, self.arrays = plan, plan.bounds, arrays
 
     def __getstate__(self):
         state = {**self.__dict__, "arrays": self.arrays.map(self.matrix.system.on.memory.take)}
@@ -70,8 +62,11 @@ class Segments(ChainFactors):
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self.arrays = self.arrays.map(self.matrix.system.on.memory.put)
-        self._plan()
+        system = self.matrix.system
+        self.arrays = self.arrays.map(system.on.memory.put)
+        self.segmentation = segmentation.segmentation_of(
+            system.table, system.num_samples, self.bounds, system.on.segments
+        )
 
     @staticmethod
     def num_bytes(system, dtype, plan):

@@ -24,7 +24,7 @@ import dense_truth
 import numpy as np
 import pytest
 from loss_cases import CASES
-from problems import GOLDEN, Problem, chain, golden, layer, make
+from problems import CUT, GOLDEN, RAGGED, Problem, chain, golden, layer, make
 from test_dense_truth import SHAPES, check_everything
 
 import numba_hinv as nh
@@ -615,20 +615,6 @@ def test_any_chain():
 def cut_at(monkeypatch, *bounds):
     """Let chains be cut there, whatever their length and the device."""
     monkeypatch.setattr(segmentation, "cut", lambda table, num_samples, segments, count: bounds)
-
-
-RAGGED = [
-    layer(3, 2), layer(2, 4, "softplus"), layer(4, 3, "sin", bias=False), layer(3, 3, skip=True), layer(3, 1),
-    layer(1, 3, "sigmoid"), layer(3, 2, "identity"),
-]
-CUT = {
-    "two layers": (chain(3, 2, batch=2), (0, 1, 2), 1e-2),
-    "a layer a segment, one sample": (chain(3, 3, batch=1), (0, 1, 2, 3), -1e-2),
-    "no skip": (chain(2, 5, batch=2, skip=False, out=2), (0, 2, 5), -1e-2),
-    "ragged": (make(RAGGED, "binary_cross_entropy", batch=3), (0, 2, 4, 7), 1e-3),
-    "more samples than weights": (chain(2, 5, batch=4, out=1, loss="mean_squared_error"), (0, 3, 4, 5), -1e-3),
-    "eleven layers": (chain(2, 11, batch=1, out=2, gain=0.7), (0, 4, 7, 11), 1e-4),
-}
 
 
 @on_device
