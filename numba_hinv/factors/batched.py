@@ -26,7 +26,7 @@ def eliminate(eliminations, plan, tick):
     """
     matrix, count = eliminations[0].matrix, len(eliminations)
     system, dtype = matrix.system, matrix.dtype
-    on, table, levels = system.on, system.table, matrix.scale.levels_by_layer(system.num_layers)
+    on, table, levels = system.on, matrix.table, matrix.scale.levels_by_layer(system.num_layers)
     if plan is not None and np.abs(levels).max() > segmentation.LARGEST_LEVEL:
         plan = None
     arrays = on.elimination.allocate(system.sizes, table.size, dtype, count)
@@ -79,7 +79,7 @@ def _eliminate_in_segments(eliminations, plan, arrays, levels, tick):
     """`SegmentArrays` of each elimination, with rows of the arrays that are given; None where that has failed."""
     matrix, count = eliminations[0].matrix, len(eliminations)
     system, dtype = matrix.system, matrix.dtype
-    on, table, (params, _, space) = system.on, system.table, matrix.blocks()
+    on, table, (params, _, space) = system.on, matrix.table, matrix.blocks()
     Y_mu = on.memory.empty((count, plan.Y), dtype)
     work = on.elimination.workspace(table, system.sizes, dtype, count * plan.count, plan)
     guess = dtype.type(np.ldexp(1.0, segmentation.GUESS))
@@ -120,7 +120,7 @@ def _eliminate_in_segments(eliminations, plan, arrays, levels, tick):
 def _sweep(eliminations, plan, arrays, Y_mu, work, tick):
     """Run by run through all segments: ``(status, layer)`` of each elimination, the first that is not `OK`."""
     matrix, count = eliminations[0].matrix, len(eliminations)
-    on, table, (params, lin, space) = matrix.system.on, matrix.system.table, matrix.blocks()
+    on, table, (params, lin, space) = matrix.system.on, matrix.table, matrix.blocks()
     bounds = (0, table.size) if plan is None else plan.bounds
     shifts, found = [E.shift for E in eliminations], [(OK, 0)] * count
     loads = (1.0,) if plan is None else plan.loads

@@ -101,7 +101,7 @@ class Segments(ChainFactors):
         """All segments, the seams, all segments again."""
         matrix, plan, kept = self.matrix, self.segmentation, self.arrays
         system, dtype, k, shift = matrix.system, matrix.dtype, b.shape[0], self.elimination.shift
-        on, table, (params, lin, space) = system.on, system.table, matrix.blocks()
+        on, table, (params, lin, space) = system.on, matrix.table, matrix.blocks()
         work = on.substitution.workspaces(system.sizes, k, system.num_samples, dtype, plan.count)
         size = plan.sizes.parameters
         right, found = on.memory.empty((k, size), dtype), on.memory.empty((k, size), dtype)

@@ -99,6 +99,27 @@ def test_local_and_frozen_layers(bounds, monkeypatch):
         assert F.slogdet() == pytest.approx(np.linalg.slogdet(shifted), rel=1e-10)
 
 
+@pytest.mark.parametrize("power", [0, 400])
+def test_dampings_by_layer(power, any_chain):
+    """Also of matrices that are scaled inside, where a damping in other units would be another damping."""
+    problem, rng = chain(3, 12, batch=2), np.random.default_rng(0)
+    dampings = problem.norm * rng.uniform(0.05, 0.5, 12)
+    loss = nh.Loss(problem.loss, reduction="sum")
+    net = nh.Network([nh.Dense(**d) for d in problem.layers], loss)
+    weights = np.full(2, 2.0**power)
+    H = net.hessian(problem.params, problem.X, problem.y, sample_weight=weights)
+    expected = net.hessian(problem.params, problem.X, problem.y).todense()
+    expected[np.diag_indices(len(expected))] += np.repeat(dampings, np.diff(problem.offsets()))
+    b = problem.right_hand_side(2)
+    F = H.factorize((np.ldexp(dampings, power)).tolist(), method="layers", num_segments=3)
+    assert F.solver.factors.has_fallback
+    x = np.ldexp(F.solve(b, refine=False), power)
+    assert dense_truth.backward_error(expected, 0.0, x, b) <= 1e-13
+    assert F.inertia.negative == (np.linalg.eigvalsh(expected) < 0).sum()
+    logabsdet = np.linalg.slogdet(expected)[1] + power * np.log(2.0) * len(expected)
+    assert F.slogdet()[1] == pytest.approx(logabsdet, rel=1e-12)
+
+
 def test_other_uses(tmp_path, any_chain):
     """Copies and pickles solve in segments, with the same bits; what asks for the chain as one gets it."""
     problem = chain(2, 18, batch=1, out=2)
