@@ -56,7 +56,7 @@ class _Convolution:
 
 
 @dataclass(frozen=True)
-class Conv1d(_Convolution):
+class Conv1d(window.Line, _Convolution):
     """1-d convolution: ``output = activation(W * input + c)``, plus ``input`` with a skip. Immutable.
 
     ``W * input`` is the cross-correlation that torch calls a convolution: element (a, t) is the sum over channels and
@@ -118,19 +118,9 @@ class Conv1d(_Convolution):
             object.__setattr__(self, name, size)
         self._check()
 
-    @property
-    def axes(self):
-        """Of a channel of the input."""
-        return (window.Axis(self.length, self.kernel_size, self.stride, self.padding, self.dilation),)
-
-    @property
-    def out_length(self):
-        """Positions of the output."""
-        return self.axes[0].places
-
 
 @dataclass(frozen=True)
-class Conv2d(_Convolution):
+class Conv2d(window.Plane, _Convolution):
     """2-d convolution: ``output = activation(W * input + c)``, plus ``input`` with a skip. Immutable.
 
     As `Conv1d`, over images: element (a, y, x) of ``W * input`` is the sum over channels, h and k of
@@ -188,13 +178,3 @@ class Conv2d(_Convolution):
             pair = window.as_pair(name, getattr(self, name), least=0 if name == "padding" else 1)
             object.__setattr__(self, name, pair)
         self._check()
-
-    @property
-    def axes(self):
-        """Of a channel of the input."""
-        return tuple(map(window.Axis, self.size, self.kernel_size, self.stride, self.padding, self.dilation))
-
-    @property
-    def out_size(self):
-        """Height and width of the output."""
-        return tuple(axis.places for axis in self.axes)

@@ -77,7 +77,7 @@ def _set(layer, as_sizes, names):
 
 
 @dataclass(frozen=True)
-class AvgPool1d(_Average):
+class AvgPool1d(window.Line, _Average):
     """Means of neighbours along a channel, as torch.nn.AvgPool1d. Immutable, without parameters.
 
     Parameters
@@ -114,19 +114,9 @@ class AvgPool1d(_Average):
     def __post_init__(self):
         _set(self, as_size, ("kernel_size", "length", "stride", "padding"))
 
-    @property
-    def axes(self):
-        """Of a channel of the input."""
-        return (window.Axis(self.length, self.kernel_size, self.stride, self.padding, 1),)
-
-    @property
-    def out_length(self):
-        """Positions of the output."""
-        return self.axes[0].places
-
 
 @dataclass(frozen=True)
-class AvgPool2d(_Average):
+class AvgPool2d(window.Plane, _Average):
     """Means of neighbours in an image, as torch.nn.AvgPool2d. Immutable, without parameters.
 
     Parameters
@@ -164,19 +154,9 @@ class AvgPool2d(_Average):
     def __post_init__(self):
         _set(self, window.as_pair, ("kernel_size", "size", "stride", "padding"))
 
-    @property
-    def axes(self):
-        """Of a channel of the input."""
-        return tuple(map(window.Axis, self.size, self.kernel_size, self.stride, self.padding, (1, 1)))
-
-    @property
-    def out_size(self):
-        """Height and width of the output."""
-        return tuple(axis.places for axis in self.axes)
-
 
 @dataclass(frozen=True)
-class MaxPool1d(_Maximum):
+class MaxPool1d(window.Line, _Maximum):
     """The largest of neighbours along a channel, as torch.nn.MaxPool1d. Immutable, without parameters.
 
     A maximum is piecewise linear: its second derivative is 0. Where several numbers are largest it has no derivatives;
@@ -217,19 +197,9 @@ class MaxPool1d(_Maximum):
     def __post_init__(self):
         _set(self, as_size, ("kernel_size", "length", "stride", "padding", "dilation"))
 
-    @property
-    def axes(self):
-        """Of a channel of the input."""
-        return (window.Axis(self.length, self.kernel_size, self.stride, self.padding, self.dilation),)
-
-    @property
-    def out_length(self):
-        """Positions of the output."""
-        return self.axes[0].places
-
 
 @dataclass(frozen=True)
-class MaxPool2d(_Maximum):
+class MaxPool2d(window.Plane, _Maximum):
     """The largest of neighbours in an image, as torch.nn.MaxPool2d. Immutable, without parameters.
 
     The second derivative is 0. Where several numbers are largest, it is as with `MaxPool1d`: the first of them, row by
@@ -269,13 +239,3 @@ class MaxPool2d(_Maximum):
 
     def __post_init__(self):
         _set(self, window.as_pair, ("kernel_size", "size", "stride", "padding", "dilation"))
-
-    @property
-    def axes(self):
-        """Of a channel of the input."""
-        return tuple(map(window.Axis, self.size, self.kernel_size, self.stride, self.padding, self.dilation))
-
-    @property
-    def out_size(self):
-        """Height and width of the output."""
-        return tuple(axis.places for axis in self.axes)

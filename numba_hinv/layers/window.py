@@ -27,6 +27,38 @@ class Axis(NamedTuple):
         return np.arange(self.places)[:, None] * self.stride + np.arange(self.kernel) * self.dilation - self.padding
 
 
+class Line:
+    """Of layers whose kernel moves along the positions of a channel, with a ``length``."""
+
+    dilation = 1
+
+    @property
+    def axes(self):
+        """Of a channel of the input."""
+        return (Axis(self.length, self.kernel_size, self.stride, self.padding, self.dilation),)
+
+    @property
+    def out_length(self):
+        """Positions of the output."""
+        return self.axes[0].places
+
+
+class Plane:
+    """Of layers whose kernel moves over the rows and columns of a channel, with a ``size``."""
+
+    dilation = (1, 1)
+
+    @property
+    def axes(self):
+        """Of a channel of the input."""
+        return tuple(map(Axis, self.size, self.kernel_size, self.stride, self.padding, self.dilation))
+
+    @property
+    def out_size(self):
+        """Height and width of the output."""
+        return tuple(axis.places for axis in self.axes)
+
+
 def as_pair(name, value, least=1):
     """``value`` for the two axes of an image: an int stands for both."""
     if isinstance(value, (tuple, list)):
