@@ -66,7 +66,7 @@ def rates():
         job()
         seconds = min(timeit.repeat(job, number=10, repeat=20)) / 10
         found[name] = 2e-9 * SHAPE**3 / seconds
-    return ", ".join(f"{name} {rate:.0f}" for name, rate in found.items())
+    return ", ".join(f"{name} {rate:.3g}" for name, rate in found.items())
 
 
 def gpu():
