@@ -5,8 +5,8 @@
 Four jobs on nets with all samples of a data set: factorize H + damping I and solve; a Laplace posterior with its
 evidence and the best prior; the influence of all samples on 300 test ones; training to a gradient of 1e-8. Peers:
 PyTorch's hessian (forward over reverse, in chunks of columns), laplace-torch, SciPy's trust-exact with this library's
-dense H, and that H with LAPACK. Contenders take turns, round by round, in one process; figures are medians of seconds. A
-peer that would take longer than `--limit` seconds, by the time of a part of its columns, is given by that estimate;
+dense H, and that H with LAPACK. Contenders take turns, round by round, in one process; figures are medians of seconds.
+A peer that would take longer than `--limit` seconds, by the time of a part of its columns, is given by that estimate;
 others are stopped at that limit, or at `--times` times the time of this library where that is more.
 """
 
@@ -255,7 +255,9 @@ def seconds_of(call):
 
 
 def measure(contenders, rounds, limit, ratio):
-    """Pairs of a word and the median of seconds by name; the word says whether the latter is less than the whole truth."""
+    """Pairs of a word and the median of seconds by name; the word says whether the latter is less than the whole
+    truth.
+    """
     times, estimates = {name: [] for name in contenders}, {}
     for turn in range(rounds):
         for name, call in contenders.items():

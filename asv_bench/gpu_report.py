@@ -23,7 +23,7 @@ from benchmarks.problem import DAMPING, Problem, Row
 from report import duration, machine, paragraph, ratio, table_head, table_line
 
 STAGES = ("linearise", "H @ v", "factorize", "solve")
-SOLVED = 1e-14    # backward error of the library's answers
+SOLVED = 1e-14  # backward error of the library's answers
 PEERS_SOLVED = 1e-10
 ROUNDS = 5
 # Dampings of a case whose answers are checked.
@@ -44,8 +44,11 @@ class Case(NamedTuple):
         return DAMPING * (1 + np.arange(self.num_dampings) / self.num_dampings)
 
 
-CASES = (*(Case(Row(width, 1, 4096, True)) for width in (8, 16, 32)), Case(Row(16, 2, 256, True), 256),
-         Case(Row(1024, 1, 24, True)))
+CASES = (
+    *(Case(Row(width, 1, 4096, True)) for width in (8, 16, 32)),
+    Case(Row(16, 2, 256, True), 256),
+    Case(Row(1024, 1, 24, True)),
+)
 TINY = Case(Row(3, 1, 4, True)), Case(Row(3, 2, 3, True), 3), Case(Row(5, 1, 2, True))
 
 
@@ -112,8 +115,12 @@ class WallClock:
 def times(method, case, put, clock, wait, rounds=ROUNDS):
     """Median seconds of every stage, after one run that compiles; ``put`` is given what `solve` and products take."""
     b, dampings = put(np.repeat(Problem(case.row).b[None], case.num_dampings, axis=0))
-    stages = {"linearise": method.linearise, "H @ v": lambda: method.multiply(b[0]),
-              "factorize": lambda: method.factorize(dampings), "solve": lambda: method.solve(b[1])}
+    stages = {
+        "linearise": method.linearise,
+        "H @ v": lambda: method.multiply(b[0]),
+        "factorize": lambda: method.factorize(dampings),
+        "solve": lambda: method.solve(b[1]),
+    }
     found = {stage: [] for stage in STAGES}
     for turn in range(rounds + 1):
         for stage, function in stages.items():
@@ -125,6 +132,7 @@ def times(method, case, put, clock, wait, rounds=ROUNDS):
 
 def on_library(library, case):
     """What `times` puts: v, and a column for each factorization."""
+
     def put(rows):
         return (library.put(np.ascontiguousarray(rows.T)), [library.put(row) for row in rows]), case.dampings()
 
@@ -180,8 +188,9 @@ def traffic(case):
     """{stage: (bytes, flops)} that cannot be saved: blocks, factors and vectors once, in the solve factors twice."""
     row, k = case.row, case.num_dampings
     layers = Problem(row).layers
-    n_in, n_out = (np.array([getattr(layer, name) for layer in layers], float) for name in
-                   ("in_features", "out_features"))
+    n_in, n_out = (
+        np.array([getattr(layer, name) for layer in layers], float) for name in ("in_features", "out_features")
+    )
     B, d = row.batch, n_in + 1
     r, N = np.minimum(B, d), B * n_in
     N[0] = 0
@@ -224,10 +233,13 @@ def lines_of(case, ours, cpu, peers, bandwidth, flop_rate):
     """A line of the table for every stage; ``peers`` are {title: {stage: seconds} or None}."""
     for stage, (num_bytes, flops) in traffic(case).items():
         floors = num_bytes / bandwidth, flops / flop_rate
-        others = ("" if found is None else f"{duration(found[stage])}, {ratio(found[stage] / ours[stage])}"
-                  for found in (cpu, *peers.values()))
-        yield table_line(case, stage, duration(ours[stage]), *others, *map(duration, floors),
-                         ratio(ours[stage] / max(floors)))
+        others = (
+            "" if found is None else f"{duration(found[stage])}, {ratio(found[stage] / ours[stage])}"
+            for found in (cpu, *peers.values())
+        )
+        yield table_line(
+            case, stage, duration(ours[stage]), *others, *map(duration, floors), ratio(ours[stage] / max(floors))
+        )
 
 
 def report(cases):
@@ -253,16 +265,27 @@ def report(cases):
         for title, arrays in peers.items():
             try:
                 check_peer(case, arrays)
-                found[title] = times(ArraySweep(library.problem, arrays), case, on_peer(arrays, case), clock,
-                                     arrays.wait)
-            except Exception as reason:    # whatever another library raises, memory above all
+                found[title] = times(
+                    ArraySweep(library.problem, arrays), case, on_peer(arrays, case), clock, arrays.wait
+                )
+            except Exception as reason:  # whatever another library raises, memory above all
                 found[title] = None
                 notes.append(f"{case}, {title}: {type(reason).__name__}: {reason}")
         lines += lines_of(case, ours, cpu, found, bandwidth, flop_rate)
-    head = table_head("width, B, L", "stage", "numba_hinv, GPU", "numba_hinv, CPU", *peers, "bytes / bandwidth",
-                      "flops / rate", "times the higher floor")
+    head = table_head(
+        "width, B, L",
+        "stage",
+        "numba_hinv, GPU",
+        "numba_hinv, CPU",
+        *peers,
+        "bytes / bandwidth",
+        "flops / rate",
+        "times the higher floor",
+    )
     text = [
-        *head, *lines, "",
+        *head,
+        *lines,
+        "",
         paragraph(
             f"Backward errors of at most {max(errors):.0e}, inertias as on the CPU. Beside the times of others, how "
             f"many times longer than this library on the GPU. {clock.device_name()}: "

@@ -2,8 +2,9 @@
 
     python asv_bench/largest.py [--hidden 38] [--samples 60000] [--gigabytes 16]
 
-The process may not have more address space than ``--gigabytes``. It factorizes H + damping I of a net 784-hidden-10, solves
-one system, and prints seconds, the peak of its memory, and the backward error of the solution by products over the samples.
+The process may not have more address space than ``--gigabytes``. It factorizes H + damping I of a net 784-hidden-10,
+solves one system, and prints seconds, the peak of its memory, and the backward error of the solution by products over
+the samples.
 """
 
 import argparse

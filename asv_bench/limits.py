@@ -1,18 +1,19 @@
 """How far the elimination of large fronts is from the machine's limit: the time of its flops at the rate of dgemm.
 
 Run it with ``python asv_bench/limits.py [--rounds N]``. Each round times a square product of NumPy's, the
-factorization, and the product again, so that whatever else the machine does meets both; a ratio is the median over the rounds of time
-over limit. The limit counts ``m^3/3 + m^2 N + m N^2`` a layer and the structured products (`kernels/front.py`), half of
-a product where only a triangle is computed. One damping makes every pivot positive definite, another leaves most
-indefinite. OPENBLAS_NUM_THREADS sets the threads of both.
+factorization, and the product again, so that whatever else the machine does meets both; a ratio is the median over the
+rounds of time over limit. The limit counts ``m^3/3 + m^2 N + m N^2`` a layer and the structured products
+(`kernels/front.py`), half of a product where only a triangle is computed. One damping makes every pivot positive
+definite, another leaves most indefinite. OPENBLAS_NUM_THREADS sets the threads of both.
 """
 
 import argparse
 from statistics import median
 
-import numba_hinv as nh
 import numpy as np
 from report import clock, machine
+
+import numba_hinv as nh
 
 # (width, B, layers)
 NETS = ((1024, 1, 4), (256, 4, 6), (24, 64, 6), (64, 16, 6))
@@ -64,8 +65,11 @@ def main():
     for width, B, layers in NETS:
         for name, relative_damping in DAMPINGS.items():
             ratio, seconds, rate, negative = measure(width, B, layers, relative_damping, options.rounds)
-            print(f"| {width}, {B}, {layers} | {name} | {seconds * 1e3:.3g} ms | {ratio:.2f} | {rate / 1e9:.0f} GF/s "
-                  f"| {negative:.0%} |", flush=True)
+            print(
+                f"| {width}, {B}, {layers} | {name} | {seconds * 1e3:.3g} ms | {ratio:.2f} | {rate / 1e9:.0f} GF/s "
+                f"| {negative:.0%} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ STAGES = ("linearise", "H @ v", "factorize", "solve", "net to solution")
 PEER_ROWS = (Row(8, 4, 50, True), Row(8, 4, 50, True, damping=10.0), *ROWS)
 DEPTHS = tuple(Row(8, 4, depth, True) for depth in (10, 50, 200, 1000, 3000))
 WIDTHS = tuple(Row(width, 1, 20, True) for width in (4, 8, 16, 32, 64, 128, 256, 512))
-SOLVED = 1e-8    # backward error above which an answer does not count as a solution
+SOLVED = 1e-8  # backward error above which an answer does not count as a solution
 PICTURE = Path(__file__).with_name("peers.png")
 MARKERS = "<!-- written by asv_bench/report.py: begin -->", "<!-- written by asv_bench/report.py: end -->"
 
@@ -77,18 +77,34 @@ class Effort(NamedTuple):
     stages: int
 
 
-FULL = Effort(rounds=3, krylov=1.5, direct=8.0, share=1.0, rows=ROWS, peer_rows=PEER_ROWS,
-              sweeps={"layers": DEPTHS, "width": WIDTHS}, sizes=blocks.SIZES, stages=10**9)
-QUICK = Effort(rounds=1, krylov=0.05, direct=0.5, share=0.1, rows=(Row(5, 2, 4, True),),
-               peer_rows=(Row(5, 2, 4, True), Row(5, 2, 4, True, damping=10.0), Row(8, 4, 1000, True)),
-               sweeps={"layers": (Row(5, 2, 3, True), Row(5, 2, 6, True)), "width": (Row(4, 1, 3, True),)},
-               sizes=(8,), stages=20)
+FULL = Effort(
+    rounds=3,
+    krylov=1.5,
+    direct=8.0,
+    share=1.0,
+    rows=ROWS,
+    peer_rows=PEER_ROWS,
+    sweeps={"layers": DEPTHS, "width": WIDTHS},
+    sizes=blocks.SIZES,
+    stages=10**9,
+)
+QUICK = Effort(
+    rounds=1,
+    krylov=0.05,
+    direct=0.5,
+    share=0.1,
+    rows=(Row(5, 2, 4, True),),
+    peer_rows=(Row(5, 2, 4, True), Row(5, 2, 4, True, damping=10.0), Row(8, 4, 1000, True)),
+    sweeps={"layers": (Row(5, 2, 3, True), Row(5, 2, 6, True)), "width": (Row(4, 1, 3, True),)},
+    sizes=(8,),
+    stages=20,
+)
 
 
 class Figure(NamedTuple):
     seconds: float
-    error: float         # backward error
-    difference: float    # from the library's answer, relative
+    error: float  # backward error
+    difference: float  # from the library's answer, relative
 
 
 def clock(function):
@@ -120,7 +136,8 @@ def one_round(problem):
     b, damping, times = problem.b, problem.damping, {}
     linearise, H = clock(problem.hessian)
     linearise_numpy, reference = clock(
-        lambda: NumpyReference(problem.layers, LOSS, problem.params, problem.X, problem.y))
+        lambda: NumpyReference(problem.layers, LOSS, problem.params, problem.X, problem.y)
+    )
     times["linearise"] = linearise, linearise_numpy
     times["H @ v"] = clock(lambda: H @ b)[0], clock(lambda: reference.matvec(b))[0]
     factorize, F = clock(lambda: H.factorize(damping))
@@ -136,10 +153,11 @@ def one_round(problem):
 def measure_stages(row, rounds):
     """Medians {stage: (library, NumPy)} over the rounds, and the backward errors of both."""
     problem = Problem(row)
-    problem.solve()    # compiles, and touches the memory
+    problem.solve()  # compiles, and touches the memory
     collected = [one_round(problem) for _ in range(rounds)]
-    times = {stage: tuple(median(times[stage][side] for times, _, _ in collected) for side in (0, 1))
-             for stage in STAGES}
+    times = {
+        stage: tuple(median(times[stage][side] for times, _, _ in collected) for side in (0, 1)) for stage in STAGES
+    }
     judge = peers.Judge(problem)
     return times, *(judge.backward_error(x) for x in collected[-1][1:])
 
@@ -194,8 +212,11 @@ def peers_table(columns):
             continue
         ours = [column[LIBRARY].seconds for column in columns.values()]
         lines.append(table_line(title, *(peer_cell(*pair, title) for pair in zip(figures, ours))))
-        log.append(table_line(title, *(figure if isinstance(figure, str) else f"{figure.difference:.0e}"
-                                       for figure in figures)))
+        log.append(
+            table_line(
+                title, *(figure if isinstance(figure, str) else f"{figure.difference:.0e}" for figure in figures)
+            )
+        )
     missing = [f"{peer.title} ({peer.needs})" for peer in peers.PEERS if not peer.installed()]
     return lines, log, [paragraph(f"Not installed, and left out: {'; '.join(missing)}.")] if missing else []
 
@@ -218,18 +239,32 @@ def draw(sweeps, picture):
     figure, panels = plt.subplots(1, len(sweeps), figsize=(12, 6), layout="constrained", sharey=True)
     for axes, (name, points) in zip(panels, sweeps.items()):
         for index, title in enumerate((LIBRARY, *(peer.title for peer in peers.PEERS))):
-            kept = [(getattr(row, "depth" if name == "layers" else "width"), results[title])
-                    for row, results in points.items() if isinstance(results[title], Figure)]
+            kept = [
+                (getattr(row, "depth" if name == "layers" else "width"), results[title])
+                for row, results in points.items()
+                if isinstance(results[title], Figure)
+            ]
             if not kept:
                 continue
             at, seconds = [x for x, _ in kept], [result.seconds for _, result in kept]
-            line, = axes.loglog(at, seconds, "-" if title == LIBRARY else "--", label=title, color=f"C{index}",
-                                linewidth=2.5 if title == LIBRARY else 1)
+            (line,) = axes.loglog(
+                at,
+                seconds,
+                "-" if title == LIBRARY else "--",
+                label=title,
+                color=f"C{index}",
+                linewidth=2.5 if title == LIBRARY else 1,
+            )
             for hollow in (False, True):
                 some = [(x, y) for x, y, (_, result) in zip(at, seconds, kept) if (result.error > SOLVED) == hollow]
                 if some:
-                    axes.plot(*zip(*some), "o", color=line.get_color(), markersize=5 + 2 * hollow,
-                              markerfacecolor="none" if hollow else line.get_color())
+                    axes.plot(
+                        *zip(*some),
+                        "o",
+                        color=line.get_color(),
+                        markersize=5 + 2 * hollow,
+                        markerfacecolor="none" if hollow else line.get_color(),
+                    )
         row = next(iter(points))
         fixed = f"width {row.width}, B = {row.batch}" if name == "layers" else f"B = {row.batch}, {row.depth} layers"
         axes.set(xlabel=name, title=f"{fixed}, skip")
@@ -250,8 +285,10 @@ def measure_blocks(a, effort):
     chain = blocks.Chain(a, stages)
     short, H = chain.first(fewer), chain.hessian()
     blocks.library_solve(H, chain.b)
-    methods = {f"{LIBRARY}, refined": lambda: blocks.library_solve(H, chain.b),
-               f"{LIBRARY}, one sweep": lambda: blocks.library_solve(H, chain.b, refine=False)}
+    methods = {
+        f"{LIBRARY}, refined": lambda: blocks.library_solve(H, chain.b),
+        f"{LIBRARY}, one sweep": lambda: blocks.library_solve(H, chain.b, refine=False),
+    }
     counts = dict.fromkeys(methods, (chain, stages))
     horizon = min(blocks.HORIZON, effort.stages)
     embedded_solve, *count = blocks.embedded_solver(chain, horizon)
@@ -261,16 +298,19 @@ def measure_blocks(a, effort):
     solvers = {title: solve for title, solve in blocks.peer_solvers(short).items() if solve is not None}
     counts |= dict.fromkeys(solvers, (short, fewer))
     answers = interleave({**methods, **solvers}, effort.rounds + 2, effort.share)
-    return {title: (seconds / counts[title][1] * 1e6, counts[title][0].residual(x))
-            for title, (seconds, x) in answers.items()}
+    return {
+        title: (seconds / counts[title][1] * 1e6, counts[title][0].residual(x))
+        for title, (seconds, x) in answers.items()
+    }
 
 
 def blocks_table(effort):
     columns = {a: measure_blocks(a, effort) for a in tqdm(effort.sizes, desc="blocks", leave=False)}
     lines = table_head("microseconds per stage, a = p =", *columns)
     for title in next(iter(columns.values())):
-        lines.append(table_line(title, *(f"{column[title][0]:.3g}, {column[title][1]:.0e}"
-                                         for column in columns.values())))
+        lines.append(
+            table_line(title, *(f"{column[title][0]:.3g}, {column[title][1]:.0e}" for column in columns.values()))
+        )
     lines.append(table_line("HPIPM on BLASFEO, measured apart", *(f"{blocks.HPIPM[a]:g}" for a in columns)))
     return lines
 
@@ -308,11 +348,14 @@ def machine():
     """The machine and the versions, in one line."""
     features = llvmlite.binding.get_host_cpu_features()
     vectors = next((name for key, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if features.get(key)), "SSE2")
-    others = [f"{module} {version(module)}" for module in ("torch", "pypardiso", "curvlinops-for-pytorch")
-              if version(module)]
-    return (f"{os.cpu_count()} cores, {vectors}, threads: {threads()} for every library, float64, "
-            f"Python {platform.python_version()}, numba {numba.__version__}, numpy {np.__version__}, "
-            f"{', '.join([f'scipy {scipy.__version__}', *others])}")
+    others = [
+        f"{module} {version(module)}" for module in ("torch", "pypardiso", "curvlinops-for-pytorch") if version(module)
+    ]
+    return (
+        f"{os.cpu_count()} cores, {vectors}, threads: {threads()} for every library, float64, "
+        f"Python {platform.python_version()}, numba {numba.__version__}, numpy {np.__version__}, "
+        f"{', '.join([f'scipy {scipy.__version__}', *others])}"
+    )
 
 
 def version(distribution):
@@ -335,7 +378,7 @@ def report(effort, picture):
     warm = Problem(Row(4, 2, 3, True))
     for peer in peers.PEERS:
         if peer.installed():
-            peer(warm, effort.krylov).solve()    # first calls import and initialise
+            peer(warm, effort.krylov).solve()  # first calls import and initialise
     stages = stages_table(effort)
     measured = measure_all_peers(effort)
     peer_lines, differences, notes = peers_table({row: measured[row] for row in effort.peer_rows})
@@ -343,9 +386,18 @@ def report(effort, picture):
     block_lines = blocks_table(effort)
     picture_link = f"![Time of every method against depth and width, on log axes](asv_bench/{PICTURE.name})"
     text = [
-        paragraph(STAGES_TEXT), *stages, "",
-        paragraph(PEERS_TEXT.format(solved=SOLVED, seconds=effort.krylov)), *peer_lines, "", *notes, picture_link, "",
-        paragraph(BLOCKS_TEXT), *block_lines, "",
+        paragraph(STAGES_TEXT),
+        *stages,
+        "",
+        paragraph(PEERS_TEXT.format(solved=SOLVED, seconds=effort.krylov)),
+        *peer_lines,
+        "",
+        *notes,
+        picture_link,
+        "",
+        paragraph(BLOCKS_TEXT),
+        *block_lines,
+        "",
         paragraph(f"{machine()}; medians of {effort.rounds} rounds.").rstrip(),
     ]
     return "\n".join(text), "\n".join(differences)

@@ -1,11 +1,12 @@
-"""The two routes of a factorization, by layers and dense, over a grid of shapes: does method="auto" take the faster one?
+"""The two routes of a factorization, by layers and dense, over a grid of shapes: does method="auto" take the faster
+one?
 
     python asv_bench/routes.py [--rounds 3] [--limit 3.0] [--float32]
 
-For every shape (width, layers, samples) a fresh Hessian is factorized by either method, and one system is solved; the two
-take turns, and figures are the least of their seconds. Shapes of which either method would take longer than `--limit`
-seconds, by its flops at 2 GF/s, are left out. The last lines give the shapes where the method that "auto" takes needs
-more than 1.5 times the time of the other one, and the worst.
+For every shape (width, layers, samples) a fresh Hessian is factorized by either method, and one system is solved; the
+two take turns, and figures are the least of their seconds. Shapes of which either method would take longer than
+`--limit` seconds, by its flops at 2 GF/s, are left out. The last lines give the shapes where the method that "auto"
+takes needs more than 1.5 times the time of the other one, and the worst.
 """
 
 import argparse

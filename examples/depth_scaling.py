@@ -11,12 +11,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import scipy.linalg
+from digits import load, skinny_net
+from measure import memory_text, peak_bytes, seconds, time_text
 from scipy.sparse.linalg import LinearOperator, minres
 from tqdm import tqdm
 
 import numba_hinv as nh
-from digits import load, skinny_net
-from measure import memory_text, peak_bytes, seconds, time_text
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - the backend has to be chosen first
@@ -24,9 +24,9 @@ import matplotlib.pyplot as plt  # noqa: E402 - the backend has to be chosen fir
 DEPTHS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 BATCH = 4
 DAMPING = 1e-3
-DENSE_BYTES = 2e9   # the dense solve is left out where H and its factors would need more
-RTOL = 1e-10        # MINRES's own stopping test
-SECONDS = 15        # the time it gets at each depth
+DENSE_BYTES = 2e9  # the dense solve is left out where H and its factors would need more
+RTOL = 1e-10  # MINRES's own stopping test
+SECONDS = 15  # the time it gets at each depth
 
 PICTURE = Path(__file__).with_suffix(".png")
 
@@ -102,8 +102,15 @@ def draw(results):
         right.loglog(depth, held / 1e6, styles[name], label=name)
         if name == "MINRES":
             for at, height, reached in zip(depth, taken, residual):
-                left.annotate(f"{reached:.0e}", (at, height), (0, 7), textcoords="offset points", ha="center",
-                              fontsize=8, color=left.lines[-1].get_color())
+                left.annotate(
+                    f"{reached:.0e}",
+                    (at, height),
+                    (0, 7),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                    color=left.lines[-1].get_color(),
+                )
     left.set(xlabel="layers", ylabel="seconds", title=f"Time (MINRES: relative residual after {SECONDS:g} s)")
     right.set(xlabel="layers", ylabel="MB", title="Peak memory of arrays")
     left.margins(y=0.12)
@@ -118,7 +125,8 @@ if __name__ == "__main__":
     measured = run()
     for name, rows in measured.items():
         for depth, taken, held, residual in rows:
-            print(f"{name:<16}{depth:>7,} layers{time_text(taken):>12}{memory_text(held):>12}"
-                  f"   residual {residual:.0e}")
+            print(
+                f"{name:<16}{depth:>7,} layers{time_text(taken):>12}{memory_text(held):>12}   residual {residual:.0e}"
+            )
     draw(measured)
     print("wrote", PICTURE)

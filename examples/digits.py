@@ -20,7 +20,11 @@ def load(batch=None):
 
 def skinny_net(depth, width=8):
     """`depth` >= 2 layers: one into `width` neurons, `depth` - 2 with skip connections, one into 10 classes."""
-    return nh.Network([nh.Dense(64, width, "tanh"),
-                       *[nh.Dense(width, width, "tanh", skip=True) for _ in range(depth - 2)],
-                       nh.Dense(width, 10, "identity")],
-                      loss="softmax_cross_entropy")
+    return nh.Network(
+        [
+            nh.Dense(64, width, "tanh"),
+            *[nh.Dense(width, width, "tanh", skip=True) for _ in range(depth - 2)],
+            nh.Dense(width, 10, "identity"),
+        ],
+        loss="softmax_cross_entropy",
+    )

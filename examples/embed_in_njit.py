@@ -18,8 +18,8 @@ from numba_hinv import embedded
 
 TICKS = 2000
 STAGES = 30
-H = 0.05                    # seconds per tick
-EFFORT = 1e-3               # cost of controls
+H = 0.05  # seconds per tick
+EFFORT = 1e-3  # cost of controls
 STATES, CONTROLS = 4, 2
 
 
@@ -127,7 +127,7 @@ def main():
     print(f"first 200 ticks, compilation included      {compiled - began:.1f} s")
     print(f"{ticks:,} ticks, {count:,} factorizations     {1e6 * taken / ticks:.1f} us a tick, status {code}")
     print(f"memory of the system                       {embedded.nbytes(system) / 1e3:.0f} kB")
-    print(f"root mean square distance to the path      {square ** 0.5:.3f} m")
+    print(f"root mean square distance to the path      {square**0.5:.3f} m")
 
     # What it has solved last, from Python: the same chain, and its Hessian as a matrix.
     blocks = [nh.LayerBlocks(*(block.copy() for block in embedded.blocks(system, l))) for l in range(STAGES)]

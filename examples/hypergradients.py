@@ -12,20 +12,20 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from digits import load
 
 import numba_hinv as nh
-from digits import load
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - the backend has to be chosen first
 
 WIDTH = 6
 TRAIN, VALIDATION, TEST = 120, 300, 1000  # images
-WRONG = 0.25           # share of the training images with a wrong label
-START = 1e-3           # the first decay of the gradient steps
+WRONG = 0.25  # share of the training images with a wrong label
+START = 1e-3  # the first decay of the gradient steps
 GRID = -3.5, -0.5, 10  # logarithms of the least and the largest decay of the grid, and their number
-STEPS = 12, 25         # for the decay alone, and for decay and weights
-RATE = 0.5             # of Adam, in the logarithms
+STEPS = 12, 25  # for the decay alone, and for decay and weights
+RATE = 0.5  # of Adam, in the logarithms
 PICTURE = Path(__file__).with_suffix(".png")
 
 
@@ -62,7 +62,9 @@ def on_grid(problem, num_decays):
 
 
 def by_gradient(problem, num_steps, with_weights):
-    """([decay, losses] of every step, the last weights): Adam in the logarithms of the decay and perhaps of the weights."""
+    """([decay, losses] of every step, the last weights): Adam in the logarithms of the decay and perhaps of the
+    weights.
+    """
     # From a strong decay on, as the grid, whose minimum is simple.
     params = problem.train(problem.net.init(seed=0), 10.0 ** GRID[1], np.ones(TRAIN))
     phi = np.append(np.log(START), np.zeros(TRAIN if with_weights else 0))
@@ -70,8 +72,15 @@ def by_gradient(problem, num_steps, with_weights):
     for step in range(1, num_steps + 1):
         l2, weights = np.exp(phi[0]), np.exp(phi[1:]) if with_weights else np.ones(TRAIN)
         params = problem.train(params, l2, weights)
-        found = nh.hypergradient(problem.net, params, (problem.X, problem.y), problem.validation,
-                                 ("l2", "sample_weight"), l2=l2, sample_weight=weights)
+        found = nh.hypergradient(
+            problem.net,
+            params,
+            (problem.X, problem.y),
+            problem.validation,
+            ("l2", "sample_weight"),
+            l2=l2,
+            sample_weight=weights,
+        )
         rows.append([l2, *problem.losses(params)])
         slope = np.append(found.gradient[0] * l2, found.gradient[1] * weights if with_weights else [])
         mean, square = 0.8 * mean + 0.2 * slope, 0.9 * square + 0.1 * slope**2
@@ -92,7 +101,10 @@ def draw(problem, grid, decay, both, weights, picture):
     middle.axhline(grid[grid[:, 1].argmin(), 2], color="gray", linewidth=1, label="best of the grid, test")
     middle.set(xlabel="gradient step", ylabel="loss", title="Loss on images that were not trained on")
     edges = np.linspace(np.log10(weights).min(), np.log10(weights).max(), 25)
-    for chosen, name, colour in ((~problem.is_wrong, "right label", "tab:green"), (problem.is_wrong, "wrong label", "tab:red")):
+    for chosen, name, colour in (
+        (~problem.is_wrong, "right label", "tab:green"),
+        (problem.is_wrong, "wrong label", "tab:red"),
+    ):
         right.hist(np.log10(weights[chosen]), edges, color=colour, alpha=0.6, label=name)
     right.set(xlabel="log10 of the weight", ylabel="training images", title="Weights after the last step")
     for axes in (left, middle, right):
@@ -112,11 +124,18 @@ def main():
     grid = on_grid(problem, arguments.decays)
     decay, _ = by_gradient(problem, arguments.steps[0], False)
     both, weights = by_gradient(problem, arguments.steps[1], True)
-    print(f"{TRAIN} images to train on, {problem.is_wrong.sum()} with a wrong label; {problem.net.num_params} parameters\n")
+    print(
+        f"{TRAIN} images to train on, {problem.is_wrong.sum()} with a wrong label; {problem.net.num_params} "
+        f"parameters\n"
+    )
     print(f"{'':<30}{'trainings':>10}{'decay':>10}{'validation loss':>17}{'test loss':>11}")
     best = grid[grid[:, 1].argmin()]
-    for name, count, row in (("grid, the best", len(grid), best), ("gradient, first step", 1, decay[0]),
-                             ("gradient, decay", len(decay), decay[-1]), ("gradient, decay and weights", len(both), both[-1])):
+    for name, count, row in (
+        ("grid, the best", len(grid), best),
+        ("gradient, first step", 1, decay[0]),
+        ("gradient, decay", len(decay), decay[-1]),
+        ("gradient, decay and weights", len(both), both[-1]),
+    ):
         print(f"{name:<30}{count:>10}{row[0]:>10.3g}{row[1]:>17.4f}{row[2]:>11.4f}")
     medians = [np.median(weights[chosen]) for chosen in (~problem.is_wrong, problem.is_wrong)]
     print(f"\nmedian weight of images with a right label {medians[0]:.3g}, with a wrong one {medians[1]:.3g}")

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from digits import load, skinny_net
 
 import numba_hinv as nh
-from digits import load, skinny_net
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - the backend has to be chosen first
 
 DEPTH = 8
-TRAIN = 100           # images to train on; the rest are for testing
+TRAIN = 100  # images to train on; the rest are for testing
 L2 = 2e-2
-MISTAKES = 4          # mistaken test images to draw, those with the largest loss
-SHOWN = 5             # training images of each kind to draw beside one
+MISTAKES = 4  # mistaken test images to draw, those with the largest loss
+SHOWN = 5  # training images of each kind to draw beside one
 PICTURE = Path(__file__).with_suffix(".png")
 
 
@@ -40,8 +40,9 @@ def train_without(net, params, X, y, i):
 
 def draw(images, labels, mistaken, predicted, values, picture):
     """A row for each mistaken image, and its most helpful and most harmful training images."""
-    figure, axes = plt.subplots(len(mistaken), 2 * SHOWN + 1, figsize=(11.5, 1.35 * len(mistaken) + 0.6),
-                                layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        len(mistaken), 2 * SHOWN + 1, figsize=(11.5, 1.35 * len(mistaken) + 0.6), layout="constrained", squeeze=False
+    )
     helpful, harmful = plt.cm.tab10(0), plt.cm.tab10(3)
     for row, image, guess, influence in zip(axes, mistaken, predicted, values.T):
         order = np.argsort(influence)
@@ -54,8 +55,11 @@ def draw(images, labels, mistaken, predicted, values, picture):
             ax.set(xticks=[], yticks=[])
             for side in ax.spines.values():
                 side.set(color=colour, linewidth=1.5)
-    figure.suptitle("Mistaken test images, and the training images without which their loss would rise most (blue: "
-                    "helpful) and fall most (red: harmful)", fontsize=10)
+    figure.suptitle(
+        "Mistaken test images, and the training images without which their loss would rise most (blue: "
+        "helpful) and fall most (red: harmful)",
+        fontsize=10,
+    )
     figure.savefig(picture, dpi=120)
     plt.close(figure)
 
@@ -71,8 +75,10 @@ def main():
     net = skinny_net(DEPTH)
     trained = train(net, net.init(seed=0), X, y)
     params = trained.x
-    print(f"{net}: {trained.nit} steps in {time.perf_counter() - start:.1f} s, loss {trained.fun:.4f}, norm of the "
-          f"gradient {np.linalg.norm(trained.jac):.1e}")
+    print(
+        f"{net}: {trained.nit} steps in {time.perf_counter() - start:.1f} s, loss {trained.fun:.4f}, norm of the "
+        f"gradient {np.linalg.norm(trained.jac):.1e}"
+    )
 
     outputs = net.forward(params, images)
     guesses = outputs.argmax(axis=1)
@@ -82,15 +88,19 @@ def main():
     mistaken = np.flatnonzero(is_wrong)[np.argsort(-losses)[:MISTAKES]]
     start = time.perf_counter()
     found = nh.influence(net, params, X, y, images[mistaken], labels[mistaken], damping=0.0, l2=L2)
-    print(f"{is_wrong.sum()} of {labels.size - arguments.train:,} test images are mistaken; "
-          f"negative eigenvalues of H: {found.factorization.inertia.negative}; "
-          f"influences in {time.perf_counter() - start:.2f} s")
+    print(
+        f"{is_wrong.sum()} of {labels.size - arguments.train:,} test images are mistaken; "
+        f"negative eigenvalues of H: {found.factorization.inertia.negative}; "
+        f"influences in {time.perf_counter() - start:.2f} s"
+    )
     print("loss of a mistaken image, without its most harmful training image: predicted, and trained again")
     for image, influence in zip(mistaken, found.values.T):
         i, alone = int(influence.argmin()), (images[image : image + 1], labels[image : image + 1])
         change = net.loss(train_without(net, params, X, y, i), *alone) - net.loss(params, *alone)
-        print(f"  test image {image:>4}, a {labels[image]} taken for a {guesses[image]}, without image {i:>3}, "
-              f"a {labels[i]}: {influence[i]:+.3f} {change:+.3f}")
+        print(
+            f"  test image {image:>4}, a {labels[image]} taken for a {guesses[image]}, without image {i:>3}, "
+            f"a {labels[i]}: {influence[i]:+.3f} {change:+.3f}"
+        )
     draw(images, labels, mistaken, guesses[mistaken], found.values, arguments.picture)
     print("wrote", arguments.picture)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from digits import load
 
 import numba_hinv as nh
-from digits import load
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - draws into a file, without a screen
@@ -41,8 +41,9 @@ def features():
 
 def network(depth):
     hidden = [nh.Dense(WIDTH, WIDTH, "tanh", skip=True) for _ in range(depth - 1)]
-    return nh.Network([nh.Dense(FEATURES, WIDTH, "tanh"), *hidden, nh.Dense(WIDTH, 10, "identity")],
-                      loss="softmax_cross_entropy")
+    return nh.Network(
+        [nh.Dense(FEATURES, WIDTH, "tanh"), *hidden, nh.Dense(WIDTH, 10, "identity")], loss="softmax_cross_entropy"
+    )
 
 
 def train(net, params, X, y, precision):
@@ -104,7 +105,9 @@ def draw(rows, picture):
     depths = np.unique(rows[:, 0])
     means = [rows[rows[:, 0] == depth, 3].mean() for depth in depths]
     right.plot(depths, means, color="tab:green", linewidth=2, label="their mean")
-    right.set(xlabel="hidden layers", ylabel="log-likelihood per image, nats", title="The 1,697 images that were not used")
+    right.set(
+        xlabel="hidden layers", ylabel="log-likelihood per image, nats", title="The 1,697 images that were not used"
+    )
     right.legend(loc="lower left")
     for axis in (left, right):
         axis.set_xticks(depths)

@@ -1,12 +1,13 @@
 """Choose the weight decay of a deep net by leave-one-out, in about a second and without training anything again.
 
 Run it with ``python examples/leave_one_out.py`` (extra: examples); it takes some three minutes, nearly all of them for
-training again, and draws leave_one_out.png beside itself. A net of ten layers learns a noisy function of three variables
-from 80 samples, with one weight decay after the other. For each, `nh.leave_one_out` says what the net would predict for
-every sample without that sample, and so how large its loss on new samples is; beside it are the truth (80 trainings for
-each weight decay), the usual way out (10 trainings without a tenth of the samples), and the loss on 4,000 other samples.
-At a decay of 0.03 the lowest eigenvalue of H is nearly 0: the minimum is about to vanish, and without one of many samples
-training ends in another one, far away, which no step can see. May be changed freely: the constants are the whole setting.
+training again, and draws leave_one_out.png beside itself. A net of ten layers learns a noisy function of three
+variables from 80 samples, with one weight decay after the other. For each, `nh.leave_one_out` says what the net would
+predict for every sample without that sample, and so how large its loss on new samples is; beside it are the truth (80
+trainings for each weight decay), the usual way out (10 trainings without a tenth of the samples), and the loss on 4,000
+other samples. At a decay of 0.03 the lowest eigenvalue of H is nearly 0: the minimum is about to vanish, and without
+one of many samples training ends in another one, far away, which no step can see. May be changed freely: the constants
+are the whole setting.
 """
 
 import argparse
@@ -62,7 +63,9 @@ def by_step(net, params, X, y, l2):
 
 
 def run(samples, decays):
-    """(scores (decays, 4), seconds of the three ways, (change by one step, by training again, reliable) at the best)."""
+    """(scores (decays, 4), seconds of the three ways, (change by one step, by training again, reliable) at the
+    best).
+    """
     rng = np.random.default_rng(0)
     (X, y), (X_test, y_test) = draw_samples(samples, rng), draw_samples(TEST, rng)
     net, seconds, scores, seen = network(), np.zeros(3), [], []
@@ -71,8 +74,13 @@ def run(samples, decays):
     # Compiled before the clock starts.
     by_step(net, train(net, params, X, y, decays[0]), X, y, decays[0])
     print(f"{net}, {samples} samples\n")
-    print(" weight  loss with    leave-one-out,  leave-one-out,        10-fold,   loss of  within 5 %    and of those that")
-    print("  decay        all     one step each   trained again   trained again    others     of truth    are said to be")
+    print(
+        " weight  loss with    leave-one-out,  leave-one-out,        10-fold,   loss of  within 5 %    and "
+        "of those that"
+    )
+    print(
+        "  decay        all     one step each   trained again   trained again    others     of truth    are said to be"
+    )
     for l2 in decays:
         params = train(net, params, X, y, l2)
         before = net.forward(params, X)[:, 0]
@@ -84,13 +92,19 @@ def run(samples, decays):
         folded = by_training(net, params, X, y, l2, folds)
         times.append(time.perf_counter())
         seconds += np.diff([began, *times])
-        scores.append((found.score, ((again - y) ** 2).mean(), ((folded - y) ** 2).mean(), net.loss(params, X_test, y_test)))
+        scores.append(
+            (found.score, ((again - y) ** 2).mean(), ((folded - y) ** 2).mean(), net.loss(params, X_test, y_test))
+        )
         changes = found.predictions[:, 0] - before, again - before
         is_good = np.abs(changes[0] - changes[1]) <= 0.05 * np.abs(changes[1])
         seen.append((*changes, found.reliable))
         good = f"{is_good[found.reliable].sum():3} of {found.reliable.sum():3}"
-        print(f"{l2:7.3f} {((before - y) ** 2).mean():10.4f} {scores[-1][0]:17.4f} {scores[-1][1]:15.4f} {scores[-1][2]:15.4f} "
-              f"{scores[-1][3]:9.4f} {is_good.sum():6} of {samples:3} {good:>16}", flush=True)
+        print(
+            f"{l2:7.3f} {((before - y) ** 2).mean():10.4f} {scores[-1][0]:17.4f} {scores[-1][1]:15.4f} "
+            f"{scores[-1][2]:15.4f} "
+            f"{scores[-1][3]:9.4f} {is_good.sum():6} of {samples:3} {good:>16}",
+            flush=True,
+        )
     scores = np.array(scores)
     return scores, seconds, seen[int(scores[:, 0].argmin())]
 
@@ -106,14 +120,26 @@ def draw(decays, scores, seconds, changes, picture):
     ends = [min(predicted.min(), true.min()), max(predicted.max(), true.max())]
     middle.plot(ends, ends, color="0.7", linewidth=1)
     middle.plot(true[reliable], predicted[reliable], "o", color="tab:blue", markersize=5, label="reliable")
-    middle.plot(true[~reliable], predicted[~reliable], "o", color="tab:red", markersize=5, fillstyle="none",
-                label="not said to be reliable")
-    middle.set(xlabel="trained again without the sample", ylabel="by one step",
-               title=f"Change of each sample's prediction, decay {decays[int(scores[:, 0].argmin())]:g}")
+    middle.plot(
+        true[~reliable],
+        predicted[~reliable],
+        "o",
+        color="tab:red",
+        markersize=5,
+        fillstyle="none",
+        label="not said to be reliable",
+    )
+    middle.set(
+        xlabel="trained again without the sample",
+        ylabel="by one step",
+        title=f"Change of each sample's prediction, decay {decays[int(scores[:, 0].argmin())]:g}",
+    )
     middle.legend(fontsize=8)
     bars = right.barh(range(3), seconds, color=[colour for _, colour in styles[:3]])
     right.bar_label(bars, [f"{value:,.2g} s" if value < 10 else f"{value:,.0f} s" for value in seconds], padding=3)
-    right.set(xscale="log", xlabel="seconds, all weight decays", title="Time", xlim=(seconds.min() / 3, 4 * seconds.max()))
+    right.set(
+        xscale="log", xlabel="seconds, all weight decays", title="Time", xlim=(seconds.min() / 3, 4 * seconds.max())
+    )
     right.set_yticks(range(3), [name.replace(", ", ",\n") for name in NAMES])
     right.invert_yaxis()
     for axis in (left, middle, right):

@@ -262,12 +262,23 @@ def draw(forces, states, rows, picture):
     iterations = np.arange(len(rows))
     newton.semilogy(iterations, lengths, color="gray", linewidth=0.8, zorder=1)
     newton.semilogy(iterations, [row.decrement for row in rows], "k-", linewidth=1.2, label="decrement", zorder=1)
-    newton.semilogy(iterations[damped], lengths[damped], "o", color="tab:red", markersize=4,
-                    label="gradient, H indefinite: damped step")
-    newton.semilogy(iterations[~damped], lengths[~damped], "o", color="tab:blue", markersize=4,
-                    label="gradient, H positive definite: undamped")
-    newton.set(xlabel="iteration", ylabel="norm",
-               title=f"Newton's method in {forces.size:,} forces")
+    newton.semilogy(
+        iterations[damped],
+        lengths[damped],
+        "o",
+        color="tab:red",
+        markersize=4,
+        label="gradient, H indefinite: damped step",
+    )
+    newton.semilogy(
+        iterations[~damped],
+        lengths[~damped],
+        "o",
+        color="tab:blue",
+        markersize=4,
+        label="gradient, H positive definite: undamped",
+    )
+    newton.set(xlabel="iteration", ylabel="norm", title=f"Newton's method in {forces.size:,} forces")
     counts = newton.twinx()
     counts.bar(iterations, [row.negative for row in rows], color="tab:red", alpha=0.2, width=0.8)
     counts.set(ylabel="negative eigenvalues of H", ylim=(0, 4 * max(1, *(row.negative for row in rows))))
@@ -287,8 +298,10 @@ def main():
     began = time.perf_counter()
     h = SECONDS / arguments.steps
     forces, states, rows = minimise(3.0 * np.sin(5.0 * h * np.arange(arguments.steps)), h)
-    print(f"\n{len(rows)} iterations, {time.perf_counter() - began:.1f} s with compilation; at the end the pendulum is "
-          f"{np.degrees(np.arccos(np.cos(states[-1, 1]))):.2f} degrees from upright")
+    print(
+        f"\n{len(rows)} iterations, {time.perf_counter() - began:.1f} s with compilation; at the end the pendulum is "
+        f"{np.degrees(np.arccos(np.cos(states[-1, 1]))):.2f} degrees from upright"
+    )
     draw(forces, states, rows, arguments.picture)
     print("wrote", arguments.picture)
 

@@ -8,14 +8,14 @@ import time
 
 import numpy as np
 import scipy.linalg
-
-import numba_hinv as nh
 from digits import load, skinny_net
 from measure import memory_text, peak_bytes, seconds, time_text
 
-DEPTH = 100         # layers
-DENSE_DEPTH = 25    # layers of the net whose Hessian is also formed as a matrix
-BATCH = 4           # images
+import numba_hinv as nh
+
+DEPTH = 100  # layers
+DENSE_DEPTH = 25  # layers of the net whose Hessian is also formed as a matrix
+BATCH = 4  # images
 DAMPING = 1e-3
 
 

@@ -1,11 +1,12 @@
 """The exact index of the saddles that training passes, beside stochastic Lanczos quadrature on the same products.
 
 Run it with ``python examples/saddles_along_training.py`` (extra: examples); it takes under a minute with a net of 100
-layers, and some minutes with ``--full``: 100, 1,000 and 3,000. It draws saddles_along_training.png beside itself. The net
-is trained by Adam on a few handwritten digits. At checkpoints, inertia counts the eigenvalues of the Hessian below
+layers, and some minutes with ``--full``: 100, 1,000 and 3,000. It draws saddles_along_training.png beside itself. The
+net is trained by Adam on a few handwritten digits. At checkpoints, inertia counts the eigenvalues of the Hessian below
 negative numbers (all at once, `Hessian.count_below`), Lanczos on the inverse gives the lowest eigenvalue, and a
-factorization log det(H + damping I), with a damping that makes the matrix positive definite. Quadrature estimates counts and log-determinant from m steps of Lanczos' recurrence, with
-full orthogonalisation, from each of some random starts. May be changed freely: the constants are the whole setting.
+factorization log det(H + damping I), with a damping that makes the matrix positive definite. Quadrature estimates
+counts and log-determinant from m steps of Lanczos' recurrence, with full orthogonalisation, from each of some random
+starts. May be changed freely: the constants are the whole setting.
 """
 
 import argparse
@@ -15,10 +16,10 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from digits import load, skinny_net
 from scipy.linalg import eigh_tridiagonal
 
 import numba_hinv as nh
-from digits import load, skinny_net
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - the backend has to be chosen first
@@ -27,9 +28,9 @@ DEPTHS = (100,)
 ALL_DEPTHS = (100, 1000, 3000)
 BATCH = 4
 CHECKPOINTS = (0, 3, 10, 30, 100, 300)  # steps of training
-RATE, DECAYS = 2e-4, (0.9, 0.999)       # of Adam
+RATE, DECAYS = 2e-4, (0.9, 0.999)  # of Adam
 THRESHOLDS = (-1e-6, -1e-4, -1e-3, -1e-2)  # in units of the norm of H: what is below them counts as negative
-DAMPING = 1e-4                          # likewise, of the log-determinant, beyond minus the lowest eigenvalue
+DAMPING = 1e-4  # likewise, of the log-determinant, beyond minus the lowest eigenvalue
 BUDGETS = ((2, 20), (4, 50), (8, 100))  # of the quadrature: random starts, Lanczos steps from each
 PICTURE = Path(__file__).with_suffix(".png")
 
@@ -37,11 +38,11 @@ PICTURE = Path(__file__).with_suffix(".png")
 class Checkpoint(NamedTuple):
     step: int
     loss: float
-    lowest: float       # eigenvalue
-    norm: float         # of H
-    seconds: dict       # by "counts", "log-determinant" and the budgets
-    counts: dict        # of eigenvalues below the thresholds, by "exact" and the budgets
-    log_det: dict       # likewise
+    lowest: float  # eigenvalue
+    norm: float  # of H
+    seconds: dict  # by "counts", "log-determinant" and the budgets
+    counts: dict  # of eigenvalues below the thresholds, by "exact" and the budgets
+    log_det: dict  # likewise
 
 
 def train(net, params, X, y, steps):
@@ -136,18 +137,29 @@ def error(point, budget, name):
 
 
 def print_head(depth, size):
-    print(f"\n{depth:,} layers, {size:,} parameters; quadrature with {', '.join(map(name_of, BUDGETS))} (starts x steps)")
-    print(f"{'step':>5} {'loss':>9} {'lowest':>10} {'||H||':>9}" + "".join(f"{f'<{t:g}||H||':>13}" for t in THRESHOLDS)
-          + f"{'log det':>13} {'seconds':>8}   errors of the quadrature's counts, of its log det, and its seconds, three times")
+    print(
+        f"\n{depth:,} layers, {size:,} parameters; quadrature with {', '.join(map(name_of, BUDGETS))} (starts x steps)"
+    )
+    print(
+        f"{'step':>5} {'loss':>9} {'lowest':>10} {'||H||':>9}"
+        + "".join(f"{f'<{t:g}||H||':>13}" for t in THRESHOLDS)
+        + f"{'log det':>13} {'seconds':>8}   errors of the quadrature's counts, of its log det, and its "
+        f"seconds, three times"
+    )
 
 
 def print_row(point):
     counts = "".join(f"{count:>13,}" for count in point.counts["exact"])
     taken = point.seconds["counts"] + point.seconds["log-determinant"]
-    others = "  ".join(f"{error(point, budget, 'counts'):7.1%} {error(point, budget, 'log_det'):8.2%} "
-                       f"{point.seconds[budget]:7.2f}" for budget in BUDGETS)
-    print(f"{point.step:>5} {point.loss:>9.3g} {point.lowest:>10.3g} {point.norm:>9.3g}{counts}"
-          f"{point.log_det['exact']:>13,.2f} {taken:>8.2f}   {others}", flush=True)
+    others = "  ".join(
+        f"{error(point, budget, 'counts'):7.1%} {error(point, budget, 'log_det'):8.2%} {point.seconds[budget]:7.2f}"
+        for budget in BUDGETS
+    )
+    print(
+        f"{point.step:>5} {point.loss:>9.3g} {point.lowest:>10.3g} {point.norm:>9.3g}{counts}"
+        f"{point.log_det['exact']:>13,.2f} {taken:>8.2f}   {others}",
+        flush=True,
+    )
 
 
 def name_of(budget):
@@ -169,14 +181,27 @@ def draw(found, picture):
         left.plot([], [], mark, color="gray", fillstyle="none", label=f"quadrature, {name_of(budget)}")
     left.set_xscale("log")
     left.set_yscale("symlog", linthresh=1)
-    left.set(ylim=(0, None), xlabel="step of training", ylabel="eigenvalues", title=f"{depth:,} layers: exact counts (lines), estimates")
+    left.set(
+        ylim=(0, None),
+        xlabel="step of training",
+        ylabel="eigenvalues",
+        title=f"{depth:,} layers: exact counts (lines), estimates",
+    )
     left.legend(fontsize=7)
-    for axes, name, own, title in ((middle, "counts", "counts", f"Counts below {len(THRESHOLDS)} numbers"),
-                                   (right, "log_det", "log-determinant", "Log-determinant")):
+    for axes, name, own, title in (
+        (middle, "counts", "counts", f"Counts below {len(THRESHOLDS)} numbers"),
+        (right, "log_det", "log-determinant", "Log-determinant"),
+    ):
         for (depth, (_, points)), colour in zip(found.items(), plt.cm.tab10.colors):
             for budget, mark in zip(BUDGETS, marks):
-                axes.plot([p.seconds[budget] for p in points], [error(p, budget, name) for p in points], mark,
-                          color=colour, fillstyle="none", markersize=6)
+                axes.plot(
+                    [p.seconds[budget] for p in points],
+                    [error(p, budget, name) for p in points],
+                    mark,
+                    color=colour,
+                    fillstyle="none",
+                    markersize=6,
+                )
             exact = np.median([p.seconds[own] for p in points])
             axes.axvline(exact, color=colour, label=f"{depth:,} layers: exact")
         for budget, mark in zip(BUDGETS, marks):
@@ -185,8 +210,10 @@ def draw(found, picture):
         axes.legend(fontsize=7)
     for axes in (left, middle, right):
         axes.grid(True, which="major", alpha=0.3)
-    figure.suptitle(f"Hessians along training: width 8, {BATCH} handwritten digits. Exact answers have no error: a line "
-                    "stands at their time")
+    figure.suptitle(
+        f"Hessians along training: width 8, {BATCH} handwritten digits. Exact answers have no error: a line "
+        "stands at their time"
+    )
     figure.savefig(picture, dpi=120)
     plt.close(figure)
 

@@ -2,8 +2,9 @@
 
 Run it with ``python examples/sparsity.py`` (extra: examples); it draws sparsity.png beside itself, in seconds. All
 matrices are those of one small net, put together from its derivative blocks (`Hessian.blocks`), and checked: the lifted
-system has the solution of ``(H + damping I) x = b``, and the pivots have the determinant and the inertia of that matrix.
-The letters are those of docs/theory.md, sections 3, 7 and 11. May be changed freely: the constants are the whole setting.
+system has the solution of ``(H + damping I) x = b``, and the pivots have the determinant and the inertia of that
+matrix. The letters are those of docs/theory.md, sections 3, 7 and 11. May be changed freely: the constants are the
+whole setting.
 """
 
 import argparse
@@ -41,8 +42,11 @@ NUMBER = {name.split(":")[0]: number for number, name in enumerate(KINDS, 1)}
 def problem():
     """(network, parameters, H)"""
     rng = np.random.default_rng(0)
-    layers = [nh.Dense(INPUTS, WIDTH), *[nh.Dense(WIDTH, WIDTH) for _ in range(LAYERS - 2)],
-              nh.Dense(WIDTH, OUTPUTS, "identity")]
+    layers = [
+        nh.Dense(INPUTS, WIDTH),
+        *[nh.Dense(WIDTH, WIDTH) for _ in range(LAYERS - 2)],
+        nh.Dense(WIDTH, OUTPUTS, "identity"),
+    ]
     net = nh.Network(layers, "mean_squared_error")
     params, X = net.init(seed=0), rng.standard_normal((SAMPLES, INPUTS))
     return net, params, X, net.hessian(params, X, rng.standard_normal((SAMPLES, OUTPUTS)))
@@ -143,20 +147,35 @@ def draw(H, lifted, layers, picture):
 
     ax = axes[0, 1]
     ax.imshow(lifted.kind, **sizes)
-    ax.set_title(f"The lifted system: parameters, states, multipliers\n{len(order)} unknowns, "
-                 f"{(lifted.kind > 0).mean():.0%} of the entries")
+    ax.set_title(
+        f"The lifted system: parameters, states, multipliers\n{len(order)} unknowns, "
+        f"{(lifted.kind > 0).mean():.0%} of the entries"
+    )
     lines(ax, [lifted.x[-1].stop, lifted.z[-1].stop])
-    ax.set_yticks([0.5 * (part[0].start + part[-1].stop) for part in (lifted.x, lifted.z, lifted.q)],
-                  ["parameters", "states", "multipliers"], rotation=90, va="center")
+    ax.set_yticks(
+        [0.5 * (part[0].start + part[-1].stop) for part in (lifted.x, lifted.z, lifted.q)],
+        ["parameters", "states", "multipliers"],
+        rotation=90,
+        va="center",
+    )
 
     ax = axes[1, 0]
     ax.imshow(lifted.kind[np.ix_(order, order)], **sizes)
     ends = np.cumsum([len(group) for group in groups])
     for start, stop in zip(np.concatenate([[0], ends]), ends):
-        ax.add_patch(Rectangle((start - 0.5, start - 0.5), stop - start, stop - start, fill=False, color="black", lw=1.2))
-    ax.set_title(f"The same, permuted layer by layer: block tridiagonal\nblocks of up to {max(map(len, groups))} rows, p + 2 a")
-    ax.set_yticks(ends - 0.5 * np.array([len(group) for group in groups]),
-                  [*(f"layer {l + 1}" for l in range(H.num_layers)), "output"], rotation=90, va="center", fontsize=7)
+        ax.add_patch(
+            Rectangle((start - 0.5, start - 0.5), stop - start, stop - start, fill=False, color="black", lw=1.2)
+        )
+    ax.set_title(
+        f"The same, permuted layer by layer: block tridiagonal\nblocks of up to {max(map(len, groups))} rows, p + 2 a"
+    )
+    ax.set_yticks(
+        ends - 0.5 * np.array([len(group) for group in groups]),
+        [*(f"layer {l + 1}" for l in range(H.num_layers)), "output"],
+        rotation=90,
+        va="center",
+        fontsize=7,
+    )
 
     # To the scale of the picture beside it, along a diagonal.
     ax, corner = axes[1, 1], 0
@@ -168,11 +187,16 @@ def draw(H, lifted, layers, picture):
             entries = np.abs(block) > 1e-13 * np.abs(M).max()
             canvas[rows : rows + len(block), columns : columns + block.shape[1]] = np.where(entries, NUMBER[kind], 0)
         ax.add_patch(Rectangle((corner - 0.5,) * 2, m + N, m + N, fill=False, color="black", lw=1.2))
-        ax.text(corner + m + N + 1.5, corner + 0.5 * (m + N), f"layer {number}: {m} + {N} rows", va="center", fontsize=9)
+        ax.text(
+            corner + m + N + 1.5, corner + 0.5 * (m + N), f"layer {number}: {m} + {N} rows", va="center", fontsize=9
+        )
         corner += m + N + 1
     ax.imshow(canvas, **sizes)
-    ax.set_title("What is eliminated here: fronts, last layer first, to the same scale\n"
-                 f"{SAMPLES} samples see {SAMPLES} directions of each neuron's weights: M has {a} rows at most", fontsize=11)
+    ax.set_title(
+        "What is eliminated here: fronts, last layer first, to the same scale\n"
+        f"{SAMPLES} samples see {SAMPLES} directions of each neuron's weights: M has {a} rows at most",
+        fontsize=11,
+    )
     for ax in axes.flat:
         ax.set_xticks([])
         if ax in (axes[0, 0], axes[1, 1]):

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from digits import load, skinny_net
 
 import numba_hinv as nh
-from digits import load, skinny_net
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - the backend has to be chosen first
 
 DEPTHS = (10, 30, 100, 300, 1000, 3000)
 BATCH = 4
-DECADES = (-7, 2)     # of the eigenvalues' magnitudes; what is below the first is counted as zero
+DECADES = (-7, 2)  # of the eigenvalues' magnitudes; what is below the first is counted as zero
 BINS_PER_DECADE = 3
 DENSE_PARAMETERS = 2000  # up to so many, dense eigenvalues are compared with
 PICTURE = Path(__file__).with_suffix(".png")
@@ -45,16 +45,21 @@ def run(depths):
         rows.append((depth, net.num_params, spectrum, time.perf_counter() - start))
         if net.num_params <= DENSE_PARAMETERS:
             dense, _ = np.histogram(np.linalg.eigvalsh(H.todense()), spectrum.edges)
-            print(f"{depth} layers: {np.abs(dense - spectrum.counts).sum()} of {net.num_params:,} eigenvalues are in "
-                  "other bins than the dense ones")
+            print(
+                f"{depth} layers: {np.abs(dense - spectrum.counts).sum()} of {net.num_params:,} eigenvalues are in "
+                "other bins than the dense ones"
+            )
     return rows
 
 
 def signs(spectrum):
     """How many eigenvalues are negative, as good as zero, and positive."""
     middle = spectrum.counts.size // 2
-    return (int(spectrum.below + spectrum.counts[:middle].sum()), int(spectrum.counts[middle]),
-            int(spectrum.counts[middle + 1 :].sum() + spectrum.above))
+    return (
+        int(spectrum.below + spectrum.counts[:middle].sum()),
+        int(spectrum.counts[middle]),
+        int(spectrum.counts[middle + 1 :].sum() + spectrum.above),
+    )
 
 
 def draw(rows, picture):

@@ -2,9 +2,9 @@
 
 Run it with ``python examples/train_deep_skinny.py``. It trains two nets to a gradient of 1e-10, by `minimize`, and by
 SciPy's L-BFGS-B alone, from the same start, which has three times as long or gives up before. Then comes a trial that
-exact steps alone are no good for: 8 layers of width 24 and 64 digits, where damped Newton steps from the start stay at a
-loss of 1.16 while SGD comes to 0.19; with L-BFGS first, which is the default, there is nothing left to do. What does not
-pay: exact steps far from a minimum, and where any of many minima with a loss of 0 will do.
+exact steps alone are no good for: 8 layers of width 24 and 64 digits, where damped Newton steps from the start stay at
+a loss of 1.16 while SGD comes to 0.19; with L-BFGS first, which is the default, there is nothing left to do. What does
+not pay: exact steps far from a minimum, and where any of many minima with a loss of 0 will do.
 
 With ``--full`` it draws ``train_deep_skinny.png`` in place of that, exact steps alone beside PyTorch's and SciPy's
 optimisers, for which it needs matplotlib (the extra ``examples``). PyTorch (the extra ``torch``) is left out where it
@@ -29,9 +29,9 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
+from digits import load, skinny_net
 
 import numba_hinv as nh
-from digits import load, skinny_net
 
 try:
     import torch
@@ -77,12 +77,28 @@ class Clock:
 def ours(problem, method):
     p = problem
     damping = p.damping if method == "levenberg-marquardt" else None
-    result = nh.minimize(p.net, p.params, p.X, p.y, method, damping=damping, max_iterations=10_000, warmup=None,
-                         time_limit=p.our_seconds, loss_target=p.target, gtol=0.0)
+    result = nh.minimize(
+        p.net,
+        p.params,
+        p.X,
+        p.y,
+        method,
+        damping=damping,
+        max_iterations=10_000,
+        warmup=None,
+        time_limit=p.our_seconds,
+        loss_target=p.target,
+        gtol=0.0,
+    )
     history = result.history
     start = np.append(0.0, history["seconds"])
-    return list(zip(start, np.append(history["loss"], result.fun),
-                    np.append(history["gradient_norm"], np.linalg.norm(result.jac))))
+    return list(
+        zip(
+            start,
+            np.append(history["loss"], result.fun),
+            np.append(history["gradient_norm"], np.linalg.norm(result.jac)),
+        )
+    )
 
 
 def scipy_method(problem, method):
@@ -103,15 +119,24 @@ def scipy_method(problem, method):
         clock.note(loss, gradient)
         return loss, gradient
 
-    more = {"L-BFGS-B": {}, "trust-krylov": {"hessp": lambda x, v: hessian(x) @ v},
-            "trust-exact": {"hess": lambda x: hessian(x).todense()}}[method]
+    more = {
+        "L-BFGS-B": {},
+        "trust-krylov": {"hessp": lambda x, v: hessian(x) @ v},
+        "trust-exact": {"hess": lambda x: hessian(x).todense()},
+    }[method]
     options = {"L-BFGS-B": {"maxiter": 10**6, "maxfun": 10**6, "ftol": 0.0, "gtol": 0.0, "maxcor": 20}}
     with warnings.catch_warnings():
         # trust-krylov divides by zero where curvature vanishes.
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
-            scipy.optimize.minimize(value, p.params, jac=True, method=method,
-                                    options=options.get(method, {"maxiter": 10**6, "gtol": 1e-300}), **more)
+            scipy.optimize.minimize(
+                value,
+                p.params,
+                jac=True,
+                method=method,
+                options=options.get(method, {"maxiter": 10**6, "gtol": 1e-300}),
+                **more,
+            )
         except Done:
             pass
         except (ValueError, np.linalg.LinAlgError) as error:
@@ -171,22 +196,57 @@ def principal_components(images, count):
 def problems(share=1.0):
     """The three of them, with a share of the seconds."""
     images, labels = load(64)
-    fit = nh.Network([nh.Dense(64, 24, "tanh"), *[nh.Dense(24, 24, "tanh") for _ in range(6)],
-                      nh.Dense(24, 10, "identity")], loss="softmax_cross_entropy")
-    yield Problem("(a) 64 digits, 8 layers of width 24", 1e-8, 1.5 * share, 40.0 * share,
-                  fit, fit.init(seed=0), images, labels, None, 0.05, ("levenberg-marquardt",))
+    fit = nh.Network(
+        [nh.Dense(64, 24, "tanh"), *[nh.Dense(24, 24, "tanh") for _ in range(6)], nh.Dense(24, 10, "identity")],
+        loss="softmax_cross_entropy",
+    )
+    yield Problem(
+        "(a) 64 digits, 8 layers of width 24",
+        1e-8,
+        1.5 * share,
+        40.0 * share,
+        fit,
+        fit.init(seed=0),
+        images,
+        labels,
+        None,
+        0.05,
+        ("levenberg-marquardt",),
+    )
     inputs = principal_components(load(240)[0], 6)
-    deep = nh.Network([*[nh.Dense(6, 6, "tanh", skip=True) for _ in range(29)], nh.Dense(6, 6, "identity")],
-                      loss="mean_squared_error")
+    deep = nh.Network(
+        [*[nh.Dense(6, 6, "tanh", skip=True) for _ in range(29)], nh.Dense(6, 6, "identity")], loss="mean_squared_error"
+    )
     teacher = deep.init(seed=0)
     start = teacher + 0.02 * np.random.default_rng(1).standard_normal(teacher.size)
-    yield Problem("(b) regression, 30 layers of width 6", 1e-8, 4.0 * share, 4.0 * share,
-                  deep, start, inputs, deep.forward(teacher, inputs), 1e-4, 0.005,
-                  ("levenberg-marquardt",))
+    yield Problem(
+        "(b) regression, 30 layers of width 6",
+        1e-8,
+        4.0 * share,
+        4.0 * share,
+        deep,
+        start,
+        inputs,
+        deep.forward(teacher, inputs),
+        1e-4,
+        0.005,
+        ("levenberg-marquardt",),
+    )
     images, labels = load(20)
     wide = nh.Network([nh.Dense(64, 64, "tanh"), nh.Dense(64, 10, "identity")], loss="softmax_cross_entropy")
-    yield Problem("(c) 20 digits, one hidden layer of 64", 1e-8, 1.0 * share, 1.0 * share,
-                  wide, wide.init(seed=0), images, labels, None, 0.05, ("trust-region", "levenberg-marquardt"))
+    yield Problem(
+        "(c) 20 digits, one hidden layer of 64",
+        1e-8,
+        1.0 * share,
+        1.0 * share,
+        wide,
+        wide.init(seed=0),
+        images,
+        labels,
+        None,
+        0.05,
+        ("trust-region", "levenberg-marquardt"),
+    )
 
 
 def run(problem):
@@ -227,16 +287,33 @@ def draw(found, picture):
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, len(found), figsize=(14, 4.6), layout="constrained")
-    colours = dict(zip(("numba_hinv, trust-region", "numba_hinv, levenberg-marquardt", "SciPy, L-BFGS-B",
-                        "SciPy, trust-krylov", "SciPy, trust-exact", "PyTorch, Adam", "PyTorch, SGD"),
-                       ("tab:blue", "navy", "tab:orange", "tab:green", "tab:olive", "tab:red", "tab:purple")))
+    colours = dict(
+        zip(
+            (
+                "numba_hinv, trust-region",
+                "numba_hinv, levenberg-marquardt",
+                "SciPy, L-BFGS-B",
+                "SciPy, trust-krylov",
+                "SciPy, trust-exact",
+                "PyTorch, Adam",
+                "PyTorch, SGD",
+            ),
+            ("tab:blue", "navy", "tab:orange", "tab:green", "tab:olive", "tab:red", "tab:purple"),
+        )
+    )
     shown = {}
     for panel, (problem, results) in zip(panels, found):
         for name, rows in results.items():
             seconds, best = [max(row[0], 1e-3) for row in rows], lowest_so_far(rows)
             own = name.startswith("numba_hinv")
-            shown[name], = panel.loglog(seconds, np.maximum(best, 1e-16), color=colours[name], label=name,
-                                        linewidth=2.2 if own else 1.2, zorder=3 if own else 2)
+            (shown[name],) = panel.loglog(
+                seconds,
+                np.maximum(best, 1e-16),
+                color=colours[name],
+                label=name,
+                linewidth=2.2 if own else 1.2,
+                zorder=3 if own else 2,
+            )
             panel.plot(seconds[-1], max(best[-1], 1e-16), "o", color=colours[name], markersize=4, zorder=4)
         panel.axhline(problem.target, color="gray", linestyle=":", linewidth=1)
         panel.set(xlabel="seconds", ylabel="loss, lowest so far", title=problem.title)
@@ -251,20 +328,29 @@ def to_finish():
     images, labels = load(200)
     yield "12 layers of width 6, 200 digits", skinny_net(12, 6), images, labels, 1e-3
     inputs = principal_components(images, 3)
-    net = nh.Network([nh.Dense(3, 6, "tanh"), nh.Dense(6, 6, "tanh", skip=True), nh.Dense(6, 1, "identity")],
-                     loss="mean_squared_error")
+    net = nh.Network(
+        [nh.Dense(3, 6, "tanh"), nh.Dense(6, 6, "tanh", skip=True), nh.Dense(6, 1, "identity")],
+        loss="mean_squared_error",
+    )
     yield "regression, 3-6-6-1, 200 digits", net, inputs, np.sin(inputs.sum(axis=1)), 1e-4
 
 
 def finish(title, net, X, y, l2, gtol=1e-10):
     """Print how far `minimize` and L-BFGS-B come."""
     params = net.init(seed=0)
-    nh.minimize(net, params, X, y, l2=l2, max_iterations=2)          # compiles
+    nh.minimize(net, params, X, y, l2=l2, max_iterations=2)  # compiles
     began = time.perf_counter()
     result = nh.minimize(net, params, X, y, l2=l2, gtol=gtol, max_iterations=1000)
     seconds = time.perf_counter() - began
-    rows = [("L-BFGS, then " + result.method, seconds, result.fun, np.linalg.norm(result.jac),
-             f"{result.warmup_iterations} + {result.nit}")]
+    rows = [
+        (
+            "L-BFGS, then " + result.method,
+            seconds,
+            result.fun,
+            np.linalg.norm(result.jac),
+            f"{result.warmup_iterations} + {result.nit}",
+        )
+    ]
     last = {}
 
     def stop(intermediate_result):
@@ -273,8 +359,15 @@ def finish(title, net, X, y, l2, gtol=1e-10):
             raise StopIteration
 
     began = time.perf_counter()
-    scipy.optimize.minimize(net.loss_and_gradient, params, (X, y, l2), "L-BFGS-B", jac=True, callback=stop,
-                            options={"maxiter": 10**6, "maxfun": 10**6, "ftol": 0.0, "gtol": gtol, "maxcor": 20})
+    scipy.optimize.minimize(
+        net.loss_and_gradient,
+        params,
+        (X, y, l2),
+        "L-BFGS-B",
+        jac=True,
+        callback=stop,
+        options={"maxiter": 10**6, "maxfun": 10**6, "ftol": 0.0, "gtol": gtol, "maxcor": 20},
+    )
     loss, gradient = net.loss_and_gradient(last["x"], X, y, l2)
     rows.append(("SciPy, L-BFGS-B", time.perf_counter() - began, loss, np.linalg.norm(gradient), f"{last['nit']}"))
     print(f"\n{title}, l2 = {l2:g}: {net.num_params:,} parameters")
@@ -288,9 +381,11 @@ def trial():
     problem = next(problems())
     began = time.perf_counter()
     result = nh.minimize(problem.net, problem.params, problem.X, problem.y, loss_target=problem.target)
-    print(f"\n{problem.title}: {problem.net.num_params:,} parameters, a loss of {result.fun:.1e} in "
-          f"{time.perf_counter() - began:.2f} s, {result.warmup_iterations} iterations of L-BFGS and {result.nit} exact "
-          f"steps")
+    print(
+        f"\n{problem.title}: {problem.net.num_params:,} parameters, a loss of {result.fun:.1e} in "
+        f"{time.perf_counter() - began:.2f} s, {result.warmup_iterations} iterations of L-BFGS and {result.nit} exact "
+        f"steps"
+    )
 
 
 def main():

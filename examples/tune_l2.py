@@ -10,16 +10,16 @@ import argparse
 import math
 
 import torch
+from digits import load
 from scipy.optimize import root_scalar
 from torch import nn
 from torch.nn import functional
 
 import numba_hinv as nh
-from digits import load
 
 WIDTH = 8
-TRAIN = 100           # images to train on; the rest are for the choice
-RANGE = 1e-4, 1e-1    # strengths to look between
+TRAIN = 100  # images to train on; the rest are for the choice
+RANGE = 1e-4, 1e-1  # strengths to look between
 
 
 class Solve(torch.autograd.Function):

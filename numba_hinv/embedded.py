@@ -30,7 +30,8 @@ from .kernels.plumbing.memory import matrix
 from .kernels.plumbing.status import NOT_FINITE, OK, SINGULAR_PIVOT
 from .kernels.steps.layer_table import BLOCKS, ONE_POSITION, Chain, layer_table
 from .kernels.steps.row_space import RowSpace
-from .kernels.sweeps import eliminate, linearise, multiply as product, substitute
+from .kernels.sweeps import eliminate, linearise, substitute
+from .kernels.sweeps import multiply as product
 from .runtime import memory_budget
 from .runtime.validation import as_float_dtype, as_size
 from .system.cpu import CPU
@@ -299,8 +300,16 @@ def factorize(system, damping, norm):
     pivoting = eliminate.scale_pivoting(system.pivoting, norm, damping)
     system.damping[0] = damping
     code, _ = eliminate.eliminate(
-        system.table, 0, system.table.size, system.params, system.lin, system.row_space, damping, pivoting,
-        system.factors, system.elimination,
+        system.table,
+        0,
+        system.table.size,
+        system.params,
+        system.lin,
+        system.row_space,
+        damping,
+        pivoting,
+        system.factors,
+        system.elimination,
     )
     num_negative, num_perturbed = 0, 0
     if code == OK:
@@ -332,12 +341,30 @@ def _multiply(system, V, HV, shift, b):
 @kernel
 def _substitute(system, b, x):
     substitute.substitute_back(
-        system.table, 0, system.table.size, system.params, system.lin, system.row_space, system.factors,
-        system.damping[0], b, x, system.substitution,
+        system.table,
+        0,
+        system.table.size,
+        system.params,
+        system.lin,
+        system.row_space,
+        system.factors,
+        system.damping[0],
+        b,
+        x,
+        system.substitution,
     )
     substitute.substitute_forth(
-        system.table, 0, system.table.size, system.params, system.lin, system.row_space, system.factors,
-        system.damping[0], b, x, system.substitution,
+        system.table,
+        0,
+        system.table.size,
+        system.params,
+        system.lin,
+        system.row_space,
+        system.factors,
+        system.damping[0],
+        b,
+        x,
+        system.substitution,
     )
 
 

@@ -102,8 +102,16 @@ class Factorization(SymmetricOperator):
 
     @classmethod
     def compute(
-        cls, hessian, damping, factor_dtype=None, checkpoint=False, progress=False, method="auto", num_threads=None,
-        num_segments=None, dampings=None,
+        cls,
+        hessian,
+        damping,
+        factor_dtype=None,
+        checkpoint=False,
+        progress=False,
+        method="auto",
+        num_threads=None,
+        num_segments=None,
+        dampings=None,
     ):
         """`Hessian.factorize`; ``dampings`` is a (P,) array beside the damping, for which nothing is parsed."""
         system = hessian.system
@@ -352,8 +360,8 @@ class Factorization(SymmetricOperator):
         refine : bool
             Whether to refine on the residual in float64, to a normwise backward error
             ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)`` near machine precision. Without it, the answer of the
-            two sweeps alone. Of a chain given as blocks in which rounding of products with H exceeds the smallest pivots
-            (unstable dynamics, barrier terms) the residual is that of the lifted system in controls, states and
+            two sweeps alone. Of a chain given as blocks in which rounding of products with H exceeds the smallest
+            pivots (unstable dynamics, barrier terms) the residual is that of the lifted system in controls, states and
             multipliers (docs/theory.md, section 11).
         full_output : bool
             Whether to return what is known of the solution, too.
@@ -367,8 +375,9 @@ class Factorization(SymmetricOperator):
         Returns
         -------
         x : array of the shape of b
-            In the wider dtype of b and the parameters, and in Fortran order: every solution is contiguous. For a tensor,
-            a tensor in its dtype and on its device, which autograd takes for a constant (docs/pytorch.md has a recipe).
+            In the wider dtype of b and the parameters, and in Fortran order: every solution is contiguous. For a
+            tensor, a tensor in its dtype and on its device, which autograd takes for a constant (docs/pytorch.md has a
+            recipe).
         info : SolveInfo
             Only with ``full_output``.
 

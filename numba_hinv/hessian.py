@@ -8,7 +8,8 @@ from .certainty import counts, many
 from .factorization import Factorization, factor_dtype_of, method_of
 from .factors import choice
 from .kernels.sweeps.linearise import Linearisation
-from .layers import blocks as layer_blocks, per_sample
+from .layers import blocks as layer_blocks
+from .layers import per_sample
 from .runtime import columns, memory_budget, threads
 from .runtime.validation import as_array, as_flag, as_layer, as_real, check_finite
 from .system import processor, total
@@ -76,8 +77,8 @@ class Hessian(SymmetricOperator):
         device : "cpu" or "cuda"
             As for `Network.hessian`.
         Dx, Dz, Dxx, Dzx, Dzz : (L, a, p), (L, a, a), (L, p, p), (L, p, a), (L, a, a) arrays, or sequences of matrices
-            In place of ``blocks``: those of all layers, as `LayerBlocks` has them. Arrays are the fast way, for layers of
-            one size.
+            In place of ``blocks``: those of all layers, as `LayerBlocks` has them. Arrays are the fast way, for layers
+            of one size.
 
         Returns
         -------
@@ -87,13 +88,13 @@ class Hessian(SymmetricOperator):
         Raises
         ------
         TypeError, ValueError
-            The layers do not meet, or a block is not finite or not symmetric: which one. Or there are blocks and arrays,
-            or not all of the arrays.
+            The layers do not meet, or a block is not finite or not symmetric: which one. Or there are blocks and
+            arrays, or not all of the arrays.
 
         Notes
         -----
-        The mathematics is in docs/theory.md, section 7. The blocks are copied, in one pass that checks them. With a states, p parameters and a_in
-        incoming states, a factorization costs about
+        The mathematics is in docs/theory.md, section 7. The blocks are copied, in one pass that checks them. With a
+        states, p parameters and a_in incoming states, a factorization costs about
         2 a^2 (p + a_in) + a (p + a_in)^2 + p^3/3 + p^2 a_in + p a_in^2 flops a layer.
 
         Examples
@@ -138,7 +139,8 @@ class Hessian(SymmetricOperator):
         Raises
         ------
         TypeError, ValueError
-            The Hessians are not of one net, at the same parameters and with one curvature, or the weights are not finite.
+            The Hessians are not of one net, at the same parameters and with one curvature, or the weights are not
+            finite.
 
         Examples
         --------
@@ -256,7 +258,13 @@ class Hessian(SymmetricOperator):
             raise ValueError(f"H: expected a Hessian of samples in one batch for {what}, got a sum over batches")
 
     def factorize(
-        self, damping, factor_dtype=None, checkpoint=False, progress=False, method="auto", num_threads=None,
+        self,
+        damping,
+        factor_dtype=None,
+        checkpoint=False,
+        progress=False,
+        method="auto",
+        num_threads=None,
         num_segments=None,
     ):
         """Factorize ``H + damping I`` (docs/theory.md, section 3).
@@ -283,14 +291,14 @@ class Hessian(SymmetricOperator):
             than minibatches. "auto" takes the one with less work, and ``F.method`` says which. Answers and promises are
             the same. On a GPU, and with ``checkpoint``, there are layers alone.
         num_threads : int, optional
-            Threads for one elimination by layers, which by default has one: a long chain with fronts of at most 96 rows is
-            cut into as many segments, which are eliminated at the same time, and so are its solves. That is up to three
-            times as much work, and a solve and a product more, which certify the inertia: with two threads it took
-            longer than with one (docs/theory.md, section 10). Dense matrices are factored on so many threads at most, by
-            default one a core.
+            Threads for one elimination by layers, which by default has one: a long chain with fronts of at most 96 rows
+            is cut into as many segments, which are eliminated at the same time, and so are its solves. That is up to
+            three times as much work, and a solve and a product more, which certify the inertia: with two threads it
+            took longer than with one (docs/theory.md, section 10). Dense matrices are factored on so many threads at
+            most, by default one a core.
         num_segments : int, optional
-            Into how many segments such a chain is cut at most, by default ``num_threads``. Answers depend on it in rounding
-            alone, and not on the number of threads: with the same number they are the same everywhere.
+            Into how many segments such a chain is cut at most, by default ``num_threads``. Answers depend on it in
+            rounding alone, and not on the number of threads: with the same number they are the same everywhere.
 
         Returns
         -------
@@ -314,9 +322,9 @@ class Hessian(SymmetricOperator):
 
         Notes
         -----
-        Per layer, with m = n_out min(B, d) and N = B n_in: m^3/3 + m^2 N + m N^2 flops and m^2/2 + m N numbers kept. On a
-        GPU, long chains with fronts of at most 96 rows are eliminated in segments at the same time, which takes more flops in
-        all, and keeps up to m max(N) numbers more a layer.
+        Per layer, with m = n_out min(B, d) and N = B n_in: m^3/3 + m^2 N + m N^2 flops and m^2/2 + m N numbers kept. On
+        a GPU, long chains with fronts of at most 96 rows are eliminated in segments at the same time, which takes more
+        flops in all, and keeps up to m max(N) numbers more a layer.
         """
         return Factorization.compute(
             self, damping, factor_dtype, checkpoint, progress, method, num_threads, num_segments
@@ -355,9 +363,9 @@ class Hessian(SymmetricOperator):
 
         Notes
         -----
-        Norm, row spaces and scaled blocks are computed once. Each elimination at work needs its workspace, two fronts and
-        a few blocks, beside the factors that are kept. On a GPU all are at work at the same time, and the memory of their
-        factors is given back with the last of them.
+        Norm, row spaces and scaled blocks are computed once. Each elimination at work needs its workspace, two fronts
+        and a few blocks, beside the factors that are kept. On a GPU all are at work at the same time, and the memory of
+        their factors is given back with the last of them.
         """
         dampings = as_array("dampings", dampings, (None,), np.float64).tolist()
         dtype, checkpoint = factor_dtype_of(self, factor_dtype), as_flag("checkpoint", checkpoint)
@@ -373,9 +381,9 @@ class Hessian(SymmetricOperator):
     def nbytes_to_factorize(self, factor_dtype=None, checkpoint=False, method="auto"):
         """Bytes that `factorize` takes at its peak, beyond what this Hessian has in memory already.
 
-        Factors, two fronts and the workspace of one layer, and what factorizations of this Hessian share: row spaces, and
-        scaled or narrower copies of the derivative blocks. A few vectors of P numbers, for estimates and solves, come and
-        go at other times and are not counted.
+        Factors, two fronts and the workspace of one layer, and what factorizations of this Hessian share: row spaces,
+        and scaled or narrower copies of the derivative blocks. A few vectors of P numbers, for estimates and solves,
+        come and go at other times and are not counted.
 
         Parameters
         ----------

@@ -180,8 +180,8 @@ class Network:
         """Random parameters.
 
         Of layers that are not frozen. Weights are normal with standard deviation ``gain / sqrt(in_features)`` (of
-        convolutions, in_channels times the kernel's elements), those of layers with a skip divided by the square root of
-        the number of such layers, so that
+        convolutions, in_channels times the kernel's elements), those of layers with a skip divided by the square root
+        of the number of such layers, so that
         depth does not blow the activations up; biases are 0. Other layers start as they say, whatever ``gain`` is.
 
         Parameters
@@ -309,8 +309,8 @@ class Network:
         Returns
         -------
         hessian : (B, n, n) array
-            n being the inputs of the first layer. Computed in float64; in the dtype of ``params``, as a tensor where that
-            is one. Of the mean loss over the batch, it is these over B.
+            n being the inputs of the first layer. Computed in float64; in the dtype of ``params``, as a tensor where
+            that is one. Of the mean loss over the batch, it is these over B.
 
         Raises
         ------
@@ -319,8 +319,8 @@ class Network:
 
         Notes
         -----
-        The recursion ``P <- J^T P J + A^T diag(D) A`` of docs/theory.md, section 13, down to the inputs: about 6 n^3 flops
-        a layer of width n, and sample.
+        The recursion ``P <- J^T P J + A^T diag(D) A`` of docs/theory.md, section 13, down to the inputs: about 6 n^3
+        flops a layer of width n, and sample.
 
         Examples
         --------
@@ -353,9 +353,9 @@ class Network:
         params : (P,) array
             As X and y, it may be a tensor of PyTorch on any device.
         X : (B, in_features of the first layer) array, or batches
-            Anything that slices like an array and is not in memory (`numpy.memmap`, data sets of h5py and zarr) is read a
-            batch at a time. So are batches, where y is None: pairs ``(X, y)`` from a list, a DataLoader of PyTorch, or a
-            function that returns a generator, of any sizes; or triples, of which the third has their weights.
+            Anything that slices like an array and is not in memory (`numpy.memmap`, data sets of h5py and zarr) is read
+            a batch at a time. So are batches, where y is None: pairs ``(X, y)`` from a list, a DataLoader of PyTorch,
+            or a function that returns a generator, of any sizes; or triples, of which the third has their weights.
         y : (B,) integer labels or (B, out_features of the last layer) array
             As the loss asks for; (B,) numbers are taken where there is one output.
         l2 : float, or sequence
@@ -459,12 +459,13 @@ class Network:
             there (anything with ``__cuda_array_interface__``), which are not copied to the host; solutions and products
             are where b and v are. All work goes to the stream that the interface of ``params`` names, if it does.
         batch_size : int, optional
-            Read so many samples at a time. By default, all samples of arrays are one batch if their derivative blocks fit in
-            ``keep_bytes``; where they do not, and for samples that come in batches already, it follows from the net, and is
-            at least 512. Sums depend on it in rounding; and H of several batches is factored by ``method="dense"`` alone.
+            Read so many samples at a time. By default, all samples of arrays are one batch if their derivative blocks
+            fit in ``keep_bytes``; where they do not, and for samples that come in batches already, it follows from the
+            net, and is at least 512. Sums depend on it in rounding; and H of several batches is factored by
+            ``method="dense"`` alone.
         keep_bytes : int, optional
-            Keep so many bytes of derivative blocks, and make those of further batches again whenever H is multiplied with
-            or assembled. By default what memory allows, or half of that for samples in batches.
+            Keep so many bytes of derivative blocks, and make those of further batches again whenever H is multiplied
+            with or assembled. By default what memory allows, or half of that for samples in batches.
         progress : bool
             Show a progress bar of the batches, for which tqdm must be installed.
         sample_weight : (B,) array, optional
@@ -476,15 +477,15 @@ class Network:
         ImportError, RuntimeError
             ``device`` is "cuda" and numba-cuda is not installed, or finds no GPU.
         TypeError, ValueError
-            An argument is not what is expected; of samples in batches, the message says which batch. Or the batches are not
-            the same samples in a later pass, in whatever order.
+            An argument is not what is expected; of samples in batches, the message says which batch. Or the batches are
+            not the same samples in a later pass, in whatever order.
         MemoryError
             On a GPU: the derivative blocks would not fit.
 
         Notes
         -----
-        Costs about three times the flops of the loss. Beside the blocks that are kept, samples in batches take memory for
-        one batch at a time.
+        Costs about three times the flops of the loss. Beside the blocks that are kept, samples in batches take memory
+        for one batch at a time.
         """
         params, X, y = (tensors.plain(given, device != "cpu") for given in (params, X, y))
         on = processor.get(device, params)

@@ -44,7 +44,7 @@ MAKERS = {
 }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def golden(name):
     """(Network, arrays) of a golden file."""
     with np.load(DATA / f"{name}.npz") as file:

@@ -1,4 +1,6 @@
-"""An external layer with parameters that tests of nets share: outputs ``x[1] sin(x[0] Z)``, whose derivatives are known."""
+"""An external layer with parameters that tests of nets share: outputs ``x[1] sin(x[0] Z)``, whose derivatives are
+known.
+"""
 
 import numpy as np
 

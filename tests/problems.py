@@ -118,7 +118,7 @@ def norm_estimate(H, steps=12):
     return np.linalg.norm(v)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def golden(name):
     """(Problem, arrays) of a golden file."""
     with np.load(DATA / f"{name}.npz") as file:
@@ -154,8 +154,13 @@ def problems(draw, max_layers=5, max_width=5, max_batch=7, smooth=False):
 
 # Widths and activations that all differ.
 RAGGED = [
-    layer(3, 2), layer(2, 4, "softplus"), layer(4, 3, "sin", bias=False), layer(3, 3, skip=True), layer(3, 1),
-    layer(1, 3, "sigmoid"), layer(3, 2, "identity"),
+    layer(3, 2),
+    layer(2, 4, "softplus"),
+    layer(4, 3, "sin", bias=False),
+    layer(3, 3, skip=True),
+    layer(3, 1),
+    layer(1, 3, "sigmoid"),
+    layer(3, 2, "identity"),
 ]
 # Chains, bounds of segments to cut them into, and dampings in units of ||H||.
 CUT = {

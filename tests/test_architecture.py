@@ -14,15 +14,30 @@ import numba_hinv
 
 PACKAGE = Path(numba_hinv.__file__).parent
 ORDER = [
-    "_version", "kernels", "runtime", "layers", "system", "cuda", "factors", "certainty", "factorization", "hessian",
-    ("network", "losses"), ("storage", "embedded", "applications"), "frameworks", "", "__main__",
+    "_version",
+    "kernels",
+    "runtime",
+    "layers",
+    "system",
+    "cuda",
+    "factors",
+    "certainty",
+    "factorization",
+    "hessian",
+    ("network", "losses"),
+    ("storage", "embedded", "applications"),
+    "frameworks",
+    "",
+    "__main__",
 ]
 # Folders within `kernels` and `cuda`, likewise; `cuda.device` and what registers it come last.
 INNER = ["plumbing", "dense", "steps", "sweeps", ""]
 # What users install by extras: modules that import one may themselves be imported late.
 EXTRAS = {"numba.cuda", "numba_cuda", "torch", "sklearn", "jax", "equinox", "flax", "tqdm", "matplotlib", "cuda"}
 PATHS = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name.removesuffix("/__init__").replace("__init__", ""): ast.parse(path.read_text()) for name, path in PATHS.items()}
+TREES = {
+    name.removesuffix("/__init__").replace("__init__", ""): ast.parse(path.read_text()) for name, path in PATHS.items()
+}
 IS_PACKAGE = {name.removesuffix("__init__").rstrip("/") for name in PATHS if name.endswith("__init__")}
 # Methods of named tuples, which begin with an underscore so that fields may have any name.
 NAMED_TUPLE = {"_asdict", "_replace", "_fields", "_make"}
@@ -91,9 +106,13 @@ def test_late_imports_are_for_extras():
                 imported
                 for node in TREES[target].body
                 if isinstance(node, (ast.Import, ast.ImportFrom)) and not getattr(node, "level", 0)
-                for imported in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module])
+                for imported in (
+                    [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+                )
             }
-            assert any(extra in EXTRAS or extra.split(".")[0] in EXTRAS for extra in given), f"{name} imports {target} late"
+            assert any(extra in EXTRAS or extra.split(".")[0] in EXTRAS for extra in given), (
+                f"{name} imports {target} late"
+            )
 
 
 def private(name):

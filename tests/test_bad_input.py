@@ -184,7 +184,7 @@ def test_not_finite(value):
 @pytest.mark.parametrize("dtype", [np.complex128, np.complex64, object, "U3", "M8[s]"])
 def test_dtypes_that_cannot_be_converted(dtype):
     def converted(a):
-        return np.zeros(a.shape, dtype=dtype) if dtype != object else np.full(a.shape, None)
+        return np.zeros(a.shape, dtype=dtype) if dtype is not object else np.full(a.shape, None)
 
     for name, array in [("params", VALUES.params), ("X", VALUES.X), ("y", VALUES.y)]:
         for call in calls(VALUES, **{name: converted(array)}):

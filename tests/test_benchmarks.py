@@ -51,9 +51,22 @@ def test_benchmarks_run(module):
 
 def test_benchmarks_are_found():
     names = {name for module in MODULES for _, name in benchmarks_of(module)}
-    assert {"time_linearise", "time_multiply", "time_factorize", "time_solve", "track_linearise", "track_multiply",
-            "track_factorize", "track_solve", "peakmem_net_to_solution", "track_factorize_per_layer",
-            "track_memory_per_layer", "track_time", "track_backward_error", "time_factorize_and_solve"} <= names
+    assert {
+        "time_linearise",
+        "time_multiply",
+        "time_factorize",
+        "time_solve",
+        "track_linearise",
+        "track_multiply",
+        "track_factorize",
+        "track_solve",
+        "peakmem_net_to_solution",
+        "track_factorize_per_layer",
+        "track_memory_per_layer",
+        "track_time",
+        "track_backward_error",
+        "time_factorize_and_solve",
+    } <= names
 
 
 def test_asv_configuration_is_json_and_points_here():
@@ -208,8 +221,9 @@ def test_numpy_reference_agrees_with_the_library(batch, skip, damping):
     reference_module = importlib.import_module("benchmarks.numpy_reference")
     problem_module = importlib.import_module("benchmarks.problem")
     problem = problem_module.Problem(problem_module.Row(width=4, batch=batch, depth=6, skip=skip))
-    reference = reference_module.NumpyReference(problem.layers, "softmax_cross_entropy", problem.params, problem.X,
-                                                problem.y)
+    reference = reference_module.NumpyReference(
+        problem.layers, "softmax_cross_entropy", problem.params, problem.X, problem.y
+    )
     H = problem.hessian()
     matrix = H.todense() + damping * np.eye(H.shape[0])
     eps, singular_values = np.finfo(float).eps, np.linalg.svd(matrix, compute_uv=False)
@@ -294,7 +308,9 @@ def test_array_sweeps_say_what_they_need(problem):
 
 def run_gpu_report(*options, **environment):
     return subprocess.run(
-        [sys.executable, str(ASV / "gpu_report.py"), *options], capture_output=True, text=True,
+        [sys.executable, str(ASV / "gpu_report.py"), *options],
+        capture_output=True,
+        text=True,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **environment},
     )
 
@@ -344,9 +360,15 @@ print(gpu_report.report(gpu_report.TINY[:2]))
 def test_table_of_the_gpu_report(report):
     """That it is made, by another clock, in the simulator: these are no times of a GPU."""
     run = subprocess.run(
-        [sys.executable, "-c", TABLE], capture_output=True, text=True, cwd=ASV,
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1",
-             "PYTHONPATH": os.pathsep.join([str(ASV), os.environ.get("PYTHONPATH", "")])},
+        [sys.executable, "-c", TABLE],
+        capture_output=True,
+        text=True,
+        cwd=ASV,
+        env={
+            **os.environ,
+            "NUMBA_ENABLE_CUDASIM": "1",
+            "PYTHONPATH": os.pathsep.join([str(ASV), os.environ.get("PYTHONPATH", "")]),
+        },
     )
     assert run.returncode == 0, run.stderr[-3000:]
     lines = run.stdout.splitlines()

@@ -254,7 +254,9 @@ def test_what_goes_into_a_list():
     blocks, terminal = random_chain(2)
     system = filled(blocks, terminal)
     single = embedded.chain([1, 1], [1, 1], dtype=np.float32)
-    assert len(embedded.typed_list((system, system))) == len(embedded.typed_list(embedded.typed_list([system] * 2))) == 2
+    assert (
+        len(embedded.typed_list((system, system))) == len(embedded.typed_list(embedded.typed_list([system] * 2))) == 2
+    )
     for given, error, reason in (
         ([], ValueError, "at least one"),
         ([system, single], ValueError, "one dtype"),

@@ -19,8 +19,9 @@ def run(arguments, directory):
     """What a Python process prints; the package that it imports is the one under test."""
     paths = [str(Path(nh.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONWARNINGS": "error"}
-    done = subprocess.run([sys.executable, *arguments], cwd=directory, env=environment, capture_output=True, text=True,
-                          timeout=600)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=directory, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -28,15 +29,17 @@ def run(arguments, directory):
 def row(output, name):
     """The columns of the printed table's row that starts with `name`."""
     line = next(line for line in output.splitlines() if line.strip().startswith(name))
-    return line.strip()[len(name):].split()
+    return line.strip()[len(name) :].split()
 
 
 def test_quickstart(tmp_path):
     output = run([str(ROOT / "examples" / "quickstart.py")], tmp_path)
     deep, shallow = output.split("beside a dense solve")
     assert row(deep, "parameters P") == ["7,666"]
-    negative, zero, positive = (int(count.replace(",", "")) for count in
-                                re.search(r"inertia.*?([\d,]+), ([\d,]+), ([\d,]+)$", deep, re.M).groups())
+    negative, zero, positive = (
+        int(count.replace(",", ""))
+        for count in re.search(r"inertia.*?([\d,]+), ([\d,]+), ([\d,]+)$", deep, re.M).groups()
+    )
     assert negative + zero + positive == 7666
     ours, dense = row(shallow, "negative eigenvalues of H + damping I")
     assert ours == dense
@@ -60,7 +63,10 @@ def test_depth_scaling(tmp_path):
     """The whole example at small depths, drawn into a folder of the test."""
     pytest.importorskip("matplotlib")
     pytest.importorskip("tqdm")
-    output = run(["-c", f"""
+    output = run(
+        [
+            "-c",
+            f"""
 import sys
 sys.path.insert(0, {str(ROOT / "examples")!r})
 import depth_scaling
@@ -70,7 +76,10 @@ results = depth_scaling.run()
 depth_scaling.draw(results)
 for name, rows in results.items():
     print(name, max(residual for *_, residual in rows))
-"""], tmp_path)
+""",
+        ],
+        tmp_path,
+    )
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     assert float(row(output, "numba_hinv")[0]) < 1e-10
     assert float(row(output, "dense (LAPACK)")[0]) < 1e-10
@@ -90,7 +99,10 @@ def test_optimal_control(tmp_path):
     # The decrement, which no change of variables alters, is squared: times 36 to 75 where it was looked at.
     assert (decrement[-3:] < 300 * decrement[-4:-1] ** 2 + 1e-11).all()
     assert float(re.search(r"([\d.]+) degrees from upright", output)[1]) < 2.0
-    check = run(["-c", f"""
+    check = run(
+        [
+            "-c",
+            f"""
 import sys
 sys.path.insert(0, {str(example.parent)!r})
 import numpy as np
@@ -107,7 +119,10 @@ ahead, behind = at(forces + v), at(forces - v)
 product = nh.Hessian.from_blocks(blocks, terminal) @ v
 print("slope", abs(ahead[0] - behind[0] - 2 * gradient @ v) / abs(2 * gradient @ v))
 print("curvature", np.linalg.norm(ahead[1] - behind[1] - 2 * product) / np.linalg.norm(2 * product))
-"""], tmp_path)
+""",
+        ],
+        tmp_path,
+    )
     # Central differences: the square of the step, 1e-9, times third derivatives that are about 1 here.
     assert float(row(check, "slope")[0]) < 1e-7
     assert float(row(check, "curvature")[0]) < 1e-7
@@ -133,7 +148,10 @@ def test_saddles_along_training(tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     table = [line.replace(",", "").split() for line in output.splitlines() if re.match(r" +\d", line)]
     assert [int(columns[0]) for columns in table] == [0, 20] and float(table[1][1]) < float(table[0][1])
-    check = run(["-c", f"""
+    check = run(
+        [
+            "-c",
+            f"""
 import sys
 sys.path.insert(0, {str(example.parent)!r})
 import numpy as np
@@ -148,7 +166,10 @@ for step, params in example.train(net, net.init(seed=0), X, y, (0, 20)):
 D = np.diag(np.linspace(-1.0, 2.0, 30))
 functions = [np.ones_like, np.square, lambda values: values < 0.3]
 print("traces", *example.quadrature(D, functions, 3, 30, np.random.default_rng(0)))
-"""], tmp_path)
+""",
+        ],
+        tmp_path,
+    )
     dense = [line.split()[1:] for line in check.splitlines() if line.startswith("dense")]
     for ours, theirs in zip(table, dense):
         assert ours[0] == theirs[0] and float(ours[2]) == pytest.approx(float(theirs[1]), rel=1e-2)
@@ -175,7 +196,9 @@ def test_hypergradients(tmp_path):
     example = str(ROOT / "examples" / "hypergradients.py")
     output = run([example, "--steps", "3", "4", "--decays", "3", "--picture", "picture.png"], tmp_path)
     assert (tmp_path / "picture.png").stat().st_size > 10_000
-    first, decay, both = (float(row(output, f"gradient, {name}")[2]) for name in ("first step", "decay ", "decay and weights"))
+    first, decay, both = (
+        float(row(output, f"gradient, {name}")[2]) for name in ("first step", "decay ", "decay and weights")
+    )
     assert both < decay < first
     right, wrong = map(float, re.search(r"right label (\S+), with a wrong one (\S+)$", output, re.M).groups())
     assert wrong < 0.7 * right
@@ -208,7 +231,10 @@ def test_laplace_evidence(tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     table = np.array([line.split() for line in output.splitlines() if re.match(r" +\d", line)], float)
     assert table[:, 0].tolist() == [1, 2] and table[:, 2].tolist() == [78, 98]
-    check = run(["-c", f"""
+    check = run(
+        [
+            "-c",
+            f"""
 import sys
 sys.path.insert(0, {str(example.parent)!r})
 import numpy as np
@@ -222,7 +248,10 @@ for curvature in ("hessian", "ggn"):
     value = -100 * net.loss(params, X, y) - 0.5 * precision * params @ params
     print(curvature, value - 0.5 * np.log(eigenvalues / precision).sum())
 print("slope", np.linalg.norm(slope))
-"""], tmp_path)
+""",
+        ],
+        tmp_path,
+    )
     for column, name in ((4, "hessian"), (5, "ggn")):
         assert abs(float(row(check, name)[0]) - table[1, column]) < 0.006
     assert float(row(check, "slope")[0]) < 1e-5
@@ -247,7 +276,10 @@ def test_train_deep_skinny_in_full(tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     assert output.count("numba_hinv, levenberg-marquardt") == 3 and output.count("SciPy, L-BFGS-B") == 3
     assert float(row(output, "numba_hinv, trust-region")[0]) > 0.0
-    check = run(["-c", f"""
+    check = run(
+        [
+            "-c",
+            f"""
 import sys
 sys.path.insert(0, {str(example.parent)!r})
 import numpy as np
@@ -258,7 +290,10 @@ for problem in example.problems():
     if example.torch:
         first.append(example.torch_method(p, "Adam")[0])
     print("start", np.ptp([row[1:] for row in first], axis=0).max())
-"""], tmp_path)
+""",
+        ],
+        tmp_path,
+    )
     # Two or three times the same loss and gradient, by other code.
     assert max(float(value) for value in re.findall(r"^start (\S+)$", check, re.M)) < 1e-12
 
@@ -272,7 +307,10 @@ def test_tune_l2(tmp_path):
     best = table[np.abs(table[:, 3]).argmin()]
     assert float(row(output, "least loss on others at a strength of")[0]) == pytest.approx(best[0], rel=0.2)
     assert best[1] == table[:, 1].min() and table[0, 3] < 0 < table[1, 3]
-    check = run(["-c", f"""
+    check = run(
+        [
+            "-c",
+            f"""
 import sys
 sys.path.insert(0, {str(example.parent)!r})
 import torch
@@ -283,7 +321,10 @@ problem.judge(problem.trained(logarithm.exp()))[0].backward()
 at = [problem.judge(problem.trained((logarithm.detach() + t).exp()))[0].item() for t in (1e-3, -1e-3)]
 difference = (at[0] - at[1]) / 2e-3
 print("slope", abs(difference - logarithm.grad.item()) / abs(difference))
-"""], tmp_path)
+""",
+        ],
+        tmp_path,
+    )
     # Central differences: the square of the step, times third derivatives over first ones.
     assert float(row(check, "slope")[0]) < 1e-4
 

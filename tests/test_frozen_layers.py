@@ -309,8 +309,11 @@ def test_from_torch():
         rows = [torch.cat([r.reshape(-1) for r in torch.autograd.grad(s, trained, retain_graph=True)]) for s in slopes]
         H = net.hessian(params, X.numpy(), y.numpy())
         assert near(H.todense(), torch.stack(rows).numpy(), 1e-11)
-        assert near(H.factorize(0.1).solve(H.gradient),
-                    np.linalg.solve(torch.stack(rows).numpy() + 0.1 * np.eye(params.size), H.gradient), 1e-9)
+        assert near(
+            H.factorize(0.1).solve(H.gradient),
+            np.linalg.solve(torch.stack(rows).numpy() + 0.1 * np.eye(params.size), H.gradient),
+            1e-9,
+        )
     module[7].bias.requires_grad_(True)
     with pytest.raises(ValueError, match="'7'.*weight.*frozen as a whole or not at all"):
         nh.from_torch(module, nn.MSELoss())

@@ -125,8 +125,10 @@ def test_scipy(tmp_path):
     losses = [float(loss) for loss in re.findall(r"^loss of \S+ (\S+)$", output, re.M)]
     # Minima of one net, not always the same one.
     assert len(losses) == 5 and max(losses) < 1.2 * min(losses)
-    steps = {name: (int(count), float(rest)) for name, count, rest in
-             re.findall(r"^(\w+) factors (\d+) steps (\S+)$", output, re.M)}
+    steps = {
+        name: (int(count), float(rest))
+        for name, count, rest in re.findall(r"^(\w+) factors (\d+) steps (\S+)$", output, re.M)
+    }
     # minres ends at rtol ||H|| ||x||, and b has a norm of 12.
     assert 5 * steps["with"][0] < steps["without"][0] and max(rest for _, rest in steps.values()) < 1e-3
     whole, last = map(float, re.search(r"^trace (\S+) of the last layer (\S+)$", output, re.M).groups())
@@ -147,6 +149,8 @@ def test_priors(tmp_path):
     assert "gradient below True residual below True" in output
     assert "log evidence grows True one a layer (3,)" in output and "weights and biases (3, 2)" in output
     assert "distance 0.1" in output
+
+
 def test_hypergradients(tmp_path):
     """Slopes are those of training again, and steps along them lead down."""
     output = run(["-c", script("hypergradients.md")], tmp_path)
@@ -188,7 +192,9 @@ def test_damping(tmp_path):
 def test_every_page_and_name_is_listed():
     """Each page in a table of contents, each public name in the interface."""
     docs = ROOT / "docs"
-    tables = re.findall(r"^```{toctree}\n(.*?)^```", "".join(p.read_text("utf-8") for p in docs.glob("*.md")), re.M | re.S)
+    tables = re.findall(
+        r"^```{toctree}\n(.*?)^```", "".join(p.read_text("utf-8") for p in docs.glob("*.md")), re.M | re.S
+    )
     listed = {line for table in tables for line in table.splitlines()} | {"index"}
     assert {page.stem for page in docs.glob("*.md")} <= listed
     names = set(re.findall(r"^   (\w+)$", (docs / "api.rst").read_text("utf-8"), re.M))

@@ -12,15 +12,22 @@ from problems import DATA, GOLDEN, golden
 import numba_hinv as nh
 from numba_hinv.runtime import memory_budget
 
-
 NETS = {
     "convolutions": [
-        nh.Conv1d(2, 3, 3, 9, stride=2, padding=1), nh.Conv1d(3, 3, 3, 5, padding=1, skip=True),
-        nh.Conv1d(3, 2, 2, 5, "sin", dilation=2, padding=1, bias=False), nh.Dense(10, 2, "identity"),
+        nh.Conv1d(2, 3, 3, 9, stride=2, padding=1),
+        nh.Conv1d(3, 3, 3, 5, padding=1, skip=True),
+        nh.Conv1d(3, 2, 2, 5, "sin", dilation=2, padding=1, bias=False),
+        nh.Dense(10, 2, "identity"),
     ],
     "mixed": [
-        nh.Dense(6, 12), nh.Conv1d(3, 3, 3, 4, padding=1, skip=True), nh.LayerNorm(12), nh.Dense(12, 12, skip=True),
-        nh.Gated(6), nh.Dense(6, 8), nh.RMSNorm(8), nh.Conv1d(2, 2, 2, 4, "softplus", stride=2),
+        nh.Dense(6, 12),
+        nh.Conv1d(3, 3, 3, 4, padding=1, skip=True),
+        nh.LayerNorm(12),
+        nh.Dense(12, 12, skip=True),
+        nh.Gated(6),
+        nh.Dense(6, 8),
+        nh.RMSNorm(8),
+        nh.Conv1d(2, 2, 2, 4, "softplus", stride=2),
         nh.Dense(4, 2, bias=False),
     ],
     "norm first": [nh.LayerNorm(5), nh.Dense(5, 3), nh.RMSNorm(3)],
@@ -115,8 +122,10 @@ def test_input_hessian_of_labels_and_sums():
     net, params, X, y = given.net, given.params, given.X, given.y
     found = net.input_hessian(params, X, y)
     # dense_truth has the Hessian of a net whose first weights are the inputs.
-    layers = ({"in_features": 1, "out_features": X.shape[1], "activation": "identity", "bias": False, "skip": False},
-              *given.layers)
+    layers = (
+        {"in_features": 1, "out_features": X.shape[1], "activation": "identity", "bias": False, "skip": False},
+        *given.layers,
+    )
     n = X.shape[1]
     for i in (0, len(X) - 1):
         start = np.concatenate([X[i], params])

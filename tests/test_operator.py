@@ -202,8 +202,16 @@ def test_what_is_wrong_with_an_operand(case, inverse):
     problem, H, F = case
     operator, name, P = (F, "b", problem.size) if inverse else (H, "v", problem.size)
     masked = np.ma.masked_array(np.ones(P), np.arange(P) == 2)
-    for apply in (operator.dot, operator.matvec, operator.__matmul__, operator.__mul__, operator.rmatvec,
-                  operator.__rmatmul__, operator.__rmul__, operator):
+    for apply in (
+        operator.dot,
+        operator.matvec,
+        operator.__matmul__,
+        operator.__mul__,
+        operator.rmatvec,
+        operator.__rmatmul__,
+        operator.__rmul__,
+        operator,
+    ):
         with pytest.raises(ValueError, match=f"^{name}: expected an array of numbers, got one with masked entries"):
             apply(masked)
         with pytest.raises(ValueError, match=rf"^{name}: expected shape \({P},\) or \(.*\), got \({P + 1},\)"):

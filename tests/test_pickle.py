@@ -89,10 +89,7 @@ def test_into_a_fresh_process():
     b = p.right_hand_side()
     F = p.hessian.factorize(damping=0.1)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        input=pickle.dumps((p.net, p.hessian, F, b)),
-        capture_output=True,
-        timeout=300,
+        [sys.executable, "-c", PROGRAM], input=pickle.dumps((p.net, p.hessian, F, b)), capture_output=True, timeout=300
     )
     assert done.returncode == 0, done.stderr.decode()
     product, x, slogdet, gradient, num_params = pickle.loads(done.stdout)

@@ -26,7 +26,7 @@ class Arrays:
         return cls.needs is None or importlib.util.find_spec(cls.needs) is not None
 
     def where(self):
-        """"cuda", or another device that the arrays are on."""
+        """ "cuda", or another device that the arrays are on."""
         return "cpu"
 
     def array(self, array):
@@ -238,9 +238,7 @@ class ArraySweep:
         start = einsum("k,ij->kij", 0 * v[:, 0], self.X)
         dZ, (inputs, pre) = self.arrays.scan(tangent, start, V, *layers)
         out, (dZ, dU) = tangent(dZ, V_last, *last, skip=False)
-        q, (product_last,) = adjoint(
-            einsum("iab,kib->kia", curvature, out), dZ, dU, V_last, *last, skip=False
-        )
+        q, (product_last,) = adjoint(einsum("iab,kib->kia", curvature, out), dZ, dU, V_last, *last, skip=False)
         _, (product,) = self.arrays.scan(adjoint, q, inputs, pre, V, *layers, reverse=True)
         return self.join(product, product_last)
 

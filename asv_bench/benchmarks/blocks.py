@@ -150,10 +150,12 @@ class Blocks:
         """The time over that of a copy of the arrays: the least of either, taken in turn."""
         arrays, times = self.chain.arrays, [[], []]
         for _ in range(9):
-            for k, job in enumerate((
-                lambda: nh.Hessian.from_blocks(terminal=self.chain.terminal, **arrays),
-                lambda: [array.copy() for array in arrays.values()],
-            )):
+            for k, job in enumerate(
+                (
+                    lambda: nh.Hessian.from_blocks(terminal=self.chain.terminal, **arrays),
+                    lambda: [array.copy() for array in arrays.values()],
+                )
+            ):
                 start = time.perf_counter()
                 job()
                 times[k].append(time.perf_counter() - start)

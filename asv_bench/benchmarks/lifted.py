@@ -1,4 +1,5 @@
-"""The lifted sparse system (docs/theory.md, section 1; A. Rahimi, arXiv:2601.06096), which a sparse direct solver can take.
+"""The lifted sparse system (docs/theory.md, section 1; A. Rahimi, arXiv:2601.06096), which a sparse direct solver can
+take.
 
 The unknowns are, per layer, the parameters x, the tangent z of the outputs and the adjoint mu of the outputs:
 
@@ -51,8 +52,7 @@ class _Assembly:
 
     def add_diagonal(self, rows, columns, values):
         """Entries of a diagonal block, which holds its mirror images itself."""
-        for collected, array in zip((self.rows, self.columns, self.values),
-                                    np.broadcast_arrays(rows, columns, values)):
+        for collected, array in zip((self.rows, self.columns, self.values), np.broadcast_arrays(rows, columns, values)):
             collected.append(array.ravel())
 
     def matrix(self):

@@ -102,12 +102,25 @@ class NumpyReference:
         for spec in layers:
             n, n_out = spec.in_features, spec.out_features
             d, stop = n + spec.bias, start + n_out * (n + spec.bias)
-            W = params[start:start + n * n_out].reshape(n_out, n)
-            c = params[start + n * n_out:stop] if spec.bias else 0.0
+            W = params[start : start + n * n_out].reshape(n_out, n)
+            c = params[start + n * n_out : stop] if spec.bias else 0.0
             Zt = np.hstack([Z, np.ones((len(Z), 1))]) if spec.bias else Z
             phi, S, second = ACTIVATIONS[spec.activation](Z @ W.T + c)
-            self.layers.append(SimpleNamespace(n=n, n_out=n_out, d=d, skip=spec.skip, bias=spec.bias, W=W, Z=Z, Zt=Zt,
-                                               S=S, D=second, where=slice(start, stop)))
+            self.layers.append(
+                SimpleNamespace(
+                    n=n,
+                    n_out=n_out,
+                    d=d,
+                    skip=spec.skip,
+                    bias=spec.bias,
+                    W=W,
+                    Z=Z,
+                    Zt=Zt,
+                    S=S,
+                    D=second,
+                    where=slice(start, stop),
+                )
+            )
             Z, start = (phi + Z if spec.skip else phi), stop
         self.num_params, self.batch, self.output = start, len(Z), Z
         self.value, dZ, self.loss_curvature = LOSSES[loss](Z, y)
@@ -128,7 +141,7 @@ class NumpyReference:
     @staticmethod
     def _write(vector, layer, matrix):
         flat, nw = vector[layer.where], layer.n * layer.n_out
-        flat[:nw] = matrix[:, :layer.n].ravel()
+        flat[:nw] = matrix[:, : layer.n].ravel()
         if layer.bias:
             flat[nw:] = matrix[:, layer.n]
 
@@ -144,9 +157,9 @@ class NumpyReference:
         for layer, (V, dZ, dU) in zip(reversed(self.layers), reversed(tangents)):
             nu = layer.S * q + layer.D * dU
             product = nu.T @ layer.Zt
-            product[:, :layer.n] += layer.lam.T @ dZ
+            product[:, : layer.n] += layer.lam.T @ dZ
             self._write(out, layer, product)
-            q = nu @ layer.W + layer.lam @ V[:, :layer.n] + (q if layer.skip else 0)
+            q = nu @ layer.W + layer.lam @ V[:, : layer.n] + (q if layer.skip else 0)
         return out
 
     def factorize(self, damping):
@@ -169,10 +182,10 @@ class NumpyReference:
         s = layer.S.ravel()
         P = P.reshape(N_out, N_out)
         V = s[:, None] * P * s
-        V.flat[::N_out + 1] += layer.D.ravel()
+        V.flat[:: N_out + 1] += layer.D.ravel()
         RV = (R @ V.reshape(B, n_out * N_out)).reshape(m, B, n_out)
         M = (R @ RV).reshape(m, m)
-        M.flat[::m + 1] += eps
+        M.flat[:: m + 1] += eps
         self._signed_cholesky(layer, M)
         if layer.reduced:
             self.num_negative += n_out * (d - r) * (eps < 0)
@@ -269,7 +282,7 @@ class NumpyReference:
             v = vu @ layer.W + (v if layer.skip else 0)
             v -= (layer.Y.T @ (y if layer.sigma is None else layer.sigma * y)).reshape(v.shape)
             if layer.reduced:
-                v -= layer.lam @ g2[:, :layer.n] / eps
+                v -= layer.lam @ g2[:, : layer.n] / eps
         dZ = np.zeros_like(first.Z)
         for layer in self.layers:
             y, g2 = kept.pop()
@@ -279,7 +292,7 @@ class NumpyReference:
             dW = w.reshape(-1, layer.n_out).T @ layer.Q.T
             if layer.reduced:
                 C = np.zeros_like(g2)
-                C[:, :layer.n] = layer.lam.T @ dZ
+                C[:, : layer.n] = layer.lam.T @ dZ
                 dW += (g2 - C + (C @ layer.Q) @ layer.Q.T) / eps
             self._write(x, layer, dW)
             dU = dZ @ layer.W.T + layer.Zt @ dW.T

@@ -75,7 +75,7 @@ class OutOfTime(Exception):
 
 class Peer:
     needs = None
-    estimated = ""    # what the estimate is of, if not of the solution
+    estimated = ""  # what the estimate is of, if not of the solution
 
     def __init__(self, problem, seconds=SECONDS):
         self.problem, self.seconds = problem, seconds
@@ -234,8 +234,13 @@ class Curvlinops(Peer):
         self.net = TorchNet(problem)
         module = self.net.module()
         parameters = list(module.parameters())
-        hessian = HessianLinearOperator(module, self.net.torch.nn.CrossEntropyLoss(), parameters,
-                                        [(self.net.X, self.net.y)], check_deterministic=False)
+        hessian = HessianLinearOperator(
+            module,
+            self.net.torch.nn.CrossEntropyLoss(),
+            parameters,
+            [(self.net.X, self.net.y)],
+            check_deterministic=False,
+        )
         identity = IdentityLinearOperator([tuple(each.shape) for each in parameters], hessian.device, hessian.dtype)
         self.shifted = hessian + problem.damping * identity
 
@@ -246,15 +251,25 @@ class Curvlinops(Peer):
         self.shifted @ self.net.b
         one = time.perf_counter() - started
         iterations = max(1, int(self.seconds / one) - 1)
-        inverse = CGInverseLinearOperator(self.shifted, max_iter=iterations, max_tridiag_iter=1, tolerance=RTOL,
-                                          stop_updating_after=RTOL, eps=0.0)
+        inverse = CGInverseLinearOperator(
+            self.shifted, max_iter=iterations, max_tridiag_iter=1, tolerance=RTOL, stop_updating_after=RTOL, eps=0.0
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return (inverse @ self.net.b).detach().numpy()
 
 
-PEERS = (Elimination, Pardiso, SuperLU, Dense, TorchHessian, Minres, ConjugateGradients, TorchConjugateGradients,
-         Curvlinops)
+PEERS = (
+    Elimination,
+    Pardiso,
+    SuperLU,
+    Dense,
+    TorchHessian,
+    Minres,
+    ConjugateGradients,
+    TorchConjugateGradients,
+    Curvlinops,
+)
 
 
 class Peers:
@@ -270,7 +285,7 @@ class Peers:
         for peer in PEERS:
             if peer.__name__ == name:
                 if not peer.installed():
-                    raise NotImplementedError(f"{peer.needs} is not installed")    # asv skips it
+                    raise NotImplementedError(f"{peer.needs} is not installed")  # asv skips it
                 self.solve = peer(self.problem).solve
         self.solve()
 

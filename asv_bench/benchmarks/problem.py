@@ -47,8 +47,10 @@ class Problem:
     def __init__(self, row):
         self.damping = row.damping
         rng = np.random.default_rng(0)
-        self.layers = [*[nh.Dense(row.width, row.width, "tanh", skip=row.skip) for _ in range(row.depth - 1)],
-                       nh.Dense(row.width, CLASSES, "identity")]
+        self.layers = [
+            *[nh.Dense(row.width, row.width, "tanh", skip=row.skip) for _ in range(row.depth - 1)],
+            nh.Dense(row.width, CLASSES, "identity"),
+        ]
         self.net = nh.Network(self.layers, loss=LOSS)
         self.params = self.net.init(seed=0)
         self.X = rng.standard_normal((row.batch, row.width))

@@ -14,11 +14,11 @@ class Stages:
 
     def setup(self, width, batch, layers):
         if 7 / 3 * (width * batch) ** 3 * layers > MOST_FLOPS:
-            raise NotImplementedError("too large for the grid")    # asv skips it
+            raise NotImplementedError("too large for the grid")  # asv skips it
         self.problem = Problem(Row(width, batch, layers, skip=True))
         self.H = self.problem.hessian()
         self.F = self.H.factorize(self.problem.damping)
-        self.F.solve(self.problem.b)    # compiles, and makes whatever is made once per factorization
+        self.F.solve(self.problem.b)  # compiles, and makes whatever is made once per factorization
 
 
 class Time(Stages):
@@ -63,7 +63,7 @@ class Memory(Stages):
 def peak_bytes(function):
     tracemalloc.start()
     try:
-        result = function()    # held until the peak is read
+        result = function()  # held until the peak is read
         return tracemalloc.get_traced_memory()[1]
     finally:
         del result

@@ -17,8 +17,9 @@ class TorchNet:
         self.torch, self.layers, self.damping = torch, problem.layers, problem.damping
         self.X, self.y = torch.from_numpy(problem.X), torch.from_numpy(problem.y)
         self.params, self.b = torch.from_numpy(problem.params), torch.from_numpy(problem.b)
-        self.shapes = [shape for layer in self.layers
-                       for shape in ((layer.out_features, layer.in_features), (layer.out_features,))]
+        self.shapes = [
+            shape for layer in self.layers for shape in ((layer.out_features, layer.in_features), (layer.out_features,))
+        ]
         self.sizes = [int(np.prod(shape)) for shape in self.shapes]
 
     def split(self, flat):

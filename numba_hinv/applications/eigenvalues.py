@@ -343,7 +343,8 @@ def _counted(H, name, bound):
             bound *= 2.0
             if np.isinf(bound):
                 raise np.linalg.LinAlgError(
-                    f"{name}: expected a finite number, since none can be found beyond H's eigenvalues: ||H|| is {H.norm():.1e}"
+                    f"{name}: expected a finite number, since none can be found beyond H's eigenvalues: ||H|| is "
+                    f"{H.norm():.1e}"
                 )
             if H.count_below(bound) == none:
                 return float(bound), none

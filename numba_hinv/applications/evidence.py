@@ -102,8 +102,9 @@ class _Run:
         """`Laplace` with the prior that an L2 term stands for, given the noise variance."""
         scale = self.scale / (2.0 * noise if self.has_noise else 1.0)
         noise = noise if self.has_noise else None
-        return Laplace(self.net, params, **self.data, prior_precision=l2 * scale, curvature=self.curvature,
-                       noise_variance=noise)
+        return Laplace(
+            self.net, params, **self.data, prior_precision=l2 * scale, curvature=self.curvature, noise_variance=noise
+        )
 
     def measure(self, params):
         """Find out what weights and posteriors are scaled by."""

@@ -82,8 +82,8 @@ def hypergradient(
     -------
     Hypergradient
         Its gradient has the form of ``l2`` for "l2": a float, (L,), (L, 2) where some layer has a pair, or (P,). It is
-        (B,) for "sample_weight", (B, n) for "X", and has the shape of y for "y"; for a callable that of what it returns.
-        All in float64.
+        (B,) for "sample_weight", (B, n) for "X", and has the shape of y for "y"; for a callable that of what it
+        returns. All in float64.
 
     Raises
     ------
@@ -169,8 +169,10 @@ def _warn_of_distance(data, step):
     if length > _FAR * max(size, np.finfo(float).tiny):
         warnings.warn(
             "params: expected a minimum of the training loss, got a gradient of norm "
-            f"{np.linalg.norm(data.gradient):.1e}, from which a Newton step leads as far as {length:.1e} (||params|| is "
-            f"{size:.1e}); hypergradients are wrong by about as much, relatively. Train to a smaller gradient, with the "
+            f"{np.linalg.norm(data.gradient):.1e}, from which a Newton step leads as far as {length:.1e} "
+            f"(||params|| is "
+            f"{size:.1e}); hypergradients are wrong by about as much, relatively. Train to a smaller gradient, "
+            f"with the "
             "same l2 and sample_weight",
             LinAlgWarning,
             stacklevel=3,

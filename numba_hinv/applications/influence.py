@@ -58,7 +58,9 @@ class Influence:
             outputs, r, C = self._data.terminals()
             slopes = self._data.own_slopes(outputs)
             C = C if self._leverage else np.zeros_like(C)
-            for chosen, members, removal in _removals(self.factorization, self._data, self._groups, r, C, self._num_threads):
+            for chosen, members, removal in _removals(
+                self.factorization, self._data, self._groups, r, C, self._num_threads
+            ):
                 own[chosen] = np.einsum("gkn,gkn->g", slopes[members], removal.change())
             self._self_influence = own
         return self._self_influence

@@ -18,8 +18,8 @@ from scipy.linalg import LinAlgWarning
 
 from ..certainty import covariance
 from ..certainty.inertia import best_count
-from ..factors import spectrum
 from ..factorization import Factorization
+from ..factors import spectrum
 from ..layers.samples import Samples
 from ..layers.targets import as_weights
 from ..network import Network
@@ -275,9 +275,9 @@ class Laplace:
         -----
         Where the Hessian has negative eigenvalues, the evidence goes to infinity as the precision becomes singular;
         that is no maximum and is not returned. The mode moves with the prior: train again with the precision found, and
-        fit again, until it stays. Costs a factorization and a diagonal for each of about ten values; or, where H is factored
-        as one dense matrix, its eigenvalues once, which say the number for every value. By layer, L-BFGS in the
-        logarithms, with exact slopes: a factorization and a diagonal for each of a few dozen steps.
+        fit again, until it stays. Costs a factorization and a diagonal for each of about ten values; or, where H is
+        factored as one dense matrix, its eigenvalues once, which say the number for every value. By layer, L-BFGS in
+        the logarithms, with exact slopes: a factorization and a diagonal for each of a few dozen steps.
         """
         if as_flag("noise", noise) and self.noise_variance is None:
             raise ValueError(f"noise: expected False with the loss {self.network.loss_name}, which has no noise")
@@ -427,8 +427,9 @@ class Laplace:
 
         Notes
         -----
-        One solve for every output of every sample, several at a time, unrefined where that costs no more than ten digits;
-        or, of many samples and one dense matrix, what the inverse's square root costs, P^3 flops, and a pass of P tangents.
+        One solve for every output of every sample, several at a time, unrefined where that costs no more than ten
+        digits; or, of many samples and one dense matrix, what the inverse's square root costs, P^3 flops, and a pass of
+        P tangents.
         """
         net, params = self.network, self.hessian.system.params
         X = net.model.check_X(X, np.float64)

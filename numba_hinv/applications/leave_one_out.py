@@ -99,8 +99,14 @@ class LeaveOneOut:
         points = ax.scatter(self.fitted_losses, self.losses, **{"c": self.leverage, "s": 18, **kwargs})
         ax.figure.colorbar(points, ax=ax, label="leverage")
         bad = ~self.reliable
-        ax.scatter(self.fitted_losses[bad], self.losses[bad], s=60, facecolors="none", edgecolors="tab:red",
-                   label=f"not reliable ({bad.sum()})")
+        ax.scatter(
+            self.fitted_losses[bad],
+            self.losses[bad],
+            s=60,
+            facecolors="none",
+            edgecolors="tab:red",
+            label=f"not reliable ({bad.sum()})",
+        )
         ax.set(xlabel="loss of the sample, trained with it", ylabel="trained without it")
         if bad.any():
             ax.legend()
@@ -207,7 +213,8 @@ def leave_one_out(
     data = TrainingSet(net, params, X, y, curvature, l2, batch_size, keep_bytes, method)
     if data.model.loss.counts_differ:
         raise ValueError(
-            f"net: expected a loss whose samples all count alike in the mean, got {net.loss_definition!r}; take reduction='sum' and "
+            f"net: expected a loss whose samples all count alike in the mean, got {net.loss_definition!r}; take "
+            f"reduction='sum' and "
             "an l2 as many times as large as what the mean divides by"
         )
     B, n = data.num_samples, net.layers[-1].out_features
@@ -281,7 +288,8 @@ def _warn(groups, leverage, is_reliable, is_refitted):
     worst = bad[np.argsort(-leverage[bad], kind="stable")][:_NAMED]
     names = ", ".join(f"{i} ({leverage[i]:.2f})" for i in worst) + (", ..." if bad.size > _NAMED else "")
     way_out = (
-        "training again without them did not end in a minimum" if is_refitted
+        "training again without them did not end in a minimum"
+        if is_refitted
         else "refit=True trains again without them, refit='trust-region' takes a few exact steps"
     )
     warnings.warn(

@@ -10,7 +10,8 @@ from ..network import Network
 from ..runtime import frames, tensors
 from ..runtime.progress import bar
 from ..runtime.validation import as_array, as_flag, as_real, as_size
-from . import auto_steps, geodesic, saddle, warmup as lbfgs_warmup
+from . import auto_steps, geodesic, saddle
+from . import warmup as lbfgs_warmup
 from .step_rules import LevenbergMarquardt, SaddleFree, TrustRegion
 
 # A step is taken where the loss falls by at least this share of what the model promised.
@@ -91,8 +92,8 @@ def minimize(
         Show a progress bar, for which tqdm must be installed.
     warmup : "auto", "l-bfgs" or None
         How to come near a minimum before the first exact step: "l-bfgs" is SciPy's, until the loss falls by less than
-        1 per cent in 20 iterations, or 1,000 of them. "auto" is that where no radius or damping is given and all samples
-        are taken at a time, else None.
+        1 per cent in 20 iterations, or 1,000 of them. "auto" is that where no radius or damping is given and all
+        samples are taken at a time, else None.
     sample_weight : (B,) array, optional
         As for `Network.gradient`. With ``batch_size`` every step's loss is the weighted mean of its own samples, and
         those of weight 0 are left out.
@@ -364,8 +365,18 @@ class _Run:
         self.num_factorizations += count
         if there is None:
             return 9
-        self.rows.append((H.loss, np.linalg.norm(H.gradient), True, time.perf_counter() - self.began,
-                          count + 1, self.negative, self.rule.scale_name, self.rule.scale))
+        self.rows.append(
+            (
+                H.loss,
+                np.linalg.norm(H.gradient),
+                True,
+                time.perf_counter() - self.began,
+                count + 1,
+                self.negative,
+                self.rule.scale_name,
+                self.rule.scale,
+            )
+        )
         self.nit, self.params, self.H, self.negative = self.nit + 1, trial, there, None
         if self.batches.size is None:
             self.fun, self.jac = there.loss, there.gradient
@@ -412,8 +423,18 @@ class _Run:
             if blind and not taken and self.batches.size is None:
                 status = 2
             rule.judge(1.0 if blind and taken else gain if taken else min(gain, 0.0))
-        self.rows.append((H.loss, size, taken, time.perf_counter() - self.began,
-                          rule.num_factorizations, negative, rule.scale_name, scale))
+        self.rows.append(
+            (
+                H.loss,
+                size,
+                taken,
+                time.perf_counter() - self.began,
+                rule.num_factorizations,
+                negative,
+                rule.scale_name,
+                scale,
+            )
+        )
         self.nit += 1
         # It was counted at a point that is left.
         self.negative = None if taken else self.negative

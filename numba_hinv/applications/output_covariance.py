@@ -94,8 +94,11 @@ def _by_tangents(F, model, params, read, members, root, num_threads):
 def _by_solves(F, model, params, read, members, num_threads):
     P, n, (count, k) = params.size, model.layers[-1].out_features, members.shape
     size = max(1, min(count, _BLOCK // (P * k * n)))
-    memory_budget.require(32 * size * k * n * P, f"the Jacobians of {size * k} samples with {n} outputs",
-                          "free memory: it is for one group at least")
+    memory_budget.require(
+        32 * size * k * n * P,
+        f"the Jacobians of {size * k} samples with {n} outputs",
+        "free memory: it is for one group at least",
+    )
     refine = not F.solver.contraction() <= ACCURATE
     found = np.empty((count, k * n, k * n))
     for start in range(0, count, size):

@@ -60,7 +60,9 @@ def nearest(hessian, shift, k, known=None, check=threads.no_check):
     if known is None and basis_size(k, size) == size:
         return densely(hessian, shift, k)
     memory_budget.require(
-        8 * size * (basis_size(k, size) + 4 * k), f"the basis for k = {k} eigenvectors of {size} parameters", "take a smaller k"
+        8 * size * (basis_size(k, size) + 4 * k),
+        f"the basis for k = {k} eigenvectors of {size} parameters",
+        "take a smaller k",
     )
     for distance in _BESIDE:
         at = shift + distance * (hessian.norm() + abs(shift) or 1.0)

@@ -1,8 +1,8 @@
 """Rules of `minimize`: how a step is made, and how the next radius or damping follows from what the step gained.
 
 A rule has ``curvature``, the matrix that it wants; ``scale_name`` and ``scale``, its radius or damping; ``propose(H)``,
-which gives a step, the decrease that the quadratic model promises and the negative eigenvalues of H (NaN where unknown),
-and sets ``num_factorizations``; and ``judge(gain)``, the decrease of the loss in units of what was promised.
+which gives a step, the decrease that the quadratic model promises and the negative eigenvalues of H (NaN where
+unknown), and sets ``num_factorizations``; and ``judge(gain)``, the decrease of the loss in units of what was promised.
 """
 
 import numpy as np

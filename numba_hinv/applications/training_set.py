@@ -39,7 +39,9 @@ class TrainingSet:
         What the sum of the samples' losses, with their weights, is divided by.
     """
 
-    def __init__(self, net, params, X, y, curvature, l2, batch_size=None, keep_bytes=None, method="auto", sample_weight=None):
+    def __init__(
+        self, net, params, X, y, curvature, l2, batch_size=None, keep_bytes=None, method="auto", sample_weight=None
+    ):
         if not isinstance(net, Network):
             raise TypeError(f"net: expected a Network, got {type(net).__name__}")
         if y is None:
@@ -90,7 +92,9 @@ class TrainingSet:
         for _, targets in self.samples:
             for i in range(len(targets)):
                 one = targets[i : i + 1].each_once()
-                found[first + i] = self.model.loss_at(outputs[first + i : first + i + 1], one, None, self.model.num_terms)[0]
+                found[first + i] = self.model.loss_at(
+                    outputs[first + i : first + i + 1], one, None, self.model.num_terms
+                )[0]
             first += len(targets)
         return found
 

@@ -1,4 +1,6 @@
-"""The start of training by L-BFGS, which is cheap as long as the loss falls fast: `minimize` takes over where it slows."""
+"""The start of training by L-BFGS, which is cheap as long as the loss falls fast: `minimize` takes over where it
+slows.
+"""
 
 import numpy as np
 from scipy import optimize
@@ -31,8 +33,8 @@ def lbfgs(loss_and_gradient, params, is_enough, tick):
     Notes
     -----
     L-BFGS-B of SciPy. Training 64-16-16-10 and 64-8x10-10 on the 1,797 digits with l2 of 1e-3 and 1e-4 took a half to a
-    third of the time that exact steps alone took; limits of 10 to 0.1 per cent made less of a difference than the minima
-    that were found.
+    third of the time that exact steps alone took; limits of 10 to 0.1 per cent made less of a difference than the
+    minima that were found.
     """
     best, losses, evaluations = [params], [], [0]
 

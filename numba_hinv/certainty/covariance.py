@@ -136,7 +136,9 @@ def sample(solver, rng, count, dtype, num_threads, progress):
             f"eigenvalues and {P - negative} positive ones with damping={matrix.damping:g}; a larger damping, or the "
             "Gauss-Newton matrix (curvature='ggn') of a loss that is convex in the outputs, has none"
         )
-    memory_budget.require(16 * count * P, f"n: {count} samples of P = {P} parameters", "draw fewer at a time, with one generator")
+    memory_budget.require(
+        16 * count * P, f"n: {count} samples of P = {P} parameters", "draw fewer at a time, with one generator"
+    )
     error = 0.0
     if count and correction is None:
         error = solver.contraction()

@@ -108,7 +108,8 @@ class Solver:
         if self._is_lifted is None:
             factors, matrix = self.factors, self.matrix
             self._is_lifted = bool(
-                factors.lifts and not factors.num_perturbed
+                factors.lifts
+                and not factors.num_perturbed
                 and factors.has_pivots_below(_HIDDEN[matrix.dtype] * matrix.norm)
             )
             if self._is_lifted:

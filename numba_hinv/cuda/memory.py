@@ -39,7 +39,8 @@ class DeviceMemory:
         free = numba.cuda.current_context().get_memory_info().free
         if num_bytes > free:
             raise MemoryError(
-                f"{purpose} would need {num_bytes:,} bytes ({num_bytes / 2**30:.2f} GiB) on the GPU, {free:,} are free; "
+                f"{purpose} would need {num_bytes:,} bytes ({num_bytes / 2**30:.2f} GiB) on the GPU, {free:,} are "
+                f"free; "
                 f"{way_out}"
             )
 

@@ -55,7 +55,9 @@ class DeviceSubstitution:
                 )
 
     def runs(self, back, table, runs, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
-        """The sweep ``back`` or forth over the layers of all runs; ``seams`` as the kernel has it, where there are any."""
+        """The sweep ``back`` or forth over the layers of all runs; ``seams`` as the kernel has it, where there are
+        any.
+        """
         memory = self.memory
         Y_mu = memory.empty(1, b.dtype) if Y_mu is None else Y_mu
         seams = memory.empty((b.shape[0], 1), b.dtype) if seams is None else seams

@@ -109,10 +109,14 @@ def _eliminate_in_segments(eliminations, plan, arrays, levels, tick):
 
     return [
         SegmentArrays(
-            _row(on, arrays, t), on.memory.row(Y_mu, t),
-            Arrays(*[part(name, array, t) for name, array in seam_arrays._asdict().items()]), Dx, Dz,
+            _row(on, arrays, t),
+            on.memory.row(Y_mu, t),
+            Arrays(*[part(name, array, t) for name, array in seam_arrays._asdict().items()]),
+            Dx,
+            Dz,
         )
-        if found[t][0] == OK and seam_found[t][0] == OK else None
+        if found[t][0] == OK and seam_found[t][0] == OK
+        else None
         for t in range(count)
     ]
 

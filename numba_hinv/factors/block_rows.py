@@ -15,8 +15,9 @@ from ..kernels.dense.signed_cholesky import pack_size, signed_cholesky, work_siz
 from ..kernels.plumbing.status import OK
 from ..runtime import threads
 
-# Rows of a block row, a multiple of `kernels.STRIP`. GF/s on one core with 96 / 192 / 240, definite matrices in float64,
-# P = 500: 34 / 38 / 38, 1,200: 40 / 42 / 42, 3,000: 41 / 45 / 44; AVX-512, where LAPACK's potrf had 32, 32, 41.
+# Rows of a block row, a multiple of `kernels.STRIP`. GF/s on one core with 96 / 192 / 240, definite matrices in
+# float64, P = 500: 34 / 38 / 38, 1,200: 40 / 42 / 42, 3,000: 41 / 45 / 44; AVX-512, where LAPACK's potrf had 32, 32,
+# 41.
 ROWS = 240
 # Strips of a job, some tenths of a millisecond.
 _STRIPS = 5
@@ -217,8 +218,17 @@ class _Making:
         last = min(first + _STRIPS, -(-(found.size - found.bounds(k)[1]) // kernels.STRIP))
         work = self.free.pop()
         largest = kernels.solve_columns(
-            found.arrays["rows"], found.size, found.rows, k, first, last, self._num_positive(k), *found.block(k),
-            self.packed, self.sums, work,
+            found.arrays["rows"],
+            found.size,
+            found.rows,
+            k,
+            first,
+            last,
+            self._num_positive(k),
+            *found.block(k),
+            self.packed,
+            self.sums,
+            work,
         )
         self.free.append(work)
         self.largest.append(largest)

@@ -22,18 +22,18 @@ METHODS = ("auto", "layers", "dense")
 # factorizations (P = 300: 16, 500: 28, 1,200: 17, 3,000: 21, one thread each); then solves cost the same, and diagonals
 # of the inverse next to nothing.
 SPECTRUM = 24
-# What a flop of the elimination costs where pivots have m rows, in flops of a large dense factorization: so much at least,
-# and the second number over the square root of m (m = 20: 5, 72: 3, 272: 1.4; `asv_bench/routes.py`). A dense
+# What a flop of the elimination costs where pivots have m rows, in flops of a large dense factorization: so much at
+# least, and the second number over the square root of m (m = 20: 5, 72: 3, 272: 1.4; `asv_bench/routes.py`). A dense
 # matrix of so many rows takes twice the time of its flops. And how many flops by layers are so few, a fraction of a
 # millisecond, that there is nothing to gain.
 _LAYER_FLOP, _NARROW, _SMALL, _FEW = 1.1, 24.0, 700.0, 1.5e6
 
 
 def chosen(system, dtype, method="auto", checkpoint=False, count=1):
-    """"layers", "dense" or "spectrum": what a method comes to for so many dampings, before anything is allocated.
+    """ "layers", "dense" or "spectrum": what a method comes to for so many dampings, before anything is allocated.
 
-    With "auto" the way with fewer flops at measured rates, P^3/3 and what forming H takes for the dense one; the other one
-    where memory is there for that alone. Layers on a GPU, and with checkpoints.
+    With "auto" the way with fewer flops at measured rates, P^3/3 and what forming H takes for the dense one; the other
+    one where memory is there for that alone. Layers on a GPU, and with checkpoints.
     """
     if not system.has_layers:
         method = "dense"
@@ -110,9 +110,7 @@ def _dense_bytes(system):
     return 0 if system.has_dense else 8 * system.num_params**2
 
 
-def require(
-    system, dtype, method="layers", checkpoint=False, scales=(), num_kept=1, num_working=1, num_segments=None
-):
+def require(system, dtype, method="layers", checkpoint=False, scales=(), num_kept=1, num_working=1, num_segments=None):
     """``MemoryError`` where they would not fit; the message says what would need less."""
     sizes, count = system.sizes, "a factorization" if num_kept == 1 else f"{num_kept} factorizations"
     purpose = (

@@ -14,8 +14,8 @@ from .interface import LESS_OF_INVERSE
 from .one_matrix import OneMatrix
 
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
-# How much R may grow, in units of the norm of the matrix: beyond the first, what these factors say is confirmed, or left
-# to the fallback; beyond the second, refinement would hardly contract, and there are none. Nets on digits with
+# How much R may grow, in units of the norm of the matrix: beyond the first, what these factors say is confirmed, or
+# left to the fallback; beyond the second, refinement would hardly contract, and there are none. Nets on digits with
 # indefinite Hessians, P = 760 to 1,482, at dampings of either sign from 1e-6 to 0.3 ||H||, had growths of 0.02 to 102.
 _CERTAIN = {_DOUBLE: 1e3, _SINGLE: 1e2}
 _MOST = {_DOUBLE: 1e9, _SINGLE: 1e4}

@@ -84,7 +84,15 @@ class Elimination(NamedTuple):
         start, table = stretch.start, stretch.table(self.matrix.table)
         for first, last, level in self.runs(start, stretch.stop):
             code, layer = system.on.elimination.eliminate(
-                table, first - start, last - start, params, lin, space, self.shift, self.pivoting_at(level), factors,
+                table,
+                first - start,
+                last - start,
+                params,
+                lin,
+                space,
+                self.shift,
+                self.pivoting_at(level),
+                factors,
                 work,
             )
             if code != status.OK:

@@ -122,4 +122,3 @@ class Lapack(OneMatrix):
         header = {"method": self.method, "shift": self.shift, "num_pivots": self.pivots.size}
         # Arrays of files are in C order.
         return header, {"factors_array": self.array.T, "factors_pivots": self.pivots}
-

@@ -8,9 +8,9 @@ from ..kernels.sweeps.eliminate import Pivoting, scale_bounds
 
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
 # Static pivoting, in units of ||H||: a scale relative to the pivot's own front would cascade (docs/theory.md, section
-# 9). Pivots below PERTURBATION become +- as much. Pivots below _ENLARGED that would take more than _GROWTH from the next
-# front are enlarged, since its rounding would drown the small eigenvalues; larger ones come after a perturbed pivot,
-# are right, and must cancel. Of 1,754 shifts at or near eigenvalues of trailing blocks, these left none above a
+# 9). Pivots below PERTURBATION become +- as much. Pivots below _ENLARGED that would take more than _GROWTH from the
+# next front are enlarged, since its rounding would drown the small eigenvalues; larger ones come after a perturbed
+# pivot, are right, and must cancel. Of 1,754 shifts at or near eigenvalues of trailing blocks, these left none above a
 # backward error of 1e-15, with 9 Krylov steps at most, and no inertia wrong. Without _GROWTH there were 27 steps, and
 # one inertia that was wrong but flagged.
 PERTURBATION = {_DOUBLE: 1e-10, _SINGLE: 1e-6}

@@ -125,7 +125,13 @@ def _seam_chain(states, copies):
         return np.append(np.tile(values, copies), last)
 
     chain = Chain(
-        none + BLOCKS, repeated(n_in, 0), repeated(c, 1), repeated(2 * c, 0), none, none, none,
+        none + BLOCKS,
+        repeated(n_in, 0),
+        repeated(c, 1),
+        repeated(2 * c, 0),
+        none,
+        none,
+        none,
         *[none + value for value in ONE_POSITION],
     )
     return layer_table(chain, 1)
@@ -151,8 +157,15 @@ def segmentation_of(table, num_samples, bounds, segments):
     seams, sizes = _seam_chain(tuple(c.tolist()), 1)
     alone, loaded = (np.add.reduceat(costs, bounds[:-1])[:-1] for costs in _costs(table, num_samples, segments))
     return Segmentation(
-        tuple(bounds), records, int(each.sum()), int((carried * states).max()), int(c.max()) ** 2,
-        int((carried * table["m"]).max()), np.append(loaded / alone, 1.0), seams, sizes,
+        tuple(bounds),
+        records,
+        int(each.sum()),
+        int((carried * states).max()),
+        int(c.max()) ** 2,
+        int((carried * table["m"]).max()),
+        np.append(loaded / alone, 1.0),
+        seams,
+        sizes,
     )
 
 

@@ -117,8 +117,19 @@ class Segments(ChainFactors):
         runs = whole(plan.seams[:-1], 0, plan.count - 1)
         for back in (True, False):
             on.substitution.runs(
-                back, plan.seams, runs, params, short, RowSpace(nothing, nothing), kept.seams, None, 0.0,
-                on.memory.as_vectors(right), on.memory.as_vectors(found), None, seam_work,
+                back,
+                plan.seams,
+                runs,
+                params,
+                short,
+                RowSpace(nothing, nothing),
+                kept.seams,
+                None,
+                0.0,
+                on.memory.as_vectors(right),
+                on.memory.as_vectors(found),
+                None,
+                seam_work,
             )
         for runs in self._runs(k, False):
             check()

@@ -43,7 +43,8 @@ def decomposition(system):
 
 
 def eigenvalues(system):
-    """Those of a system's dense H, ascending: of its `decomposition` if there is one, else by themselves, computed once.
+    """Those of a system's dense H, ascending: of its `decomposition` if there is one, else by themselves, computed
+    once.
 
     Eigenvectors would cost several times as much. ``MemoryError`` where the scratch would not fit.
     """

@@ -85,9 +85,7 @@ def from_sklearn(model, X=None, y=None, sample_weight=None):
     # Regressors of older versions have a loss of one kind and no name for it that can be set.
     loss = _lookup("loss and output activation", _LOSSES, (model.loss, model.out_activation_))
     last = len(model.coefs_) - 1
-    layers = [
-        Dense(*weight.shape, "identity" if l == last else activation) for l, weight in enumerate(model.coefs_)
-    ]
+    layers = [Dense(*weight.shape, "identity" if l == last else activation) for l, weight in enumerate(model.coefs_)]
     network = Network(layers, loss)
     params = np.concatenate(
         [part.ravel() for weight, bias in zip(model.coefs_, model.intercepts_) for part in (weight.T, bias)]

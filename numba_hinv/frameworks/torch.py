@@ -15,7 +15,8 @@ def from_torch(module, loss, input_shape=None):
         An ``nn.CrossEntropyLoss`` (class weights, label smoothing and ignore_index are kept, the last with PyTorch's
         default of -100), ``nn.BCEWithLogitsLoss`` (pos_weight is kept), ``nn.MSELoss``, ``nn.HuberLoss``,
         ``nn.SmoothL1Loss``, ``nn.L1Loss`` or ``nn.PoissonNLLLoss``, with a reduction of "mean" or "sum".
-        Functions of these in ``torch.nn.functional`` are taken, too, as they are or in a `functools.partial` with options.
+        Functions of these in ``torch.nn.functional`` are taken, too, as they are or in a `functools.partial` with
+        options.
     input_shape : int or tuple of int, optional
         Of one sample, without the batch. Needed unless a Linear or a norm comes first, which tells it.
 
@@ -59,8 +60,8 @@ def from_torch(module, loss, input_shape=None):
     shows what became of everything. Buffers are constants. Converting takes a few passes alone.
 
     The fused kernels of attention have no second derivative. While the module is called or differentiated, attention is
-    computed by its formula (``sdpa_kernel(SDPBackend.MATH)``, and no fast path of nn.MultiheadAttention); these settings
-    are those of the whole process, and are put back. docs/pytorch.md has more, tensors and autograd included.
+    computed by its formula (``sdpa_kernel(SDPBackend.MATH)``, and no fast path of nn.MultiheadAttention); these
+    settings are those of the whole process, and are put back. docs/pytorch.md has more, tensors and autograd included.
 
     Examples
     --------

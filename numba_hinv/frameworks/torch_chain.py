@@ -142,8 +142,11 @@ def _is_count(node):
     """Whether a node is the number of samples: ``x.size(0)`` or ``x.shape[0]``."""
     if node.op == "call_method" and node.target == "size":
         return node.args[1:] == (0,) and not node.kwargs
-    return node.op == "call_function" and node.target is operator.getitem and node.args[1:] == (0,) and (
-        isinstance(node.args[0], fx.Node) and _is_shape(node.args[0])
+    return (
+        node.op == "call_function"
+        and node.target is operator.getitem
+        and node.args[1:] == (0,)
+        and (isinstance(node.args[0], fx.Node) and _is_shape(node.args[0]))
     )
 
 

@@ -1,6 +1,5 @@
 """From a PyTorch module to a `Network`: one pass over the modules in the order in which they are applied."""
 
-
 import numpy as np
 import torch
 from torch import nn
@@ -62,7 +61,8 @@ def _input_shape(module):
 class Conversion:
     """The layers so far, the parameters in them, and the shape of a sample's state behind them.
 
-    turned : (positions, features) where the state lies in memory feature by feature, as convolutions leave it, while the
+    turned : (positions, features) where the state lies in memory feature by feature, as convolutions leave it, while
+    the
         module has the features of a position side by side; otherwise None.
     """
 
@@ -116,7 +116,9 @@ class Conversion:
     def turn_back(self):
         """Have the state lie as the module has it."""
         if self.turned is not None:
-            self._append_external("", nn.Identity(), TorchFunction(nn.Identity(), self.shape, self.turned, "Transposition"))
+            self._append_external(
+                "", nn.Identity(), TorchFunction(nn.Identity(), self.shape, self.turned, "Transposition")
+            )
 
     def _activate(self, activation):
         """Give the last layer an activation, or add a layer that is one where that takes none or has one."""
@@ -218,8 +220,10 @@ class Conversion:
                 self._refuse(name, module, f"{place} has dtype {parameter.dtype}; expected float32 or float64")
             if not parameter.requires_grad and any(other.requires_grad for other in module.parameters()):
                 self._refuse(
-                    name, module, f"{place} is frozen (requires_grad=False) and others of the layer are not; a layer "
-                    "is frozen as a whole or not at all"
+                    name,
+                    module,
+                    f"{place} is frozen (requires_grad=False) and others of the layer are not; a layer "
+                    "is frozen as a whole or not at all",
                 )
             if id(parameter) in self._present:
                 self._refuse(name, module, f"{place} belongs to a layer before it as well")

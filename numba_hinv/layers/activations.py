@@ -120,8 +120,10 @@ def try_activation(function):
             evidence[k].add(
                 judged[k],
                 wrong[k],
-                lambda: f"{found[k + 1]:.6g} for the {orders[k + 1]} at u = {u:.6g}, where differences of the "
-                f"{orders[k]} give {slopes[k]:.6g}",
+                lambda: (
+                    f"{found[k + 1]:.6g} for the {orders[k + 1]} at u = {u:.6g}, where differences of the "
+                    f"{orders[k]} give {slopes[k]:.6g}"
+                ),
             )
     for k in range(2):
         if evidence[k].refutes:

@@ -121,8 +121,13 @@ def pack(blocks, terminal, arrays=None):
         _symmetrise("terminal", terminal[None], n_out[-1:], dtype, last)
     nothing = np.empty(0)
     lin = Linearisation(
-        Z=np.zeros(sizes.z), S=nothing, D=nothing, lam=nothing, **packed,
-        output=np.zeros((1, shape[0])), curvature=last.reshape(1, *shape),
+        Z=np.zeros(sizes.z),
+        S=nothing,
+        D=nothing,
+        lam=nothing,
+        **packed,
+        output=np.zeros((1, shape[0])),
+        curvature=last.reshape(1, *shape),
     )
     return layout, lin, dtype
 

@@ -60,8 +60,8 @@ class Conv1d(window.Line, _Convolution):
     """1-d convolution: ``output = activation(W * input + c)``, plus ``input`` with a skip. Immutable.
 
     ``W * input`` is the cross-correlation that torch calls a convolution: element (a, t) is the sum over channels and
-    k of ``W[a, channel, k] input[channel, stride t + dilation k - padding]``, the input being 0 outside. States lie channels
-    first, (channels, length) row-major, as torch flattens them; parameters are W, (out_channels, in_channels,
+    k of ``W[a, channel, k] input[channel, stride t + dilation k - padding]``, the input being 0 outside. States lie
+    channels first, (channels, length) row-major, as torch flattens them; parameters are W, (out_channels, in_channels,
     kernel_size) row-major, then c, (out_channels,).
 
     Parameters
@@ -89,7 +89,8 @@ class Conv1d(window.Line, _Convolution):
     Notes
     -----
     Eliminated as a dense layer of d = in_channels kernel_size + 1 columns on the B out_length rows of its patches
-    (docs/theory.md, section 3): its pivot has out_channels min(B out_length, d) rows, its coupling B in_channels length columns.
+    (docs/theory.md, section 3): its pivot has out_channels min(B out_length, d) rows, its coupling B in_channels length
+    columns.
 
     Examples
     --------

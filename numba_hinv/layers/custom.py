@@ -165,7 +165,7 @@ def initial_params(init, num_params, rng):
     return as_array("init", start, (num_params,), np.float64, " (num_params)")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _forms(function, jacobian, curvature, cache):
     return _Forms(function, jacobian, curvature, cache)
 

@@ -54,8 +54,8 @@ class External:
 
     Notes
     -----
-    In the sweeps it is a layer of blocks (docs/theory.md, section 7): its pivot has all num_params rows at any B. A pickle
-    holds the functions as pickle does, which for plain ones is by name.
+    In the sweeps it is a layer of blocks (docs/theory.md, section 7): its pivot has all num_params rows at any B. A
+    pickle holds the functions as pickle does, which for plain ones is by name.
 
     Examples
     --------
@@ -147,7 +147,9 @@ def _result_bytes(in_features, out_features, num_params, num_samples, keep):
 
 
 def require_memory(in_features, out_features, num_params, num_samples):
-    """``MemoryError`` where a Hessian with a layer of these sizes is out of reach: for its derivatives and their copy."""
+    """``MemoryError`` where a Hessian with a layer of these sizes is out of reach: for its derivatives and their
+    copy.
+    """
     memory_budget.require(
         2 * _result_bytes(in_features, out_features, num_params, num_samples, True),
         f"derivatives of {num_params:,} parameters and {in_features:,} inputs, of B = {num_samples}, as one block",

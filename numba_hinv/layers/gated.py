@@ -51,7 +51,7 @@ class Gated(Custom):
         """Nothing: the functions are right for every size."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _functions(phi):
     """The layer's function, jacobian and curvature for the gate ``phi(u) -> (value, slope, bend)``."""
 

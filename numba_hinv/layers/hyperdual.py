@@ -3,8 +3,8 @@
 A number is ``a + b e1 + sum_w c_w e2_w + sum_w d_w e1 e2_w`` with e1^2 = e2_v e2_w = 0 and w = 1..`LANES`: one
 evaluation gives the derivatives b along one direction, c along `LANES` others, and the mixed second derivatives d, to
 rounding (J. A. Fike and J. J. Alonso, AIAA 2011-886, with several second directions at once: c and d are vector
-registers). Numbers lie in memory as `STRIDE` scalars a, b, c, d, so that compiled code seeds and reads them as rows of a
-matrix, while a function sees the same memory as a one-dimensional array of numbers.
+registers). Numbers lie in memory as `STRIDE` scalars a, b, c, d, so that compiled code seeds and reads them as rows of
+a matrix, while a function sees the same memory as a one-dimensional array of numbers.
 
 Operators and comparisons are here, functions of a number in `elementary`.
 """

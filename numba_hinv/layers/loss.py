@@ -49,11 +49,7 @@ class Loss:
     """
 
     def __init__(
-        self,
-        name: str | Callable,
-        reduction: str = "mean",
-        ignore_index: int | None = None,
-        **parameters: ArrayLike,
+        self, name: str | Callable, reduction: str = "mean", ignore_index: int | None = None, **parameters: ArrayLike
     ):
         self.name = resolve_loss(name)
         entry = get_loss(self.name)

@@ -47,7 +47,7 @@ def pulled(loss, packed, outputs, targets, tangents):
     return found
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled(function, has_parameters):
     if has_parameters:
 

@@ -143,7 +143,9 @@ def _working_sizes(loss):
 
 
 class _Loss:
-    """A loss that is being tried; ``argument`` is what errors say is wrong, ``packed`` parameters other than defaults."""
+    """A loss that is being tried; ``argument`` is what errors say is wrong, ``packed`` parameters other than
+    defaults.
+    """
 
     def __init__(self, argument, entry, packed=None):
         function = entry["function"]

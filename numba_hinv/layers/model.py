@@ -130,8 +130,10 @@ class Model:
             names = {layer.activation for layer in self.layers if isinstance(layer, STRUCTURED)}
             activations = {name: (activation_address(name, dtype), 0, 0) for name in names}
             addresses = [
-                activations[layer.activation] if isinstance(layer, STRUCTURED)
-                else layer.addresses(key[1]) if isinstance(layer, (Custom, Local))
+                activations[layer.activation]
+                if isinstance(layer, STRUCTURED)
+                else layer.addresses(key[1])
+                if isinstance(layer, (Custom, Local))
                 else (0, 0, 0)
                 for layer in self.layers
             ]

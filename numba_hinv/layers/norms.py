@@ -132,7 +132,7 @@ def _statistics(z, eps, centred):
     return mean, 1.0 / math.sqrt(square / n + root * root) / scale
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _functions(eps, centred):
     """The layer's function, jacobian and curvature; the bias is there if x is long enough for one."""
     centre = 1.0 if centred else 0.0

@@ -9,7 +9,9 @@ _SAMPLES = 1000
 
 
 def blame(model, params, X, targets):
-    """"; layer l (...): its ... not finite for sample i" of a model's linearisation; "" where all of that is finite."""
+    """ "; layer l (...): its ... not finite for sample i" of a model's linearisation; "" where all of that is
+    finite.
+    """
     for i in range(min(X.shape[0], _SAMPLES)):
         found = _of_sample(model, params, X[i : i + 1], None if targets is None else targets[i : i + 1])
         if found is not None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from .targets import Targets, as_weights
 
-# What arrays that lie on a disk say about how they lie there: those of h5py, zarr and dask, of PyTables, of tensorstore.
+# What arrays that lie on a disk say about how they lie there: those of h5py, zarr and dask, of PyTables, of
+# tensorstore.
 _PARTED = ("chunks", "chunkshape", "chunk_layout")
 # Factors of the words of a sample's fingerprint; odd, so that no bit of a word is lost.
 _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)

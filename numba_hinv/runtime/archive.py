@@ -1,8 +1,8 @@
 """Files of plain arrays that are not to be trusted: written completely or not at all, checked before they are believed.
 
 A file is an npz archive: ``header`` (JSON, as bytes), the arrays that it describes, and ``digest``, the SHA-256 of all
-that. Nothing in it is code. Whoever reads one says which arrays the header implies; shapes, types and sizes are compared
-with that before anything is read.
+that. Nothing in it is code. Whoever reads one says which arrays the header implies; shapes, types and sizes are
+compared with that before anything is read.
 """
 
 import contextlib
@@ -142,9 +142,7 @@ def _member(archive, name, dtype, shape=None):
         # A one-dimensional array may carry either order.
         if found_dtype != dtype or not is_right or (is_fortran and len(found_shape) > 1):
             expected = "" if shape is None else f" {shape}"
-            raise refusal(
-                f"has an array {name!r} of {found_dtype} {found_shape}, where {dtype}{expected} belongs"
-            )
+            raise refusal(f"has an array {name!r} of {found_dtype} {found_shape}, where {dtype}{expected} belongs")
         data = file.read()
     if len(data) != dtype.itemsize * int(np.prod(found_shape, dtype=object)):
         raise refusal(f"has an array {name!r} of a wrong length")

@@ -28,8 +28,8 @@ _kept_signs = functools.lru_cache(maxsize=64)(_signs)
 def random_entries(seed, size):
     """Signs with magnitudes from 0.5 to 1.5 that repeat nowhere, (1, size).
 
-    Half of all signs are orthogonal to a vector with two entries of one size, such as the null vector of a feature that is
-    constant: where one direction must not be missed, they will not do.
+    Half of all signs are orthogonal to a vector with two entries of one size, such as the null vector of a feature that
+    is constant: where one direction must not be missed, they will not do.
     """
     return random_signs(seed, size) * (0.5 + np.arange(size) * _GOLDEN % 1.0)
 

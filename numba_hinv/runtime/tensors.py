@@ -15,7 +15,9 @@ def is_tensor(value):
 
 
 def plain(value, on_device=False):
-    """A tensor as an array of NumPy, or as itself without its history if it may stay ``on_device``; all else as it is."""
+    """A tensor as an array of NumPy, or as itself without its history if it may stay ``on_device``; all else as it
+    is.
+    """
     if not is_tensor(value):
         return value
     value = value.detach()

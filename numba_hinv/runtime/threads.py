@@ -34,7 +34,7 @@ def available_cores():
         return os.cpu_count() or 1
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _openblas(name):
     """A function of SciPy's OpenBLAS by its name there, or None."""
     # Loaded already: by these names nothing else is. Where the system looks for a symbol in what a library is linked

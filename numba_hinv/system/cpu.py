@@ -170,7 +170,9 @@ class CpuElimination:
     @staticmethod
     def work_bytes(table, sizes, dtype, plan=None, by_blocks=False):
         """Bytes of `workspace` for one damping."""
-        return eliminate.work_bytes(sizes, dtype) if plan is None else cpu_segments.work_bytes(table, sizes, dtype, plan)
+        return (
+            eliminate.work_bytes(sizes, dtype) if plan is None else cpu_segments.work_bytes(table, sizes, dtype, plan)
+        )
 
     @staticmethod
     def pack(n, work, index):

@@ -1,4 +1,5 @@
-"""Segments of one chain on the threads of a CPU: each is eliminated, and substituted in, by the sweeps for whole chains.
+"""Segments of one chain on the threads of a CPU: each is eliminated, and substituted in, by the sweeps for whole
+chains.
 
 Twin of the launches of a GPU (`numba_hinv.cuda`): a job stands where a thread block does there. `factors.segmentation`
 has the mathematics of the cut.
@@ -24,7 +25,8 @@ class Workspace(NamedTuple):
 class CpuSegments:
     """When a cut pays, where segments start, and the seams that they leave."""
 
-    # Fewer segments, or shorter ones, do not pay, nor do chains of fewer flops: threads start in tenths of milliseconds.
+    # Fewer segments, or shorter ones, do not pay, nor do chains of fewer flops: threads start in tenths of
+    # milliseconds.
     fewest, shortest, least = 2, 64, 2e7
     # What the multipliers of a dense layer, and of one given as blocks, cost beside the flops of `segmentation`. The
     # elimination took 1 for widths from 4 to 40 and B from 1 to 4 where they took 0.8 to 1.1, blocks of 4 to 64 rows

@@ -27,8 +27,8 @@ class SymmetricOperator(LinearOperator):
     """A symmetric operator that checks what it acts on before SciPy makes a plain array of it.
 
     A subclass has ``_matvec`` and ``_matmat`` of arrays, ``_of_device`` of arrays on the device, and the names in
-    messages: ``_operand`` of the argument, ``_dense`` of the way to a dense array. ``_is_on_device`` says whether it is on
-    a GPU, and takes arrays there as they are.
+    messages: ``_operand`` of the argument, ``_dense`` of the way to a dense array. ``_is_on_device`` says whether it is
+    on a GPU, and takes arrays there as they are.
     """
 
     _operand, _dense, _is_on_device = "x", "", False

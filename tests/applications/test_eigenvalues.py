@@ -310,7 +310,9 @@ def test_outermost_ones_close_together_and_multiple_ones():
 
 
 def test_lowest_eigenvalues_of_a_minimum_take_few_solves(monkeypatch):
-    """Tiny ones beside the norm: from a shift beside them, not at twice the norm, where ten times the solves are needed."""
+    """Tiny ones beside the norm: from a shift beside them, not at twice the norm, where ten times the solves are
+    needed.
+    """
     H, _ = separate_layers(np.logspace(-9, 0, 300), 1e-9 * np.arange(2, 30))
     count, inverse = [0], Solver.inverse
 

@@ -28,9 +28,13 @@ NETS = {
     "gaussian_nll": dense(4, "gaussian_nll"),
     "poisson": dense(2, nh.losses.poisson(log_input=True)),
     "softmax": dense(3, "softmax_cross_entropy"),
-    "softmax, weights of classes": dense(3, nh.losses.softmax_cross_entropy(class_weights=[1.0, 2.0, 0.5], ignore_index=7)),
+    "softmax, weights of classes": dense(
+        3, nh.losses.softmax_cross_entropy(class_weights=[1.0, 2.0, 0.5], ignore_index=7)
+    ),
     "a sum": dense(2, nh.Loss("mean_squared_error", reduction="sum")),
-    "custom": nh.Network([nh.Custom(scale, 3, 3, 3), nh.LayerNorm(3), nh.Dense(3, 2, "identity")], "mean_squared_error"),
+    "custom": nh.Network(
+        [nh.Custom(scale, 3, 3, 3), nh.LayerNorm(3), nh.Dense(3, 2, "identity")], "mean_squared_error"
+    ),
     "external": nh.Network([twist(3), nh.Dense(3, 2, "identity")], "mean_squared_error"),
     "convolution": nh.Network([nh.Conv1d(1, 2, 2, 3, "tanh"), nh.Dense(4, 2, "identity")], "mean_squared_error"),
 }
@@ -217,8 +221,11 @@ def test_a_linear_net_in_closed_form():
     found = nh.hypergradient(net, w, (X, y), (X_new, y_new), ("l2", "sample_weight", "X", "y"), l2=0.3)
     r = X @ w - y
     expected = [
-        -w @ u, -(2 * r * (X @ u) - 2 * X.T @ r @ u / 20) / 20, -2 * (np.outer(r, u) + np.outer(X @ u, w)) / 20, 2 * X @ u / 20,
-    ]  # fmt: skip
+        -w @ u,
+        -(2 * r * (X @ u) - 2 * X.T @ r @ u / 20) / 20,
+        -2 * (np.outer(r, u) + np.outer(X @ u, w)) / 20,
+        2 * X @ u / 20,
+    ]
     for ours, theirs in zip(found.gradient, expected):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-13)
     assert np.linalg.norm(found.newton_step) < 1e-13
@@ -228,7 +235,12 @@ def test_batches_float32_and_ways_of_factoring():
     problem = Problem("mean_squared_error", 300)
     asked = "l2", "sample_weight", "X", "y"
     expected = problem.found(asked)
-    for options in ({"batch_size": 100}, {"method": "layers"}, {"method": "dense"}, {"batch_size": 128, "keep_bytes": 0}):
+    for options in (
+        {"batch_size": 100},
+        {"method": "layers"},
+        {"method": "dense"},
+        {"batch_size": 128, "keep_bytes": 0},
+    ):
         for ours, theirs in zip(problem.found(asked, **options).gradient, expected.gradient):
             np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-12)
     wide = problem.params
@@ -247,7 +259,9 @@ def test_params_that_are_no_minimum():
     problem = Problem("mean_squared_error")
     near = problem.params + 1e-4 * np.random.default_rng(0).standard_normal(problem.params.size)
     at_minimum, problem.params = problem.params, near
-    with pytest.warns(scipy.linalg.LinAlgWarning, match="^params: expected a minimum of the training loss, got a gradient"):
+    with pytest.warns(
+        scipy.linalg.LinAlgWarning, match="^params: expected a minimum of the training loss, got a gradient"
+    ):
         found = problem.found("l2")
     assert np.linalg.norm(near + found.newton_step - at_minimum) < 0.05 * np.linalg.norm(near - at_minimum)
     problem.params, problem.l2 = problem.net.init(1), 0.0
@@ -263,9 +277,17 @@ def test_params_that_are_no_minimum():
 @pytest.mark.parametrize(
     "changes, error, message",
     [
-        ({"with_respect_to": "weights"}, ValueError, "^with_respect_to: expected 'l2', 'sample_weight', 'X', 'y', a fun"),
+        (
+            {"with_respect_to": "weights"},
+            ValueError,
+            "^with_respect_to: expected 'l2', 'sample_weight', 'X', 'y', a fun",
+        ),
         ({"with_respect_to": ("l2", 3)}, ValueError, "^with_respect_to: .* got 3"),
-        ({"with_respect_to": "y", "net": "softmax"}, ValueError, "^with_respect_to: expected no 'y' where y has labels"),
+        (
+            {"with_respect_to": "y", "net": "softmax"},
+            ValueError,
+            "^with_respect_to: expected no 'y' where y has labels",
+        ),
         ({"with_respect_to": lambda params, u: [np.nan]}, ValueError, "^with_respect_to: what the function returns"),
         ({"train": np.ones((12, 3))}, TypeError, r"^train: expected a pair \(X, y\), got ndarray"),
         ({"validation": (np.ones((2, 3)),)}, TypeError, r"^validation: expected a pair \(X, y\), got 1 things"),
@@ -313,5 +335,7 @@ def test_targets_of_registered_losses(monkeypatch):
     problem = Problem("log_cosh")
     problem.check("y", problem.found("y").gradient)
     monkeypatch.setitem(NETS, "arrays", dense(2, "squares_by_arrays"))
-    with pytest.raises(TypeError, match="^loss: expected one whose derivatives in y follow from its code, got 'squares_by"):
+    with pytest.raises(
+        TypeError, match="^loss: expected one whose derivatives in y follow from its code, got 'squares_by"
+    ):
         Problem("arrays").found("y")

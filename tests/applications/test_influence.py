@@ -1,4 +1,6 @@
-"""Influences: against dense algebra with gradients of single samples, and against training again without each sample."""
+"""Influences: against dense algebra with gradients of single samples, and against training again without each
+sample.
+"""
 
 import warnings
 
@@ -60,8 +62,9 @@ def scale(z, x, out):
 
 
 NETS = {
-    "custom": nh.Network([nh.Dense(4, 4), nh.Custom(scale, 4, 4, 4), nh.LayerNorm(4), nh.Dense(4, 2, "identity")],
-                         "mean_squared_error"),
+    "custom": nh.Network(
+        [nh.Dense(4, 4), nh.Custom(scale, 4, 4, 4), nh.LayerNorm(4), nh.Dense(4, 2, "identity")], "mean_squared_error"
+    ),
     "external": nh.Network([nh.Dense(4, 4), external(), nh.Dense(4, 2, "identity")], "mean_squared_error"),
     "convolution": nh.Network([nh.Conv1d(2, 3, 3, 2, padding=1), nh.Dense(6, 2, "identity")], "mean_squared_error"),
 }
@@ -113,8 +116,10 @@ def train(net, params, X, y, l2):
 def test_training_again_without_each_sample():
     """Eight layers; the changes of every test sample's loss, and of each training sample's own, are as predicted."""
     rng = np.random.default_rng(1)
-    net = nh.Network([nh.Dense(3, 3), *[nh.Dense(3, 3, skip=True) for _ in range(6)], nh.Dense(3, 1, "identity")],
-                     "mean_squared_error")
+    net = nh.Network(
+        [nh.Dense(3, 3), *[nh.Dense(3, 3, skip=True) for _ in range(6)], nh.Dense(3, 1, "identity")],
+        "mean_squared_error",
+    )
     X, X_test = rng.uniform(-1.5, 1.5, (120, 3)), rng.uniform(-1.5, 1.5, (12, 3))
     y, y_test = (np.sin(Z @ [1.0, -0.5, 0.3]) + 0.2 * rng.standard_normal(len(Z)) for Z in (X, X_test))
     B, l2 = len(X), 0.03
@@ -175,7 +180,9 @@ def test_parameters_that_are_no_minimum():
     X_test, y_test = test_set_of(problem, 2)
     arguments = problem.net, problem.params, problem.X, problem.y, X_test, y_test
     assert problem.eigenvalues[0] < -0.01
-    with pytest.warns(scipy.linalg.LinAlgWarning, match="negative eigenvalues with damping=0.001: params are no minimum"):
+    with pytest.warns(
+        scipy.linalg.LinAlgWarning, match="negative eigenvalues with damping=0.001: params are no minimum"
+    ):
         nh.influence(*arguments, 0.001)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -186,7 +193,9 @@ def test_memory_does_not_grow_with_the_test_set(monkeypatch):
     """Beyond the matrix itself."""
     problem = make([layer(3, 3), layer(3, 2, "identity")], batch=2)
     asked = []
-    monkeypatch.setattr(memory_budget, "require", lambda num_bytes, purpose, way_out: asked.append((purpose, num_bytes)))
+    monkeypatch.setattr(
+        memory_budget, "require", lambda num_bytes, purpose, way_out: asked.append((purpose, num_bytes))
+    )
     for size in (300, 3000):
         nh.influence(problem.net, problem.params, problem.X, problem.y, *test_set_of(problem, size), 10.0)
     blocks = [num_bytes for purpose, num_bytes in asked if "solves" in purpose]
@@ -229,8 +238,16 @@ def test_a_matrix_that_would_not_fit(monkeypatch):
 )
 def test_bad_arguments(changes, error):
     problem = chain(4, 3, batch=3)
-    arguments = {"net": problem.net, "params": problem.params, "X": problem.X, "y": problem.y, "X_test": np.ones((2, 4)),
-                 "y_test": np.array([0, 1]), "damping": 100.0, **changes}
+    arguments = {
+        "net": problem.net,
+        "params": problem.params,
+        "X": problem.X,
+        "y": problem.y,
+        "X_test": np.ones((2, 4)),
+        "y_test": np.array([0, 1]),
+        "damping": 100.0,
+        **changes,
+    }
     with pytest.raises(error, match=f"^{list(changes)[0]}: expected"):
         nh.influence(**arguments)
 

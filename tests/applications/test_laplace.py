@@ -42,8 +42,9 @@ def test_linear_regression(outputs, precision, noise_variance):
     assert laplace.log_evidence() == pytest.approx(evidence_of(y, precision, noise_variance), rel=1e-12)
     assert abs(laplace.decrement()) < 1e-20
     variances = laplace.variances()
-    np.testing.assert_allclose(variances[: 3 * outputs].reshape(outputs, 3), np.tile(np.diag(cov)[:3], (outputs, 1)),
-                               rtol=1e-12)
+    np.testing.assert_allclose(
+        variances[: 3 * outputs].reshape(outputs, 3), np.tile(np.diag(cov)[:3], (outputs, 1)), rtol=1e-12
+    )
     np.testing.assert_allclose(variances[3 * outputs :], cov[3, 3], rtol=1e-12)
     X_new = RNG.standard_normal((5, 3))
     new = np.hstack([X_new, np.ones((5, 1))])
@@ -76,9 +77,7 @@ def test_fitted_prior_and_noise():
     laplace = nh.Laplace(net, params, X, y, 50.0, noise_variance=0.1)
 
     def evidence(log_precision, log_noise=np.log(0.1)):
-        return nh.Laplace(
-            net, params, X, y, np.exp(log_precision), noise_variance=np.exp(log_noise)
-        ).log_evidence()
+        return nh.Laplace(net, params, X, y, np.exp(log_precision), noise_variance=np.exp(log_noise)).log_evidence()
 
     best = minimize_scalar(lambda at: -evidence(at), bounds=(-5, 5), method="bounded", options={"xatol": 1e-9})
     assert laplace.fit_prior() is laplace
@@ -119,10 +118,16 @@ def test_golden_files(name, curvature):
     # Jacobians by differences of a gradient that the outputs' curvature does not enter: that of the outputs themselves.
     step = 1e-6
     X_new = problem.X[:2] + 0.1
-    jacobian = np.array([
-        (problem.net.forward(problem.params + step * e, X_new) - problem.net.forward(problem.params - step * e, X_new))
-        / (2 * step) for e in np.eye(problem.size)
-    ])
+    jacobian = np.array(
+        [
+            (
+                problem.net.forward(problem.params + step * e, X_new)
+                - problem.net.forward(problem.params - step * e, X_new)
+            )
+            / (2 * step)
+            for e in np.eye(problem.size)
+        ]
+    )
     mean, cov = laplace.predict(X_new)
     np.testing.assert_array_equal(mean, problem.net.forward(problem.params, X_new))
     expected = np.einsum("pic,pq,qid->icd", jacobian, inverse, jacobian)

@@ -98,8 +98,9 @@ def scale(z, x, out):
 
 NETS = {
     "dense": nh.Network([nh.Dense(4, 3), nh.Dense(3, 3, skip=True), nh.Dense(3, 2, "identity")], "mean_squared_error"),
-    "custom": nh.Network([nh.Dense(4, 4), nh.Custom(scale, 4, 4, 4), nh.LayerNorm(4), nh.Dense(4, 2, "identity")],
-                         "mean_squared_error"),
+    "custom": nh.Network(
+        [nh.Dense(4, 4), nh.Custom(scale, 4, 4, 4), nh.LayerNorm(4), nh.Dense(4, 2, "identity")], "mean_squared_error"
+    ),
     "external": nh.Network([nh.Dense(4, 4), external(), nh.Dense(4, 2, "identity")], "mean_squared_error"),
     "convolution": nh.Network([nh.Conv1d(2, 3, 3, 2, padding=1), nh.Dense(6, 2, "identity")], "mean_squared_error"),
     "last": nh.Network([nh.Dense(4, 2, "tanh")], "mean_squared_error"),
@@ -210,12 +211,24 @@ def trained(kind):
     deep = [nh.Dense(3, 3), *[nh.Dense(3, 3, skip=True) for _ in range(6)]]
     layers, loss, y, l2 = {
         "deep": ([*deep, nh.Dense(3, 1, "identity")], "mean_squared_error", values, 0.1),
-        "two outputs": ([nh.Dense(3, 5), nh.Dense(5, 2, "identity")], "mean_squared_error",
-                        np.column_stack([values, X[:, 0] * X[:, 1]]), 0.01),
-        "labels": ([nh.Dense(3, 5), nh.Dense(5, 3, "identity")], "softmax_cross_entropy",
-                   np.digitize(values, [-0.4, 0.4]), 0.03),
-        "yes or no": ([nh.Dense(3, 4, "softplus"), nh.Dense(4, 2, "identity")], "binary_cross_entropy",
-                      np.column_stack([values > 0, X[:, 0] > X[:, 1]]).astype(float), 0.03),
+        "two outputs": (
+            [nh.Dense(3, 5), nh.Dense(5, 2, "identity")],
+            "mean_squared_error",
+            np.column_stack([values, X[:, 0] * X[:, 1]]),
+            0.01,
+        ),
+        "labels": (
+            [nh.Dense(3, 5), nh.Dense(5, 3, "identity")],
+            "softmax_cross_entropy",
+            np.digitize(values, [-0.4, 0.4]),
+            0.03,
+        ),
+        "yes or no": (
+            [nh.Dense(3, 4, "softplus"), nh.Dense(4, 2, "identity")],
+            "binary_cross_entropy",
+            np.column_stack([values > 0, X[:, 0] > X[:, 1]]).astype(float),
+            0.03,
+        ),
     }[kind]
     net = nh.Network(layers, loss)
     return net, train(net, net.init(seed=0), X, y, l2), X, y, l2

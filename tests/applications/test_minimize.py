@@ -279,7 +279,9 @@ def test_it_goes_down_from_a_strict_saddle(method, batch_size):
 
 
 def test_a_saddle_is_no_success(monkeypatch):
-    """Where nothing leads down from it, where the iterations are used up, and where it cannot be told from a minimum."""
+    """Where nothing leads down from it, where the iterations are used up, and where it cannot be told from a
+    minimum.
+    """
     data = saddle()
     assert nh.minimize(*data, max_iterations=0).status == 4
     with monkeypatch.context() as patch:

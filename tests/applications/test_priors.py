@@ -29,8 +29,11 @@ def dense_evidence(net, params, X, y, precisions, noise, mean=0.0):
     A = scale * H.todense() + np.diag(precisions)
     distance = params - mean
     return (
-        -scale * H.loss - 0.5 * y.size * np.log(2 * np.pi * noise) + 0.5 * np.log(precisions).sum()
-        - 0.5 * (precisions * distance**2).sum() - 0.5 * np.linalg.slogdet(A)[1]
+        -scale * H.loss
+        - 0.5 * y.size * np.log(2 * np.pi * noise)
+        + 0.5 * np.log(precisions).sum()
+        - 0.5 * (precisions * distance**2).sum()
+        - 0.5 * np.linalg.slogdet(A)[1]
     )
 
 
@@ -105,8 +108,11 @@ def test_maximum(problem, per_layer, noise):
         precisions, variance = expanded(entries), np.exp(u[-1]) if noise else 0.05
         scale = y.size / (2.0 * variance)
         return (
-            scale * loss + 0.5 * y.size * np.log(2 * np.pi * variance) - 0.5 * np.log(precisions).sum()
-            + 0.5 * (precisions * params**2).sum() + 0.5 * np.linalg.slogdet(scale * H + np.diag(precisions))[1]
+            scale * loss
+            + 0.5 * y.size * np.log(2 * np.pi * variance)
+            - 0.5 * np.log(precisions).sum()
+            + 0.5 * (precisions * params**2).sum()
+            + 0.5 * np.linalg.slogdet(scale * H + np.diag(precisions))[1]
         )
 
     start = np.zeros(6 if are_pairs else 3)
@@ -119,8 +125,11 @@ def test_maximum(problem, per_layer, noise):
     if noise:
         assert abs(laplace.noise_variance / best[-1] - 1.0) < 1e-3
     assert abs(laplace.log_evidence() + found.fun) < 1e-6
-    assert laplace.log_evidence() >= nh.Laplace(net, params, X, y, curvature="ggn", noise_variance=0.05).fit_prior(
-        noise=noise).log_evidence() - 1e-8
+    assert (
+        laplace.log_evidence()
+        >= nh.Laplace(net, params, X, y, curvature="ggn", noise_variance=0.05).fit_prior(noise=noise).log_evidence()
+        - 1e-8
+    )
 
 
 def test_no_maximum_names_the_layer(problem):

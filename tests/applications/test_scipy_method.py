@@ -27,7 +27,8 @@ def test_minimum_is_that_of_scipy():
     np.testing.assert_allclose(found.x, exact.x, atol=1e-6)
     assert found.fun <= exact.fun + 1e-14 and found.nfev > found.nit and found.nhev >= 2
     apart = scipy.optimize.minimize(
-        NET.loss, NET.init(0), DATA, jac=NET.gradient, hess=hess, method=nh.trust_region, tol=1e-4)
+        NET.loss, NET.init(0), DATA, jac=NET.gradient, hess=hess, method=nh.trust_region, tol=1e-4
+    )
     assert apart.success and 1e-8 < np.linalg.norm(apart.jac) <= 1e-4
 
 
@@ -35,8 +36,12 @@ def test_objective_that_is_more_than_the_loss():
     """A linear term is in the gradient alone."""
     slope = 0.05 * RNG.standard_normal(NET.num_params)
     found = scipy.optimize.minimize(
-        lambda x: NET.loss(x, *DATA) + slope @ x, NET.init(0), jac=lambda x: NET.gradient(x, *DATA) + slope,
-        hess=lambda x: hess(x, *DATA), method=nh.trust_region)
+        lambda x: NET.loss(x, *DATA) + slope @ x,
+        NET.init(0),
+        jac=lambda x: NET.gradient(x, *DATA) + slope,
+        hess=lambda x: hess(x, *DATA),
+        method=nh.trust_region,
+    )
     assert found.success and np.linalg.norm(NET.gradient(found.x, *DATA) + slope) <= 1e-8
 
 
@@ -45,8 +50,13 @@ def test_saddles_are_left():
     net = nh.Network([nh.Dense(2, 4, bias=False), nh.Dense(4, 1, "identity", bias=False)], "mean_squared_error")
     X, y = np.array([[1.0, 0.2], [0.3, 1.0], [1.0, 1.0]]), np.array([1.0, -1.0, 0.5])
     found = scipy.optimize.minimize(
-        net.loss_and_gradient, np.zeros(net.num_params), (X, y, 1e-3), jac=True, hess=lambda x, X, y, l2: net.hessian(
-            x, X, y, l2=l2), method=nh.trust_region)
+        net.loss_and_gradient,
+        np.zeros(net.num_params),
+        (X, y, 1e-3),
+        jac=True,
+        hess=lambda x, X, y, l2: net.hessian(x, X, y, l2=l2),
+        method=nh.trust_region,
+    )
     assert found.success and found.fun < 0.5 * net.loss(np.zeros(net.num_params), X, y) and found.negative == 0
 
 
@@ -62,16 +72,19 @@ def test_options_and_callbacks():
     assert solve(callback=stop).status == 3 and solve(callback=stop).nit == 1
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"hess": None}, "hess: expected a function of x"),
-    ({"jac": None}, "jac: expected a function of x .* or jac=True"),
-    ({"bounds": [(0, 1)] * 26}, "bounds: expected none"),
-    ({"options": {"radius": 2}}, "radius: expected none"),
-    ({"options": {"initial_trust_radius": 0}}, "initial_trust_radius: expected a positive number, got 0"),
-    ({"tol": -1.0}, "gtol: expected a number of at least 0"),
-    ({"jac": NET.gradient, "both": True}, "fun: expected a number, got 2 things"),
-    ({"hess": lambda *a: np.eye(26)}, "expected a Hessian"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"hess": None}, "hess: expected a function of x"),
+        ({"jac": None}, "jac: expected a function of x .* or jac=True"),
+        ({"bounds": [(0, 1)] * 26}, "bounds: expected none"),
+        ({"options": {"radius": 2}}, "radius: expected none"),
+        ({"options": {"initial_trust_radius": 0}}, "initial_trust_radius: expected a positive number, got 0"),
+        ({"tol": -1.0}, "gtol: expected a number of at least 0"),
+        ({"jac": NET.gradient, "both": True}, "fun: expected a number, got 2 things"),
+        ({"hess": lambda *a: np.eye(26)}, "expected a Hessian"),
+    ],
+)
 def test_what_is_wrong_is_named(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         given = dict(options)
@@ -86,7 +99,13 @@ def test_rest_beside_a_saddle_is_no_success():
     data = np.array([[1.0, 0.2], [0.3, 1.0], [1.0, 1.0]]), np.array([1.0, -1.0, 0.5]), 1e-3
     values, vectors = np.linalg.eigh(net.hessian(np.zeros(net.num_params), *data[:2], l2=1e-3).todense())
     found = scipy.optimize.minimize(
-        net.loss_and_gradient, 1e-9 * vectors[:, 0], data, jac=True, method=nh.trust_region,
-        hess=lambda x, X, y, l2: net.hessian(x, X, y, l2=l2), options={"gtol": 0.0, "initial_trust_radius": 1e-12})
+        net.loss_and_gradient,
+        1e-9 * vectors[:, 0],
+        data,
+        jac=True,
+        method=nh.trust_region,
+        hess=lambda x, X, y, l2: net.hessian(x, X, y, l2=l2),
+        options={"gtol": 0.0, "initial_trust_radius": 1e-12},
+    )
     assert not found.success and found.negative == (values < -1e-6).sum() > 0
     assert f"H has {found.negative} negative eigenvalues" in found.message

@@ -47,9 +47,7 @@ def check(H, A, g, radius, slack=1e-13, **options):
     scale = norm * length**2 + np.linalg.norm(g) * length
     assert abs(value + answer.predicted_decrease) <= 1e-13 * scale
     residual = A @ p + mu * p + g
-    assert np.linalg.norm(residual) <= (1e-3 if answer.hard_case else 1e-9) * (
-        (norm + mu) * length + np.linalg.norm(g)
-    )
+    assert np.linalg.norm(residual) <= (1e-3 if answer.hard_case else 1e-9) * ((norm + mu) * length + np.linalg.norm(g))
     return answer
 
 

@@ -37,7 +37,9 @@ def test_condition(name):
 
 
 def symmetric_matrix(rng):
-    """Full, with given eigenvalues, of low rank, graded, tridiagonal or bipartite, of up to 80 rows; a damping added."""
+    """Full, with given eigenvalues, of low rank, graded, tridiagonal or bipartite, of up to 80 rows; a damping
+    added.
+    """
     n, kind = int(rng.integers(2, 81)), rng.integers(6)
     if kind == 0:
         A = rng.standard_normal((n, n))

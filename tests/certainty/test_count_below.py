@@ -51,7 +51,9 @@ def shifts(p, rng):
 
 
 def check_determinant(p, t):
-    """Inertia of H - t I, where it is said to be exact, and log-determinant; whether there was no warning of its error."""
+    """Inertia of H - t I, where it is said to be exact, and log-determinant; whether there was no warning of its
+    error.
+    """
     shifted = p.eigenvalues - t
     gap = np.abs(shifted).min() / p.norm
     try:

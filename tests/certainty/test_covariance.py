@@ -136,8 +136,9 @@ def test_blocks_as_layers():
     """A chain given as blocks, a layer without parameters in it."""
     rng = np.random.default_rng(4)
     steps = [
-        nh.LayerBlocks(rng.standard_normal((3, p)), 0.5 * rng.standard_normal((3, 3)), np.eye(p), np.zeros((p, 3)),
-                       np.eye(3))
+        nh.LayerBlocks(
+            rng.standard_normal((3, p)), 0.5 * rng.standard_normal((3, 3)), np.eye(p), np.zeros((p, 3)), np.eye(3)
+        )
         for p in (2, 4, 0, 1, 2)
     ]
     H = nh.Hessian.from_blocks(steps, np.eye(3))
@@ -181,9 +182,16 @@ def test_scaled_states(gain):
 def random_case(rng):
     width, depth, batch = int(rng.integers(2, 6)), int(rng.integers(2, 9)), int(rng.integers(1, 9))
     problem = chain(
-        width, depth, int(rng.integers(1, 4)), str(rng.choice(["tanh", "gelu", "silu", "sin"])), bool(rng.integers(2)),
-        bool(rng.integers(2)), loss=str(rng.choice(sorted(dense_truth.LOSSES))), batch=batch,
-        seed=int(rng.integers(10**6)), gain=float(rng.choice([0.3, 1.0, 2.0])),
+        width,
+        depth,
+        int(rng.integers(1, 4)),
+        str(rng.choice(["tanh", "gelu", "silu", "sin"])),
+        bool(rng.integers(2)),
+        bool(rng.integers(2)),
+        loss=str(rng.choice(sorted(dense_truth.LOSSES))),
+        batch=batch,
+        seed=int(rng.integers(10**6)),
+        gain=float(rng.choice([0.3, 1.0, 2.0])),
     )
     # Some nets are flat: H is 0.
     return (problem, float(problem.norm * 10 ** rng.uniform(-8, 0))) if problem.norm else random_case(rng)
@@ -244,7 +252,9 @@ def test_samples():
     F = problem.hessian.factorize(0.1 - float(problem.eigenvalues[0]))
     normal = np.random.default_rng(7).standard_normal((500, problem.size))
     samples = F.sample(7, 500)
-    np.testing.assert_allclose(samples, F.solver.factors.square_root(normal), rtol=0, atol=1e-12 * np.abs(samples).max())
+    np.testing.assert_allclose(
+        samples, F.solver.factors.square_root(normal), rtol=0, atol=1e-12 * np.abs(samples).max()
+    )
     np.testing.assert_array_equal(samples, F.sample(np.random.default_rng(7), 500, num_threads=2))
     np.testing.assert_array_equal(samples, F.sample(7, 500, num_threads=1))
     rng = np.random.default_rng(7)

@@ -26,9 +26,7 @@ DRIVE, STEP = np.array([[0.0], [1.0]]), np.array([[1.5, 1.0], [0.0, 0.5]])
 def controlled(A, B, num_steps):
     """Half of the squares of all controls and states of z' = A z + B u, from z = 0: (blocks, terminal)."""
     n, p = B.shape
-    blocks = [
-        nh.LayerBlocks(B, A[:, :a], np.eye(p), np.zeros((p, a)), np.eye(a)) for a in (0, *[n] * (num_steps - 1))
-    ]
+    blocks = [nh.LayerBlocks(B, A[:, :a], np.eye(p), np.zeros((p, a)), np.eye(a)) for a in (0, *[n] * (num_steps - 1))]
     return blocks, np.eye(n)
 
 

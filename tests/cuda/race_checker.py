@@ -37,9 +37,23 @@ from numba_hinv.cuda.plumbing import simulator
 # of `cuda` that the checker does not know.
 MOST_BLOCKS, MOST_THREADS, MOST_SHARED = (2**31 - 1, 2**16 - 1, 2**16 - 1), 1024, 227 * 1024
 UNKNOWN = (
-    "activemask", "all_sync", "any_sync", "ballot_sync", "cg", "eq_sync", "match_all_sync", "match_any_sync",
-    "nanosleep", "shfl_down_sync", "shfl_sync", "shfl_up_sync", "shfl_xor_sync", "syncwarp", "threadfence",
-    "threadfence_block", "threadfence_system",
+    "activemask",
+    "all_sync",
+    "any_sync",
+    "ballot_sync",
+    "cg",
+    "eq_sync",
+    "match_all_sync",
+    "match_any_sync",
+    "nanosleep",
+    "shfl_down_sync",
+    "shfl_sync",
+    "shfl_up_sync",
+    "shfl_xor_sync",
+    "syncwarp",
+    "threadfence",
+    "threadfence_block",
+    "threadfence_system",
 )
 
 
@@ -113,9 +127,15 @@ class RaceChecker:
 
     def __enter__(self):
         names = {
-            "grid": self._grid, "gridsize": self._gridsize, "syncthreads": self._syncthreads,
-            "syncthreads_or": self._syncthreads_or, "syncthreads_and": self._syncthreads_and,
-            "syncthreads_count": self._syncthreads_count, "atomic": Atomic(), "shared": self, "local": Local(),
+            "grid": self._grid,
+            "gridsize": self._gridsize,
+            "syncthreads": self._syncthreads,
+            "syncthreads_or": self._syncthreads_or,
+            "syncthreads_and": self._syncthreads_and,
+            "syncthreads_count": self._syncthreads_count,
+            "atomic": Atomic(),
+            "shared": self,
+            "local": Local(),
             **{name: _Unknown(name) for name in UNKNOWN},
         }
         names |= dict.fromkeys(("threadIdx", "blockIdx", "blockDim", "gridDim"))

@@ -68,7 +68,10 @@ def test_in_the_simulator(files):
     directory = Path(__file__).parent
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
-        cwd=directory, env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True,
+        cwd=directory,
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     assert " passed" in run.stdout
@@ -190,9 +193,9 @@ def test_factors_are_those_of_the_cpu(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_where_a_front_lies_changes_nothing(dtype, monkeypatch):
     """From all of a front in shared memory to none of it: the same bits, also in more than one launch."""
-    from numba_hinv.factors import elimination
-    from numba_hinv.cuda.sweeps import eliminate
     from numba_hinv.cuda.elimination import RESERVED_SHARED, DeviceElimination
+    from numba_hinv.cuda.sweeps import eliminate
+    from numba_hinv.factors import elimination
 
     problem = chain(3, 4, batch=2)
     H = moved(problem).hessian
@@ -253,8 +256,8 @@ def factor_by_device(M, K, tiny, perturbation, pivots, scales, L, results):
     """The same panel by panel, as the fronts of wide layers."""
     import numba.cuda
 
-    from numba_hinv.cuda.sweeps import panels, wide
     from numba_hinv.cuda.plumbing.launch import launch, spread
+    from numba_hinv.cuda.sweeps import panels, wide
 
     m = results.shape[1]
     n = K.size // m
@@ -355,8 +358,13 @@ def test_wide_golden(monkeypatch):
 
 
 WIDE = {  # shape, rows above which layers are wide: all of them, or those of one end or of the middle
-    "fewer samples than columns": 0, "no bias, as many samples as columns": 0, "nonlinear end": 0,
-    "mixed skips and biases": 0, "single layer, with skip": 0, "bottleneck": 8, "wide then narrow": 30,
+    "fewer samples than columns": 0,
+    "no bias, as many samples as columns": 0,
+    "nonlinear end": 0,
+    "mixed skips and biases": 0,
+    "single layer, with skip": 0,
+    "bottleneck": 8,
+    "wide then narrow": 30,
     "narrow then wide": 6,
 }
 
@@ -423,7 +431,9 @@ def test_wide_and_narrow_agree(dtype, monkeypatch, tmp_path):
     F = H.factorize(-0.02 * problem.norm, factor_dtype=dtype)
     assert eliminated == [4, 3, 2, 1, 0] and F.inertia == narrow.inertia and F.inertia.negative > 0
     take, roundoff = H.system.on.memory.take, 1e3 * np.finfo(dtype).eps
-    for name, ours, theirs in zip(F.solver.factors.arrays._fields, F.solver.factors.arrays, narrow.solver.factors.arrays):
+    for name, ours, theirs in zip(
+        F.solver.factors.arrays._fields, F.solver.factors.arrays, narrow.solver.factors.arrays
+    ):
         ours, theirs = np.array(take(ours)), np.array(take(theirs))
         if name in ("pivots", "num_positive", "num_perturbed"):
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
@@ -680,9 +690,9 @@ def test_long_chains_are_cut_by_default(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
     """From all of a front in shared memory to none of it, in one launch or one a layer: the same bits."""
-    from numba_hinv.factors import elimination
-    from numba_hinv.cuda.sweeps import eliminate
     from numba_hinv.cuda.elimination import RESERVED_SHARED, DeviceElimination
+    from numba_hinv.cuda.sweeps import eliminate
+    from numba_hinv.factors import elimination
 
     problem = make(RAGGED, batch=2)
     H, damping, found = moved(problem).hessian, 0.3 * problem.norm, []
@@ -690,7 +700,8 @@ def test_where_segments_lie_changes_nothing(dtype, monkeypatch):
     plan = segmentation.plan(H.system)
     for level in range(eliminate.LEVELS):
         limit = next(
-            limit for limit in range(RESERVED_SHARED, 1 << 20, 64)
+            limit
+            for limit in range(RESERVED_SHARED, 1 << 20, 64)
             if level == 0 or limit_level(H, plan, dtype, limit, monkeypatch) == level
         )
         monkeypatch.setattr(DeviceElimination, "shared_limit", lambda self, limit=limit: limit)
@@ -755,7 +766,11 @@ def test_segments_that_do_not_do(monkeypatch):
     pivot = np.linalg.eigvalsh(last.Dxx + guess * last.Dx.T @ last.Dx)
     damping = -pivot[np.argmax([problem.gap(-value) for value in pivot])]
     F, b = H.factorize(damping), problem.right_hand_side()
-    assert not F.solver.factors.has_fallback and F.num_perturbed == 0 and H.factorize(1.1 * damping).solver.factors.has_fallback
+    assert (
+        not F.solver.factors.has_fallback
+        and F.num_perturbed == 0
+        and H.factorize(1.1 * damping).solver.factors.has_fallback
+    )
     assert F.inertia.negative == (problem.eigenvalues + damping < 0).sum()
     assert problem.backward_error(damping, F.solve(b), b) <= 1e-14
     F = H.factorize(0.1)
@@ -774,7 +789,11 @@ def test_segments_that_do_not_do(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(segmentation, "GUESS", 52)
         F = H.factorize(0.1)
-        assert not F.solver.factors.has_fallback and F.inertia.exact and problem.backward_error(0.1, F.solve(b), b) <= 1e-14
+        assert (
+            not F.solver.factors.has_fallback
+            and F.inertia.exact
+            and problem.backward_error(0.1, F.solve(b), b) <= 1e-14
+        )
     # Singular matrices are named as they are without segments.
     with pytest.raises(np.linalg.LinAlgError, match="layer 0.*further from minus an eigenvalue"):
         H.factorize(-problem.eigenvalues[-1])
@@ -803,13 +822,19 @@ def test_many_dampings_at_once(depth, monkeypatch):
     for F, alone in zip(found, expected):
         assert F.solver.factors.has_fallback == (depth == 8) and F.damping == alone.damping
         np.testing.assert_array_equal(F.solve(b, refine=False), alone.solve(b, refine=False))
-        assert F.inertia == alone.inertia and F.solver.factors.log_pivots() == alone.solver.factors.log_pivots() and F.nbytes == alone.nbytes
+        assert (
+            F.inertia == alone.inertia
+            and F.solver.factors.log_pivots() == alone.solver.factors.log_pivots()
+            and F.nbytes == alone.nbytes
+        )
     singular = -problem.eigenvalues[-1]
     with pytest.raises(np.linalg.LinAlgError, match=r"dampings: at index 1: .*singular to working precision.*layer 0"):
         H.factorize_many([0.5, singular, 0.0, -problem.eigenvalues[0]])
     with pytest.raises(np.linalg.LinAlgError, match=r"dampings: at index 2: H is singular, and damping is 0: layer 0"):
         H.factorize_many([0.5, 0.3, 0.0, singular])
-    with pytest.raises(np.linalg.LinAlgError, match=r"dampings: at index 1: the elimination of layer . met numbers that"):
+    with pytest.raises(
+        np.linalg.LinAlgError, match=r"dampings: at index 1: the elimination of layer . met numbers that"
+    ):
         H.factorize_many([0.5, 1e-320, 0.3])
     assert H.factorize_many([]) == []
     # Of other scales.
@@ -888,7 +913,9 @@ def test_the_rest_of_the_interface():
     assert kept.condition() == pytest.approx(here.factorize(0.1).condition(), rel=1e-6)
     for scale in (2.0**-500, 2.0**500):
         assert np.abs(kept.solve(scale * b) / scale - kept.solve(b)).max() <= 1e-12 * np.abs(kept.solve(b)).max()
-    np.testing.assert_allclose(there.system.output_tangents(b.T.copy()), here.system.output_tangents(b.T.copy()), rtol=1e-12)
+    np.testing.assert_allclose(
+        there.system.output_tangents(b.T.copy()), here.system.output_tangents(b.T.copy()), rtol=1e-12
+    )
     assert "on cuda" in repr(there)
     assert kept.nbytes == here.factorize(0.1).nbytes
     options = dict(curvature="ggn", l2=0.01)
@@ -939,7 +966,8 @@ def test_wrong_arrays_on_the_device():
     bad = problem.right_hand_side()
     bad[3] = np.nan
     for b, message in (
-        (bad, "b: expected finite numbers"), (bad[:-1], "b: expected shape"),
+        (bad, "b: expected finite numbers"),
+        (bad[:-1], "b: expected shape"),
         (np.zeros((2, 2, 2)), "b: expected shape"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -949,8 +977,10 @@ def test_wrong_arrays_on_the_device():
     for index, wrong, message in (
         (0, problem.params[1:], "params: expected shape"),
         (0, np.full(problem.size, np.inf), "params: expected finite"),
-        (1, problem.X[:, 1:], "X: expected shape"), (1, problem.X[:0], "X: expected at least one sample"),
-        (2, problem.y + 100, "y: expected labels"), (2, problem.y[1:], "y: expected shape"),
+        (1, problem.X[:, 1:], "X: expected shape"),
+        (1, problem.X[:0], "X: expected at least one sample"),
+        (2, problem.y + 100, "y: expected labels"),
+        (2, problem.y[1:], "y: expected shape"),
     ):
         arguments = [problem.params, problem.X, problem.y]
         arguments[index] = put(np.ascontiguousarray(wrong))
@@ -963,8 +993,14 @@ def test_wrong_arrays_on_the_device():
 def test_agreement_on_a_gpu():
     """Nets larger than the simulator's, fronts that do and do not fit into shared memory, against the CPU."""
     for problem in (
-        chain(16, 40, batch=2), chain(24, 6, batch=4), chain(64, 4, batch=3), chain(8, 30, batch=12),
-        chain(300, 4, batch=1), chain(130, 3, batch=3), chain(8, 4, batch=40), make([layer(8, 200), layer(200, 8)]),
+        chain(16, 40, batch=2),
+        chain(24, 6, batch=4),
+        chain(64, 4, batch=3),
+        chain(8, 30, batch=12),
+        chain(300, 4, batch=1),
+        chain(130, 3, batch=3),
+        chain(8, 4, batch=40),
+        make([layer(8, 200), layer(200, 8)]),
     ):
         damping = 0.01
         here, F = problem.hessian.factorize(damping), moved(problem).hessian.factorize(damping)
@@ -1021,8 +1057,9 @@ def test_two_streams_on_a_gpu():
     """Two Hessians, each on its own stream, at once from two threads."""
     import threading
 
-    from numba_hinv.cuda.device import Device
     import numba.cuda
+
+    from numba_hinv.cuda.device import Device
 
     problems, found = [chain(4, 80, batch=2, seed=seed, gain=0.3) for seed in (0, 1)], [None, None]
 
@@ -1058,9 +1095,7 @@ def test_memory_checker_on_a_gpu(limit):
         "H = net.hessian(net.init(), np.ones((2, 5)), np.zeros((2, 5)), device='cuda')\n"
         "H.factorize(-0.1).solve(H.gradient)\n"
     )
-    run = subprocess.run(
-        [checker, "--error-exitcode", "9", sys.executable, "-c", code], capture_output=True, text=True
-    )
+    run = subprocess.run([checker, "--error-exitcode", "9", sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
 
 
@@ -1071,7 +1106,8 @@ def test_what_the_device_does_not_do_is_said():
         convolution.hessian(convolution.init(), np.ones((1, 4)), np.ones((1, 4)), device="cuda")
     H = moved(chain(2, 2, batch=1)).hessian
     for ask in (
-        lambda: H.factorize(5.0).diagonal(), lambda: H.factorize(5.0).sample(0),
+        lambda: H.factorize(5.0).diagonal(),
+        lambda: H.factorize(5.0).sample(0),
         lambda: nh.trust_region_step(H, 1.0),
     ):
         with pytest.raises(ValueError, match="device: expected 'cpu' for"):

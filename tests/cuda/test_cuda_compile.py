@@ -22,16 +22,16 @@ from numba import boolean, float32, float64, from_dtype, int32, int64, types
 
 import numba_hinv as nh
 from numba_hinv.cuda.dense import product, rank_update
+from numba_hinv.cuda.elimination import RESERVED_SHARED
 from numba_hinv.cuda.plumbing import arrays, vectors
+from numba_hinv.cuda.plumbing.target import BLOCK, PLAIN_SHARED
 from numba_hinv.cuda.steps import front, row_space
 from numba_hinv.cuda.sweeps import eliminate, linearise, multiply, panels, segments, substitute, wide, wide_substitute
-from numba_hinv.cuda.elimination import RESERVED_SHARED
-from numba_hinv.cuda.plumbing.target import BLOCK, PLAIN_SHARED
-from numba_hinv.kernels.sweeps.eliminate import Factors
 from numba_hinv.kernels.steps.layer_table import PLAIN_LAYER
-from numba_hinv.kernels.sweeps.linearise import Linearisation
 from numba_hinv.kernels.steps.row_space import RowSpace
 from numba_hinv.kernels.steps.segment_table import SEGMENT
+from numba_hinv.kernels.sweeps.eliminate import Factors
+from numba_hinv.kernels.sweeps.linearise import Linearisation
 
 # Of a multiprocessor, with both compute capabilities (CUDA C programming guide, "Technical specifications").
 REGISTERS, REGISTERS_PER_THREAD = 65536, 255
@@ -193,7 +193,7 @@ STAGES = (
 )
 
 
-@pytest.fixture(params=sorted(SHARED), ids=lambda cc: "sm_%d%d" % cc)
+@pytest.fixture(params=sorted(SHARED), ids=lambda cc: "sm_{}{}".format(*cc))
 def target(request, monkeypatch):
     """A compute capability that functions which kernels call are compiled for, where no device says one."""
     device = type("Device", (), {"compute_capability": request.param})
@@ -215,7 +215,7 @@ def assembler(kernel, arguments, target):
 
 def resources(ptx, target):
     """(registers of a thread, bytes of its stack, of its spills, bytes of static shared memory) as assembled."""
-    options = LinkerOptions(arch="sm_%d%d" % target, verbose=True, ptxas_options=["-v"])
+    options = LinkerOptions(arch="sm_{}{}".format(*target), verbose=True, ptxas_options=["-v"])
     linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
     linker.link("cubin")
     log = linker.get_info_log()

@@ -39,9 +39,7 @@ def test_arrays_of_another_stream_are_waited_for():
     noted = []
     array = numba.cuda.to_device(np.ones(3))
     array.stream = Stream(noted)
-    for read in (
-        lambda: arrays.as_array("b", array, (3,), None, 0), lambda: arrays.take_row("y", array, 0),
-    ):
+    for read in (lambda: arrays.as_array("b", array, (3,), None, 0), lambda: arrays.take_row("y", array, 0)):
         read()
         assert noted == ["stream"]
         noted.clear()

@@ -26,7 +26,8 @@ APART = "test_in_the_simulator", "test_without_numba_cuda", "test_without_a_gpu"
 CHECKED = {
     name: test
     for name, test in vars(test_cuda).items()
-    if name.startswith("test_") and name not in APART
+    if name.startswith("test_")
+    and name not in APART
     and not any(mark.name == "gpu" for mark in getattr(test, "pytestmark", []))
 }
 globals().update(CHECKED)
@@ -53,15 +54,15 @@ def is_call(node, *names):
 
 def barriers(*names):
     """(file name, line) of the calls of these functions of `cuda` in the library."""
-    return {
-        (path, node.lineno) for path, tree in SOURCES.items() for node in ast.walk(tree) if is_call(node, *names)
-    }
+    return {(path, node.lineno) for path, tree in SOURCES.items() for node in ast.walk(tree) if is_call(node, *names)}
 
 
 def kernels():
     """module.name of all kernels of the library."""
     return {
-        f"{Path(path).stem}.{node.name}" for path, tree in SOURCES.items() for node in ast.walk(tree)
+        f"{Path(path).stem}.{node.name}"
+        for path, tree in SOURCES.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
         and any(isinstance(decorator, ast.Name) and decorator.id == "kernel" for decorator in node.decorator_list)
     }

@@ -1,4 +1,6 @@
-"""Arrays of the race checker: every access to an element is noted, by its address, and compared with those before it."""
+"""Arrays of the race checker: every access to an element is noted, by its address, and compared with those before
+it.
+"""
 
 import itertools
 import sys

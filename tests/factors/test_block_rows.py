@@ -120,7 +120,8 @@ HALF = np.kron([[0.0, 1.0], [1.0, 0.0]], np.eye(72))
 
 
 @pytest.mark.parametrize(
-    "matrix", [HALF, saddle(144), saddle(144, 1e-14), np.zeros((100, 100)), with_nan(100), with_nan(40)],
+    "matrix",
+    [HALF, saddle(144), saddle(144, 1e-14), np.zeros((100, 100)), with_nan(100), with_nan(40)],
     ids=["exchange", "saddle", "almost a saddle", "zero", "NaN", "NaN in one block"],
 )
 @pytest.mark.parametrize("dtype", DTYPES)

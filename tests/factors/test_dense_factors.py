@@ -55,7 +55,10 @@ def test_golden(name):
 def mixed(batch=40):
     """Every kind of layer, with more samples than the structure of the chain gains from."""
     layers = [
-        nh.Conv1d(1, 3, 3, 8, "tanh"), nh.Dense(18, 5), nh.LayerNorm(5), nh.Dense(5, 5, skip=True),
+        nh.Conv1d(1, 3, 3, 8, "tanh"),
+        nh.Dense(18, 5),
+        nh.LayerNorm(5),
+        nh.Dense(5, 5, skip=True),
         nh.Dense(5, 3, "identity", bias=False),
     ]
     net, rng = nh.Network(layers, "softmax_cross_entropy"), np.random.default_rng(3)

@@ -17,7 +17,7 @@ import numba_hinv as nh
 DEPTH = 10_000
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def deep(name, depth=DEPTH):
     rng = np.random.default_rng(0)
     if name == "skip, one sample":

@@ -1,4 +1,6 @@
-"""The interface of factors is enough: eigenvalues of the dense matrix, a way of factoring that the library does not know."""
+"""The interface of factors is enough: eigenvalues of the dense matrix, a way of factoring that the library does not
+know.
+"""
 
 import numpy as np
 import pytest
@@ -7,8 +9,8 @@ from problems import chain
 import numba_hinv as nh
 from numba_hinv.certainty.solver import Solver
 from numba_hinv.factors.interface import Factors
-from numba_hinv.system.shifted import Shifted
 from numba_hinv.runtime import threads
+from numba_hinv.system.shifted import Shifted
 
 
 class Eigenvalues(Factors):

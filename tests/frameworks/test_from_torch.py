@@ -137,50 +137,108 @@ def structured():
     return {
         "activations": (
             double(
-                nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 4, bias=False), nn.Softplus(),
-                nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 3), nn.ReLU(inplace=True),
+                nn.Linear(3, 4),
+                nn.Tanh(),
+                nn.Linear(4, 3),
+                nn.Sigmoid(),
+                nn.Linear(3, 4, bias=False),
+                nn.Softplus(),
+                nn.Linear(4, 4),
+                nn.SiLU(),
+                nn.Linear(4, 4),
+                nn.GELU(),
+                nn.Linear(4, 3),
+                nn.ReLU(inplace=True),
                 nn.Linear(3, 2),
             ),
-            [dense(3, 4, activation="tanh"), dense(4, 3, activation="sigmoid"),
-             dense(3, 4, activation="softplus", bias=False), dense(4, 4, activation="silu"),
-             dense(4, 4, activation="gelu"), dense(4, 3, activation="relu"), dense(3, 2, activation="identity")],
+            [
+                dense(3, 4, activation="tanh"),
+                dense(4, 3, activation="sigmoid"),
+                dense(3, 4, activation="softplus", bias=False),
+                dense(4, 4, activation="silu"),
+                dense(4, 4, activation="gelu"),
+                dense(4, 3, activation="relu"),
+                dense(3, 2, activation="identity"),
+            ],
         ),
         "nested": (
             double(
                 nn.Sequential(nn.Linear(3, 4), nn.Identity(), nn.Sequential(nn.Dropout(0.0), nn.Tanh())),
-                nn.Unflatten(1, (2, 2)), nn.Flatten(), nn.Linear(4, 2), nn.Dropout(0.5).eval(),
+                nn.Unflatten(1, (2, 2)),
+                nn.Flatten(),
+                nn.Linear(4, 2),
+                nn.Dropout(0.5).eval(),
             ),
             [dense(3, 4, activation="tanh"), dense(4, 2, activation="identity")],
         ),
         "skips": (
             double(
-                nn.Linear(3, 4), nn.GELU(), Skip(nn.Linear(4, 4), nn.Tanh()), SkipBehind(4),
-                Skip(nn.Linear(4, 4, bias=False)), nn.Linear(4, 2),
+                nn.Linear(3, 4),
+                nn.GELU(),
+                Skip(nn.Linear(4, 4), nn.Tanh()),
+                SkipBehind(4),
+                Skip(nn.Linear(4, 4, bias=False)),
+                nn.Linear(4, 2),
             ),
-            [dense(3, 4, activation="gelu"), dense(4, 4, activation="tanh", skip=True),
-             dense(4, 4, activation="silu", skip=True), dense(4, 4, activation="identity", bias=False, skip=True),
-             dense(4, 2, activation="identity")],
+            [
+                dense(3, 4, activation="gelu"),
+                dense(4, 4, activation="tanh", skip=True),
+                dense(4, 4, activation="silu", skip=True),
+                dense(4, 4, activation="identity", bias=False, skip=True),
+                dense(4, 2, activation="identity"),
+            ],
         ),
         "norms": (
             double(
-                nn.LayerNorm(3, eps=1e-3), nn.Linear(3, 6), nn.LayerNorm(6, bias=False), nn.GLU(), nn.RMSNorm(3),
-                nn.Linear(3, 4), nn.RMSNorm(4, eps=1e-2), nn.Linear(4, 2),
+                nn.LayerNorm(3, eps=1e-3),
+                nn.Linear(3, 6),
+                nn.LayerNorm(6, bias=False),
+                nn.GLU(),
+                nn.RMSNorm(3),
+                nn.Linear(3, 4),
+                nn.RMSNorm(4, eps=1e-2),
+                nn.Linear(4, 2),
             ),
-            [nh.LayerNorm(3, 1e-3), dense(3, 6, activation="identity"), nh.LayerNorm(6, bias=False), nh.Gated(3),
-             nh.RMSNorm(3), dense(3, 4, activation="identity"), nh.RMSNorm(4, 1e-2),
-             dense(4, 2, activation="identity")],
+            [
+                nh.LayerNorm(3, 1e-3),
+                dense(3, 6, activation="identity"),
+                nh.LayerNorm(6, bias=False),
+                nh.Gated(3),
+                nh.RMSNorm(3),
+                dense(3, 4, activation="identity"),
+                nh.RMSNorm(4, 1e-2),
+                dense(4, 2, activation="identity"),
+            ],
         ),
         "convolutions": (
             double(
-                nn.Linear(3, 6), nn.Tanh(), nn.Unflatten(1, (2, 3)), Skip(nn.Conv1d(2, 2, 3, padding=1), nn.Tanh()),
-                nn.Conv1d(2, 3, 2, bias=False), nn.Flatten(), nn.SiLU(), nn.Linear(6, 2),
+                nn.Linear(3, 6),
+                nn.Tanh(),
+                nn.Unflatten(1, (2, 3)),
+                Skip(nn.Conv1d(2, 2, 3, padding=1), nn.Tanh()),
+                nn.Conv1d(2, 3, 2, bias=False),
+                nn.Flatten(),
+                nn.SiLU(),
+                nn.Linear(6, 2),
             ),
-            [dense(3, 6, activation="tanh"), nh.Conv1d(2, 2, 3, 3, padding=1, skip=True),
-             nh.Conv1d(2, 3, 2, 3, "silu", bias=False), dense(6, 2, activation="identity")],
+            [
+                dense(3, 6, activation="tanh"),
+                nh.Conv1d(2, 2, 3, 3, padding=1, skip=True),
+                nh.Conv1d(2, 3, 2, 3, "silu", bias=False),
+                dense(6, 2, activation="identity"),
+            ],
         ),
         "dropout and shapes": (
-            double(nn.Unflatten(1, (3, 1)), nn.Dropout1d(0.5).eval(), nn.Flatten(), nn.Linear(3, 4), nn.Dropout(0.9).eval(),
-                   nn.Tanh(), nn.AlphaDropout(0.1).eval(), nn.Linear(4, 2)),
+            double(
+                nn.Unflatten(1, (3, 1)),
+                nn.Dropout1d(0.5).eval(),
+                nn.Flatten(),
+                nn.Linear(3, 4),
+                nn.Dropout(0.9).eval(),
+                nn.Tanh(),
+                nn.AlphaDropout(0.1).eval(),
+                nn.Linear(4, 2),
+            ),
             [dense(3, 4, activation="tanh"), dense(4, 2, activation="identity")],
         ),
         "deep": (
@@ -205,7 +263,8 @@ def unknown():
         "group norm": (double(nn.Linear(3, 6), nn.GroupNorm(2, 6), nn.Linear(6, 2)), ["GroupNorm"]),
         "bilinear": (double(nn.Linear(3, 3), nn.Tanh(), Bilinear(3, 2)), ["Bilinear"]),
         "slopes": (
-            double(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, 2)), ["PReLU", "PReLU"]
+            double(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, 2)),
+            ["PReLU", "PReLU"],
         ),
         "first and last": (double(Curve(3), nn.Linear(3, 3), Curve(3)), ["Curve", "Curve"]),
         "instance norm": (
@@ -213,37 +272,59 @@ def unknown():
             ["InstanceNorm1d"],
         ),
         "pre-norm block": (
-            double(nn.Linear(3, 4), Skip(nn.LayerNorm(4), nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 4))), ["Skip"]
+            double(nn.Linear(3, 4), Skip(nn.LayerNorm(4), nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 4))),
+            ["Skip"],
         ),
         "activations": (
-            double(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2), nn.GELU("tanh")), ["GELU"]
+            double(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2), nn.GELU("tanh")),
+            ["GELU"],
         ),
         "images": (
-            double(nn.Unflatten(1, (1, 3)), nn.ConvTranspose1d(1, 2, 2), nn.ELU(True),
-                   nn.Flatten(), nn.Linear(8, 2)),
+            double(nn.Unflatten(1, (1, 3)), nn.ConvTranspose1d(1, 2, 2), nn.ELU(True), nn.Flatten(), nn.Linear(8, 2)),
             ["ConvTranspose1d", "ELU"],
         ),
         "convolutions": (
-            double(nn.Linear(3, 8), nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 2, 3, groups=2),
-                   nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular"), nn.Conv1d(2, 2, 2, padding="same"),
-                   nn.Flatten(), nn.Linear(4, 2)),
+            double(
+                nn.Linear(3, 8),
+                nn.Unflatten(1, (2, 4)),
+                nn.Conv1d(2, 2, 3, groups=2),
+                nn.Conv1d(2, 2, 3, padding=1, padding_mode="circular"),
+                nn.Conv1d(2, 2, 2, padding="same"),
+                nn.Flatten(),
+                nn.Linear(4, 2),
+            ),
             ["Conv1d", "Conv1d", "Conv1d"],
         ),
         "skip around a reshaped convolution": (
-            double(nn.Linear(3, 8), nn.Unflatten(1, (2, 4)),
-                   Skip(nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Unflatten(1, (2, 4))), nn.Flatten(), nn.Linear(8, 2)),
+            double(
+                nn.Linear(3, 8),
+                nn.Unflatten(1, (2, 4)),
+                Skip(nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Unflatten(1, (2, 4))),
+                nn.Flatten(),
+                nn.Linear(8, 2),
+            ),
             ["Skip"],
         ),
         "norm without a gain": (
-            double(nn.Linear(3, 4), nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 2)), ["LayerNorm"]
+            double(nn.Linear(3, 4), nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 2)),
+            ["LayerNorm"],
         ),
         "linear over positions": (
             double(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.Linear(2, 3), nn.Flatten(), nn.Tanh()),
             ["Transposition"],
         ),
         "kernels over channels": (
-            double(nn.Linear(3, 8), nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 3, 2), trained_norm(3), nn.ELU(),
-                   nn.Dropout(0.5), nn.LPPool1d(2, 2), nn.Flatten(), nn.Linear(3, 2)).eval(),
+            double(
+                nn.Linear(3, 8),
+                nn.Unflatten(1, (2, 4)),
+                nn.Conv1d(2, 3, 2),
+                trained_norm(3),
+                nn.ELU(),
+                nn.Dropout(0.5),
+                nn.LPPool1d(2, 2),
+                nn.Flatten(),
+                nn.Linear(3, 2),
+            ).eval(),
             ["ELU", "LPPool1d"],
         ),
         "twice": (double(nn.Linear(3, 3), Twice(3)), ["Twice"]),
@@ -319,15 +400,24 @@ def test_unknown_modules(name):
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss()], ids=str)
 def test_convolutions(loss):
     module = double(
-        nn.Conv1d(2, 3, 3, stride=2, padding=2), nn.Tanh(), nn.Conv1d(3, 2, 2, padding=(1,), dilation=2), nn.GELU(),
-        SkipAround(2), nn.Conv1d(2, 2, 3, padding="same", dilation=2), nn.Sigmoid(),
-        nn.Conv1d(2, 1, 2, padding="valid"), nn.Flatten(), nn.Linear(5, 3),
+        nn.Conv1d(2, 3, 3, stride=2, padding=2),
+        nn.Tanh(),
+        nn.Conv1d(3, 2, 2, padding=(1,), dilation=2),
+        nn.GELU(),
+        SkipAround(2),
+        nn.Conv1d(2, 2, 3, padding="same", dilation=2),
+        nn.Sigmoid(),
+        nn.Conv1d(2, 1, 2, padding="valid"),
+        nn.Flatten(),
+        nn.Linear(5, 3),
     )
     net = check(module, loss, (2, 9), batch=2)
     assert net.layers == (
-        nh.Conv1d(2, 3, 3, 9, stride=2, padding=2), nh.Conv1d(3, 2, 2, 6, "gelu", padding=1, dilation=2),
+        nh.Conv1d(2, 3, 3, 9, stride=2, padding=2),
+        nh.Conv1d(3, 2, 2, 6, "gelu", padding=1, dilation=2),
         nh.Conv1d(2, 2, 3, 6, "silu", padding=1, skip=True),
-        nh.Conv1d(2, 2, 3, 6, "sigmoid", padding=2, dilation=2), nh.Conv1d(2, 1, 2, 6, "identity"),
+        nh.Conv1d(2, 2, 3, 6, "sigmoid", padding=2, dilation=2),
+        nh.Conv1d(2, 1, 2, 6, "identity"),
         dense(5, 3, activation="identity"),
     )
 
@@ -352,7 +442,10 @@ def over_positions():
             double(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2), nn.Flatten(), nn.Tanh(), nn.Linear(8, 2)),
             ["Conv1d", "Conv1d", "Transposition", "Dense"],
         ),
-        "ends turned": (double(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 2)), ["Conv1d", "Conv1d", "Transposition"]),
+        "ends turned": (
+            double(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 2)),
+            ["Conv1d", "Conv1d", "Transposition"],
+        ),
         "own": (double(OverPositions(3), nn.Flatten(), nn.Linear(12, 2)), ["Conv1d"] * 3 + ["Transposition", "Dense"]),
         "unknown between": (
             double(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2), nn.ELU(), nn.Flatten(), nn.Linear(8, 2)),
@@ -360,11 +453,21 @@ def over_positions():
         ),
         "skip of rows": (double(Skip(nn.Linear(3, 3), nn.Tanh()), nn.Linear(3, 1)), ["Skip", "Conv1d"]),
         "one position": (
-            double(nn.Flatten(), nn.Unflatten(1, (1, 12)), nn.Linear(12, 3), nn.Tanh(), nn.Linear(3, 2)), ["Dense", "Dense"]
+            double(nn.Flatten(), nn.Unflatten(1, (1, 12)), nn.Linear(12, 3), nn.Tanh(), nn.Linear(3, 2)),
+            ["Dense", "Dense"],
         ),
         "other positions": (
-            double(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.Linear(4, 2), nn.Flatten(1, 2), nn.Linear(2, 3),
-                   nn.Unflatten(2, (3, 1)), nn.Linear(1, 2), nn.Flatten(2), nn.Conv1d(4, 1, 2)),
+            double(
+                nn.Linear(3, 4),
+                nn.Unflatten(1, (2, 2)),
+                nn.Linear(4, 2),
+                nn.Flatten(1, 2),
+                nn.Linear(2, 3),
+                nn.Unflatten(2, (3, 1)),
+                nn.Linear(1, 2),
+                nn.Flatten(2),
+                nn.Conv1d(4, 1, 2),
+            ),
             ["Conv1d", "Conv1d", "Conv1d", "Transposition", "Conv1d", "Transposition", "Conv1d"],
         ),
     }
@@ -568,47 +671,82 @@ class Undifferentiable(nn.Module):
         return Rounding.apply(x)
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: trained(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))),
-     r"cannot convert layer 1 \('1', BatchNorm1d\): it mixes the samples of a batch while training; call eval\(\) first"),
-    (lambda: trained(nn.Sequential(Whole(nn.BatchNorm1d(3)), nn.Linear(3, 4))),
-     r"layer 0 \('0.part', BatchNorm1d\): it mixes the samples of a batch while training; call eval\(\) first"),
-    (lambda: trained(Function(lambda x: functional.batch_norm(x, None, None, training=True))),
-     r"Function\): it mixes the samples of a batch: for one sample alone, .*; call eval\(\) first"),
-    (lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)).eval(),
-     r"BatchNorm1d\): it mixes .*this BatchNorm1d has track_running_stats=False, and mixes them in eval mode, too$"),
-    (lambda: trained(nn.Sequential(nn.Linear(3, 4), Whole(nn.Dropout(0.001)))),
-     r"layer 1 \('1.part', Dropout\): it is random while training \(p=0.001\); call eval\(\) first"),
-    (lambda: trained(Function(lambda x: functional.dropout(x, 0.001))),
-     r"layer 0 \('', Function\): it is random: a call draws from PyTorch's generator; call eval\(\) first"),
-    (lambda: Function(lambda x: x + np.random.rand()), r"it is random: two calls with the same input differ"),
-    (lambda: nn.Sequential(Function(lambda x: x.sum(dim=1)), nn.Linear(1, 2)), r"'1', Linear\): it cannot be called"),
-    (lambda: Function(lambda x: (x, x)), r"expected a float64 tensor .*, got tuple; .* to return the outputs alone"),
-    (lambda: double(nn.Linear(3, 4), Function(lambda x: 2 * Misplaced.apply(x))), r"its second derivatives are not symmetric: "),
-    (lambda: trained(nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Tanh(), nn.Dropout(0.2)))),
-     r"layer 1 \('1.1', Dropout\): it is random while training \(p=0.2\); call eval\(\) first"),
-    (lambda: double(nn.Linear(3, 4), Mixing()), r"layer 1 \('1', Mixing\): it mixes the samples of a batch"),
-    (lambda: double(nn.Linear(3, 4), Noise()), r"layer 1 \('1', Noise\): it is random"),
-    (lambda: double(Counting(), nn.Linear(3, 4)), r"layer 0 \('0', Counting\): it changes its buffer 'calls'"),
-    (lambda: double(nn.Linear(3, 4), Undifferentiable()), r"'1', Undifferentiable\): torch.func cannot differentiate"),
-    (frozen, r"layer 1 \('1', Linear\): its parameter 'bias' is frozen"),
-    (hooked, r"layer 0 \('0', Linear\): it has hooks"),
-    (shared, r"layer 1 \('2', Linear\): its parameter 'weight' belongs to a layer before it"),
-    (lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)), r"layer 1 \('1', Linear\): .*shape \(3, 4\)"),
-    (lambda: nn.Sequential(nn.Linear(3, 4).half()), r"its parameter 'weight' has dtype torch.float16"),
-    (lambda: nn.Sequential(nn.LazyLinear(4)), r"its parameters have no values yet"),
-    (lambda: nn.Sequential(nn.Linear(3, 4, device="meta")), r"its parameter 'weight' is on the meta device"),
-    (lambda: nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (3, 2))), r"\('1', Unflatten\): it cannot be called"),
-    (lambda: nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 2, 3)),
-     r"layer 1 \('2', Conv1d\): it cannot be called with an input of shape \(3, 2, 2\)"),
-    (lambda: nn.Sequential(nn.Linear(3, 4), nn.Conv1d(4, 2, 1)), r"layer 1 \('1', Conv1d\): "),
-    (lambda: nn.Sequential(nn.Linear(3, 4), nn.Embedding(3, 4)), r"\('1', Embedding\): it cannot be called"),
-    (lambda: nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.GRU(2, 2)),
-     r"layer 1 \('2', GRU\): expected a float64 tensor"),
-    (lambda: nn.ModuleList([nn.Linear(3, 4)]), r"layer 0 \('', ModuleList\): it cannot be called"),
-    (lambda: nn.Sequential(nn.Identity()), "expected at least one layer, got a module that does nothing"),
-    (lambda: nn.Sequential(nn.Tanh()), "layers: expected at least one parameter"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: trained(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))),
+            r"cannot convert layer 1 \('1', BatchNorm1d\): it mixes the samples of a batch while training; call "
+            r"eval\(\) first",
+        ),
+        (
+            lambda: trained(nn.Sequential(Whole(nn.BatchNorm1d(3)), nn.Linear(3, 4))),
+            r"layer 0 \('0.part', BatchNorm1d\): it mixes the samples of a batch while training; call eval\(\) first",
+        ),
+        (
+            lambda: trained(Function(lambda x: functional.batch_norm(x, None, None, training=True))),
+            r"Function\): it mixes the samples of a batch: for one sample alone, .*; call eval\(\) first",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)).eval(),
+            r"BatchNorm1d\): it mixes .*this BatchNorm1d has track_running_stats=False, and mixes them in eval "
+            r"mode, too$",
+        ),
+        (
+            lambda: trained(nn.Sequential(nn.Linear(3, 4), Whole(nn.Dropout(0.001)))),
+            r"layer 1 \('1.part', Dropout\): it is random while training \(p=0.001\); call eval\(\) first",
+        ),
+        (
+            lambda: trained(Function(lambda x: functional.dropout(x, 0.001))),
+            r"layer 0 \('', Function\): it is random: a call draws from PyTorch's generator; call eval\(\) first",
+        ),
+        (lambda: Function(lambda x: x + np.random.rand()), r"it is random: two calls with the same input differ"),
+        (
+            lambda: nn.Sequential(Function(lambda x: x.sum(dim=1)), nn.Linear(1, 2)),
+            r"'1', Linear\): it cannot be called",
+        ),
+        (
+            lambda: Function(lambda x: (x, x)),
+            r"expected a float64 tensor .*, got tuple; .* to return the outputs alone",
+        ),
+        (
+            lambda: double(nn.Linear(3, 4), Function(lambda x: 2 * Misplaced.apply(x))),
+            r"its second derivatives are not symmetric: ",
+        ),
+        (
+            lambda: trained(nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Tanh(), nn.Dropout(0.2)))),
+            r"layer 1 \('1.1', Dropout\): it is random while training \(p=0.2\); call eval\(\) first",
+        ),
+        (lambda: double(nn.Linear(3, 4), Mixing()), r"layer 1 \('1', Mixing\): it mixes the samples of a batch"),
+        (lambda: double(nn.Linear(3, 4), Noise()), r"layer 1 \('1', Noise\): it is random"),
+        (lambda: double(Counting(), nn.Linear(3, 4)), r"layer 0 \('0', Counting\): it changes its buffer 'calls'"),
+        (
+            lambda: double(nn.Linear(3, 4), Undifferentiable()),
+            r"'1', Undifferentiable\): torch.func cannot differentiate",
+        ),
+        (frozen, r"layer 1 \('1', Linear\): its parameter 'bias' is frozen"),
+        (hooked, r"layer 0 \('0', Linear\): it has hooks"),
+        (shared, r"layer 1 \('2', Linear\): its parameter 'weight' belongs to a layer before it"),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 2)), r"layer 1 \('1', Linear\): .*shape \(3, 4\)"),
+        (lambda: nn.Sequential(nn.Linear(3, 4).half()), r"its parameter 'weight' has dtype torch.float16"),
+        (lambda: nn.Sequential(nn.LazyLinear(4)), r"its parameters have no values yet"),
+        (lambda: nn.Sequential(nn.Linear(3, 4, device="meta")), r"its parameter 'weight' is on the meta device"),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (3, 2))), r"\('1', Unflatten\): it cannot be called"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 2, 3)),
+            r"layer 1 \('2', Conv1d\): it cannot be called with an input of shape \(3, 2, 2\)",
+        ),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Conv1d(4, 2, 1)), r"layer 1 \('1', Conv1d\): "),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Embedding(3, 4)), r"\('1', Embedding\): it cannot be called"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.GRU(2, 2)),
+            r"layer 1 \('2', GRU\): expected a float64 tensor",
+        ),
+        (lambda: nn.ModuleList([nn.Linear(3, 4)]), r"layer 0 \('', ModuleList\): it cannot be called"),
+        (lambda: nn.Sequential(nn.Identity()), "expected at least one layer, got a module that does nothing"),
+        (lambda: nn.Sequential(nn.Tanh()), "layers: expected at least one parameter"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_what_cannot_be_converted_says_where_and_why(make, message):
     with pytest.raises(ValueError, match=message):
@@ -649,10 +787,15 @@ def test_arguments():
         nh.from_torch(nn.Sequential(*module, nn.Unflatten(1, (2, 2))), nn.CrossEntropyLoss())
 
 
-@pytest.mark.parametrize("loss", [
-    functional.cross_entropy, functional.mse_loss, functional.binary_cross_entropy_with_logits,
-    partial(functional.mse_loss, reduction="mean"),
-])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        functional.cross_entropy,
+        functional.mse_loss,
+        functional.binary_cross_entropy_with_logits,
+        partial(functional.mse_loss, reduction="mean"),
+    ],
+)
 def test_losses_that_are_functions(loss):
     module = double(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     X, y = data(module, nn.CrossEntropyLoss() if loss is functional.cross_entropy else nn.MSELoss())
@@ -671,12 +814,18 @@ class HalfCompiled(nn.Module):
         return self.act(self.last(self.act(self.first(x))))
 
 
-@pytest.mark.parametrize("make", [
-    lambda: torch.compile(double(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Tanh())),
-    lambda: double(torch.compile(nn.Linear(3, 4)), torch.compile(nn.Sequential(nn.Tanh(), torch.compile(nn.Linear(4, 2)))),
-                   torch.compile(nn.Tanh())),
-    lambda: HalfCompiled().double(),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.compile(double(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Tanh())),
+        lambda: double(
+            torch.compile(nn.Linear(3, 4)),
+            torch.compile(nn.Sequential(nn.Tanh(), torch.compile(nn.Linear(4, 2)))),
+            torch.compile(nn.Tanh()),
+        ),
+        lambda: HalfCompiled().double(),
+    ],
+)
 def test_compiled_modules_are_unwrapped(make):
     """Nothing is compiled: the layers are those of the modules inside, and the wrappers stay where they are."""
     module = make()

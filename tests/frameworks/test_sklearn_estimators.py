@@ -161,8 +161,12 @@ def test_what_is_wrong_is_named():
 
 def test_pipelines():
     """Data go through the steps; the net, its objective and the damping are those of the last."""
-    steps = preprocessing.StandardScaler(), neural_network.MLPClassifier(
-        hidden_layer_sizes=(4,), activation="tanh", solver="lbfgs", max_iter=5, random_state=0)
+    steps = (
+        preprocessing.StandardScaler(),
+        neural_network.MLPClassifier(
+            hidden_layer_sizes=(4,), activation="tanh", solver="lbfgs", max_iter=5, random_state=0
+        ),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
         model = pipeline.make_pipeline(*steps).fit(X, LABELS)

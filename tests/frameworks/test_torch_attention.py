@@ -93,13 +93,21 @@ def test_kernels_are_put_back_after_an_error():
     assert kernels() == before
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True),
-     r"MultiheadAttention\): it cannot be called .*expected a module of one input around it, .*attention\(x, x, x\)\[0\]"),
-    (lambda: SelfAttention(batch_first=False),
-     r"mixes the samples .*its part 'attention' \(MultiheadAttention\) has batch_first=False"),
-    (lambda: encoder(dropout=0.1), r"TransformerEncoderLayer|Dropout\): it is random .*call eval\(\) first"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True),
+            r"MultiheadAttention\): it cannot be called .*expected a module of one input around it, "
+            r".*attention\(x, x, x\)\[0\]",
+        ),
+        (
+            lambda: SelfAttention(batch_first=False),
+            r"mixes the samples .*its part 'attention' \(MultiheadAttention\) has batch_first=False",
+        ),
+        (lambda: encoder(dropout=0.1), r"TransformerEncoderLayer|Dropout\): it is random .*call eval\(\) first"),
+    ],
+)
 def test_what_does_not_convert_says_why(make, message):
     with pytest.raises(ValueError, match=message):
         nh.from_torch(net_of(make()), nn.MSELoss())

@@ -179,7 +179,12 @@ def test_digits_from_end_to_end(pool):
     X = torch.tensor(digits.data / 16.0).reshape(-1, 1, 8, 8)
     y = torch.tensor(digits.target)
     module = double(
-        nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), pool(2), nn.Conv2d(4, 6, 3), nn.Tanh(), nn.Flatten(),
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Tanh(),
+        pool(2),
+        nn.Conv2d(4, 6, 3),
+        nn.Tanh(),
+        nn.Flatten(),
         nn.Linear(24, 10),
     )
     loss = nn.CrossEntropyLoss()

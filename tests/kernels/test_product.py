@@ -59,8 +59,8 @@ def check(kind, m, n, k, dtype, strided, alpha, beta, seed):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_edge(kind, dtype):
     rng = np.random.default_rng(1)
-    for m in range(0, 19):
-        for n in (*range(0, 20), 23, 24, 25, 31, 32, 33, 47, 48, 49, 63, 65):
+    for m in range(19):
+        for n in (*range(20), 23, 24, 25, 31, 32, 33, 47, 48, 49, 63, 65):
             if kind == "tn_upper":
                 n = m
             k = int(rng.integers(0, 40))
@@ -72,8 +72,18 @@ def test_every_edge(kind, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strided", [False, True])
 def test_shapes_up_to_blas(kind, dtype, strided):
-    shapes = [(1, 300, 200), (2, 500, 77), (8, 8, 1000), (64, 65, 66), (129, 70, 33), (1, 2000, 1500), (5, 1700, 1300),
-              (200, 210, 220), (301, 33, 500), (320, 321, 322)]
+    shapes = [
+        (1, 300, 200),
+        (2, 500, 77),
+        (8, 8, 1000),
+        (64, 65, 66),
+        (129, 70, 33),
+        (1, 2000, 1500),
+        (5, 1700, 1300),
+        (200, 210, 220),
+        (301, 33, 500),
+        (320, 321, 322),
+    ]
     for m, n, k in shapes:
         if kind == "tn_upper":
             m = n = min(n, 400)

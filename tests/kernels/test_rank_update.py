@@ -29,8 +29,8 @@ def check(m, n, num_positive, dtype, strided, seed):
 @pytest.mark.parametrize("strided", [False, True])
 def test_small(dtype, strided):
     rng = np.random.default_rng(5)
-    for m in range(0, 20):
-        for n in (*range(0, 19), 24, 25, 33, 49, 64):
+    for m in range(20):
+        for n in (*range(19), 24, 25, 33, 49, 64):
             for num_positive in {0, m, int(rng.integers(0, m + 1))}:
                 check(m, n, num_positive, dtype, strided, seed=(m, n))
 

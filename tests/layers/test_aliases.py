@@ -39,12 +39,21 @@ def test_functions_of_torch():
     from torch import nn
     from torch.nn import functional
 
-    for given, name in ((torch.tanh, "tanh"), (functional.relu, "relu"), (nn.GELU, "gelu"), (functional.silu, "silu"),
-                        (torch.sigmoid, "sigmoid"), (functional.softplus, "softplus")):
+    for given, name in (
+        (torch.tanh, "tanh"),
+        (functional.relu, "relu"),
+        (nn.GELU, "gelu"),
+        (functional.silu, "silu"),
+        (torch.sigmoid, "sigmoid"),
+        (functional.softplus, "softplus"),
+    ):
         assert nh.Dense(2, 2, given).activation == name
-    for given, name in ((functional.mse_loss, "mean_squared_error"), (nn.CrossEntropyLoss, "softmax_cross_entropy"),
-                        (functional.huber_loss, "huber"),
-                        (functional.binary_cross_entropy_with_logits, "binary_cross_entropy")):
+    for given, name in (
+        (functional.mse_loss, "mean_squared_error"),
+        (nn.CrossEntropyLoss, "softmax_cross_entropy"),
+        (functional.huber_loss, "huber"),
+        (functional.binary_cross_entropy_with_logits, "binary_cross_entropy"),
+    ):
         assert nh.Network([nh.Dense(2, 2)], given).loss_name == name
     for given in (functional.binary_cross_entropy, nn.BCELoss):
         with pytest.raises(ValueError, match="takes probabilities"):

@@ -247,8 +247,15 @@ def test_parameters_that_no_patch_sees():
 def test_scaled_states(name):
     """Inputs and outputs in other units: the states are scaled inside, by powers of two."""
     layers, batch = NETS[name]
-    linear = [nh.Conv1d(*(getattr(layers[0], f) for f in ("in_channels", "out_channels", "kernel_size", "length")),
-                        "identity", stride=layers[0].stride, padding=layers[0].padding), *layers[1:]]
+    linear = [
+        nh.Conv1d(
+            *(getattr(layers[0], f) for f in ("in_channels", "out_channels", "kernel_size", "length")),
+            "identity",
+            stride=layers[0].stride,
+            padding=layers[0].padding,
+        ),
+        *layers[1:],
+    ]
     net = nh.Network(linear, "mean_squared_error")
     rng = np.random.default_rng(0)
     params = net.init(seed=1)

@@ -512,14 +512,20 @@ def logarithm(z, x, out):
 
 def test_the_layer_that_overflows_is_named():
     """A swish at -710, whose exponential overflows in its derivatives alone, beside layers that do not."""
-    layers = [nh.Dense(1, 1, "identity", bias=False), nh.Custom(readme_swish, 1, 1, 1, init=1.0), nh.LayerNorm(1),
-              nh.Dense(1, 1, "identity", bias=False)]
+    layers = [
+        nh.Dense(1, 1, "identity", bias=False),
+        nh.Custom(readme_swish, 1, 1, 1, init=1.0),
+        nh.LayerNorm(1),
+        nh.Dense(1, 1, "identity", bias=False),
+    ]
     net = nh.Network(layers, "mean_squared_error")
     params, y = np.ones(net.num_params), np.zeros((3, 1))
     X = np.array([[1.0], [2.0], [-710.0]])
     assert np.isfinite(net.loss(params, X, y))
     for function in (net.gradient, net.hessian):
-        with pytest.raises(ValueError, match=r"; layer 1 \(Custom\(readme_swish, .*first derivatives are not .* sample 2"):
+        with pytest.raises(
+            ValueError, match=r"; layer 1 \(Custom\(readme_swish, .*first derivatives are not .* sample 2"
+        ):
             function(params, X, y)
     logarithmic = nh.Network([layers[0], nh.Custom(logarithm, 1, 1, 1, init=1.0), layers[3]], "mean_squared_error")
     with pytest.raises(ValueError, match=r"output: .*; layer 1 \(Custom\(logarithm, .* output is not .* sample 2"):

@@ -31,7 +31,7 @@ def jacobian(Z, x):
 
 def curvature(Z, x, G):
     eye = np.eye(Z.shape[1])
-    before, G_after = np.roll(Z, 1, axis=1), np.roll(G, -1, axis=1)
+    G_after = np.roll(G, -1, axis=1)
     s, c = np.sin(x[0] * Z), np.cos(x[0] * Z)
     Dxx = np.zeros((3, 3))
     Dxx[0, 0] = -(G * Z**2 * s * x[1]).sum()
@@ -111,15 +111,23 @@ def asymmetric(Dxx):
     return Dxx + np.triu(np.ones_like(Dxx), 1)
 
 
-@pytest.mark.parametrize("name, function, change, message", [
-    ("function", value, lambda out: out[:, :3], r"expected function of layer 1 to return its value of shape \(5, 4\)"),
-    ("function", value, lambda out: out * np.nan, "function of layer 1 to return finite numbers"),
-    ("function", value, lambda out: "text", "layers: function of layer 1"),
-    ("jacobian", jacobian, lambda Dz: Dz[0], r"jacobian of layer 1 to return Dz of shape \(5, 4, 4\)"),
-    ("jacobian", jacobian, lambda Dz: Dz / 0, "jacobian of layer 1 to return finite numbers, got others in Dz"),
-    ("curvature", curvature, lambda Dxx: Dxx[:2], r"curvature of layer 1 to return Dxx of shape \(3, 3\)"),
-    ("curvature", curvature, asymmetric, "curvature of layer 1 to return a symmetric Dxx"),
-])
+@pytest.mark.parametrize(
+    "name, function, change, message",
+    [
+        (
+            "function",
+            value,
+            lambda out: out[:, :3],
+            r"expected function of layer 1 to return its value of shape \(5, 4\)",
+        ),
+        ("function", value, lambda out: out * np.nan, "function of layer 1 to return finite numbers"),
+        ("function", value, lambda out: "text", "layers: function of layer 1"),
+        ("jacobian", jacobian, lambda Dz: Dz[0], r"jacobian of layer 1 to return Dz of shape \(5, 4, 4\)"),
+        ("jacobian", jacobian, lambda Dz: Dz / 0, "jacobian of layer 1 to return finite numbers, got others in Dz"),
+        ("curvature", curvature, lambda Dxx: Dxx[:2], r"curvature of layer 1 to return Dxx of shape \(3, 3\)"),
+        ("curvature", curvature, asymmetric, "curvature of layer 1 to return a symmetric Dxx"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:(divide|invalid)")
 def test_wrong_results_name_the_layer(name, function, change, message):
     net = nets(external(**{name: wrong(function, change)}))[1]
@@ -189,6 +197,8 @@ def test_results_that_would_not_fit_are_refused_before_they_are_made(monkeypatch
     monkeypatch.setattr(memory_budget, "available_bytes", lambda: net.model.block_bytes(5))
     net.gradient(params, X, y)
     monkeypatch.setattr(memory_budget, "available_bytes", iter([net.model.block_bytes(5)] * 2 + [results - 1]).__next__)
-    with pytest.raises(MemoryError, match=rf"layers: derivatives of layer 1, External\(.*of B = 5 .*need {results:,} bytes"):
+    with pytest.raises(
+        MemoryError, match=rf"layers: derivatives of layer 1, External\(.*of B = 5 .*need {results:,} bytes"
+    ):
         net.hessian(params, X, y)
     assert asked == [0, 1, 0]

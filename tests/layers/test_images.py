@@ -38,8 +38,11 @@ NETS = {
     "stride beyond the kernel": ([nh.Dense(3, 24), nh.Conv2d(2, 2, 1, (4, 3), stride=(3, 2)), nh.Dense(8, 1)], 2),
     "one axis": ([nh.Conv2d(2, 3, (1, 3), (1, 7)), nh.Conv2d(3, 2, (1, 2), (1, 5)), nh.Dense(8, 1, "identity")], 2),
     "means": (
-        [nh.Conv2d(1, 3, 2, (5, 6)), nh.AvgPool2d(3, (2, 3), (4, 5), stride=(2, 1), padding=(1, 1)),
-         nh.Dense(45, 2, "identity")],
+        [
+            nh.Conv2d(1, 3, 2, (5, 6)),
+            nh.AvgPool2d(3, (2, 3), (4, 5), stride=(2, 1), padding=(1, 1)),
+            nh.Dense(45, 2, "identity"),
+        ],
         2,
     ),
     "means inside": (
@@ -47,22 +50,38 @@ NETS = {
         2,
     ),
     "maxima": (
-        [nh.Conv2d(1, 3, 3, 6), nh.MaxPool2d(3, (2, 2), 4, dilation=(2, 1), stride=1, padding=(1, 0)),
-         nh.Conv2d(3, 2, (2, 3), (4, 3), "softplus")],
+        [
+            nh.Conv2d(1, 3, 3, 6),
+            nh.MaxPool2d(3, (2, 2), 4, dilation=(2, 1), stride=1, padding=(1, 0)),
+            nh.Conv2d(3, 2, (2, 3), (4, 3), "softplus"),
+        ],
         2,
     ),
     "pooled sequences": (
-        [nh.Conv1d(2, 3, 3, 9), nh.MaxPool1d(3, 3, 7, stride=2, padding=1), nh.Conv1d(3, 2, 2, 4, "identity"),
-         nh.AvgPool1d(2, 2, 3, stride=1), nh.Activation(4, "sigmoid"), nh.Dense(4, 2, "identity")],
+        [
+            nh.Conv1d(2, 3, 3, 9),
+            nh.MaxPool1d(3, 3, 7, stride=2, padding=1),
+            nh.Conv1d(3, 2, 2, 4, "identity"),
+            nh.AvgPool1d(2, 2, 3, stride=1),
+            nh.Activation(4, "sigmoid"),
+            nh.Dense(4, 2, "identity"),
+        ],
         3,
     ),
     "norms": (
-        [nh.Conv2d(1, 3, 2, 3, "identity"), nh.BatchNorm(**NORM, positions=4), nh.Activation(12, "tanh"),
-         nh.BatchNorm(**NORM, positions=4, affine=False), nh.Dense(12, 3), nh.BatchNorm(**NORM)],
+        [
+            nh.Conv2d(1, 3, 2, 3, "identity"),
+            nh.BatchNorm(**NORM, positions=4),
+            nh.Activation(12, "tanh"),
+            nh.BatchNorm(**NORM, positions=4, affine=False),
+            nh.Dense(12, 3),
+            nh.BatchNorm(**NORM),
+        ],
         3,
     ),
     "local layers first": (
-        [nh.BatchNorm(**NORM, positions=4), nh.MaxPool2d(3, 2, 2, stride=1), nh.Activation(3), nh.Dense(3, 2)], 2
+        [nh.BatchNorm(**NORM, positions=4), nh.MaxPool2d(3, 2, 2, stride=1), nh.Activation(3), nh.Dense(3, 2)],
+        2,
     ),
     "pooled first": ([nh.AvgPool2d(2, 2, 4), nh.Conv2d(2, 2, 1, 2), nh.LayerNorm(8), nh.Dense(8, 8, skip=True)], 3),
     "pooled last": ([nh.Conv2d(1, 2, 2, 5, "identity"), nh.MaxPool2d(2, 2, 4)], 2),
@@ -100,8 +119,13 @@ def windows(z, kernel, stride, padding, dilation, fill):
     counts = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(padded.shape, kernel, stride, dilation)]
     for y, x in itertools.product(*map(range, counts)):
         top, left = y * stride[0], x * stride[1]
-        yield (y, x), padded[top : top + dilation[0] * (kernel[0] - 1) + 1 : dilation[0],
-                             left : left + dilation[1] * (kernel[1] - 1) + 1 : dilation[1]]
+        yield (
+            (y, x),
+            padded[
+                top : top + dilation[0] * (kernel[0] - 1) + 1 : dilation[0],
+                left : left + dilation[1] * (kernel[1] - 1) + 1 : dilation[1],
+            ],
+        )
 
 
 def by_loops(layer, block, z):
@@ -140,8 +164,20 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["first", "strides", "stride beyond the kernel", "means", "means inside", "maxima",
-                                  "norms", "local layers first", "pooled last"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "first",
+        "strides",
+        "stride beyond the kernel",
+        "means",
+        "means inside",
+        "maxima",
+        "norms",
+        "local layers first",
+        "pooled last",
+    ],
+)
 def test_output_by_loops(name):
     net, params, X, _ = problem(name)
     Z = X

@@ -66,6 +66,7 @@ def test_a_number_for_each_output(name):
 
 def test_definitions():
     """In the words of the documentation, one number at a time."""
+
     def value(loss, z, t):
         return nh.Network(layers(len(z)), loss).loss(np.eye(len(z)).ravel(), [z], [t])
 
@@ -160,12 +161,21 @@ def test_options_that_are_wrong():
     refused("beta: expected a parameter of 'huber', which has delta", nh.Loss, "huber", beta=1.0, kind=TypeError)
     refused("which has no parameters", nh.Loss, "mse", beta=1.0, kind=TypeError)
     refused("ignore_index: expected None with 'huber'", nh.Loss, "huber", ignore_index=1)
-    refused("delta: expected one number, or one for each of the 4 outputs, got 3", nh.Network, layers(),
-            nh.losses.huber([1.0, 2.0, 3.0]))
+    refused(
+        "delta: expected one number, or one for each of the 4 outputs, got 3",
+        nh.Network,
+        layers(),
+        nh.losses.huber([1.0, 2.0, 3.0]),
+    )
     refused("loss: expected 2 outputs for each target with .*, got 3", nh.Network, layers(3), "gaussian_nll")
     net = nh.Network(layers(), "gaussian_nll")
-    refused(r"y: expected shape \(5, 2\) \(samples x targets, for the 4 outputs", net.loss, np.eye(N).ravel(),
-            np.ones((5, N)), np.ones((5, N)))
+    refused(
+        r"y: expected shape \(5, 2\) \(samples x targets, for the 4 outputs",
+        net.loss,
+        np.eye(N).ravel(),
+        np.ones((5, N)),
+        np.ones((5, N)),
+    )
     net = nh.Network(layers(), nh.losses.poisson(log_input=False))
     refused("finite loss", net.loss, np.eye(N).ravel(), -np.ones((5, N)), np.zeros((5, N)))
     net = nh.Network(layers(), nh.losses.softmax_cross_entropy(ignore_index=-7))

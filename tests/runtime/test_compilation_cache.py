@@ -131,7 +131,9 @@ def first_use(folder, *kept, **environment):
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other folders")
 @pytest.mark.parametrize("kept", [(), ("XDG_CACHE_HOME",), ("NUMBA_CACHE_DIR",)])
 def test_the_cache_is_in_the_users_folder(tmp_path, kept):
-    """Or where the user says; what is uninstalled leaves nothing, and other packages' functions stay where they were."""
+    """Or where the user says; what is uninstalled leaves nothing, and other packages' functions stay where they
+    were.
+    """
     places = {name: str(tmp_path / name.lower()) for name in ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")}
     root, directories, files = first_use(tmp_path, *kept, **places)
     expected = {
@@ -171,7 +173,9 @@ def test_command_line_info():
     finished = subprocess.run([sys.executable, "-m", "numba_hinv", "info"], capture_output=True, text=True, check=True)
     named = [line.split(" ", 1)[0] for line in finished.stdout.splitlines()]
     assert numba_hinv.__version__ in finished.stdout
-    assert {"numba_hinv", "Python", "Numba", "NumPy", "SciPy", "processor", "threads", "BLAS", "GPU", "cache"} <= {*named}
+    assert {"numba_hinv", "Python", "Numba", "NumPy", "SciPy", "processor", "threads", "BLAS", "GPU", "cache"} <= {
+        *named
+    }
 
 
 USES = """

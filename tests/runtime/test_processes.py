@@ -201,8 +201,8 @@ LONG = """
     import signal, sys, time, threading, numpy as np, numba_hinv as nh
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may start without
     def problem(n, B, L, out=2):
-        net = nh.Network([nh.Dense(n, n, skip=True) for _ in range(L)] + [nh.Dense(n, out, "identity")], "mean_squared_error")
-        params = net.init(0)
+        net = nh.Network([nh.Dense(n, n, skip=True) for _ in range(L)] + [nh.Dense(n, out, "identity")],
+        "mean_squared_error") params = net.init(0)
         X = np.random.default_rng(0).standard_normal((B, n))
         return net, params, X, np.zeros((B, out))
     net, params, X, y = problem(3, 2, 4)
@@ -232,7 +232,9 @@ JOBS = {
         "assert len(H.factorize_many([10.0])) == 1",
     ),
     "checkpoints": (
-        DEEP + "; C = H.factorize(1.0, checkpoint=True)", "C.solve(B)", "assert (C.solve(B[:, 0]) == x).all()"
+        DEEP + "; C = H.factorize(1.0, checkpoint=True)",
+        "C.solve(B)",
+        "assert (C.solve(B[:, 0]) == x).all()",
     ),
 }
 

@@ -72,12 +72,20 @@ def test_golden_custom_layers(name):
 
 CHAINS = {
     "convolutions": [
-        nh.Conv1d(2, 3, 3, 9, stride=2, padding=1), nh.Conv1d(3, 3, 3, 5, padding=1, skip=True),
-        nh.Conv1d(3, 2, 2, 5, "sin", dilation=2, padding=1, bias=False), nh.Dense(10, 2, "identity"),
+        nh.Conv1d(2, 3, 3, 9, stride=2, padding=1),
+        nh.Conv1d(3, 3, 3, 5, padding=1, skip=True),
+        nh.Conv1d(3, 2, 2, 5, "sin", dilation=2, padding=1, bias=False),
+        nh.Dense(10, 2, "identity"),
     ],
     "mixed": [
-        nh.Dense(6, 12), nh.Conv1d(3, 3, 3, 4, padding=1, skip=True), nh.LayerNorm(12), nh.Dense(12, 12, skip=True),
-        nh.Gated(6), nh.Dense(6, 8), nh.RMSNorm(8), nh.Conv1d(2, 2, 2, 4, "softplus", stride=2),
+        nh.Dense(6, 12),
+        nh.Conv1d(3, 3, 3, 4, padding=1, skip=True),
+        nh.LayerNorm(12),
+        nh.Dense(12, 12, skip=True),
+        nh.Gated(6),
+        nh.Dense(6, 8),
+        nh.RMSNorm(8),
+        nh.Conv1d(2, 2, 2, 4, "softplus", stride=2),
         nh.Dense(4, 2, bias=False),
     ],
     "norm first": [nh.LayerNorm(5), nh.Dense(5, 3), nh.RMSNorm(3)],
@@ -294,8 +302,12 @@ def test_products_where_they_cost_less(monkeypatch):
     assert len(calls) == 1
     rng = np.random.default_rng(0)
     # Few parameters that act through many states.
-    blocks = [nh.LayerBlocks(*(rng.standard_normal(s) for s in ((90, 12), (90, 90))), np.eye(12), np.zeros((12, 90)),
-                             np.eye(90)) for _ in range(20)]
+    blocks = [
+        nh.LayerBlocks(
+            *(rng.standard_normal(s) for s in ((90, 12), (90, 90))), np.eye(12), np.zeros((12, 90)), np.eye(90)
+        )
+        for _ in range(20)
+    ]
     many_states = nh.Hessian.from_blocks(blocks)
     agree(many_states.todense(), products(many_states))
     assert len(calls) == 2

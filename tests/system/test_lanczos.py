@@ -1,4 +1,6 @@
-"""The norm from below against dense eigenvalues: of matrices of any size of numbers, and of nets from their gradients."""
+"""The norm from below against dense eigenvalues: of matrices of any size of numbers, and of nets from their
+gradients.
+"""
 
 import numpy as np
 import pytest
@@ -76,8 +78,10 @@ def test_what_has_no_norm():
 
 def test_nets():
     problems = [chain(4, depth, batch=3, seed=depth) for depth in (1, 2, 5, 9)]
-    problems += [make([layer(3, 3, name), layer(3, 2, "identity")], "mean_squared_error", batch=4)
-                 for name in ("relu", "gelu", "identity")]
+    problems += [
+        make([layer(3, 3, name), layer(3, 2, "identity")], "mean_squared_error", batch=4)
+        for name in ("relu", "gelu", "identity")
+    ]
     for problem in problems:
         top = np.abs(np.linalg.eigvalsh(problem.truth.hessian.astype(float))).max()
         assert 0.5 * top <= problem.hessian.norm() <= (1 + 1e-12) * top

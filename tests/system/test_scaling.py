@@ -130,7 +130,9 @@ def test_products_that_overflow_only_on_the_way():
     p = Problem(p.layers, p.loss, np.ldexp(p.params, 480), p.X, p.y)
     v, exact = 1e200 * p.right_hand_side(2), p.truth.hessian
     assert not np.isfinite(p.hessian.system.multiply(v.T.copy())).all()
-    assert np.abs(p.hessian @ v - exact @ v.astype(np.longdouble)).max() <= 1e-14 * np.abs(exact).max() * np.abs(v).max()
+    assert (
+        np.abs(p.hessian @ v - exact @ v.astype(np.longdouble)).max() <= 1e-14 * np.abs(exact).max() * np.abs(v).max()
+    )
     p = make([layer(2, 2, "identity")], "mean_squared_error", batch=2)
     H = p.net.hessian(p.params, np.ldexp(p.X, 500), p.y)
     with pytest.raises(np.linalg.LinAlgError, match="v: the product with the Hessian overflows float64"):

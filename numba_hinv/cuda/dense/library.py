@@ -20,7 +20,7 @@ def cublas(dtype):
     return _cublas(np.dtype(dtype).char)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _cublas(letter):
     if SIMULATED or importlib.util.find_spec("cupy") is None:
         return None

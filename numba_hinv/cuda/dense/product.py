@@ -25,7 +25,7 @@ PADDED_I = TILE_I + 1
 A_SIZE, B_SIZE, SUMS = DEPTH * PADDED_I, DEPTH * TILE_J, PER_I * PER_J
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def tile_product(dtype, transposed):
     """`add_tile` for A as it is, or (``transposed``) for A^T."""
     scalar = from_dtype(dtype)
@@ -85,7 +85,7 @@ def tiles(m, n, count=1):
     return -(-n // TILE_J), -(-m // TILE_I), count
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def gemm_kernel(dtype, transposed):
     """`gemm_nn` or, transposed, `gemm_tn` for a dtype."""
     add_tile = tile_product(dtype, transposed)

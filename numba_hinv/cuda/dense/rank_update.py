@@ -23,7 +23,7 @@ def signed_rank_update(team, m, n, Y, at, signs, signs_at, num_positive, P, P_at
             P[P_at + j * n + i] = value
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def rank_update_kernel(dtype):
     """The same of large matrices for a dtype, a block a tile of the upper triangle: `mirror` does the other one."""
     add_tile = tile_product(dtype, True)

@@ -1,4 +1,6 @@
-"""Vectors on the device: `Vectors`, a (k, P) array with as much of NumPy's interface as solves and estimates ask of it."""
+"""Vectors on the device: `Vectors`, a (k, P) array with as much of NumPy's interface as solves and estimates ask of
+it.
+"""
 
 import numba.cuda
 import numpy as np

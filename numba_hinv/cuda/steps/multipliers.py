@@ -1,7 +1,9 @@
-"""Multipliers of the states in which a segment ends (docs/theory.md, section 10), carried through a layer by a thread block.
+"""Multipliers of the states in which a segment ends (docs/theory.md, section 10), carried through a layer by a thread
+block.
 
 The segment has been cut off there, so that its parameters act on those states y, held fixed by multipliers mu, as they
-do on its own incoming states: with Phi = d y / d z and the coupling K_mu = Dx^T Phi^T of the layer's parameters with mu,
+do on its own incoming states: with Phi = d y / d z and the coupling K_mu = Dx^T Phi^T of the layer's parameters with
+mu,
 
     Phi' = Phi J - K_mu^T M^-1 K,    Psi' = Psi + K_mu^T M^-1 K_mu
 """

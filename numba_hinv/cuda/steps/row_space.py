@@ -1,4 +1,6 @@
-"""The row space of every dense layer's input (docs/theory.md, section 3), a block a layer: twin of `kernels.row_space`."""
+"""The row space of every dense layer's input (docs/theory.md, section 3), a block a layer: twin of
+`kernels.row_space`.
+"""
 
 from ...kernels.steps import row_space as twin
 from ...kernels.steps.layer_table import BLOCKS

@@ -1,4 +1,5 @@
-"""The elimination (docs/theory.md, section 3), a thread block a damping and a segment of layers: twin of `kernels.eliminate`.
+"""The elimination (docs/theory.md, section 3), a thread block a damping and a segment of layers: twin of
+`kernels.eliminate`.
 
 The block holds the layer's front: M and K, the matrices that every pivot runs through, and all the rest as well where
 the shared memory of the device is large enough (`Places`). What does not fit lies in global memory. The chain is one
@@ -130,7 +131,7 @@ def keep_rows(team, m, n, Y, at, pivots, order, kept, kept_at):
             kept[to + j] = Y[at + k * n + j]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def eliminate_kernel(dtype, level):
     """`eliminate` for a dtype and with the parts of a front in shared memory that belong to the level."""
     scalar = from_dtype(dtype)

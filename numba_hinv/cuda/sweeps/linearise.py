@@ -12,7 +12,7 @@ from ...layers.losses import get_loss
 from ..plumbing.target import LANES, cuda, device, kernel, lane_total, start_grid_team, start_team, total
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _choice(functions):
     """One function (which, u) -> (phi, phi', phi'') of several ``u -> (phi, phi', phi'')``."""
     namespace = {f"f{index}": device(function) for index, function in enumerate(functions)}
@@ -31,7 +31,7 @@ def wide_forward_kernel(names):
     return _forward_kernels(tuple(activation_function(name) for name in names))[1]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _forward_kernels(functions):
     activate = _choice(functions)
 
@@ -90,7 +90,7 @@ def terminal_kernel(name):
     return _terminal_kernel(loss["function"], bool(loss["parameters"]))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _terminal_kernel(function, has_parameters):
     loss = device(function)
 

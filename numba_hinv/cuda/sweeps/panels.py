@@ -43,7 +43,7 @@ def start_cholesky(m, M, M_at, pivots, pivots_at, notes):
         notes[FLIP] = flip
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def try_kernel(dtype):
     """`try_panel` for a dtype."""
     scalar = from_dtype(dtype)
@@ -178,7 +178,7 @@ def factor_panel(
         notes[LOGABSDET] += logabsdet
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def update_kernel(dtype):
     """`update_rest` for a dtype."""
     add_tile = tile_product(dtype, True)

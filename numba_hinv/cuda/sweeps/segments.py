@@ -5,7 +5,9 @@ from ..plumbing.target import LANES, cuda, kernel, start_team
 
 @kernel
 def start_segments(segments, alpha, guess, places, front, carried):
-    """P <- Pi = guess alpha I, Phi <- alpha I, Psi <- 0 at the end of segment ``blockIdx.y`` for damping ``blockIdx.x``."""
+    """P <- Pi = guess alpha I, Phi <- alpha I, Psi <- 0 at the end of segment ``blockIdx.y`` for damping
+    ``blockIdx.x``.
+    """
     team = start_team()
     row = cuda.blockIdx.x * cuda.gridDim.y + cuda.blockIdx.y
     segment = segments[cuda.blockIdx.y]

@@ -1,8 +1,9 @@
-"""The solve (docs/theory.md, sections 5 and 7), a thread block a right-hand side and segment: twin of `kernels.substitute`.
+"""The solve (docs/theory.md, sections 5 and 7), a thread block a right-hand side and segment: twin of
+`kernels.substitute`.
 
-A segment that ends in a seam has multipliers mu of its states there (docs/theory.md, section 10). On the way back it leaves, for
-the seams' own system, what comes out of its first layer, and -K_mu^T M^-1 r for mu; on the way forth it reads the states
-that it starts with, and mu.
+A segment that ends in a seam has multipliers mu of its states there (docs/theory.md, section 10). On the way back it
+leaves, for the seams' own system, what comes out of its first layer, and -K_mu^T M^-1 r for mu; on the way forth it
+reads the states that it starts with, and mu.
 """
 
 from typing import NamedTuple

@@ -83,7 +83,7 @@ def places(m, coupling, mixed):
     return Places(*(int(end - size) for end, size in zip(ends, sizes))), int(ends[-1])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _stage_kernel(stage):
     """A stage of `front` over a grid."""
 

@@ -7,8 +7,8 @@ the transposes of factors F of ``signed_cholesky`` and are kept as those are: wh
 ``W^T diag(sigma) W`` from the block rows below; `forward` and `backward` solve with a block row of R.
 
 W is left in a packed copy as well, in strips of ``STRIP`` columns, so that the micro-kernel reads both of its factors
-in their order, from few pages. Factors are made without BLAS, and each of their numbers by the same operations however the
-work is cut in pieces: so they are the same on any number of threads.
+in their order, from few pages. Factors are made without BLAS, and each of their numbers by the same operations however
+the work is cut in pieces: so they are the same on any number of threads.
 """
 
 from ..plumbing.compiled import inner, kernel
@@ -110,8 +110,8 @@ def _take(A, source, stride, rows, count, W):
 def update(A, size, rows, k, i, first, last, num_positive, packed):
     """Subtract what block row k contributes to some columns of block row i > k.
 
-    Of diagonal blocks only the upper triangle is certain to be computed. The columns are the strips of ``packed`` from ``first`` to before ``last``; ``num_positive`` rows of W have
-    sigma = +1.
+    Of diagonal blocks only the upper triangle is certain to be computed. The columns are the strips of ``packed`` from
+    ``first`` to before ``last``; ``num_positive`` rows of W have sigma = +1.
     """
     b = pointer(packed, 0)
     high, wide = tile_rows(b), tile_columns(b)

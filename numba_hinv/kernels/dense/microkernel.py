@@ -128,8 +128,8 @@ def _scratch(columns):
     return scratch
 
 
-# Scratch memory on the stack, PANEL_ROWS x tile_columns elements: 24 kB at most. Threads may have no more than 128 kB, so
-# that the scratch block, of 139 kB, is for the heap.
+# Scratch memory on the stack, PANEL_ROWS x tile_columns elements: 24 kB at most. Threads may have no more than 128 kB,
+# so that the scratch block, of 139 kB, is for the heap.
 panel = _scratch(lambda dtype: TILE_VECTORS * vector_width(dtype))
 
 

@@ -1,7 +1,7 @@
 """Single rows in LLVM vector IR, for the pivots of the signed Cholesky that need care.
 
-``subtract_rows``, ``largest``, ``scale_row`` and ``scale_pair`` do for one row or two what `pivot_block` does for many, so
-that each pivot can be chosen once it is known. Matrices are pointers with row strides in elements.
+``subtract_rows``, ``largest``, ``scale_row`` and ``scale_pair`` do for one row or two what `pivot_block` does for many,
+so that each pivot can be chosen once it is known. Matrices are pointers with row strides in elements.
 """
 
 from llvmlite import ir

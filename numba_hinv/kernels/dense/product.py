@@ -51,8 +51,8 @@ GEMV_WORK = 512**2
 # k/16 + 0.4 k/m: the copy is made from this many rows of C on, for k up to TRANSPOSE_DEPTH * m. It is
 # made in whole vectors, so for smaller k it needs four times as many rows.
 TRANSPOSE_ROWS, TRANSPOSE_DEPTH = 4, 5
-# Rows of B that lie a multiple of 512 bytes (ALIASED doubles) apart share a few sets of the first-level cache: panels of
-# B are packed then, in products this deep and this high; those of triangles always. GF/s without and with it,
+# Rows of B that lie a multiple of 512 bytes (ALIASED doubles) apart share a few sets of the first-level cache: panels
+# of B are packed then, in products this deep and this high; those of triangles always. GF/s without and with it,
 # 128 x 128 x 128: 70 / 80; triangles with n = 512, k = 32: 49 / 53.
 ALIASED, PACK_DEPTH, UPPER_PACK_DEPTH, PACK_ROWS = 64, 112, 16, 64
 

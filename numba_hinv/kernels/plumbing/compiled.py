@@ -1,7 +1,7 @@
 """How kernels are compiled: ``kernel`` for those that Python calls, ``inner`` for those that only other kernels call.
 
-``reassociated`` is ``kernel`` for sums in any order. ``shared`` marks plain functions of scalars that kernels for other devices compile as well: each target compiles them
-into its callers, and Python may call them as they are.
+``reassociated`` is ``kernel`` for sums in any order. ``shared`` marks plain functions of scalars that kernels for other
+devices compile as well: each target compiles them into its callers, and Python may call them as they are.
 
 Numba adds a wrapper for Python and one for C to everything it compiles; those that nobody calls are left out, since
 unpacking tuples of arrays takes longer to compile than many a kernel. Nor do they count references to arrays, which
@@ -19,7 +19,9 @@ _BARE = {**_OPTIONS, "_nrt": False, "no_cfunc_wrapper": True}
 
 
 def compiled(**options):
-    """Decorator: ``numba.njit`` with these options beside those of all functions here, and this package's disk cache."""
+    """Decorator: ``numba.njit`` with these options beside those of all functions here, and this package's disk
+    cache.
+    """
 
     def decorate(function):
         return cached(_once_for_constants(njit(**{**_OPTIONS, **options})(function)))

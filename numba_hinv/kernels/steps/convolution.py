@@ -2,9 +2,9 @@
 
 A sample's state is channels x height x length, its patches Zt_i fan_in x positions (`patches`), and
 ``U_i = W Zt_i + c``, ``Z'_i = phi(U_i)`` (+ Z_i) units x positions: S, D and lam lie like the states that the layer
-leaves, and nothing is ever reordered. Rows (i, t) of the patch matrix take the place of samples in R, r x (B positions),
-which acts on states (i, a, t) as ``(R (x) I)[(k, a), (i, a, t)] = R[k, (i, t)]``. A is W on gathered patches; its
-transpose folds. The front of its elimination is in `convolution_front`.
+leaves, and nothing is ever reordered. Rows (i, t) of the patch matrix take the place of samples in R, r x (B
+positions), which acts on states (i, a, t) as ``(R (x) I)[(k, a), (i, a, t)] = R[k, (i, t)]``. A is W on gathered
+patches; its transpose folds. The front of its elimination is in `convolution_front`.
 """
 
 from ..dense.microkernel import pointer

@@ -145,8 +145,8 @@ def blocks_curve(layer, place, lin, i, j, P, P_next, Q, kept):
 def sample_curve(table, places, params, lin, i, j, kept, work):
     """V, E and the inputs of all layers for sample i, the j-th of its chunk.
 
-    work : scratch. Where the first layer has states before it (N > 0), it ends with the curvature in these, n_in x n_in,
-    in quarter ``table.size % 2``.
+    work : scratch. Where the first layer has states before it (N > 0), it ends with the curvature in these, n_in x
+    n_in, in quarter ``table.size % 2``.
     """
     n_L, size = lin.output.shape[1], work.size // 4
     P, P_next = vector(work, 0, size), vector(work, size, size)

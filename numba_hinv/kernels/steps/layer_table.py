@@ -6,8 +6,8 @@ N = B n_in (the front that the layer hands down). A convolution is a dense layer
 patches, one a sample and position; a dense layer has one position, and n_out units. With d columns of ``Zt = [Z, 1]``,
 Z being those rows, r = min(rows, d) and m = units r. Layers given as blocks are eliminated with all their parameters,
 m = p, and have d = r = 0. Some of them are local (`local`): a row of their Dz has ``taps`` entries, and is kept so. The
-parameters of a frozen layer are no unknowns: p = m = d = r = 0, whatever its kind. They lie behind those of all layers that
-are not frozen in the vector that the sweeps read.
+parameters of a frozen layer are no unknowns: p = m = d = r = 0, whatever its kind. They lie behind those of all layers
+that are not frozen in the vector that the sweeps read.
 """
 
 import inspect

@@ -12,8 +12,8 @@ SEGMENT = np.dtype(
             "first",  # layers of the segment
             "end",
             "c",  # states in which it ends, 0 for the last segment
-            "Y",  # of Y_mu: that of a layer starts c times as many rows further on as there are rows of pivots before it
-            "before",  # of y of the seam before the segment, among the parameters of all seams; -1 for the first segment
+            "Y",  # of Y_mu: that of a layer starts c times as many rows on as there are rows of pivots before it
+            "before",  # of y of the seam before the segment, among the parameters of all seams; -1 for the first one
             "after",  # of mu of the seam after it
         )
     ],

@@ -23,7 +23,9 @@ from ..steps.local import columns_of, local_gradient, local_parameter_blocks, lo
 
 
 class Linearisation(NamedTuple):
-    """The derivative blocks of all layers, packed; the table has their offsets, under these names or ``z`` and ``u``."""
+    """The derivative blocks of all layers, packed; the table has their offsets, under these names or ``z`` and
+    ``u``.
+    """
 
     Z: np.ndarray  # B x n_in each, the layer's input
     S: np.ndarray  # B x n_out each, of structured layers

@@ -5,8 +5,8 @@ by c multipliers mu, as they do on its incoming states. With Phi = dy/dz and K_m
 
     Y_mu = F^-1 K_mu,    Phi' = Phi J - Y_mu^T sigma Y,    Psi' = Psi + Y_mu^T sigma Y_mu
 
-A solve meets mu in two places: `gather` finds what a right-hand side does to it, and `release` takes it, once it is known,
-out of what the elimination has left of the parameters.
+A solve meets mu in two places: `gather` finds what a right-hand side does to it, and `release` takes it, once it is
+known, out of what the elimination has left of the parameters.
 """
 
 import math

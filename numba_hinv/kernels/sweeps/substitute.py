@@ -1,4 +1,5 @@
-"""The solve (docs/theory.md, sections 5 and 7): the sweep back over the layers and the sweep forth, for k right-hand sides.
+"""The solve (docs/theory.md, sections 5 and 7): the sweep back over the layers and the sweep forth, for k right-hand
+sides.
 
 Right-hand sides are rows: b and x are (k, P). Per layer, with g the layer's slice of b as a matrix:
 

@@ -1,9 +1,10 @@
 """Make the golden files of nets with custom layers: ``python make_golden.py`` in this folder; needs torch and mpmath.
 
 Derivatives are torch's, in float64, reverse over forward. The norms and the gate are spelt out in elementary
-operations: of torch 2.13's own layer_norm, reverse over forward gives a Hessian that is not symmetric. Value and gradient
-are compared with those of torch's modules, the Hessian with reverse over reverse of the modules and of the operations.
-The solutions and determinants are mpmath's, with 40 digits, of that Hessian. Nothing comes from the library.
+operations: of torch 2.13's own layer_norm, reverse over forward gives a Hessian that is not symmetric. Value and
+gradient are compared with those of torch's modules, the Hessian with reverse over reverse of the modules and of the
+operations. The solutions and determinants are mpmath's, with 40 digits, of that Hessian. Nothing comes from the
+library.
 """
 
 import json
