@@ -88,7 +88,7 @@ def __getattr__(name):
 
 def __dir__():
     is_there = importlib.util.find_spec("sklearn") is not None
-    return sorted([*globals(), *(_ESTIMATORS if is_there else ())])
+    return sorted([*__all__, *(_ESTIMATORS if is_there else ())])
 
 
 __all__ = [

@@ -15,7 +15,8 @@ from .certainty.solver import Solver
 from .factors import choice
 from .runtime import archive, memory_budget, tensors, threads
 from .runtime.progress import bar
-from .runtime.validation import as_flag, as_float_dtype, as_generator, as_layer, as_size
+from .runtime.randomness import as_generator, formerly_rng_first
+from .runtime.validation import as_flag, as_float_dtype, as_layer, as_size
 from .system import processor
 from .system.operators import SymmetricOperator
 from .system.processor import require_cpu
@@ -261,15 +262,16 @@ class Factorization(SymmetricOperator):
             return np.empty((0, 0), self.dtype)
         return covariance.block(self.solver, l, self.dtype, progress)
 
-    def sample(self, rng, n=None, num_threads=None, progress=False):
+    @formerly_rng_first
+    def sample(self, n=None, *, rng=None, num_threads=None, progress=False):
         """Samples of the normal distribution with mean 0 and covariance ``(H + damping I)^-1``.
 
         Parameters
         ----------
-        rng : int or numpy.random.Generator
-            A seed, or the generator to draw from.
         n : int, optional
             How many; by default one, without an axis of its own.
+        rng : int, numpy.random.Generator or None
+            A seed, or the generator to draw from; by default other samples each time. By name alone.
         num_threads : int, optional
             As for `solve`; changes no bit.
         progress : bool

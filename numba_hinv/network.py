@@ -14,6 +14,7 @@ from .layers.samples import Samples, is_in_memory
 from .layers.targets import as_weights
 from .runtime import memory_budget, tensors
 from .runtime.progress import bar
+from .runtime.randomness import as_generator, formerly_seed
 from .runtime.validation import as_float_dtype, as_real, as_size
 from .system import processor
 from .system.batches import Batches, batch_size_for, default_keep_bytes
@@ -66,7 +67,7 @@ class Network:
     --------
     >>> import numba_hinv as nh, numpy as np
     >>> net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], loss="mean_squared_error")
-    >>> net.forward(net.init(seed=0), np.ones((5, 3))).shape
+    >>> net.forward(net.init(rng=0), np.ones((5, 3))).shape
     (5, 2)
     """
 
@@ -121,7 +122,7 @@ class Network:
         --------
         >>> import numba_hinv as nh, numpy as np
         >>> net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], "mean_squared_error")
-        >>> head, params = net.freeze(net.init(seed=0), slice(-1))
+        >>> head, params = net.freeze(net.init(rng=0), slice(-1))
         >>> head.num_params, params.size, head.frozen_params.size
         (10, 10, 16)
         """
@@ -145,7 +146,7 @@ class Network:
         --------
         >>> import numba_hinv as nh, numpy as np
         >>> net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], "mean_squared_error")
-        >>> params = net.init(seed=0)
+        >>> params = net.init(rng=0)
         >>> np.array_equal(net.freeze(params, 0)[0].unfreeze(params[16:])[1], params)
         True
         """
@@ -176,7 +177,8 @@ class Network:
         layers = [[type(layer).__name__, *dataclasses.astuple(layer)] for layer in self.layers]
         return {"layers": layers, "loss": self.model.loss.describe()}
 
-    def init(self, seed=0, gain=1.0, dtype=np.float64):
+    @formerly_seed
+    def init(self, rng=0, gain=1.0, dtype=np.float64):
         """Random parameters.
 
         Of layers that are not frozen. Weights are normal with standard deviation ``gain / sqrt(in_features)`` (of
@@ -186,7 +188,8 @@ class Network:
 
         Parameters
         ----------
-        seed : int or numpy.random.Generator
+        rng : int, numpy.random.Generator or None
+            A seed, by default always the same one, or the generator to draw from; None for other parameters each time.
         gain : float
         dtype : float64 or float32
 
@@ -196,7 +199,7 @@ class Network:
         """
         dtype = as_float_dtype("dtype", dtype)
         gain = as_real("gain", gain)
-        rng = np.random.default_rng(seed)
+        rng = as_generator("rng", rng)
         skip = self.model.chain.skip
         deviation = gain / np.sqrt(self.model.chain.fan_in() * np.where(skip, max(1, skip.sum()), 1))
         params = np.zeros(self.num_params, dtype)

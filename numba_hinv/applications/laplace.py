@@ -378,15 +378,15 @@ class Laplace:
         noise_variance = self._best_noise(self._gamma(damping)) if noise else self.noise_variance
         return damping * self.scale_with(noise_variance), noise_variance
 
-    def sample(self, n=None, rng=None):
+    def sample(self, n=None, *, rng=None):
         """Parameters drawn from the posterior.
 
         Parameters
         ----------
         n : int, optional
             How many; by default one, without an axis of its own.
-        rng : int or numpy.random.Generator, optional
-            A seed, or the generator to draw from; by default other samples each time.
+        rng : int, numpy.random.Generator or None
+            A seed, or the generator to draw from; by default other samples each time. By name alone.
 
         Returns
         -------
@@ -396,7 +396,7 @@ class Laplace:
         --------
         Factorization.sample : the cost and the warning.
         """
-        samples = self.factorization.sample(rng, n)
+        samples = self.factorization.sample(n, rng=rng)
         samples *= self.scale**-0.5
         samples += self.hessian.system.params.astype(samples.dtype, copy=False)
         return samples

@@ -9,6 +9,7 @@ from ..layers.targets import as_weights
 from ..network import Network
 from ..runtime import frames, tensors
 from ..runtime.progress import bar
+from ..runtime.randomness import as_generator, formerly_seed
 from ..runtime.validation import as_array, as_flag, as_real, as_size
 from . import auto_steps, geodesic, saddle
 from . import warmup as lbfgs_warmup
@@ -40,8 +41,9 @@ _SUCCESS = (0, 1, 2, 3)
 _METHODS = {"trust-region": TrustRegion, "levenberg-marquardt": LevenbergMarquardt, "saddle-free": SaddleFree}
 
 
+@formerly_seed
 def minimize(
-    net, params, X, y=None, method="auto", l2=0.0, batch_size=None, seed=0, gtol=1e-8, ftol=0.0, loss_target=None,
+    net, params, X, y=None, method="auto", l2=0.0, batch_size=None, rng=0, gtol=1e-8, ftol=0.0, loss_target=None,
     max_iterations=200, time_limit=None, radius=None, damping=None, callback=None, progress=False, warmup="auto",
     sample_weight=None, acceleration=True,
 ):  # fmt: skip
@@ -72,8 +74,9 @@ def minimize(
     batch_size : int, optional
         Samples per step, shuffled anew in every epoch; by default all. gtol and loss_target then refer to all samples,
         once an epoch.
-    seed : int or numpy.random.Generator
-        For the shuffling.
+    rng : int, numpy.random.Generator or None
+        For the shuffling: a seed, by default always the same one, or the generator to draw from; None for another order
+        each time.
     gtol : float
         Stop where the gradient's 2-norm is at most this.
     ftol : float
@@ -173,7 +176,7 @@ def minimize(
         sample_weight = None if sample_weight is None else as_weights("sample_weight", sample_weight, X.shape[0])
     elif batch_size is not None:
         raise ValueError(f"batch_size: expected None for samples that are read in batches already, got {batch_size}")
-    batches = _Batches(net.model, X, y, sample_weight, batch_size, np.random.default_rng(seed))
+    batches = _Batches(net.model, X, y, sample_weight, batch_size, as_generator("rng", rng))
     if warmup == "auto":
         warmup = "l-bfgs" if batches.size is None and start is None else None
     if warmup is not None and (not isinstance(warmup, str) or warmup not in lbfgs_warmup.METHODS):

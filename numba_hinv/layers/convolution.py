@@ -97,7 +97,7 @@ class Conv1d(window.Line, _Convolution):
     >>> import numba_hinv as nh, numpy as np
     >>> layers = [nh.Conv1d(1, 4, 5, 32, stride=2), nh.Conv1d(4, 4, 3, 14, padding=1, skip=True)]
     >>> net = nh.Network([*layers, nh.Dense(4 * 14, 3, "identity")], loss="mean_squared_error")
-    >>> net.forward(net.init(seed=0), np.ones((6, 32))).shape
+    >>> net.forward(net.init(rng=0), np.ones((6, 32))).shape
     (6, 3)
     """
 
@@ -158,7 +158,7 @@ class Conv2d(window.Plane, _Convolution):
     >>> import numba_hinv as nh, numpy as np
     >>> layers = [nh.Conv2d(1, 6, 3, 8, padding=1), nh.AvgPool2d(6, 2, 8), nh.Conv2d(6, 16, 3, 4)]
     >>> net = nh.Network([*layers, nh.Dense(16 * 2 * 2, 10, "identity")], loss="softmax_cross_entropy")
-    >>> net.forward(net.init(seed=0), np.ones((5, 8 * 8))).shape
+    >>> net.forward(net.init(rng=0), np.ones((5, 8 * 8))).shape
     (5, 10)
     """
 

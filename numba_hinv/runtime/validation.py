@@ -38,14 +38,6 @@ def as_layer(name, value, num_layers):
     return index % num_layers
 
 
-def as_generator(name, value):
-    """``value`` as a `numpy.random.Generator`: itself, or a new one from a seed."""
-    try:
-        return np.random.default_rng(value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: expected a seed or a numpy.random.Generator, got {value!r} ({error})") from None
-
-
 def as_flag(name, value):
     """``value`` as a bool."""
     if not isinstance(value, (bool, np.bool_)):
