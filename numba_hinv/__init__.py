@@ -42,10 +42,11 @@ from .layers.norms import LayerNorm, RMSNorm
 from .layers.pooling import AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d
 from .network import Network
 from .runtime.compile_notice import set_compile_notice
+from .runtime.progress import set_progress
 from .storage import load
 
 
-def solve(network, params, X, y, b, damping):
+def solve(network, params, X, y, b, damping, progress=None):
     """Solve ``(H + damping I) x = b``, H being the Hessian of the loss: linearise, factorize, solve, refine.
 
     Parameters
@@ -56,6 +57,8 @@ def solve(network, params, X, y, b, damping):
     y : targets, as `Network.gradient` takes them
     b : (P,) or (P, k) array
     damping : float
+    progress : bool, optional
+        Show progress bars, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
@@ -65,7 +68,8 @@ def solve(network, params, X, y, b, damping):
     --------
     Hessian.factorize, Factorization.solve : what it does, the errors and the warning.
     """
-    return network.hessian(params, X, y).factorize(damping).solve(b)
+    H = network.hessian(params, X, y, progress=progress)
+    return H.factorize(damping, progress=progress).solve(b, progress=progress)
 
 
 # Estimators of scikit-learn, which is imported when one of them is asked for.
@@ -138,6 +142,7 @@ __all__ = [
     "register_activation",
     "register_loss",
     "set_compile_notice",
+    "set_progress",
     "solve",
     "spectral_density",
     "trust_region",

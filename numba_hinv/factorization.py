@@ -13,8 +13,8 @@ from .certainty import condition, covariance, determinant, solution
 from .certainty.inertia import Inertia
 from .certainty.solver import Solver
 from .factors import choice
-from .runtime import archive, memory_budget, tensors, threads
-from .runtime.progress import bar
+from .runtime import archive, memory_budget, representation, tensors, threads
+from .runtime.progress import bar, is_wanted
 from .runtime.randomness import as_generator, formerly_rng_first
 from .runtime.validation import as_flag, as_float_dtype, as_layer, as_size
 from .system import processor
@@ -108,7 +108,7 @@ class Factorization(SymmetricOperator):
         damping,
         factor_dtype=None,
         checkpoint=False,
-        progress=False,
+        progress=None,
         method="auto",
         num_threads=None,
         num_segments=None,
@@ -124,14 +124,30 @@ class Factorization(SymmetricOperator):
         dtype, checkpoint = factor_dtype_of(hessian, factor_dtype), as_flag("checkpoint", checkpoint)
         method = method_of(system, method, checkpoint)
         num_segments = segments_of(hessian, num_segments, num_threads, method, checkpoint)
-        with bar(progress, hessian.num_layers, "factorize", "layer") as shown, threads.limited(num_threads):
-            matrix = Shifted(system, damping, dtype)
-            solver = Solver.factorize(matrix, method, checkpoint, shown.update, num_segments)
+        with threads.limited(num_threads):
+            if is_wanted(progress) and choice.chosen(system, dtype, method, checkpoint) == "dense":
+                # With a bar of its own, since it may take longer than to factor it.
+                choice.require(system, dtype, "dense")
+                system.kept_dense(progress)
+            with bar(progress, hessian.num_layers, "factorize", "layer") as shown:
+                matrix = Shifted(system, damping, dtype)
+                solver = Solver.factorize(matrix, method, checkpoint, shown.update, num_segments)
         return cls(hessian, solver, checkpoint, dampings)
 
     def __repr__(self):
-        added = f"{self.damping:g} I" if self._dampings is None else "damping by layer"
-        return f"<Inverse of {self.hessian!r} + {added}>"
+        return f"<Inverse of {self.hessian!r} + {self._added_text()}>"
+
+    def _repr_html_(self):
+        facts = {
+            "inverse of": f"{self.hessian!r} + {self._added_text()}", "factored by": self.method,
+            "precision of the factors": self.factor_dtype, "negative pivots": self.solver.factors.num_negative,
+            "perturbed pivots": self.num_perturbed, "memory of the factors": representation.memory(self.nbytes),
+            "made again in every solve": self.checkpoint or None,
+        }  # fmt: skip
+        return representation.table("Factorization", facts)
+
+    def _added_text(self):
+        return f"{self.damping:g} I" if self._dampings is None else "damping by layer"
 
     @property
     def damping(self):
@@ -142,8 +158,13 @@ class Factorization(SymmetricOperator):
         negative = self.solver.factors.num_negative
         return Inertia(negative, 0, self.shape[0] - negative, self.solver.is_exact())
 
-    def todense(self):
+    def todense(self, progress=None):
         """``(H + damping I)^-1`` as a (P, P) array, exactly symmetric, in the dtype of the parameters.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Raises
         ------
@@ -160,11 +181,16 @@ class Factorization(SymmetricOperator):
         """
         P = self.shape[0]
         memory_budget.require(24 * P * P, f"the dense inverse of P = {P} parameters", "take F.solve, or F.diagonal()")
-        found = self.solve(np.eye(P))
+        found = self.solve(np.eye(P), progress=progress)
         return (0.5 * (found + found.T)).astype(self.dtype, copy=False)
 
-    def slogdet(self):
+    def slogdet(self, progress=None):
         """Sign and logarithm of the magnitude of ``det(H + damping I)``.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -184,19 +210,20 @@ class Factorization(SymmetricOperator):
         in float64, if there is memory for it, or eight with nearby dampings (docs/theory.md, section 9.6). Done once.
         """
         if self._determinant is None:
-            self._determinant = determinant.determinant(self.solver)
+            with bar(progress, None, "slogdet", "step") as shown:
+                self._determinant = determinant.determinant(self.solver, shown.update)
         determinant.warn(self.solver, self._determinant, stacklevel=3)
         return self._determinant.sign, self._determinant.logabsdet
 
-    def diagonal(self, progress=False):
+    def diagonal(self, progress=None):
         """The diagonal of ``(H + damping I)^-1``: variances, where that is positive definite.
 
         By one recursion over the layers (docs/theory.md, section 6), in time linear in L; `blocks` is for one layer.
 
         Parameters
         ----------
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -225,15 +252,15 @@ class Factorization(SymmetricOperator):
         """
         return covariance.diagonal(self.solver, self.dtype, progress=progress)
 
-    def blocks(self, l, progress=False):
+    def blocks(self, l, progress=None):
         """The diagonal block of ``(H + damping I)^-1`` for the parameters of layer ``l``: their covariance.
 
         Parameters
         ----------
         l : int
             From 0; negative from the end.
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -263,7 +290,7 @@ class Factorization(SymmetricOperator):
         return covariance.block(self.solver, l, self.dtype, progress)
 
     @formerly_rng_first
-    def sample(self, n=None, *, rng=None, num_threads=None, progress=False):
+    def sample(self, n=None, *, rng=None, num_threads=None, progress=None):
         """Samples of the normal distribution with mean 0 and covariance ``(H + damping I)^-1``.
 
         Parameters
@@ -274,8 +301,8 @@ class Factorization(SymmetricOperator):
             A seed, or the generator to draw from; by default other samples each time. By name alone.
         num_threads : int, optional
             As for `solve`; changes no bit.
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -332,13 +359,18 @@ class Factorization(SymmetricOperator):
         header |= {"loss": hessian.loss, "curvature": hessian.curvature, "total_weight": hessian.total_weight}
         archive.write(path, *(functools.reduce(operator.or_, parts) for parts in zip((header, {}), *found)))
 
-    def condition(self):
+    def condition(self, progress=None):
         """Estimate of the condition number ``||A||_1 ||A^-1||_1`` of ``A = H + damping I``, in the 1-norm.
 
         A lower bound up to rounding, whatever the precision of the factors, and at least half of the condition
         number in every case tried (`numba_hinv.certainty.condition`); exact where there are at most 16 parameters. The
         condition number in the 2-norm, which backward errors are measured in, is at most this one and at least this one
         over the number of parameters. Always the same answer.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -350,9 +382,16 @@ class Factorization(SymmetricOperator):
         """
         size, multiply, inverse = self.shape[0], self.solver.matrix.multiply, self.solver.inverse
         back = None if self.solver.is_lifted() else multiply
-        return condition.one_norm(multiply, size) * condition.one_norm_of_inverse(back, inverse, size)
+        with bar(progress, None, "condition", "step") as shown:
 
-    def solve(self, b, refine=True, full_output=False, num_threads=None, progress=False):
+            def counted(rows):
+                found = inverse(rows)
+                shown.update(1)
+                return found
+
+            return condition.one_norm(multiply, size) * condition.one_norm_of_inverse(back, counted, size)
+
+    def solve(self, b, refine=True, full_output=False, num_threads=None, progress=None):
         """Solve ``(H + damping I) x = b``.
 
         Parameters
@@ -371,8 +410,8 @@ class Factorization(SymmetricOperator):
             Right-hand sides are solved in blocks, of 16 where there are many parameters, at most so many blocks at a
             time; by default one a core, or as many as leave BLAS its own threads (`Hessian.factorize_many`). The answer
             is the same for every number.
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------

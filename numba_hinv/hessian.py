@@ -10,7 +10,8 @@ from .factors import choice
 from .kernels.sweeps.linearise import Linearisation
 from .layers import blocks as layer_blocks
 from .layers import per_sample
-from .runtime import columns, memory_budget, threads
+from .runtime import columns, memory_budget, representation, threads
+from .runtime.progress import bar
 from .runtime.validation import as_array, as_flag, as_layer, as_real, check_finite
 from .system import processor, total
 from .system.operators import SymmetricOperator
@@ -186,6 +187,18 @@ class Hessian(SymmetricOperator):
         l2 = f", l2 = {self.l2:g}" if self.system.l2 else ", l2 by layer" if self.system.ridge is not None else ""
         return f"<{name} of {self.network!r}, B = {self.num_samples}{l2}, {self.dtype}{where}>"
 
+    def _repr_html_(self):
+        gradient = self.gradient
+        facts = {
+            "network": self.network, "parameters": self.shape[0], "layers": self.num_layers,
+            "samples": None if self.network is None else self.num_samples, "loss": self.loss,
+            "norm of the gradient": None if gradient is None else float(np.linalg.norm(gradient)),
+            "L2 term": (self.system.l2 or None) if self.system.ridge is None else "by layer", "dtype": self.dtype,
+            "device": self.device,
+        }  # fmt: skip
+        name = "Hessian" if self.curvature == "hessian" else "Gauss-Newton matrix"
+        return representation.table(name, facts)
+
     @property
     def gradient(self):
         return self.system.gradient
@@ -262,7 +275,7 @@ class Hessian(SymmetricOperator):
         damping,
         factor_dtype=None,
         checkpoint=False,
-        progress=False,
+        progress=None,
         method="auto",
         num_threads=None,
         num_segments=None,
@@ -282,8 +295,8 @@ class Hessian(SymmetricOperator):
             at every sqrt(L)-th layer. The answers are the same, bit for bit (on a GPU, of a chain that would be cut in
             segments, up to rounding). Every solve, and every step of its
             refinement, then costs two eliminations more, for all right-hand sides of a call together.
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
         method : "auto", "layers" or "dense"
             "layers" eliminates layer by layer, in time and memory linear in depth. "dense" forms H and factors it
             on all cores, in P^3/3 flops and 8 P^2 bytes for H and half as many for each factorization (another 8 P^2
@@ -331,7 +344,7 @@ class Hessian(SymmetricOperator):
         )
 
     def factorize_many(
-        self, dampings, factor_dtype=None, checkpoint=False, num_threads=None, progress=False, method="auto"
+        self, dampings, factor_dtype=None, checkpoint=False, num_threads=None, progress=None, method="auto"
     ):
         """Factorize ``H + damping I`` for many dampings at once, on all cores, or in one launch on a GPU.
 
@@ -343,8 +356,8 @@ class Hessian(SymmetricOperator):
             At most so many dampings at the same time; by default as many as this process has cores. Pivots of about 190
             rows or more go to BLAS, which has threads of its own: then as many at the same time as leave every one its
             BLAS threads, so with OPENBLAS_NUM_THREADS=1 (set before Python starts) one a core.
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -401,7 +414,7 @@ class Hessian(SymmetricOperator):
         method = choice.chosen(self.system, dtype, method_of(self.system, method, checkpoint), checkpoint)
         return choice.num_bytes(self.system, dtype, method, checkpoint, [self.system.scaling(0.0, dtype)])
 
-    def count_below(self, t, num_threads=None, progress=False):
+    def count_below(self, t, num_threads=None, progress=None):
         """How many eigenvalues of H are less than ``t``, exactly: of one number, or of many at once.
 
         By Sylvester's law from the signs of the pivots of ``H - t I``. Refinement with the factors must contract, which
@@ -414,8 +427,9 @@ class Hessian(SymmetricOperator):
         num_threads : int, optional
             At most so many of an array's numbers at the same time; by default one a core, as for `factorize_many`. The
             counts are the same for every number.
-        progress : bool
-            Show a progress bar of an array's numbers, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar of an array's numbers, for which tqdm must be installed; by default what `set_progress`
+            says.
 
         Returns
         -------
@@ -461,15 +475,15 @@ class Hessian(SymmetricOperator):
         found = counts.at_all(self.system, shifts, counts.below, "t", num_threads, progress, unit="number")
         return np.array(found, np.int64)
 
-    def todense(self, num_threads=None, progress=False):
+    def todense(self, num_threads=None, progress=None):
         """H as a (P, P) array, exactly symmetric, in the dtype of the parameters; computed in float64.
 
         Parameters
         ----------
         num_threads : int, optional
             By default one a core. The result is the same, bit for bit.
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Raises
         ------
@@ -486,8 +500,13 @@ class Hessian(SymmetricOperator):
             self._require_fit(dense, self.dtype)
         return dense.astype(self.dtype, copy=False)
 
-    def diagonal(self):
+    def diagonal(self, progress=None):
         """The diagonal of H, (P,), in the dtype of the parameters; exact to rounding.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Raises
         ------
@@ -505,24 +524,31 @@ class Hessian(SymmetricOperator):
         if system.has_dense:
             found = system.kept_dense().diagonal().copy()
         else:
-            parts = system.parts()
-            with np.errstate(over="ignore", invalid="ignore"):
-                found = sum(share * per_sample.diagonal(part.table, part.weights, part.lin) for share, part in parts)
+            with (
+                bar(progress, system.num_samples, "diagonal", " samples") as shown,
+                np.errstate(over="ignore", invalid="ignore"),
+            ):
+                found = np.zeros(self.shape[0])
+                for share, part in system.parts():
+                    found += share * per_sample.diagonal(part.table, part.weights, part.lin)
+                    shown.update(part.num_samples)
                 found += self.system.l2 + (0.0 if system.ridge is None else system.ridge)
         self._require_fit(found, self.dtype)
         return found.astype(self.dtype, copy=False)
 
-    def trace(self):
+    def trace(self, progress=None):
         """The trace of H, the sum of its eigenvalues, as a float; as `diagonal`."""
-        return float(self.diagonal().sum(dtype=np.float64))
+        return float(self.diagonal(progress).sum(dtype=np.float64))
 
-    def block(self, l, k=None):
+    def block(self, l, k=None, progress=None):
         """The block of H in the parameters of layer ``l`` (rows) and of layer ``k`` (columns).
 
         Parameters
         ----------
         l, k : int
             From 0; negative from the end. By default ``k = l``: a block on the diagonal, which is exactly symmetric.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -556,11 +582,13 @@ class Hessian(SymmetricOperator):
             f"the block of {count} x {sizes[many]} parameters",
         )
         found = np.empty((count, int(sizes[many])))
-        for start in range(0, count, columns.SHORT_BLOCK):
-            stop = min(start + columns.SHORT_BLOCK, count)
-            unit = np.zeros((P, stop - start))
-            unit[of[few].start + np.arange(start, stop), np.arange(stop - start)] = 1.0
-            found[start:stop] = (self @ unit)[of[many]].T
+        with bar(progress, count, "block", "column") as shown:
+            for start in range(0, count, columns.SHORT_BLOCK):
+                stop = min(start + columns.SHORT_BLOCK, count)
+                unit = np.zeros((P, stop - start))
+                unit[of[few].start + np.arange(start, stop), np.arange(stop - start)] = 1.0
+                found[start:stop] = (self @ unit)[of[many]].T
+                shown.update(stop - start)
         if l == k:
             found = 0.5 * (found + found.T)
         return (found if few == l else found.T).astype(self.dtype)

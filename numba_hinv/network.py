@@ -339,16 +339,17 @@ class Network:
         found = per_sample.input_hessians(self.model, params.astype(np.float64), X, targets)
         return tensors.like(found.astype(params.dtype, copy=False), given)
 
-    def loss(self, params, X, y=None, l2=0.0, sample_weight=None):
+    def loss(self, params, X, y=None, l2=0.0, sample_weight=None, progress=None):
         """The loss, averaged as `Network` says, as a float. Arguments as for `gradient`."""
         l2, params = self._as_l2(l2), self.model.check_params(params)
 
         def evaluate(X, targets, normaliser):
             return self.model.terminal(self.model.forward(params, X), targets, None, normaliser)[0], None
 
-        return _add_l2(l2, params, self._over_all(evaluate, X, y, sample_weight, params.dtype)[0], None)[0]
+        value, _ = self._over_all(evaluate, X, y, sample_weight, params.dtype, progress, "loss")
+        return _add_l2(l2, params, value, None)[0]
 
-    def gradient(self, params, X, y=None, l2=0.0, sample_weight=None):
+    def gradient(self, params, X, y=None, l2=0.0, sample_weight=None, progress=None):
         """Gradient of the loss in the parameters.
 
         Parameters
@@ -367,15 +368,17 @@ class Network:
         sample_weight : (B,) array, optional
             How often each sample counts: at least 0, and 1 by default. The loss is then the weighted mean, the sum of
             the weighted losses over that of the weights, or their sum where that is the loss's reduction.
+        progress : bool, optional
+            Show a progress bar of the samples, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
         gradient : (P,) array
             In the dtype of ``params``; where that is a tensor, a tensor on its device.
         """
-        return self.loss_and_gradient(params, X, y, l2, sample_weight)[1]
+        return self.loss_and_gradient(params, X, y, l2, sample_weight, progress)[1]
 
-    def loss_and_gradient(self, params, X, y=None, l2=0.0, sample_weight=None):
+    def loss_and_gradient(self, params, X, y=None, l2=0.0, sample_weight=None, progress=None):
         """The loss and its gradient, in one pass over the samples; arguments as for `gradient`.
 
         What optimisers of SciPy take with ``jac=True``.
@@ -391,7 +394,7 @@ class Network:
         def evaluate(X, targets, normaliser):
             return self.model.linearise(params, X, targets, 1, normaliser)[1:]
 
-        value, gradient = self._over_all(evaluate, X, y, sample_weight, params.dtype)
+        value, gradient = self._over_all(evaluate, X, y, sample_weight, params.dtype, progress, "gradient")
         value, gradient = _add_l2(l2, params, value, gradient.astype(params.dtype, copy=False))
         return value, tensors.like(gradient, given)
 
@@ -403,7 +406,7 @@ class Network:
             raise ValueError(f"l2: expected at least 0, got {np.min(found)}")
         return found
 
-    def _over_all(self, evaluate, X, y, sample_weight, dtype):
+    def _over_all(self, evaluate, X, y, sample_weight, dtype, progress, label):
         """Loss and gradient (or None) of all samples.
 
         ``evaluate(X, targets, normaliser)`` gives both for some of them, over the normaliser: for a part of arrays in
@@ -415,21 +418,26 @@ class Network:
             weights = as_weights("sample_weight", sample_weight, X.shape[0])
             targets = model.check_y(y, X.shape[0], dtype, weights=weights)
             normaliser, parts = model.normaliser(model.total_weight(targets)), []
-            for start in range(0, X.shape[0], SAMPLES_AT_ONCE):
-                part = slice(start, start + SAMPLES_AT_ONCE)
-                parts.append(evaluate(X[part], targets[part], normaliser))
+            with bar(progress, X.shape[0], label, " samples") as shown:
+                for start in range(0, X.shape[0], SAMPLES_AT_ONCE):
+                    part = slice(start, start + SAMPLES_AT_ONCE)
+                    parts.append(evaluate(X[part], targets[part], normaliser))
+                    shown.update(len(X[part]))
             value, gradient = parts[0]
             for one, slope in parts[1:]:
                 value, gradient = value + one, None if slope is None else np.add(gradient, slope, dtype=np.float64)
             return value, gradient
         value, total, weight = 0.0, None, 0.0
-        for X, targets in self._samples(X, y, sample_weight):
-            count = len(targets) * model.num_terms
-            one, gradient = evaluate(X.astype(dtype, copy=False), targets.astype(dtype), count)
-            value, weight = value + count * one, weight + model.total_weight(targets)
-            if gradient is not None:
-                gradient = count * gradient.astype(np.float64, copy=False)
-                total = gradient if total is None else total + gradient
+        samples = self._samples(X, y, sample_weight)
+        with bar(progress, samples.num_samples, label, " samples") as shown:
+            for X, targets in samples:
+                count = len(targets) * model.num_terms
+                one, gradient = evaluate(X.astype(dtype, copy=False), targets.astype(dtype), count)
+                value, weight = value + count * one, weight + model.total_weight(targets)
+                if gradient is not None:
+                    gradient = count * gradient.astype(np.float64, copy=False)
+                    total = gradient if total is None else total + gradient
+                shown.update(len(X))
         normaliser = model.normaliser(weight)
         return value / normaliser, None if total is None else total / normaliser
 
@@ -439,7 +447,7 @@ class Network:
 
     def hessian(
         self, params, X, y=None, curvature="hessian", l2=0.0, device="cpu", batch_size=None, keep_bytes=None,
-        progress=False, sample_weight=None,
+        progress=None, sample_weight=None,
     ):  # fmt: skip
         """Hessian of the loss in the parameters, or its Gauss-Newton matrix, as a `Hessian` operator.
 
@@ -469,8 +477,8 @@ class Network:
         keep_bytes : int, optional
             Keep so many bytes of derivative blocks, and make those of further batches again whenever H is multiplied
             with or assembled. By default what memory allows, or half of that for samples in batches.
-        progress : bool
-            Show a progress bar of the batches, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar of the batches, for which tqdm must be installed; by default what `set_progress` says.
         sample_weight : (B,) array, optional
             As for `gradient`, but weights may be negative as well, to remove samples; of a mean, the sum must be
             positive.

@@ -32,7 +32,7 @@ _SLICE = 24
 _CUTS = (0.5, 0.4, 0.65, 0.3, 0.8, 0.15)
 
 
-def eigenvalues(H, k, near=None, return_eigenvectors=False, which="nearest"):
+def eigenvalues(H, k, near=None, return_eigenvectors=False, which="nearest", progress=None):
     """The k eigenvalues of H nearest to ``near``, or the k lowest or highest.
 
     By SciPy's eigsh (implicitly restarted Lanczos) on the inverse of ``H - near I``, from a fixed start. Of a multiple
@@ -50,6 +50,8 @@ def eigenvalues(H, k, near=None, return_eigenvectors=False, which="nearest"):
     return_eigenvectors : bool
     which : "nearest", "lowest" or "highest"
         Those nearest to ``near``, which the others go without, or those at an end of the spectrum.
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
@@ -110,14 +112,19 @@ def eigenvalues(H, k, near=None, return_eigenvectors=False, which="nearest"):
     if k > size:
         raise ValueError(f"k: expected at most the {size} parameters of H, got {k}")
     with_vectors = as_flag("return_eigenvectors", return_eigenvectors)
-    if which != "nearest" and basis_size(k, size) < size:
-        near = _beyond(H, k, which == "lowest")
-    elif which != "nearest":
-        # H will be made dense.
-        near = 2.0 * _norm(H) * (-1.0 if which == "lowest" else 1.0)
-    pairs, missing = _search(H, near, k, lambda values: _num_missing(H, values, near, k))
-    if missing > 0 and size <= _DENSE:
-        pairs, missing = densely(H, near, k), 0
+    with bar(progress, None, "eigenvalues", "solve") as shown:
+
+        def check():
+            shown.update(1)
+
+        if which != "nearest" and basis_size(k, size) < size:
+            near = _beyond(H, k, which == "lowest", check)
+        elif which != "nearest":
+            # H will be made dense.
+            near = 2.0 * _norm(H) * (-1.0 if which == "lowest" else 1.0)
+        pairs, missing = _search(H, near, k, lambda values: _num_missing(H, values, near, k), check)
+        if missing > 0 and size <= _DENSE:
+            pairs, missing = densely(H, near, k), 0
     if pairs.values.size < k:
         raise np.linalg.LinAlgError(
             f"near: expected a shift where Lanczos finds k={k} eigenvalues, got {near:g}, with {pairs.values.size}"
@@ -128,7 +135,7 @@ def eigenvalues(H, k, near=None, return_eigenvectors=False, which="nearest"):
     return (values, vectors) if with_vectors else values
 
 
-def _beyond(H, k, is_lowest):
+def _beyond(H, k, is_lowest, check):
     """A number below all eigenvalues, or above all, and close to the k outermost ones, by bisection of counts."""
     outer, _ = _counted(H, "which", -np.inf if is_lowest else np.inf)
     edge = -outer
@@ -141,6 +148,7 @@ def _beyond(H, k, is_lowest):
         # Not in the middle, which may be at 0, where many nets have eigenvalues.
         for at in _CUTS[1:]:
             cut = outer + at * (edge - outer)
+            check()
             try:
                 below = H.count_below(cut)
                 break
@@ -204,7 +212,7 @@ def _num_missing(H, values, near, k):
     return -1
 
 
-def eigenvalues_in(H, low, high, num_threads=None, progress=False):
+def eigenvalues_in(H, low, high, num_threads=None, progress=None):
     """All eigenvalues of H in the half-open interval [low, high), by spectrum slicing.
 
     The inertia of ``H - t I`` says how many eigenvalues are below t (`Hessian.count_below`). The interval is cut until
@@ -219,8 +227,8 @@ def eigenvalues_in(H, low, high, num_threads=None, progress=False):
     num_threads : int, optional
         At most so many slices at the same time; by default one a core, as for `Hessian.factorize_many`. The answer is
         the same for every number.
-    progress : bool
-        Show a progress bar, for which tqdm must be installed.
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------

@@ -17,7 +17,8 @@ from ..factorization import Factorization
 from ..layers import loss_targets, per_sample
 from ..layers.targets import as_weights
 from ..network import Network
-from ..runtime import memory_budget, tensors
+from ..runtime import memory_budget, representation, tensors
+from ..runtime.progress import bar
 from ..runtime.validation import as_array, as_numbers, as_real, check_finite
 from ..system import ridge
 from .training_set import TrainingSet
@@ -36,11 +37,18 @@ class Hypergradient(NamedTuple):
     newton_step: np.ndarray  # (P,): from params to where the training loss's minimum is by its quadratic model
     factorization: Factorization  # of H + damping I
 
+    def __repr__(self):
+        return representation.line(type(self).__name__, self._asdict())
+
+    def _repr_html_(self):
+        return representation.table(type(self).__name__, self._asdict())
+
 
 def hypergradient(
     net: Network, params: ArrayLike, train: tuple, validation: tuple | Callable,
     with_respect_to: str | Callable | tuple = "l2", l2: float | Sequence = 0.0, sample_weight: ArrayLike | None = None,
     damping: float = 0.0, method: str = "auto", batch_size: int | None = None, keep_bytes: int | None = None,
+    progress: bool | None = None,
 ) -> Hypergradient:  # fmt: skip
     """Gradient of a validation loss in the weight decay, the samples' weights, inputs or targets of the training.
 
@@ -77,6 +85,8 @@ def hypergradient(
         As for `Hessian.factorize`.
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`.
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
@@ -131,17 +141,27 @@ def hypergradient(
             raise ValueError(f"with_respect_to: expected {names}, a function, or a tuple of these, got {what!r}")
     # In float64, whatever they are given in: so are the gradients.
     params, damping = as_numbers("params", params).astype(np.float64), as_real("damping", damping)
-    data = TrainingSet(net, params, X, y, "hessian", l2, batch_size, keep_bytes, method, sample_weight)
-    if "y" in asked and net.model.loss.has_labels:
-        raise ValueError("with_respect_to: expected no 'y' where y has labels, which are whole numbers, got 'y'")
-    loss, slope = _validation_loss(net, data.params, validation)
-    consequence = "the validation loss does not move with the minimum as the hypergradient says"
-    F, _ = data.factorize(damping, method, consequence, stacklevel=2)
-    u, step = F.solve(np.stack([slope, -data.gradient], axis=1)).T
-    u = np.ascontiguousarray(u)
-    _warn_of_distance(data, step)
-    found = _Mixed(data, u, l2, as_weights("sample_weight", sample_weight, data.num_samples, True))
-    gradients = tuple(-found.of(what, y) for what in asked)
+    # Beside the gradients: the samples, the validation samples, the factorization and the solve.
+    with bar(progress, 4 + len(asked), "hypergradient", "step") as shown:
+        data = TrainingSet(net, params, X, y, "hessian", l2, batch_size, keep_bytes, method, sample_weight)
+        if "y" in asked and net.model.loss.has_labels:
+            raise ValueError("with_respect_to: expected no 'y' where y has labels, which are whole numbers, got 'y'")
+        shown.update(1)
+        loss, slope = _validation_loss(net, data.params, validation)
+        shown.update(1)
+        consequence = "the validation loss does not move with the minimum as the hypergradient says"
+        F, _ = data.factorize(damping, method, consequence, stacklevel=2)
+        shown.update(1)
+        u, step = F.solve(np.stack([slope, -data.gradient], axis=1)).T
+        u = np.ascontiguousarray(u)
+        shown.update(1)
+        _warn_of_distance(data, step)
+        found = _Mixed(data, u, l2, as_weights("sample_weight", sample_weight, data.num_samples, True))
+        gradients = []
+        for what in asked:
+            gradients.append(-found.of(what, y))
+            shown.update(1)
+        gradients = tuple(gradients)
     return Hypergradient(loss, gradients if several else gradients[0], u, step, F)
 
 

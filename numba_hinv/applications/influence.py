@@ -7,7 +7,7 @@ import numpy as np
 
 from ..certainty import solution
 from ..layers.targets import as_weights
-from ..runtime import columns, memory_budget, threads
+from ..runtime import columns, memory_budget, representation, threads
 from ..runtime.progress import bar
 from ..runtime.validation import as_flag, as_real
 from ..system.scaling import lengths
@@ -39,6 +39,16 @@ class Influence:
         what = "training samples" if self._groups.are_single else "groups of training samples"
         return f"<Influences of {self.shape[0]} {what} on {self.shape[1]} test samples>"
 
+    def _repr_html_(self):
+        facts = {"groups": self._groups.count, "test samples": self.shape[1], "with leverage": self._leverage}
+        if self._groups.are_single:
+            facts = {"training samples" if name == "groups" else name: value for name, value in facts.items()}
+        facts |= {
+            "largest": float(self.values.max(initial=-np.inf)),
+            "smallest": float(self.values.min(initial=np.inf)),
+        }
+        return representation.table("Influence", {**facts, "factorization": self.factorization})
+
     def __array__(self, dtype=None, copy=None):
         return np.array(self.values, dtype, copy=True if copy is None else copy)
 
@@ -67,7 +77,7 @@ class Influence:
 
 
 def influence(
-    net, params, X, y, X_test, y_test, damping, l2=0.0, curvature="hessian", num_threads=None, progress=False,
+    net, params, X, y, X_test, y_test, damping, l2=0.0, curvature="hessian", num_threads=None, progress=None,
     batch_size=None, keep_bytes=None, groups=None, leverage=False, sample_weight=None,
 ):  # fmt: skip
     """Influence of every training sample, or group of them, on the loss of every test sample.
@@ -101,8 +111,8 @@ def influence(
     num_threads : int, optional
         At most so many blocks of test samples at the same time; by default one a core, or as many as leave BLAS its
         own threads. The answer is the same for every number.
-    progress : bool
-        Show a progress bar, for which tqdm must be installed.
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`. Where H is factored as one dense matrix, many samples are read in batches by default.
     groups : int or (B,) array, optional
@@ -146,11 +156,15 @@ def influence(
     damping, leverage = as_real("damping", damping), as_flag("leverage", leverage)
     if sample_weight is not None:
         sample_weight = as_weights("sample_weight", sample_weight, None)
-    data = TrainingSet(net, params, X, y, curvature, l2, batch_size, keep_bytes, sample_weight=sample_weight)
+    data = TrainingSet(
+        net, params, X, y, curvature, l2, batch_size, keep_bytes, sample_weight=sample_weight, progress=progress
+    )
     model, system, groups = data.model, data.hessian.system, as_groups(groups, data.num_samples)
     X_test = model.check_X(X_test, np.float64, "X_test")
     y_test = model.check_y(y_test, X_test.shape[0], np.float64, "y_test")
-    F, _ = data.factorize(damping, "auto", "influences do not predict what leaving samples out does", stacklevel=2)
+    F, _ = data.factorize(
+        damping, "auto", "influences do not predict what leaving samples out does", 2, progress=progress
+    )
     found = Influence(F, data, groups, leverage, num_threads)
     T, whose = X_test.shape[0], "B = {} training samples" if groups.are_single else "{} groups of training samples"
     matrix = f"the influences of {whose.format(groups.count)} on {T} test samples"

@@ -23,6 +23,8 @@ from ..factors import spectrum
 from ..layers.samples import Samples
 from ..layers.targets import as_weights
 from ..network import Network
+from ..runtime import representation
+from ..runtime.progress import bar
 from ..runtime.validation import as_flag, as_real
 from . import output_covariance
 from .priors import as_prior, is_positive, maximise
@@ -59,8 +61,9 @@ class Laplace:
         As for `Hessian.factorize`.
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`.
-    progress : bool
-        Show a progress bar while the training data are gone through, for which tqdm must be installed.
+    progress : bool, optional
+        Show progress bars while the training data are gone through and of the factorization, for which tqdm must be
+        installed; by default what `set_progress` says.
     sample_weight : (B,) array, optional
         As for `Network.gradient`: how many observations each sample stands for, in the likelihood and in `scale`.
     prior_mean : float, or sequence
@@ -107,7 +110,7 @@ class Laplace:
 
     def __init__(
         self, net, params, X, y=None, prior_precision=1.0, curvature="hessian", noise_variance=None,
-        factor_dtype=None, batch_size=None, keep_bytes=None, progress=False,
+        factor_dtype=None, batch_size=None, keep_bytes=None, progress=None,
         sample_weight=None, prior_mean=0.0,
     ):  # fmt: skip
         if not isinstance(net, Network):
@@ -138,11 +141,20 @@ class Laplace:
         if not np.all(self.precisions > 0.0):
             raise ValueError(f"prior_precision: expected a positive number, got {np.min(self.precisions)}")
         self._eigenvalues = None
-        self._set_factorization(self._factorize(self.precisions / self.scale))
+        self._set_factorization(self._factorize(self.precisions / self.scale, progress))
 
     def __repr__(self):
         noise = "" if self.noise_variance is None else f", noise_variance={self.noise_variance:g}"
         return f"Laplace({self.hessian!r}, prior_precision={self._precision_text()}{noise})"
+
+    def _repr_html_(self):
+        H, F = self.hessian, self.factorization
+        facts = {
+            "network": self.network, "parameters": H.shape[0], "samples": H.num_samples, "curvature": H.curvature,
+            "prior precision": self._precision_text(), "noise variance": self.noise_variance, "scale": self.scale,
+            "factored by": F.method, "memory of the factors": representation.memory(F.nbytes),
+        }  # fmt: skip
+        return representation.table("Laplace", facts)
 
     def _precision_text(self):
         return f"{self.prior_precision:g}" if np.ndim(self.prior_precision) == 0 else "by layer"
@@ -160,10 +172,10 @@ class Laplace:
         """`scale`, with another noise variance."""
         return self._normaliser / (1.0 if noise_variance is None else 2.0 * noise_variance)
 
-    def _factorize(self, damping):
+    def _factorize(self, damping, progress=None):
         if np.ndim(damping) == 0:
-            return self.hessian.factorize(damping, self._factor_dtype)
-        return Factorization.compute(self.hessian, 0.0, self._factor_dtype, dampings=damping)
+            return self.hessian.factorize(damping, self._factor_dtype, progress=progress)
+        return Factorization.compute(self.hessian, 0.0, self._factor_dtype, progress=progress, dampings=damping)
 
     def from_mean(self):
         """How far the parameters are from the prior's mean, (P,)."""
@@ -208,11 +220,16 @@ class Laplace:
             "larger prior precision"
         )
 
-    def log_evidence(self):
+    def log_evidence(self, progress=None):
         """Logarithm of the evidence ``p(y | X)``, in the Laplace approximation.
 
         ``log p(y | X, params) + log p(params) + P/2 log(2 pi) - 1/2 log det(posterior precision)``, with all
         constants, so that nets may be compared. For a linear net with squared errors, at the mode, it is exact.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -224,26 +241,27 @@ class Laplace:
         scipy.linalg.LinAlgWarning
             Digits of the log-determinant are in doubt (`Factorization.slogdet`).
         """
-        return self._log_evidence(self.precisions, self.noise_variance, self.factorization)
+        return self._log_evidence(self.precisions, self.noise_variance, self.factorization, progress)
 
-    def _log_evidence(self, precisions, noise_variance, factorization):
+    def _log_evidence(self, precisions, noise_variance, factorization, progress=None):
         size, scale = self.hessian.shape[0], self.scale_with(noise_variance)
         log_likelihood = -scale * self.hessian.loss
         if noise_variance is not None:
             log_likelihood -= 0.5 * self._count * np.log(2.0 * np.pi * noise_variance)
         precisions = np.broadcast_to(precisions, size)
         log_prior = 0.5 * float(np.log(precisions).sum() - precisions @ self.from_mean() ** 2)
-        return float(log_likelihood + log_prior - 0.5 * (size * np.log(scale) + factorization.slogdet()[1]))
+        return float(log_likelihood + log_prior - 0.5 * (size * np.log(scale) + factorization.slogdet(progress)[1]))
 
-    def decrement(self):
+    def decrement(self, progress=None):
         """How many nats a Newton step would add to the log posterior, by the quadratic model: 0 at a mode.
 
-        Half the squared Newton decrement, ``1/2 g^T (posterior precision)^-1 g`` with g the gradient. One solve.
+        Half the squared Newton decrement, ``1/2 g^T (posterior precision)^-1 g`` with g the gradient. One solve, with
+        a progress bar as `Factorization.solve` has it.
         """
         gradient = self.scale * self.hessian.gradient.astype(np.float64) + self.precisions * self.from_mean()
-        return float(0.5 * (gradient @ self.factorization.solve(gradient)) / self.scale)
+        return float(0.5 * (gradient @ self.factorization.solve(gradient, progress=progress)) / self.scale)
 
-    def fit_prior(self, noise=False, per_layer=False):
+    def fit_prior(self, noise=False, per_layer=False, progress=None):
         """Set the prior precision to a maximum of the evidence, with params and curvature as they are.
 
         D. MacKay's condition, ``prior_precision ||params||^2 = gamma``, is solved by bisection and interpolation in the
@@ -257,6 +275,9 @@ class Laplace:
         per_layer : bool or "pairs"
             Whether each layer has a precision of its own, of which `prior_precision` is an (L,) array then; with
             "pairs" its weights and its biases have, and it is (L, 2). Entries of layers without parameters in P are 1.
+        progress : bool, optional
+            Show a progress bar of the values tried, for which tqdm must be installed;
+            by default what `set_progress` says.
 
         Returns
         -------
@@ -283,8 +304,16 @@ class Laplace:
             raise ValueError(f"noise: expected False with the loss {self.network.loss_name}, which has no noise")
         if not isinstance(per_layer, (bool, np.bool_)) and per_layer != "pairs":
             raise ValueError(f"per_layer: expected True, False or 'pairs', got {per_layer!r}")
-        if per_layer:
-            return self._set_prior(*maximise(self, per_layer == "pairs", noise))
+        with bar(progress, None, "fit_prior", "value") as shown:
+            if per_layer:
+                found = maximise(self, per_layer == "pairs", noise, shown.update)
+            else:
+                precision, noise_variance = self._common_optimum(noise, shown.update)
+                found = precision, precision, noise_variance
+            return self._set_prior(*found)
+
+    def _common_optimum(self, noise, tick):
+        """(prior precision, noise variance) with the largest evidence, the former being that of all parameters."""
         from scipy.optimize import brentq
 
         start = float(np.mean(np.log(self.precisions / self.scale)))
@@ -293,13 +322,13 @@ class Laplace:
         def slope(log_damping):
             if log_damping not in seen:
                 seen[log_damping] = self._slope(float(np.exp(log_damping)), noise)
+                tick(1)
             return seen[log_damping]
 
         low, high = self._bracket(slope, start)
         if low < high:
             low = brentq(slope, low, high, xtol=_TOLERANCE, rtol=1e-14)
-        precision, noise_variance = self._optimum(float(np.exp(low)), noise)
-        return self._set_prior(precision, precision, noise_variance)
+        return self._optimum(float(np.exp(low)), noise)
 
     def _set_prior(self, prior_precision, precisions, noise_variance):
         before = self.prior_precision, self.precisions, self.noise_variance
@@ -378,7 +407,7 @@ class Laplace:
         noise_variance = self._best_noise(self._gamma(damping)) if noise else self.noise_variance
         return damping * self.scale_with(noise_variance), noise_variance
 
-    def sample(self, n=None, *, rng=None):
+    def sample(self, n=None, *, rng=None, progress=None):
         """Parameters drawn from the posterior.
 
         Parameters
@@ -387,6 +416,8 @@ class Laplace:
             How many; by default one, without an axis of its own.
         rng : int, numpy.random.Generator or None
             A seed, or the generator to draw from; by default other samples each time. By name alone.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -396,21 +427,23 @@ class Laplace:
         --------
         Factorization.sample : the cost and the warning.
         """
-        samples = self.factorization.sample(n, rng=rng)
+        samples = self.factorization.sample(n, rng=rng, progress=progress)
         samples *= self.scale**-0.5
         samples += self.hessian.system.params.astype(samples.dtype, copy=False)
         return samples
 
-    def variances(self):
-        """Posterior variance of every parameter, (P,): exact, by `Factorization.diagonal`."""
-        return self.factorization.diagonal() / self.scale
+    def variances(self, progress=None):
+        """Posterior variance of every parameter, (P,): exact, by `Factorization.diagonal`, which shows the progress."""
+        return self.factorization.diagonal(progress) / self.scale
 
-    def predict(self, X):
+    def predict(self, X, progress=None):
         """Mean and covariance of the net's outputs, linearised in the parameters.
 
         Parameters
         ----------
         X : (n, in_features) array
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -435,7 +468,10 @@ class Laplace:
         X = net.model.check_X(X, np.float64)
         mean = net.model.forward(params, X)
         members = np.arange(len(X))[:, None]
-        cov = output_covariance.of_samples(self.factorization, net.model, params, lambda indices: X[indices], members)
+        with bar(progress, len(X), "predict", "sample") as shown:
+            cov = output_covariance.of_samples(
+                self.factorization, net.model, params, lambda indices: X[indices], members, tick=shown.update
+            )
         cov /= self.scale
         dtype = self.hessian.dtype
         return mean.astype(dtype, copy=False), cov.astype(dtype, copy=False)

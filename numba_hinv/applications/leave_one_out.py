@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
-from ..runtime import axes
+from ..runtime import axes, representation
 from ..runtime.progress import bar
 from ..runtime.validation import as_flag, as_real
 from . import output_covariance
@@ -79,6 +79,14 @@ class LeaveOneOut:
             what += f" in {count} groups"
         return f"<Leave-one-out of {what}: score {self.score:.4g}, {int(self.reliable.sum())} reliable>"
 
+    def _repr_html_(self):
+        facts = {
+            "samples": self.losses.size, "groups": int(self.groups.max()) + 1, "score": self.score,
+            "loss of the fit": float(self.fitted_losses.mean()), "largest leverage": float(self.leverage.max()),
+            "reliable": int(self.reliable.sum()), "trained again": int(self.refitted.sum()),
+        }  # fmt: skip
+        return representation.table("LeaveOneOut", facts)
+
     def plot(self, ax=None, **kwargs):
         """Draw each sample's loss without it over its loss with it, for which matplotlib must be installed.
 
@@ -115,7 +123,7 @@ class LeaveOneOut:
 
 def leave_one_out(
     net, params, X, y, l2=0.0, curvature="hessian", groups=None, damping=0.0, refit=False, check=None, method="auto",
-    num_threads=None, progress=False, batch_size=None, keep_bytes=None,
+    num_threads=None, progress=None, batch_size=None, keep_bytes=None,
 ):  # fmt: skip
     """What the net would predict for each sample if it were trained again without it.
 
@@ -150,8 +158,9 @@ def leave_one_out(
         As for `Hessian.factorize`.
     num_threads : int, optional
         Of blocks of samples at the same time; by default one a core. The answer is the same for every number.
-    progress : bool
-        Show a progress bar of the verified steps, for which tqdm must be installed.
+    progress : bool, optional
+        Show a progress bar of the verified steps, for which tqdm must be installed; by default what
+        `set_progress` says.
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`. Where H is factored as one dense matrix, many samples are read in batches by default.
 
@@ -210,7 +219,7 @@ def leave_one_out(
     if not isinstance(refit, (bool, np.bool_)) and refit != "trust-region":
         raise ValueError(f"refit: expected True, False or 'trust-region', got {refit!r}")
     check = None if check is None else as_flag("check", check)
-    data = TrainingSet(net, params, X, y, curvature, l2, batch_size, keep_bytes, method)
+    data = TrainingSet(net, params, X, y, curvature, l2, batch_size, keep_bytes, method, progress=progress)
     if data.model.loss.counts_differ:
         raise ValueError(
             f"net: expected a loss whose samples all count alike in the mean, got {net.loss_definition!r}; take "
@@ -251,9 +260,9 @@ def _of_one_size(data, members, r, C, damping, method, check, num_threads, progr
     l2 = data.hessian.l2
     less = share * l2
     consequence = "predictions do not predict what leaving samples out does"
-    F, is_minimum = data.factorize(damping - less, method, consequence, 3, share=1.0 - share)
+    F, is_minimum = data.factorize(damping - less, method, consequence, 3, share=1.0 - share, progress=progress)
     t = less * data.params - data.gradient
-    q = data.tangents(F.solve(t)[None])[0] if t.any() else np.zeros_like(r)
+    q = data.tangents(F.solve(t, progress=progress)[None])[0] if t.any() else np.zeros_like(r)
     A = output_covariance.of_training(F, data, members, num_threads)
     removal = Removal(A, r[members], C[members])
     u, leverage, error = removal.change(q[members]), removal.leverage(), None

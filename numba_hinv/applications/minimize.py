@@ -44,7 +44,7 @@ _METHODS = {"trust-region": TrustRegion, "levenberg-marquardt": LevenbergMarquar
 @formerly_seed
 def minimize(
     net, params, X, y=None, method="auto", l2=0.0, batch_size=None, rng=0, gtol=1e-8, ftol=0.0, loss_target=None,
-    max_iterations=200, time_limit=None, radius=None, damping=None, callback=None, progress=False, warmup="auto",
+    max_iterations=200, time_limit=None, radius=None, damping=None, callback=None, progress=None, warmup="auto",
     sample_weight=None, acceleration=True,
 ):  # fmt: skip
     """Train a net with exact second-order steps.
@@ -91,8 +91,8 @@ def minimize(
         The first radius (trust-region; by default 1) or damping (the others; by default 1e-3 ||H||).
     callback : callable, optional
         Called with a `scipy.optimize.OptimizeResult` of x, fun, jac and nit after every step; may raise StopIteration.
-    progress : bool
-        Show a progress bar, for which tqdm must be installed.
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
     warmup : "auto", "l-bfgs" or None
         How to come near a minimum before the first exact step: "l-bfgs" is SciPy's, until the loss falls by less than
         1 per cent in 20 iterations, or 1,000 of them. "auto" is that where no radius or damping is given and all
@@ -183,8 +183,8 @@ def minimize(
         raise ValueError(f"warmup: expected 'auto', 'l-bfgs' or None, got {warmup!r}")
     if warmup and batches.size is not None:
         raise ValueError(f"warmup: expected None or 'auto' with batch_size, got {warmup!r}")
-    run = _Run(net, params, batches, l2, acceleration)
     with bar(progress, max_iterations, "minimize", "step") as shown:
+        run = _Run(net, params, batches, l2, acceleration)
         status = run.warm_up(gtol, loss_target, time_limit, callback) if warmup and max_iterations else None
         run.is_auto = method == "auto"
         run.follow(run.best_method(**given) if run.is_auto else method, start)

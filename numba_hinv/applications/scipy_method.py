@@ -4,6 +4,7 @@ import inspect
 
 import numpy as np
 
+from ..runtime.progress import bar
 from ..runtime.validation import as_array, as_real, as_size
 from . import saddle
 from .eigenvalues import as_hessian
@@ -27,7 +28,7 @@ _MESSAGES = {
 
 def trust_region(
     fun, x0, args=(), jac=None, hess=None, hessp=None, bounds=None, constraints=(), callback=None, tol=None, gtol=1e-8,
-    maxiter=200, initial_trust_radius=1.0, **unknown,
+    maxiter=200, initial_trust_radius=1.0, progress=None, **unknown,
 ):  # fmt: skip
     """A method for `scipy.optimize.minimize`: exact steps for any objective whose Hessian is a `Hessian`.
 
@@ -49,6 +50,8 @@ def trust_region(
     maxiter : int
         Steps, whether taken or rejected.
     initial_trust_radius : float
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
@@ -90,7 +93,9 @@ def trust_region(
     if as_real("initial_trust_radius", radius) <= 0.0:
         raise ValueError(f"initial_trust_radius: expected a positive number, got {radius}")
     run = _Run(fun, jac, hess, args, TrustRegion(float(radius)))
-    return run.minimize(x, gtol, as_size("maxiter", maxiter, 0), _as_callback(callback))
+    maxiter = as_size("maxiter", maxiter, 0)
+    with bar(progress, maxiter, "trust_region", "step") as shown:
+        return run.minimize(x, gtol, maxiter, _as_callback(callback), shown.update)
 
 
 def _as_callback(callback):
@@ -133,7 +138,7 @@ class _Run:
             raise ValueError(f"hess: expected a Hessian of {x.size} parameters, as x0 has, got {found.shape[0]}")
         return found
 
-    def minimize(self, x, gtol, maxiter, callback):
+    def minimize(self, x, gtol, maxiter, callback, tick):
         value, status, nit = self.value(x), None, 0
         if not np.isfinite(value):
             # What it says there is the reason.
@@ -164,6 +169,7 @@ class _Run:
             taken = slope is not None and (not is_blind or np.linalg.norm(slope) < np.linalg.norm(gradient))
             self.rule.judge(1.0 if is_blind and taken else gain if taken else min(gain, 0.0))
             nit += 1
+            tick(1)
             if taken:
                 x, value, gradient, H = trial, value - fell, slope, self.hessian(trial)
             elif is_blind:

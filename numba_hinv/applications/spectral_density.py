@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..certainty import counts
-from ..runtime import axes
+from ..runtime import axes, representation
 from ..runtime.validation import as_array
 from .eigenvalues import as_hessian
 
@@ -19,6 +19,19 @@ class SpectralDensity(NamedTuple):
     above: int  # above edges[n]
     on_edges: np.ndarray  # (n + 1,) integers: eigenvalues that cannot be told from the edge, and count as on it
     widths: np.ndarray  # (n + 1,): how far from the edge those may lie; 0 where there are none
+
+    def __repr__(self):
+        return representation.line("SpectralDensity", self._facts())
+
+    def _repr_html_(self):
+        return representation.table("SpectralDensity", self._facts())
+
+    def _facts(self):
+        edges = self.edges
+        return {
+            "bins": self.counts.size, "from": edges[0], "to": edges[-1], "inside": int(self.counts.sum()),
+            "below": self.below, "above": self.above, "on_edges": int(self.on_edges.sum()),
+        }  # fmt: skip
 
     @property
     def density(self):
@@ -47,7 +60,7 @@ class SpectralDensity(NamedTuple):
         return ax
 
 
-def spectral_density(H, grid, num_threads=None, progress=False):
+def spectral_density(H, grid, num_threads=None, progress=None):
     """Exact histogram of the eigenvalues of H.
 
     Parameters
@@ -58,8 +71,8 @@ def spectral_density(H, grid, num_threads=None, progress=False):
         but for the last, as those of `numpy.histogram`.
     num_threads : int, optional
         At most so many edges at the same time; by default one a core, as for `Hessian.factorize_many`.
-    progress : bool
-        Show a progress bar, for which tqdm must be installed.
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------

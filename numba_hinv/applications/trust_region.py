@@ -9,7 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..certainty import inertia
+from ..factors.elimination import no_tick
+from ..runtime import representation
 from ..runtime.probes import random_entries
+from ..runtime.progress import bar
 from ..runtime.validation import as_array, as_real
 from ..system.processor import require_cpu
 from .eigenvalues import as_hessian
@@ -45,8 +48,14 @@ class TrustRegionStep(NamedTuple):
     on_boundary: bool  # the step is as long as the radius
     num_factorizations: int
 
+    def __repr__(self):
+        return representation.line(type(self).__name__, self._asdict())
 
-def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
+    def _repr_html_(self):
+        return representation.table(type(self).__name__, self._asdict())
+
+
+def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10, progress=None):
     """Minimise ``gradient^T p + p^T H p / 2`` over ``||p|| <= radius``, globally and exactly.
 
     Parameters
@@ -62,6 +71,9 @@ def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
     rtol : float
         Relative accuracy to which a step on the boundary meets the radius, from 0 to 0.5. Training needs no more than
         0.1.
+    progress : bool, optional
+        Show a progress bar of the factorizations, for which tqdm must be installed;
+        by default what `set_progress` says.
 
     Returns
     -------
@@ -90,7 +102,9 @@ def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
 
     Costs one to three factorizations in general, and 16 products with H for a first guess.
     """
-    return QuadraticModel(H, gradient).step(radius, multiplier, rtol)
+    model = QuadraticModel(H, gradient)
+    with bar(progress, None, "trust_region_step", "factorization") as shown:
+        return model.step(radius, multiplier, rtol, shown.update)
 
 
 class QuadraticModel:
@@ -114,8 +128,11 @@ class QuadraticModel:
         self.gradient = as_array("gradient", gradient, (H.shape[0],), np.float64)
         self._last = None
 
-    def step(self, radius, multiplier=None, rtol=1e-10):
-        """`TrustRegionStep`; the multiplier is a guess that counts for the first radius alone."""
+    def step(self, radius, multiplier=None, rtol=1e-10, tick=no_tick):
+        """`TrustRegionStep`; the multiplier is a guess that counts for the first radius alone.
+
+        ``tick(1)`` is called after every factorization.
+        """
         H, g = self.H, self.gradient
         radius = as_real("radius", radius)
         if radius <= 0.0:
@@ -130,7 +147,7 @@ class QuadraticModel:
         require_cpu(H.system.on, "a trust-region step")
         exponent = _common_exponent(g, radius)
         with np.errstate(over="ignore"):
-            search = _Search(H, np.ldexp(g, exponent), float(np.ldexp(radius, exponent)), rtol, self._last)
+            search = _Search(H, np.ldexp(g, exponent), float(np.ldexp(radius, exponent)), rtol, self._last, tick)
         self._last = None
         p, multiplier, kind = search.run(multiplier)
         self._last = search
@@ -157,7 +174,8 @@ def _common_exponent(g, radius):
 class _Search:
     """What is known of the multiplier and of the lowest eigenvalue."""
 
-    def __init__(self, H, g, radius, rtol, last=None):
+    def __init__(self, H, g, radius, rtol, last=None, tick=no_tick):
+        self.tick = tick
         self.H, self.g, self.radius, self.rtol = H, g, radius, max(rtol, 4 * np.finfo(float).eps)
         self.multiply = H.system.apply
         self.norm = H.norm()
@@ -254,6 +272,8 @@ class _Search:
             F = self.H.factorize(mu, np.float64)
         except np.linalg.LinAlgError:
             return None, False
+        finally:
+            self.tick(1)
         # `inertia` would ask whether the number is certain, which takes a solve.
         if F.solver.factors.num_negative:
             return F, False

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
-from ..runtime import columns
+from ..runtime import columns, representation
 from ..runtime.progress import bar
 from ..runtime.validation import check_finite
 from ..system.scaling import lengths, lengths_of, row_exponents
@@ -40,6 +40,12 @@ class SolveInfo(NamedTuple):
     error_bound: np.ndarray
     refinement_steps: int  # the most that a column took
     krylov_steps: int  # likewise
+
+    def __repr__(self):
+        return representation.line(type(self).__name__, self._asdict())
+
+    def _repr_html_(self):
+        return representation.table(type(self).__name__, self._asdict())
 
 
 def solve(solver, given, dtype, refine, full_output, num_threads, progress):

@@ -1,9 +1,10 @@
 """Models of Equinox and Flax as networks of this library. Needs the extra `jax`."""
 
+from ..runtime.progress import bar
 from ..runtime.validation import as_size
 
 
-def from_equinox(module, loss, input_shape=None):
+def from_equinox(module, loss, input_shape=None, progress=None):
     """The network that an ``equinox.Module`` and a loss are, its parameters, and the way back.
 
     Parameters
@@ -16,6 +17,9 @@ def from_equinox(module, loss, input_shape=None):
         library.
     input_shape : int or tuple of int, optional
         Of one sample. Needed where the shapes of the parameters do not tell it.
+    progress : bool, optional
+        Show a progress bar of the layers, for which tqdm must be installed; by default what
+        `set_progress` says.
 
     Returns
     -------
@@ -66,10 +70,10 @@ def from_equinox(module, loss, input_shape=None):
 
     if not isinstance(module, equinox.Module):
         raise TypeError(f"module: expected an equinox.Module, got {type(module).__name__}")
-    return _convert(models.of_equinox(module), loss, input_shape)
+    return _convert(models.of_equinox(module), loss, input_shape, "from_equinox", progress)
 
 
-def from_flax(module, loss, variables=None, input_shape=None):
+def from_flax(module, loss, variables=None, input_shape=None, progress=None):
     """The network that a module of Flax, linen or nnx, and a loss are, its parameters, and the way back.
 
     Parameters
@@ -81,6 +85,8 @@ def from_flax(module, loss, variables=None, input_shape=None):
     variables : dict
         Of a linen module, as its ``init`` returns it: ``{"params": ..., ...}``. Other collections are constants. None
         for a module of nnx, which has its variables; those that are no ``nnx.Param`` are constants.
+    progress : bool, optional
+        As in `from_equinox`.
 
     Returns
     -------
@@ -113,7 +119,7 @@ def from_flax(module, loss, variables=None, input_shape=None):
     if isinstance(module, nnx.Module):
         if variables is not None:
             raise TypeError("variables: expected None for a module of nnx, which has its own, got some")
-        return _convert(models.of_nnx(module), loss, input_shape)
+        return _convert(models.of_nnx(module), loss, input_shape, "from_flax", progress)
     if not isinstance(module, linen.Module):
         raise TypeError(f"module: expected a flax.linen.Module or a flax.nnx.Module, got {type(module).__name__}")
     if not hasattr(variables, "items") or "params" not in variables:
@@ -122,7 +128,7 @@ def from_flax(module, loss, variables=None, input_shape=None):
             "variables: expected a dictionary with 'params', as module.init returns it, for a module of linen; "
             f"got {got}"
         )
-    return _convert(models.of_linen(module, dict(variables)), loss, input_shape)
+    return _convert(models.of_linen(module, dict(variables)), loss, input_shape, "from_flax", progress)
 
 
 def _models(library, name):
@@ -139,10 +145,10 @@ def _models(library, name):
     return jax_models
 
 
-def _convert(source, loss, input_shape):
+def _convert(source, loss, input_shape, label, progress):
     from .jax_conversion import convert
 
     if input_shape is not None:
         sizes = input_shape if isinstance(input_shape, (tuple, list)) else (input_shape,)
         input_shape = tuple(as_size("input_shape", size) for size in sizes)
-    return convert(source, loss, input_shape)
+    return convert(source, loss, input_shape, lambda total: bar(progress, total, label, "layer"))
