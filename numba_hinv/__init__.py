@@ -1,8 +1,12 @@
 """Exact solves with the Hessian of a deep net, in time and memory linear in its depth."""
 
 import importlib.util
+from typing import Any, overload
+
+from numpy.typing import ArrayLike
 
 from .runtime import compilation_cache, compile_notice
+from .runtime.annotations import AnyTensor, Data, FloatArray
 
 compilation_cache.prepare()
 compile_notice.listen()
@@ -46,7 +50,39 @@ from .runtime.progress import set_progress
 from .storage import load
 
 
-def solve(network, params, X, y, b, damping, progress=None):
+@overload
+def solve(
+    network: Network,
+    params: ArrayLike,
+    X: Data,
+    y: ArrayLike | None,
+    b: AnyTensor,
+    damping: float,
+    progress: bool | None = None,
+) -> AnyTensor: ...
+
+
+@overload
+def solve(
+    network: Network,
+    params: ArrayLike,
+    X: Data,
+    y: ArrayLike | None,
+    b: ArrayLike,
+    damping: float,
+    progress: bool | None = None,
+) -> FloatArray: ...
+
+
+def solve(
+    network: Network,
+    params: ArrayLike,
+    X: Data,
+    y: ArrayLike | None,
+    b: Any,
+    damping: float,
+    progress: bool | None = None,
+) -> Any:
     """Solve ``(H + damping I) x = b``, H being the Hessian of the loss: linearise, factorize, solve, refine.
 
     Parameters
@@ -76,7 +112,7 @@ def solve(network, params, X, y, b, damping, progress=None):
 _ESTIMATORS = "NetClassifier", "NetRegressor"
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _ESTIMATORS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
@@ -90,7 +126,7 @@ def __getattr__(name):
     return getattr(sklearn_estimators, name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     is_there = importlib.util.find_spec("sklearn") is not None
     return sorted([*__all__, *(_ESTIMATORS if is_there else ())])
 

@@ -6,16 +6,21 @@ compared with what was found.
 
 import functools
 import operator
+import os
+from collections.abc import Callable
+from typing import Any, Literal, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .certainty import condition, covariance, determinant, solution
 from .certainty.inertia import Inertia
 from .certainty.solver import Solver
 from .factors import choice
 from .runtime import archive, memory_budget, representation, tensors, threads
+from .runtime.annotations import AnyTensor, Array, FloatArray, FloatType, Ridge
 from .runtime.progress import bar, is_wanted
-from .runtime.randomness import as_generator, formerly_rng_first
+from .runtime.randomness import Rng, as_generator, formerly_rng_first
 from .runtime.validation import as_flag, as_float_dtype, as_layer, as_size
 from .system import processor
 from .system.operators import SymmetricOperator
@@ -28,12 +33,12 @@ from .system.shifted import Shifted
 KIND, FORMAT, READABLE = "numba_hinv factorization", 7, (4, 5, 6, 7)
 
 
-def factor_dtype_of(hessian, factor_dtype):
+def factor_dtype_of(hessian: Any, factor_dtype: FloatType | None) -> np.dtype[Any]:
     """The dtype of the factors, by default that of the Hessian."""
     return as_float_dtype("factor_dtype", hessian.dtype if factor_dtype is None else factor_dtype)
 
 
-def method_of(system, method, checkpoint):
+def method_of(system: Any, method: str, checkpoint: bool) -> str:
     """The method, once it is sure that it is one which a system can be factorized by."""
     if not isinstance(method, str) or method not in choice.METHODS:
         raise ValueError(f"method: expected one of {', '.join(map(repr, choice.METHODS))}; got {method!r}")
@@ -53,7 +58,9 @@ def method_of(system, method, checkpoint):
     return method
 
 
-def segments_of(hessian, num_segments, num_threads, method, checkpoint):
+def segments_of(
+    hessian: Any, num_segments: int | None, num_threads: int | None, method: str, checkpoint: bool
+) -> int | None:
     """Segments that a chain is cut into at most, None where its processor is to say so."""
     if num_segments is None:
         count = None if num_threads is None else as_size("num_threads", num_threads)
@@ -95,25 +102,25 @@ class Factorization(SymmetricOperator):
     factor_dtype = property(operator.attrgetter("solver.matrix.dtype"))
     nbytes = property(operator.attrgetter("solver.factors.nbytes"))
 
-    def __init__(self, hessian, solver, checkpoint=False, dampings=None):
+    def __init__(self, hessian: Any, solver: Solver, checkpoint: bool = False, dampings: Array | None = None) -> None:
         """Private: `Hessian.factorize`."""
         super().__init__(hessian.dtype, hessian.shape)
         self.hessian, self.solver, self.checkpoint, self._dampings = hessian, solver, checkpoint, dampings
-        self._determinant = None
+        self._determinant: determinant.Determinant | None = None
 
     @classmethod
     def compute(
         cls,
-        hessian,
-        damping,
-        factor_dtype=None,
-        checkpoint=False,
-        progress=None,
-        method="auto",
-        num_threads=None,
-        num_segments=None,
-        dampings=None,
-    ):
+        hessian: Any,
+        damping: Ridge,
+        factor_dtype: FloatType | None = None,
+        checkpoint: bool = False,
+        progress: bool | None = None,
+        method: str = "auto",
+        num_threads: int | None = None,
+        num_segments: int | None = None,
+        dampings: Array | None = None,
+    ) -> "Factorization":
         """`Hessian.factorize`; ``dampings`` is a (P,) array beside the damping, for which nothing is parsed."""
         system = hessian.system
         if dampings is None:
@@ -134,10 +141,10 @@ class Factorization(SymmetricOperator):
                 solver = Solver.factorize(matrix, method, checkpoint, shown.update, num_segments)
         return cls(hessian, solver, checkpoint, dampings)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Inverse of {self.hessian!r} + {self._added_text()}>"
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         facts = {
             "inverse of": f"{self.hessian!r} + {self._added_text()}", "factored by": self.method,
             "precision of the factors": self.factor_dtype, "negative pivots": self.solver.factors.num_negative,
@@ -146,19 +153,19 @@ class Factorization(SymmetricOperator):
         }  # fmt: skip
         return representation.table("Factorization", facts)
 
-    def _added_text(self):
+    def _added_text(self) -> str:
         return f"{self.damping:g} I" if self._dampings is None else "damping by layer"
 
     @property
-    def damping(self):
+    def damping(self) -> float | FloatArray:
         return self.solver.matrix.damping if self._dampings is None else self._dampings.copy()
 
     @property
-    def inertia(self):
+    def inertia(self) -> Inertia:
         negative = self.solver.factors.num_negative
         return Inertia(negative, 0, self.shape[0] - negative, self.solver.is_exact())
 
-    def todense(self, progress=None):
+    def todense(self, progress: bool | None = None) -> FloatArray:
         """``(H + damping I)^-1`` as a (P, P) array, exactly symmetric, in the dtype of the parameters.
 
         Parameters
@@ -184,7 +191,7 @@ class Factorization(SymmetricOperator):
         found = self.solve(np.eye(P), progress=progress)
         return (0.5 * (found + found.T)).astype(self.dtype, copy=False)
 
-    def slogdet(self, progress=None):
+    def slogdet(self, progress: bool | None = None) -> tuple[float, float]:
         """Sign and logarithm of the magnitude of ``det(H + damping I)``.
 
         Parameters
@@ -215,7 +222,7 @@ class Factorization(SymmetricOperator):
         determinant.warn(self.solver, self._determinant, stacklevel=3)
         return self._determinant.sign, self._determinant.logabsdet
 
-    def diagonal(self, progress=None):
+    def diagonal(self, progress: bool | None = None) -> FloatArray:
         """The diagonal of ``(H + damping I)^-1``: variances, where that is positive definite.
 
         By one recursion over the layers (docs/theory.md, section 6), in time linear in L; `blocks` is for one layer.
@@ -252,7 +259,7 @@ class Factorization(SymmetricOperator):
         """
         return covariance.diagonal(self.solver, self.dtype, progress=progress)
 
-    def blocks(self, l, progress=None):
+    def blocks(self, l: int, progress: bool | None = None) -> FloatArray:
         """The diagonal block of ``(H + damping I)^-1`` for the parameters of layer ``l``: their covariance.
 
         Parameters
@@ -290,7 +297,9 @@ class Factorization(SymmetricOperator):
         return covariance.block(self.solver, l, self.dtype, progress)
 
     @formerly_rng_first
-    def sample(self, n=None, *, rng=None, num_threads=None, progress=None):
+    def sample(
+        self, n: int | None = None, *, rng: Rng = None, num_threads: int | None = None, progress: bool | None = None
+    ) -> FloatArray:
         """Samples of the normal distribution with mean 0 and covariance ``(H + damping I)^-1``.
 
         Parameters
@@ -331,7 +340,7 @@ class Factorization(SymmetricOperator):
         samples = covariance.sample(self.solver, rng, count, self.dtype, num_threads, progress)
         return samples[0] if n is None else samples
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the factorization, with its Hessian and net, to a file that `load` reads.
 
         An npz archive of plain arrays with a checksum; no pickle. Written completely or not at all.
@@ -359,7 +368,7 @@ class Factorization(SymmetricOperator):
         header |= {"loss": hessian.loss, "curvature": hessian.curvature, "total_weight": hessian.total_weight}
         archive.write(path, *(functools.reduce(operator.or_, parts) for parts in zip((header, {}), *found)))
 
-    def condition(self, progress=None):
+    def condition(self, progress: bool | None = None) -> float:
         """Estimate of the condition number ``||A||_1 ||A^-1||_1`` of ``A = H + damping I``, in the 1-norm.
 
         A lower bound up to rounding, whatever the precision of the factors, and at least half of the condition
@@ -380,18 +389,68 @@ class Factorization(SymmetricOperator):
         -----
         About thirty solves, six at a time, and as many products with H. Each solve is refined.
         """
-        size, multiply, inverse = self.shape[0], self.solver.matrix.multiply, self.solver.inverse
+        inverse: Callable[[Array], Any] = self.solver.inverse
+        size, multiply = self.shape[0], self.solver.matrix.multiply
         back = None if self.solver.is_lifted() else multiply
         with bar(progress, None, "condition", "step") as shown:
 
-            def counted(rows):
+            def counted(rows: Array) -> Any:
                 found = inverse(rows)
                 shown.update(1)
                 return found
 
             return condition.one_norm(multiply, size) * condition.one_norm_of_inverse(back, counted, size)
 
-    def solve(self, b, refine=True, full_output=False, num_threads=None, progress=None):
+    @overload
+    def solve(
+        self,
+        b: AnyTensor,
+        refine: bool = True,
+        full_output: Literal[False] = False,
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> AnyTensor: ...
+
+    @overload
+    def solve(
+        self,
+        b: ArrayLike,
+        refine: bool = True,
+        full_output: Literal[False] = False,
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> FloatArray: ...
+
+    @overload
+    def solve(
+        self,
+        b: AnyTensor,
+        refine: bool = True,
+        *,
+        full_output: Literal[True],
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> tuple[AnyTensor, solution.SolveInfo]: ...
+
+    @overload
+    def solve(
+        self,
+        b: ArrayLike,
+        refine: bool = True,
+        *,
+        full_output: Literal[True],
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> tuple[FloatArray, solution.SolveInfo]: ...
+
+    def solve(
+        self,
+        b: Any,
+        refine: bool = True,
+        full_output: bool = False,
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> Any:
         """Solve ``(H + damping I) x = b``.
 
         Parameters
@@ -459,14 +518,14 @@ class Factorization(SymmetricOperator):
         return x, info._replace(backward_error=errors, error_bound=bounds)
 
     @property
-    def _is_on_device(self):
+    def _is_on_device(self) -> bool:
         return self.hessian.device != "cpu"
 
-    def _of_device(self, x):
+    def _of_device(self, x: Any) -> Any:
         return self.solve(x)
 
-    def _matvec(self, b):
+    def _matvec(self, b: Array) -> Array:
         return self.solve(b.reshape(-1)).reshape(b.shape)
 
-    def _matmat(self, B):
+    def _matmat(self, B: Array) -> Array:
         return self.solve(B)

@@ -1,10 +1,21 @@
 """Models of Equinox and Flax as networks of this library. Needs the extra `jax`."""
 
+from collections.abc import Callable
+from typing import Any
+
+from ..layers.loss import Loss
+from ..network import Network
+from ..runtime.annotations import FloatArray, Unflatten
 from ..runtime.progress import bar
 from ..runtime.validation import as_size
 
 
-def from_equinox(module, loss, input_shape=None, progress=None):
+def from_equinox(
+    module: Any,
+    loss: str | Loss | Callable[..., Any],
+    input_shape: int | tuple[int, ...] | None = None,
+    progress: bool | None = None,
+) -> tuple[Network, FloatArray, Unflatten]:
     """The network that an ``equinox.Module`` and a loss are, its parameters, and the way back.
 
     Parameters
@@ -73,7 +84,13 @@ def from_equinox(module, loss, input_shape=None, progress=None):
     return _convert(models.of_equinox(module), loss, input_shape, "from_equinox", progress)
 
 
-def from_flax(module, loss, variables=None, input_shape=None, progress=None):
+def from_flax(
+    module: Any,
+    loss: str | Loss | Callable[..., Any],
+    variables: Any = None,
+    input_shape: int | tuple[int, ...] | None = None,
+    progress: bool | None = None,
+) -> tuple[Network, FloatArray, Unflatten]:
     """The network that a module of Flax, linen or nnx, and a loss are, its parameters, and the way back.
 
     Parameters
@@ -131,7 +148,7 @@ def from_flax(module, loss, variables=None, input_shape=None, progress=None):
     return _convert(models.of_linen(module, dict(variables)), loss, input_shape, "from_flax", progress)
 
 
-def _models(library, name):
+def _models(library: str, name: str) -> Any:
     try:
         __import__("jax")
         __import__(library)
@@ -145,7 +162,9 @@ def _models(library, name):
     return jax_models
 
 
-def _convert(source, loss, input_shape, label, progress):
+def _convert(
+    source: Any, loss: Any, input_shape: Any, label: str, progress: bool | None
+) -> tuple[Network, FloatArray, Unflatten]:
     from .jax_conversion import convert
 
     if input_shape is not None:

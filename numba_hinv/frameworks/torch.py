@@ -1,10 +1,16 @@
 """Modules of PyTorch as networks of this library. Needs the extra `torch`."""
 
+from typing import Any
+
+from ..network import Network
+from ..runtime.annotations import FloatArray
 from ..runtime.progress import bar
 from ..runtime.validation import as_size
 
 
-def from_torch(module, loss, input_shape=None, progress=None):
+def from_torch(
+    module: Any, loss: Any, input_shape: int | tuple[int, ...] | None = None, progress: bool | None = None
+) -> tuple[Network, FloatArray]:
     """The network that a ``torch.nn.Module`` and a loss are, and its parameters.
 
     Parameters

@@ -36,3 +36,27 @@ class Tensor(Protocol):
 
 
 AnyTensor = TypeVar("AnyTensor", bound=Tensor)
+
+
+class Layer(Protocol):
+    """What all layers have in common."""
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def num_params(self) -> int: ...
+
+    @property
+    def frozen(self) -> bool: ...
+
+
+class Unflatten(Protocol):
+    """The way from a flat vector of parameters to a model of JAX with these, and back."""
+
+    def __call__(self, vector: Any) -> Any: ...
+
+    def flatten(self, tree: Any) -> Any: ...

@@ -4,7 +4,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def formerly_rng_first(method: Callable[_Arguments, _Result]) -> Callable[_Argum
     """
 
     @functools.wraps(method)
-    def reordered(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+    def reordered(*args: Any, **kwargs: Any) -> _Result:
         given = args[1:]
         if len(given) == 2 or (len(given) == 1 and isinstance(given[0], np.random.Generator)):
             warnings.warn(

@@ -189,7 +189,10 @@ JOBS = {
         lambda **o: nh.hypergradient(NET, DATA[0], (X, Y), (X, Y), ("l2", "X"), l2=5.0, **o), ["hypergradient"]
     ),
     "influence": (lambda **o: nh.influence(NET, *DATA, X[:4], Y[:4], 5.0, **o), ["multiply", "factorize", "influence"]),
-    "leave_one_out": (lambda **o: nh.leave_one_out(NET, *DATA, l2=5.0, check=True, **o), ["multiply", "factorize", "solve", "leave_one_out"]),
+    "leave_one_out": (
+        lambda **o: nh.leave_one_out(NET, *DATA, l2=5.0, check=True, **o),
+        ["multiply", "factorize", "solve", "leave_one_out"],
+    ),
     "from_torch": (from_torch, ["from_torch"]),
 }  # fmt: skip
 
