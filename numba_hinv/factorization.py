@@ -8,7 +8,7 @@ import functools
 import operator
 import os
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,6 +27,9 @@ from .system.operators import SymmetricOperator
 from .system.processor import require_cpu
 from .system.ridge import as_ridge
 from .system.shifted import Shifted
+
+if TYPE_CHECKING:
+    from .hessian import Hessian
 
 # What files are, the version of their format, and those which `storage` reads: 4 had dense factors of LAPACK alone, and
 # 6 neither images, local layers, frozen ones nor ridges.
@@ -97,21 +100,22 @@ class Factorization(SymmetricOperator):
     """
 
     _operand, _dense = "b", "todense() is its array"
-    num_perturbed = property(operator.attrgetter("solver.factors.num_perturbed"))
-    method = property(operator.attrgetter("solver.factors.method"))
-    factor_dtype = property(operator.attrgetter("solver.matrix.dtype"))
-    nbytes = property(operator.attrgetter("solver.factors.nbytes"))
+    solver: Any
 
-    def __init__(self, hessian: Any, solver: Solver, checkpoint: bool = False, dampings: Array | None = None) -> None:
+    def __init__(
+        self, hessian: "Hessian", solver: Any, checkpoint: bool = False, dampings: Array | None = None
+    ) -> None:
         """Private: `Hessian.factorize`."""
         super().__init__(hessian.dtype, hessian.shape)
-        self.hessian, self.solver, self.checkpoint, self._dampings = hessian, solver, checkpoint, dampings
+        self.hessian: Hessian = hessian
+        self.checkpoint: bool = checkpoint
+        self.solver, self._dampings = solver, dampings
         self._determinant: determinant.Determinant | None = None
 
     @classmethod
     def compute(
         cls,
-        hessian: Any,
+        hessian: "Hessian",
         damping: Ridge,
         factor_dtype: FloatType | None = None,
         checkpoint: bool = False,
@@ -143,6 +147,22 @@ class Factorization(SymmetricOperator):
 
     def __repr__(self) -> str:
         return f"<Inverse of {self.hessian!r} + {self._added_text()}>"
+
+    @property
+    def num_perturbed(self) -> int:
+        return self.solver.factors.num_perturbed
+
+    @property
+    def method(self) -> str:
+        return self.solver.factors.method
+
+    @property
+    def factor_dtype(self) -> np.dtype[Any]:
+        return self.solver.matrix.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.solver.factors.nbytes
 
     def _repr_html_(self) -> str:
         facts = {
@@ -360,7 +380,7 @@ class Factorization(SymmetricOperator):
         found = [matrix.system.to_arrays(), matrix.to_arrays(), factors.to_arrays()]
         network = None if hessian.network is None else hessian.network.describe()
         header = {"kind": KIND, "format": FORMAT, "network": network, "dtype": str(hessian.dtype)}
-        if network is not None and hessian.network.frozen_params.size:
+        if network is not None and hessian.network is not None and hessian.network.frozen_params.size:
             found.append(({}, {"frozen": hessian.network.frozen_params}))
         ridges = {"dampings": self._dampings, "l2": None if self._dampings is None else hessian.system.ridge}
         found.append(({}, {name: ridge for name, ridge in ridges.items() if ridge is not None}))

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -22,6 +22,9 @@ from .system.operators import SymmetricOperator
 from .system.processor import require_cpu
 from .system.scaling import lengths
 from .system.system import System
+
+if TYPE_CHECKING:
+    from .network import Network
 
 # One kind of block of all layers.
 Stack: TypeAlias = ArrayLike | Sequence[ArrayLike] | None
@@ -65,17 +68,17 @@ class Hessian(SymmetricOperator):
         system: Any,
         dtype: DTypeLike,
         loss: float | None = None,
-        network: Any = None,
+        network: "Network | None" = None,
         curvature: str = "hessian",
         total_weight: float | None = None,
     ) -> None:
         """Private: `Network.hessian` and `Hessian.from_blocks`."""
         super().__init__(np.dtype(dtype), (system.num_params, system.num_params))
-        self.system = system
-        self.network = network
-        self.curvature = curvature
-        self.loss = loss
-        self.total_weight = total_weight
+        self.system: Any = system
+        self.network: Network | None = network
+        self.curvature: str = curvature
+        self.loss: float | None = loss
+        self.total_weight: float | None = total_weight
 
     @classmethod
     def from_blocks(

@@ -92,7 +92,7 @@ class Network:
     def __init__(
         self, layers: Iterable[Layer], loss: str | Loss | Callable[..., Any], frozen_params: ArrayLike | None = None
     ) -> None:
-        self.model = Model(layers, as_loss(loss), frozen_params)
+        self.model: Any = Model(layers, as_loss(loss), frozen_params)
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -39,10 +39,10 @@ class Influence:
     values: FloatArray
 
     def __init__(
-        self, factorization: Factorization, data: TrainingSet, groups: Any, leverage: bool, num_threads: int | None
+        self, factorization: Factorization, data: Any, groups: Any, leverage: bool, num_threads: int | None
     ) -> None:
         """Private: `influence`."""
-        self.factorization = factorization
+        self.factorization: Factorization = factorization
         self._data, self._groups, self._leverage, self._num_threads = data, groups, leverage, num_threads
         self._self_influence: FloatArray | None = None
 

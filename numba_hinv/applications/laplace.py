@@ -23,6 +23,7 @@ from ..certainty import covariance
 from ..certainty.inertia import best_count
 from ..factorization import Factorization
 from ..factors import spectrum
+from ..hessian import Hessian
 from ..layers.samples import Samples
 from ..layers.targets import as_weights
 from ..network import Network
@@ -133,8 +134,9 @@ class Laplace:
             raise TypeError(f"net: expected a Network, got {type(net).__name__}")
         if sample_weight is not None:
             sample_weight = as_weights("sample_weight", sample_weight, None)
-        self.network, self._factor_dtype = net, factor_dtype
-        self.hessian = net.hessian(
+        self.network: Network = net
+        self._factor_dtype = factor_dtype
+        self.hessian: Hessian = net.hessian(
             params, X, y, curvature, batch_size=batch_size, keep_bytes=keep_bytes, progress=progress,
             sample_weight=sample_weight,
         )  # fmt: skip
@@ -150,8 +152,11 @@ class Laplace:
             )
         if net.loss_name == "binary_cross_entropy" and not _are_binary(net.model, X, y):
             raise ValueError("y: expected 0 and 1, for the evidence to be a probability, got other numbers")
-        self.noise_variance = noise_variance
+        self.noise_variance: float | None = noise_variance
         chain = self.hessian.system.chain, self.hessian.system.first
+        self.prior_precision: float | FloatArray
+        self.precisions: float | FloatArray
+        self.prior_mean: float | FloatArray
         self.prior_precision, self.precisions = as_prior("prior_precision", prior_precision, *chain)
         self.prior_mean, self._mean = as_prior("prior_mean", prior_mean, *chain)
         if not np.all(self.precisions > 0.0):

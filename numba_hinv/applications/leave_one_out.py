@@ -77,9 +77,14 @@ class LeaveOneOut:
         groups: IntArray,
     ) -> None:
         """Private: `leave_one_out`."""
-        self.predictions, self.losses, self.fitted_losses = predictions, losses, fitted_losses
-        self.leverage, self.errors, self.reliable, self.refitted = leverage, errors, reliable, refitted
-        self.groups = groups
+        self.predictions: FloatArray = predictions
+        self.losses: FloatArray = losses
+        self.fitted_losses: FloatArray = fitted_losses
+        self.leverage: FloatArray = leverage
+        self.errors: FloatArray = errors
+        self.reliable: BoolArray = reliable
+        self.refitted: BoolArray = refitted
+        self.groups: IntArray = groups
 
     @property
     def score(self) -> float:

@@ -232,7 +232,7 @@ class NetRegressor(RegressorMixin, _NetEstimator):
         self._fit(X, y, y.shape[1], "mean_squared_error", sample_weight)
         noise = self.laplace_.noise_variance if self.laplace_ is not None else np.nan
         noise_variance = noise * self._target_scale**2
-        self.noise_variance_ = float(noise_variance[0]) if self._is_flat else noise_variance
+        self.noise_variance_: Any = float(noise_variance[0]) if self._is_flat else noise_variance
         return self
 
     def _scaled_targets(self, y: Array, weights: Array, standardize: bool) -> Array:
@@ -380,6 +380,8 @@ class NetClassifier(ClassifierMixin, _NetEstimator):
     >>> model.predict([[0.0, 0.0], [2.0, 2.0]])
     array(['inside', 'outside'], dtype='<U7')
     """
+
+    classes_: Array
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "NetClassifier":
         """Train on samples X (B, n_features) and labels y (B,); returns the estimator.

@@ -1,7 +1,7 @@
 """What H and its inverses have in common as SciPy linear operators: symmetric, of one name for what they act on."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, overload
 
 import numpy as np
@@ -63,10 +63,7 @@ class SymmetricOperator(LinearOperator):
     def dot(self, x: AnyTensor) -> AnyTensor: ...
 
     @overload
-    def dot(self, x: Array | Sequence[Any]) -> FloatArray: ...
-
-    @overload
-    def dot(self, x: Any) -> Any: ...
+    def dot(self, x: ArrayLike) -> FloatArray: ...
 
     def dot(self, x: Any) -> Any:
         """The product with x; of an array on the device, one on the device; of a tensor, a tensor."""
@@ -78,10 +75,7 @@ class SymmetricOperator(LinearOperator):
     def __mul__(self, x: AnyTensor) -> AnyTensor: ...
 
     @overload
-    def __mul__(self, x: Array | Sequence[Any]) -> FloatArray: ...
-
-    @overload
-    def __mul__(self, x: Any) -> Any: ...
+    def __mul__(self, x: ArrayLike) -> FloatArray: ...
 
     def __mul__(self, x: Any) -> Any:
         return self.dot(x)
@@ -90,10 +84,7 @@ class SymmetricOperator(LinearOperator):
     def __matmul__(self, x: AnyTensor) -> AnyTensor: ...
 
     @overload
-    def __matmul__(self, x: Array | Sequence[Any]) -> FloatArray: ...
-
-    @overload
-    def __matmul__(self, x: Any) -> Any: ...
+    def __matmul__(self, x: ArrayLike) -> FloatArray: ...
 
     def __matmul__(self, x: Any) -> Any:
         if tensors.is_tensor(x):
@@ -104,10 +95,7 @@ class SymmetricOperator(LinearOperator):
     def __rmul__(self, x: AnyTensor) -> AnyTensor: ...
 
     @overload
-    def __rmul__(self, x: Array | Sequence[Any]) -> FloatArray: ...
-
-    @overload
-    def __rmul__(self, x: Any) -> Any: ...
+    def __rmul__(self, x: ArrayLike) -> FloatArray: ...
 
     def __rmul__(self, x: Any) -> Any:
         return super().__rmul__(self._checked(x, is_left=True))
@@ -116,10 +104,7 @@ class SymmetricOperator(LinearOperator):
     def __rmatmul__(self, x: AnyTensor) -> AnyTensor: ...
 
     @overload
-    def __rmatmul__(self, x: Array | Sequence[Any]) -> FloatArray: ...
-
-    @overload
-    def __rmatmul__(self, x: Any) -> Any: ...
+    def __rmatmul__(self, x: ArrayLike) -> FloatArray: ...
 
     def __rmatmul__(self, x: Any) -> Any:
         return super().__rmatmul__(self._checked(x, is_left=True))
@@ -128,10 +113,7 @@ class SymmetricOperator(LinearOperator):
     def matvec(self, x: AnyTensor) -> AnyTensor: ...
 
     @overload
-    def matvec(self, x: Array | Sequence[Any]) -> FloatArray: ...
-
-    @overload
-    def matvec(self, x: Any) -> Any: ...
+    def matvec(self, x: ArrayLike) -> FloatArray: ...
 
     def matvec(self, x: Any) -> Any:
         """The product with a vector (P,) or column (P, 1)."""
@@ -158,7 +140,13 @@ class SymmetricOperator(LinearOperator):
             raise ValueError(f"{self._operand}: expected shape ({self.shape[0]}, k), got {np.shape(X)}")
         return super().matmat(X)
 
-    rmatvec, rmatmat = matvec, matmat
+    def rmatvec(self, x: Any) -> Any:
+        """`matvec`, since the matrix is symmetric."""
+        return self.matvec(x)
+
+    def rmatmat(self, X: Any) -> Any:
+        """`matmat`, likewise."""
+        return self.matmat(X)
 
     def _adjoint(self) -> "SymmetricOperator":
         return self
