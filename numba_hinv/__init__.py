@@ -1,7 +1,7 @@
 """Exact solves with the Hessian of a deep net, in time and memory linear in its depth."""
 
 import importlib.util
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from numpy.typing import ArrayLike
 
@@ -112,18 +112,23 @@ def solve(
 _ESTIMATORS = "NetClassifier", "NetRegressor"
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _ESTIMATORS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        import sklearn  # noqa: F401 - what follows needs it
-    except ImportError:
-        raise ImportError(
-            f"{name}: expected scikit-learn to be installed (pip install 'numba_hinv[sklearn]'), got none"
-        ) from None
-    from .frameworks import sklearn_estimators
+if TYPE_CHECKING:
+    from .frameworks.sklearn_estimators import NetClassifier as NetClassifier
+    from .frameworks.sklearn_estimators import NetRegressor as NetRegressor
+else:
 
-    return getattr(sklearn_estimators, name)
+    def __getattr__(name: str) -> Any:
+        if name not in _ESTIMATORS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            import sklearn  # noqa: F401 - what follows needs it
+        except ImportError:
+            raise ImportError(
+                f"{name}: expected scikit-learn to be installed (pip install 'numba_hinv[sklearn]'), got none"
+            ) from None
+        from .frameworks import sklearn_estimators
+
+        return getattr(sklearn_estimators, name)
 
 
 def __dir__() -> list[str]:

@@ -160,9 +160,8 @@ def applications() -> None:
     y = 2.0 * x[:, 0] + np.array([0.1, -0.1, 0.1, -0.1])
     fit = nh.minimize(net, net.init(), x, y, l2=0.1, method="trust-region", max_iterations=20, rng=1)
     params: NDArray[np.float64] = fit.x
-    other = scipy.optimize.minimize(
-        net.loss_and_gradient, params, (x, y), jac=True, hess=net.hessian, method=nh.trust_region
-    )
+    options: dict[str, Any] = {"jac": True, "hess": net.hessian, "method": nh.trust_region}
+    other = scipy.optimize.minimize(net.loss_and_gradient, params, (x, y), **options)
     laplace = nh.Laplace(net, other.x, x, y, prior_precision=0.1, curvature="ggn", noise_variance=0.01)
     assert_type(laplace.fit_prior(noise=True, per_layer=False).log_evidence(), float)
     assert_type(laplace.predict(x), tuple[Floats, Floats])

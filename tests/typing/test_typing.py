@@ -40,40 +40,35 @@ def test_the_program_runs():
     runpy.run_path(str(PROGRAM), run_name="__main__")
 
 
-@pytest.mark.skipif(not has("mypy"), reason="mypy is not installed")
-def test_mypy_agrees(tmp_path):
-    """As `mypy` does it in the root, by the settings of pyproject.toml."""
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+WRONG = {
+    'net.init(rong="x")': "call-arg",
+    'net.hessian(params, X, y, curvature="gnn")': "arg-type",
+    "nh.Dense(2)": "call-arg",
+    'F.solve(params, full_output="yes")': "call-overload",
+    "F.sample(2, 3)": "call-arg",
+    "F.inertia.negatives": "attr-defined",
+    "nh.eigenvalue(H, 1)": "attr-defined",
+    "nh.embedded.factorize(system, 0.1)": "call-arg",
+}
+FRAME = """\
+import numba_hinv as nh
+def program(net: nh.Network, H: nh.Hessian, F: nh.Factorization, system: nh.embedded.System) -> None:
+    params, X, y = net.init(), [[1.0]], [1.0]
+"""
 
 
 @pytest.mark.skipif(not has("mypy"), reason="mypy is not installed")
-def test_mypy_finds_what_is_wrong(tmp_path):
-    """Types that say nothing would agree with everything."""
-    wrong = {
-        'net.init(seed="x", rong=1)': "call-arg",
-        'net.hessian(params, X, y, curvature="gnn")': "arg-type",
-        "nh.Dense(2)": "call-arg",
-        'F.solve(params, full_output="yes")': "call-overload",
-        "F.sample(2, 3)": "call-arg",
-        "nh.trust_region_step(F, 1.0)": "arg-type",
-        "F.inertia.negatives": "attr-defined",
-        "nh.eigenvalue(H, 1)": "attr-defined",
-        "nh.embedded.factorize(system, 0.1)": "call-arg",
-    }
-    lines = [
-        "import numba_hinv as nh",
-        "def program(net: nh.Network, H: nh.Hessian, F: nh.Factorization, system: nh.embedded.System) -> None:",
-        "    params, X, y = net.init(), [[1.0]], [1.0]",
-        *(f"    {line}" for line in wrong),
-    ]
-    path = tmp_path / "wrong.py"
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", "--cache-dir", str(tmp_path), str(path)]
+def test_mypy_accepts_the_program_and_finds_what_is_wrong_in_another(tmp_path):
+    """As in a project of the user's own, with nothing but --strict. Types that say nothing would accept anything."""
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(FRAME + "".join(f"    {line}\n" for line in WRONG), "utf-8")
+    options = "--strict", "--config-file=", "--follow-imports=silent", "--ignore-missing-imports"
+    command = [sys.executable, "-m", "mypy", *options, "--cache-dir", str(tmp_path), str(PROGRAM), str(wrong)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    for at, (line, code) in enumerate(wrong.items(), 4):
-        assert re.search(rf"wrong\.py:{at}: error: .*\[{code}\]", done.stdout), f"{line}\n{done.stdout}{done.stderr}"
+    errors = re.findall(r"^(.*)\.py:(\d+): error: .*\[(.+)\]$", done.stdout, re.M)
+    found = [(Path(name).name, int(line), code) for name, line, code in errors]
+    first = FRAME.count("\n") + 1
+    assert found == [("wrong", at, code) for at, code in enumerate(WRONG.values(), first)], done.stdout + done.stderr
 
 
 def _public():
