@@ -138,8 +138,9 @@ class Factorization(SymmetricOperator):
 
     @property
     def inertia(self):
-        negative = self.solver.factors.num_negative
-        return Inertia(negative, 0, self.shape[0] - negative, self.solver.is_exact())
+        solver = self.solver.decided()
+        negative = solver.factors.num_negative
+        return Inertia(negative, 0, self.shape[0] - negative, solver.is_exact())
 
     def todense(self):
         """``(H + damping I)^-1`` as a (P, P) array, exactly symmetric, in the dtype of the parameters.
