@@ -41,8 +41,8 @@ def method_of(system, method, checkpoint):
         why = "a Hessian of samples in batches, which has no layers to eliminate"
         way_out = "samples in one array and one batch have them"
         if system.by_parameter:
-            why = "an L2 term or damping by parameter"
-            way_out = "one number for all weights of a layer, and one for its biases, can be eliminated by layers"
+            why = "an L2 term or damping by parameter of a layer with fewer samples than inputs"
+            way_out = "one number for all weights of such a layer, and one for its biases, can be eliminated by layers"
         given = repr(method) if method == "layers" else checkpoint
         raise ValueError(f"{what} for {why}, got {given}; {way_out}")
     if method == "dense" and checkpoint:

@@ -27,7 +27,8 @@ class DeviceElimination:
     def span(self, layout, lin):
         """`RowSpace` of the inputs of all layers, in float64."""
         table, sizes = layout.table, layout.sizes
-        space = RowSpace(self.memory.empty(sizes.Q, np.float64), self.memory.empty(sizes.R, np.float64))
+        # No ridge: dampings by layer are for the CPU alone.
+        space = RowSpace(*[self.memory.empty(size, np.float64) for size in (sizes.Q, sizes.R, 1)])
         work = self.memory.empty((table.size, 2 * sizes.reflectors + 1), np.float64)
         self._launch(row_space.span, table.size, self.memory.table(table), lin, space, work)
         return space

@@ -116,7 +116,7 @@ class Segments(ChainFactors):
         seam_work = on.substitution.workspaces(plan.sizes, k, 1, dtype, 1)
         steps = [whole(plan.seams[:-1], 0, plan.count - 1)]
         vectors = on.memory.as_vectors(right), on.memory.as_vectors(found)
-        seams = params, short, RowSpace(nothing, nothing), kept.seams, None, 0.0, *vectors
+        seams = params, short, RowSpace(nothing, nothing, nothing), kept.seams, None, 0.0, *vectors
         for back in (True, False):
             on.substitution.runs(back, plan.seams, steps, *seams, None, seam_work, check)
         on.substitution.runs(False, table, self._steps(k, False), *layers, found, work, check)
