@@ -199,7 +199,7 @@ def contraction(multiply, solve, size, entries=random_entries):
 
     With A the matrix and F the inverse of A' = A + E, ``I - A F = E A'^-1``. A and A' have the same inertia if it has
     no real eigenvalue of 1 or more: then no matrix on the way from A' to A is singular. A radius below 1 says so.
-    Rounding in the solves, as large as E, is different for every start: hence more than one, by ``entries(seed, size)``.
+    Rounding in the solves, as large as E, is different for every start, ``entries(seed, size)``: hence more than one.
     """
     residual = np.concatenate([entries(seed, size) for seed in _CONTRACTION_STARTS])
     residual /= lengths(residual)[:, None]

@@ -93,6 +93,16 @@ class Cluster:
 
     # ---- memory -----------------------------------------------------------------------------------------------------
 
+    def at_peak(self, kept, work):
+        """Bytes that each segment needs, (S,): of those of a worker as many are at work as it has threads."""
+        threads, needed = self._threads(), [int(num_bytes) for num_bytes in kept]
+        for place in set(self.places[:-1]):
+            here = [s for s, worker in enumerate(self.places[:-1]) if worker == place]
+            here.sort(key=lambda s: -work[s])
+            for s in here[: threads.get(place, 1)]:
+                needed[s] += int(work[s])
+        return needed
+
     def require(self, needed, purpose, way_out):
         """``MemoryError`` that names the first worker which has less than its segments need, (S,) bytes."""
         totals = {}
@@ -115,8 +125,8 @@ class Cluster:
         for host, (total, available, workers) in on_host.items():
             if available is not None and total > available:
                 raise MemoryError(
-                    f"{purpose} would need {total:,} bytes ({total / 2**30:.2f} GiB) on workers {', '.join(workers)} of "
-                    f"{host}, which has {available:,} available; {way_out}"
+                    f"{purpose} would need {total:,} bytes ({total / 2**30:.2f} GiB) on workers {', '.join(workers)} "
+                    f"of {host}, which has {available:,} available; {way_out}"
                 )
         return totals
 

@@ -95,12 +95,14 @@ def _matrix(segment, task, levels):
 
 def eliminate(segment, task, logarithms):
     """`SegmentFactors` of a `Segment`, ``logarithms`` being those of its states."""
-    largest = float(np.abs(logarithms).max())
-    if not largest <= _LARGEST_LEVEL[task.dtype]:
+    most, largest = _LARGEST_LEVEL[task.dtype], float(logarithms.max())
+    if not largest <= most:
         raise np.linalg.LinAlgError(
-            f"pieces: expected a chain whose parameters move its states by 2^-{_LARGEST_LEVEL[task.dtype]} to "
-            f"2^{_LARGEST_LEVEL[task.dtype]} in {task.dtype}, got 2^{largest:.0f}; scale the states of each layer"
+            f"pieces: expected a chain whose parameters move its states by up to 2^{most} in {task.dtype}, got "
+            f"2^{largest:.0f}; scale the states of each layer"
         )
+    # States that hardly move matter as little.
+    logarithms = np.maximum(logarithms, -most)
     system, dtype, (start, stop) = segment.system, task.dtype, (segment.start, segment.stop)
     system.on.load(dtype)
     # The entry goes with the first layer.

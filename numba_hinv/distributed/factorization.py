@@ -78,8 +78,8 @@ class DistributedFactorization:
         Parameters
         ----------
         b : (P,) or (P, k)
-            An array; or parts of so many rows as the segments have parameters (`DistributedHessian.sizes`), in a list of
-            futures or arrays, or as the chunks of a dask array, so that no machine has all of b or x.
+            An array; or parts of so many rows as the segments have parameters (`DistributedHessian.sizes`), in a list
+            of futures or arrays, or as the chunks of a dask array, so that no machine has all of b or x.
         refine : bool
             Whether to refine on the true residual, with Krylov steps where that stalls.
         full_output : bool

@@ -39,8 +39,8 @@ class DistributedHessian:
         for s, (one, next_one) in enumerate(zip(self.facts[:-1], self.facts[1:])):
             if one.num_out != next_one.num_in:
                 raise ValueError(
-                    f"pieces: expected the first layer of piece {s + 1} to take the {one.num_out} states that piece {s} "
-                    f"leaves, got a Dz for {next_one.num_in}"
+                    f"pieces: expected the first layer of piece {s + 1} to take the {one.num_out} states that piece "
+                    f"{s} leaves, got a Dz for {next_one.num_in}"
                 )
         self.sizes = tuple(fact.num_params for fact in self.facts)
         self.shape = 2 * (sum(self.sizes),)
@@ -67,7 +67,7 @@ class DistributedHessian:
         return [cluster.submit(-1, _item, found, s) for s in range(len(self.sizes))]
 
     def multiply(self, vectors, shift=0.0, b=None, squares=None):
-        """`Vectors` times ``H + shift I``, or b minus that; squared norms of these, and of the given, in ``squares``."""
+        """`Vectors` times ``H + shift I``, or b minus that; adds squared norms of these and of those to ``squares``."""
         cluster, count = self.cluster, len(self.sizes)
         given = [None] * count if b is None else b.parts
         arguments = self.segments, vectors.parts, self._seams(vectors), [shift] * count, given
@@ -96,7 +96,7 @@ class DistributedHessian:
     def logarithms(self):
         """Futures of how far random parameters move the states of every segment; made once."""
         if self._logarithms is None:
-            v = random(self.cluster, "random_signs", 3, self.sizes)
+            v = random(self.cluster, "random_entries", 3, self.sizes)
             self._logarithms = self.cluster.map(Segment.logarithms, self.segments, v.parts, self._seams(v))
         return self._logarithms
 
@@ -123,16 +123,10 @@ class DistributedHessian:
         return found
 
     def _num_bytes(self, dtype):
-        """(bytes that each segment keeps, bytes that it needs), as many segments being at work as there are threads."""
+        """(bytes that each segment keeps, bytes that it needs at its peak)."""
         asked = self.cluster.map(elimination.num_bytes, self.segments, [dtype] * len(self.sizes))
-        found = self.cluster.gather(asked, "a segment")
-        threads, needed = self.cluster.client.nthreads(), [kept for kept, _ in found]
-        for place in set(self.workers):
-            here = [s for s, worker in enumerate(self.workers) if worker == place]
-            here.sort(key=lambda s: -found[s][1])
-            for s in here[: threads.get(place, 1)]:
-                needed[s] += found[s][1]
-        return [kept for kept, _ in found], needed
+        kept, work = zip(*self.cluster.gather(asked, "a segment"))
+        return kept, self.cluster.at_peak(kept, work)
 
     def factorize(self, damping, factor_dtype=None):
         """Factorize ``H + damping I``: all segments at the same time, then the chain of their seams.
@@ -185,21 +179,24 @@ class DistributedHessian:
         return inertia.negative
 
 
-def hessian(pieces, client, terminal=None, num_segments=None):
+def hessian(pieces, client, terminal=None, num_segments=None, shapes=None):
     """The Hessian of a chain in segments on the workers of a cluster.
 
     Parameters
     ----------
     pieces : Hessian, or sequence
         A Hessian that is at hand, which is cut; or a piece for every segment, first layers first: a function without
-        arguments, a pair (function, arguments), a future or a dask Delayed, that gives what `Hessian.from_blocks` takes,
-        a sequence of `LayerBlocks` or a dictionary of the arrays Dx, Dz, Dxx, Dzx and Dzz. Functions run on the workers,
-        and again where a worker is lost, so that they must give the same every time.
+        arguments, a tuple of a function and its arguments, a future or a dask Delayed. It gives what
+        `Hessian.from_blocks` takes, a sequence of `LayerBlocks` or a dictionary of the arrays Dx, Dz, Dxx, Dzx and Dzz.
+        Functions run on the workers, and again where a worker is lost, so that they must give the same every time.
     client : distributed.Client
     terminal : (a_L, a_L) symmetric array, optional
         Curvature of the loss in the last state, where there are pieces; 0 by default.
     num_segments : int, optional
         Into how many segments a Hessian is cut, by default as many as all workers have threads.
+    shapes : sequence of (layers, states, parameters), optional
+        Of each piece, of which every layer has so many states and parameters. Then the memory for its blocks, as they
+        are given and as they are kept, is asked for before anything is made.
 
     Returns
     -------
@@ -210,15 +207,16 @@ def hessian(pieces, client, terminal=None, num_segments=None):
     TypeError, ValueError
         As for `Hessian.from_blocks`, with the number of the piece; or the Hessian has no chain that can be cut.
     MemoryError
-        The blocks of a Hessian would not fit on a worker, which is named.
+        The blocks of a Hessian, or of pieces with ``shapes``, would not fit on a worker, which is named. Nothing has
+        been allocated.
     RuntimeError
         A piece was lost with its worker and cannot be made again.
 
     Notes
     -----
-    The mathematics is in docs/theory.md, section 10. Between workers move the ends of segments alone: 8 (N^2 + c N + c^2)
-    bytes a segment for its curvatures, N and c being the states that come in and go out, and 8 (N + c) bytes for each
-    vector of a solve or product, whatever the widths inside.
+    The mathematics is in docs/theory.md, section 10. Between workers move the ends of segments alone, whatever the
+    widths inside: with N states that come in and c that go out, 8 (N^2 + c N + c^2) bytes for the curvatures of a
+    segment, 8 (N^2 + c N) once for products with H, and 16 (N + c) bytes for each vector of a solve or product.
 
     Examples
     --------
@@ -243,6 +241,11 @@ def hessian(pieces, client, terminal=None, num_segments=None):
     if terminal is not None:
         terminal = as_numbers("terminal", terminal)
     cluster, last = Cluster(client, len(pieces)), len(pieces) - 1
+    if shapes is not None:
+        kept, given = zip(*(segment.bytes_of_blocks(*shape) for shape in _as_shapes(shapes, len(pieces))))
+        num_layers = sum(int(shape[0]) for shape in shapes)
+        needed = cluster.at_peak(kept, given)
+        cluster.require(needed, f"the derivative blocks of {num_layers} layers", "take more workers, or smaller pieces")
     segments = [
         cluster.submit(s, _build, s, piece, arguments, terminal if s == last else None, s > 0, s < last)
         for s, (piece, arguments) in enumerate(pieces)
@@ -250,12 +253,12 @@ def hessian(pieces, client, terminal=None, num_segments=None):
     return DistributedHessian(cluster, segments, "a piece")
 
 
-def factorize(pieces, damping, client, terminal=None, num_segments=None, factor_dtype=None):
+def factorize(pieces, damping, client, terminal=None, num_segments=None, shapes=None, factor_dtype=None):
     """`hessian` and `DistributedHessian.factorize` in one call.
 
     Parameters
     ----------
-    pieces, client, terminal, num_segments
+    pieces, client, terminal, num_segments, shapes
         As for `hessian`.
     damping : float, or sequence of float
         A sequence gives a list of factorizations, which share the segments.
@@ -265,7 +268,7 @@ def factorize(pieces, damping, client, terminal=None, num_segments=None, factor_
     -------
     DistributedFactorization, or list of them
     """
-    H = hessian(pieces, client, terminal, num_segments)
+    H = hessian(pieces, client, terminal, num_segments, shapes)
     if isinstance(damping, (list, tuple, np.ndarray)):
         return H.factorize_many(damping, factor_dtype)
     return H.factorize(damping, factor_dtype)
@@ -280,9 +283,7 @@ def _of_hessian(given, client, num_segments):
         )
     cluster = Cluster(client)
     count = cluster.count if num_segments is None else as_size("num_segments", num_segments)
-    bounds = segmentation.balanced(
-        system.table, system.num_samples, system.on.segments, min(count, system.num_layers)
-    )
+    bounds = segmentation.balanced(system.table, system.num_samples, system.on.segments, min(count, system.num_layers))
     cluster = Cluster(client, len(bounds) - 1)
     parts = list(segment.of_system(system, given.dtype, bounds))
     needed = [sum(array.nbytes for array in (part[1], *part[2])) for part in parts]
@@ -300,13 +301,20 @@ def _as_pieces(pieces):
         is_task = hasattr(function, "key") or hasattr(function, "dask")
         if not (callable(function) or is_task) or (is_task and arguments):
             raise TypeError(
-                f"pieces: expected a function, a tuple of a function and its arguments, a future or a Delayed for piece "
-                f"{s}, got {type(function).__name__}"
+                f"pieces: expected a function, a tuple of a function and its arguments, a future or a Delayed for "
+                f"piece {s}, got {type(function).__name__}"
             )
         found.append((function, arguments))
     if not found:
         raise ValueError("pieces: expected at least one, got none")
     return found
+
+
+def _as_shapes(shapes, count):
+    shapes = [tuple(as_size("shapes", size) for size in shape) for shape in shapes]
+    if len(shapes) != count or any(len(shape) != 3 for shape in shapes):
+        raise ValueError(f"shapes: expected (layers, states, parameters) of each of {count} pieces, got {shapes}")
+    return shapes
 
 
 def _build(s, piece, arguments, terminal, has_entry, has_exit):

@@ -36,9 +36,7 @@ class Form:
         import dask.array
 
         tail = () if self.is_vector else (vectors.shape[0],)
-        chunks = [
-            dask.array.from_delayed(part, (size, *tail), np.float64) for part, size in zip(parts, self.sizes)
-        ]
+        chunks = [dask.array.from_delayed(part, (size, *tail), np.float64) for part, size in zip(parts, self.sizes)]
         return dask.array.concatenate(chunks)
 
 

@@ -4,8 +4,8 @@ The sweeps read a layer table in which the first layer takes no states, and in w
 layers of a segment stand between two others without unknowns: an *entry*, which leaves the states that come in, and an
 *exit*, which takes those that go out. The first segment has no entry, and the last one no exit.
 
-Between its ends the tangents and adjoints of a segment are linear: with the states z that come in, and the adjoints q of
-those that go out, a product with H gives
+Between its ends the tangents and adjoints of a segment are linear: with the states z that come in, and the adjoints q
+of those that go out, a product with H gives
 
     z_out = J z + e,    q_in = J^T q + C z + f,
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, Chain
+from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, PLAIN_LAYER, Chain
 from ..kernels.sweeps.linearise import Linearisation
 from ..layers import blocks as layer_blocks
 from ..layers.layout import Layout
@@ -220,6 +220,14 @@ class Segment:
         sizes = np.maximum.reduceat(np.abs(scratch[0][starts[0] : last]), starts - starts[0])
         logs = np.log2(np.maximum(sizes, _TINY))
         return logs if self.num_in else np.append(logs[0], logs)
+
+
+def bytes_of_blocks(num_layers, states, params):
+    """(bytes of a segment of so many equal layers given as blocks, bytes of the arrays that it is made of)."""
+    a, p = states, params
+    given = 8 * num_layers * (2 * a * p + 2 * a * a + p * p)
+    by_layer = PLAIN_LAYER.itemsize + 8 * (len(Chain._fields) + a + p)
+    return given + by_layer * num_layers, given
 
 
 def _layout(chain, num_samples):
