@@ -13,7 +13,7 @@ compile_notice.listen()
 
 # ruff: noqa: E402 - nothing may be compiled or loaded before that.
 from . import cuda as _cuda  # noqa: F401, I001 - makes device="cuda" known
-from . import embedded, losses
+from . import distributed, embedded, losses
 from ._version import __version__
 from .applications.eigenvalues import eigenvalues, eigenvalues_in
 from .applications.hypergradient import Hypergradient, hypergradient
@@ -166,6 +166,7 @@ __all__ = [
     "TrustRegionStep",
     "__version__",
     "activation_names",
+    "distributed",
     "eigenvalues",
     "eigenvalues_in",
     "embedded",

@@ -25,7 +25,7 @@ ORDER = [
     "factorization",
     "hessian",
     ("network", "losses"),
-    ("storage", "embedded", "applications"),
+    ("storage", "embedded", "applications", "distributed"),
     "frameworks",
     "",
     "__main__",

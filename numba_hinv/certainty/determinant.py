@@ -52,7 +52,7 @@ def determinant(solver, tick=no_tick):
 
     ``tick(1)`` is called after every solve with a random vector, and every factorization.
     """
-    tolerance = _TOLERANCE[solver.matrix.dtype]
+    solver, tolerance = solver.decided(), _TOLERANCE[solver.matrix.dtype]
     own = _from_pivots(solver, tolerance, tick)
     if is_within(_GOOD * tolerance, own.logabsdet, own.uncertainty):
         return own
