@@ -1,4 +1,7 @@
-"""Time and memory of one solve with H + damping I against depth: this library, a dense solve, MINRES.
+"""Time and memory against depth
+=============================
+
+Time and memory of one solve with H + damping I against depth: this library, a dense solve, MINRES.
 
 Run it with ``python examples/depth_scaling.py`` (extra: examples); it takes a few minutes and writes depth_scaling.png
 beside itself. Each method starts from the net, so linearising is in every figure. MINRES stops at RTOL or after
@@ -130,3 +133,5 @@ if __name__ == "__main__":
             )
     draw(measured)
     print("wrote", PICTURE)
+
+# sphinx_gallery_thumbnail_path = "../examples/depth_scaling.png"
