@@ -114,6 +114,10 @@ def draw(results):
                     fontsize=8,
                     color=left.lines[-1].get_color(),
                 )
+    depth, taken, held, _ = np.array(results["numba_hinv"][-1])
+    ends = np.array([results["numba_hinv"][0][0], depth])
+    for axes, value in ((left, taken), (right, held / 1e6)):
+        axes.loglog(ends, value * ends / depth, color="0.6", linewidth=1, zorder=0, label="proportional to depth")
     left.set(xlabel="layers", ylabel="seconds", title=f"Time (MINRES: relative residual after {SECONDS:g} s)")
     right.set(xlabel="layers", ylabel="MB", title="Peak memory of arrays")
     left.margins(y=0.12)
