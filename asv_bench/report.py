@@ -1,6 +1,6 @@
-"""The README's figures: this library beside what else one would use, interleaved in one process.
+"""The figures of docs/benchmarks.md: this library beside what else one would use, interleaved in one process.
 
-    OPENBLAS_NUM_THREADS=1 python asv_bench/report.py --readme README.md
+    OPENBLAS_NUM_THREADS=1 python asv_bench/report.py --page docs/benchmarks.md
 
 prints three tables, writes them into the file between the two marker comments, and draws peers.png beside this script.
 OPENBLAS_NUM_THREADS is the number of threads of every library here. Each round takes every method in turn, so that
@@ -46,7 +46,7 @@ MARKERS = "<!-- written by asv_bench/report.py: begin -->", "<!-- written by asv
 
 STAGES_TEXT = """
 Stages of this library, and how many times longer the same elimination takes in plain NumPy and SciPy
-([numpy_reference.py](asv_bench/benchmarks/numpy_reference.py)):
+(`asv_bench/benchmarks/numpy_reference.py`):
 """
 PEERS_TEXT = """
 From the net to the solution: time, how many times longer than this library, and the normwise backward error of the
@@ -55,7 +55,6 @@ memory, or roughly the time. Sparse solvers are timed without assembling their m
 """
 BLOCKS_TEXT = """
 Generic layers with a states and a parameters, factorize and solve: microseconds per stage, and the relative residual.
-HPIPM's figures (a Riccati factorization and solve) were measured apart, on such a machine, not in this run.
 """
 
 
@@ -311,7 +310,6 @@ def blocks_table(effort):
         lines.append(
             table_line(title, *(f"{column[title][0]:.3g}, {column[title][1]:.0e}" for column in columns.values()))
         )
-    lines.append(table_line("HPIPM on BLASFEO, measured apart", *(f"{blocks.HPIPM[a]:g}" for a in columns)))
     return lines
 
 
@@ -374,7 +372,7 @@ def write(path, text):
 
 
 def report(effort, picture):
-    """(what goes into the README, what is only printed)."""
+    """(what goes into the page, what is only printed)."""
     warm = Problem(Row(4, 2, 3, True))
     for peer in peers.PEERS:
         if peer.installed():
@@ -384,7 +382,7 @@ def report(effort, picture):
     peer_lines, differences, notes = peers_table({row: measured[row] for row in effort.peer_rows})
     draw({name: {row: measured[row] for row in rows} for name, rows in effort.sweeps.items()}, picture)
     block_lines = blocks_table(effort)
-    picture_link = f"![Time of every method against depth and width, on log axes](asv_bench/{PICTURE.name})"
+    picture_link = f"![Time of every method against depth and width, on log axes](../asv_bench/{PICTURE.name})"
     text = [
         paragraph(STAGES_TEXT),
         *stages,
@@ -406,15 +404,15 @@ def report(effort, picture):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--quick", action="store_true", help="tiny problems, to see that it runs")
-    arguments.add_argument("--readme", type=Path, help="file to write the tables into, between its markers")
+    arguments.add_argument("--page", type=Path, help="file to write the tables into, between its markers")
     arguments.add_argument("--picture", type=Path, default=PICTURE)
     options = arguments.parse_args()
     started = time.perf_counter()
     text, differences = report(QUICK if options.quick else FULL, options.picture)
     print(text, f"\nRelative differences from the library's answer:\n\n{differences}", sep="\n")
     print(f"\n{options.picture}; {time.perf_counter() - started:.0f} s in all")
-    if options.readme:
-        write(options.readme, text)
+    if options.page:
+        write(options.page, text)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "numba_hinv"
 # From the top, a rank a row: (name, what lives there).
 ROWS = [
-    [("frameworks", "nets of PyTorch and scikit-learn; estimators of scikit-learn")],
+    [("frameworks", "nets of PyTorch, JAX and scikit-learn; estimators")],
     [
         ("applications", "training, spectra, influence, Laplace"),
         ("storage", "files, checked"),
@@ -23,7 +23,7 @@ ROWS = [
     [("hessian", "Hessian: a LinearOperator")],
     [("factorization", "Factorization: its inverse")],
     [("certainty", "refinement, rescue, singularity, inertia, determinants: what may be promised")],
-    [("factors", "ways of factoring behind one interface: layers, checkpoints, segments")],
+    [("factors", "ways of factoring behind one interface: layers, segments, dense")],
     [("cuda", "twins of the kernels, and the processor that launches them")],
     [("system", "blocks, products, norm and scaling of H on a processor")],
     [("layers", "layers, activations, losses: nets become derivative blocks")],

@@ -1,4 +1,7 @@
-"""Time and memory of one solve with H + damping I against depth: this library, a dense solve, MINRES.
+"""Time and memory against depth
+=============================
+
+Time and memory of one solve with H + damping I against depth: this library, a dense solve, MINRES.
 
 Run it with ``python examples/depth_scaling.py`` (extra: examples); it takes a few minutes and writes depth_scaling.png
 beside itself. Each method starts from the net, so linearising is in every figure. MINRES stops at RTOL or after
@@ -111,6 +114,10 @@ def draw(results):
                     fontsize=8,
                     color=left.lines[-1].get_color(),
                 )
+    depth, taken, held, _ = np.array(results["numba_hinv"][-1])
+    ends = np.array([results["numba_hinv"][0][0], depth])
+    for axes, value in ((left, taken), (right, held / 1e6)):
+        axes.loglog(ends, value * ends / depth, color="0.6", linewidth=1, zorder=0, label="proportional to depth")
     left.set(xlabel="layers", ylabel="seconds", title=f"Time (MINRES: relative residual after {SECONDS:g} s)")
     right.set(xlabel="layers", ylabel="MB", title="Peak memory of arrays")
     left.margins(y=0.12)
@@ -130,3 +137,5 @@ if __name__ == "__main__":
             )
     draw(measured)
     print("wrote", PICTURE)
+
+# sphinx_gallery_thumbnail_path = "../examples/depth_scaling.png"

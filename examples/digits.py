@@ -1,6 +1,6 @@
 """The digits and the net that the examples share.
 
-`load` gives a batch of the UCI handwritten digits in data/digits.npz (source and licence: data/README.md), `skinny_net`
+`load` gives a batch of the UCI handwritten digits in data/digits.npz (source and licence: data/SOURCE.md), `skinny_net`
 the residual net, 64 inputs, `width` neurons a layer and 10 classes, that the examples put it through.
 """
 

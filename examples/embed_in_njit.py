@@ -1,4 +1,7 @@
-"""Solves inside your own compiled code: a model-predictive controller that is one ``@njit`` function.
+"""A model-predictive controller in one compiled function
+======================================================
+
+Solves inside your own compiled code: a model-predictive controller that is one ``@njit`` function.
 
 Run it with ``python examples/embed_in_njit.py``; it needs nothing beyond the library itself. A vehicle (position x and
 y, heading, speed) is steered along a figure of eight by acceleration and turn rate. At every tick the controller looks

@@ -1,4 +1,7 @@
-"""Weight decay and the weights of the samples, chosen by gradient steps on a validation loss; the decay beside a grid.
+"""Weight decay and sample weights tuned by hypergradients
+=======================================================
+
+Weight decay and the weights of the samples, chosen by gradient steps on a validation loss; the decay beside a grid.
 
 Run it with ``python examples/hypergradients.py`` (extra: examples); it takes a minute or two and draws
 hypergradients.png beside itself. A net is trained to its minimum on a few handwritten digits, a quarter of which have a
@@ -145,3 +148,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "../examples/hypergradients.png"

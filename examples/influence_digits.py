@@ -1,4 +1,7 @@
-"""Which training images are to blame for a mistake: influences of handwritten digits, with the exact inverse Hessian.
+"""Which training images are to blame for a mistake
+================================================
+
+Which training images are to blame for a mistake: influences of handwritten digits, with the exact inverse Hessian.
 
 Run it with ``python examples/influence_digits.py`` (extra: examples); it takes under a minute and draws
 influence_digits.png beside itself. A net of eight layers is trained to convergence by Newton's method in a trust
@@ -107,3 +110,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "../examples/influence_digits.png"

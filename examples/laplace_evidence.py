@@ -1,4 +1,7 @@
-"""Choose a net's depth by its evidence, with the exact Hessian and with the Gauss-Newton matrix beside it.
+"""Choosing a depth by the evidence
+================================
+
+Choose a net's depth by its evidence, with the exact Hessian and with the Gauss-Newton matrix beside it.
 
 Run it with ``python examples/laplace_evidence.py``; it draws ``laplace_evidence.png`` and needs matplotlib (the extra
 ``examples``). Nets of 4 neurons a layer learn 100 handwritten digits from 6 principal components. Every net is trained
@@ -135,3 +138,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "../examples/laplace_evidence.png"

@@ -1,4 +1,7 @@
-"""Choose the weight decay of a deep net by leave-one-out, in about a second and without training anything again.
+"""Choosing a weight decay by leave-one-out
+========================================
+
+Choose the weight decay of a deep net by leave-one-out, in about a second and without training anything again.
 
 Run it with ``python examples/leave_one_out.py`` (extra: examples); it takes some three minutes, nearly all of them for
 training again, and draws leave_one_out.png beside itself. A net of ten layers learns a noisy function of three
@@ -165,3 +168,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "../examples/leave_one_out.png"

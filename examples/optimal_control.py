@@ -1,4 +1,7 @@
-"""Swing a pendulum up on a cart by Newton's method: the forces at thousands of time steps are a chain's parameters.
+"""Swinging up a pendulum by Newton's method
+=========================================
+
+Swing a pendulum up on a cart by Newton's method: the forces at thousands of time steps are a chain's parameters.
 
 Run it with ``python examples/optimal_control.py``; it draws ``optimal_control.png`` and needs matplotlib (the extra
 ``examples``). Time step t is layer t: it takes the state z_t (position, angle, and their velocities) and the force u_t
@@ -308,3 +311,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "../examples/optimal_control.png"

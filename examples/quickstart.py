@@ -1,7 +1,10 @@
-"""Solve with the Hessian of a 100-layer net on handwritten digits, and check a shallower one against a dense solve.
+"""Quick start: solve with the Hessian of a 100-layer net
+======================================================
+
+Solve with the Hessian of a 100-layer net on handwritten digits, and check a shallower one against a dense solve.
 
 Run it with ``python examples/quickstart.py``; it needs nothing beyond the library itself. May be changed freely: the
-constants below are the whole setting. The cost of a factorization grows with BATCH (README, cost model).
+constants below are the whole setting. The cost of a factorization grows with BATCH (docs/cost.md).
 """
 
 import time

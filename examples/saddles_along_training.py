@@ -1,4 +1,7 @@
-"""The exact index of the saddles that training passes, beside stochastic Lanczos quadrature on the same products.
+"""Saddles along training, counted exactly
+=======================================
+
+The exact index of the saddles that training passes, beside stochastic Lanczos quadrature on the same products.
 
 Run it with ``python examples/saddles_along_training.py`` (extra: examples); it takes under a minute with a net of 100
 layers, and some minutes with ``--full``: 100, 1,000 and 3,000. It draws saddles_along_training.png beside itself. The
@@ -232,3 +235,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "../examples/saddles_along_training.png"

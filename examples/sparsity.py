@@ -1,4 +1,7 @@
-"""What the elimination exploits, drawn: H, the lifted system, its block-tridiagonal order, and the fronts.
+"""What the elimination exploits, drawn
+====================================
+
+What the elimination exploits, drawn: H, the lifted system, its block-tridiagonal order, and the fronts.
 
 Run it with ``python examples/sparsity.py`` (extra: examples); it draws sparsity.png beside itself, in seconds. All
 matrices are those of one small net, put together from its derivative blocks (`Hessian.blocks`), and checked: the lifted
@@ -227,3 +230,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "../examples/sparsity.png"

@@ -1,4 +1,7 @@
-"""The spectrum of a Hessian against depth, counted exactly: nets of up to 216,466 parameters on handwritten digits.
+"""Exact spectra against depth
+===========================
+
+The spectrum of a Hessian against depth, counted exactly: nets of up to 216,466 parameters on handwritten digits.
 
 Run it with ``python examples/spectrum.py`` (extra: examples); it takes under a minute and draws spectrum.png beside
 itself. Every bin's count is the difference of two inertias, so that no eigenvalue is missed and none is estimated. May
@@ -104,3 +107,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "../examples/spectrum.png"

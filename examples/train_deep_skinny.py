@@ -1,4 +1,7 @@
-"""Finish what L-BFGS cannot: train deep, narrow nets by L-BFGS and then by exact second-order steps.
+"""Finishing what L-BFGS cannot
+============================
+
+Finish what L-BFGS cannot: train deep, narrow nets by L-BFGS and then by exact second-order steps.
 
 Run it with ``python examples/train_deep_skinny.py``. It trains two nets to a gradient of 1e-10, by `minimize`, and by
 SciPy's L-BFGS-B alone, from the same start, which has three times as long or gives up before. Then comes a trial that
@@ -411,3 +414,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+# sphinx_gallery_thumbnail_path = "../examples/train_deep_skinny.png"

@@ -1,4 +1,7 @@
-"""Choose the strength of an L2 term by its derivative, through training: a solve with the exact Hessian in autograd.
+"""Tuning an L2 term through training, with PyTorch
+================================================
+
+Choose the strength of an L2 term by its derivative, through training: a solve with the exact Hessian in autograd.
 
 Run it with ``python examples/tune_l2.py`` (extra: torch); it takes under a minute. A net of PyTorch is trained to its
 minimum on a few handwritten digits. How that minimum moves with the strength follows from one solve (docs/pytorch.md,

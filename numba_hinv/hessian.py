@@ -494,8 +494,8 @@ class Hessian(SymmetricOperator):
 
         See Also
         --------
-        numba_hinv.eigenvalues_in, numba_hinv.spectral_density : the eigenvalues themselves, and their histogram, which
-        takes numbers that are eigenvalues as well.
+        numba_hinv.eigenvalues_in : the eigenvalues themselves.
+        numba_hinv.spectral_density : their histogram, whose edges may be eigenvalues.
 
         Notes
         -----

@@ -189,6 +189,62 @@ def test_damping(tmp_path):
     assert "singular to working precision with damping=0" in output and "7 eigenvalues that are 0" in output
 
 
+def test_eigenvalues(tmp_path):
+    output = run(["-c", script("eigenvalues.md")], tmp_path)
+    assert "parameters 7666" in output
+    found, counted = re.search(r"^above 1: (\d+) by the count (\d+)$", output, re.M).groups()
+    assert found == counted != "0"
+    counts = [int(count) for count in re.search(r"^below \[(.*)\]$", output, re.M)[1].split()]
+    assert counts == sorted(counts) and 0 < int(re.search(r"^negative (\d+)$", output, re.M)[1]) <= counts[2]
+    inside, on_edges = map(int, re.search(r"^counted (\d+) of them on an edge (\d+)$", output, re.M).groups())
+    assert counts[2] - counts[1] <= on_edges < inside <= 7666
+
+
+def test_influence(tmp_path):
+    """Of a trained net; the odd sample is found, and what is predicted of it has the sign and the order of the truth."""
+    output = run(["-c", script("influence.md")], tmp_path)
+    assert "trained True" in output and "(80, 200)" in output
+    assert "explained least by the others: 0" in output and "most harmful on the whole: 0" in output
+    predicted, again = map(float, re.search(r"^predicted (\S+) trained again (\S+)$", output, re.M).groups())
+    better = float(re.search(r"^with its leverage (\S+)$", output, re.M)[1])
+    assert predicted < 0 and again < 0 and abs(better - again) < abs(predicted - again) < abs(again)
+
+
+def test_chains(tmp_path):
+    output = run(["-c", script("chains.md")], tmp_path)
+    assert "negative 0\n" in output and "same answer True" in output
+    assert float(re.search(r"^residual (\S+)$", output, re.M)[1]) < 1e-12
+
+
+def test_laplace(tmp_path):
+    """The noise, 0.1, is found; there is less doubt inside the data than outside."""
+    output = run(["-c", script("laplace.md")], tmp_path)
+    assert "trained True" in output
+    before = float(re.search(r"^log evidence (\S+)$", output, re.M)[1])
+    noise, after = map(float, re.search(r"noise (\S+) evidence (\S+)$", output, re.M).groups())
+    assert after > before and 0.07 < noise < 0.14
+    inside, outside = map(float, re.search(r"inside the data (\S+) outside (\S+)$", output, re.M).groups())
+    assert 5 * inside < outside
+
+
+def test_custom_layers(tmp_path):
+    output = run(["-c", script("custom_layers.md")], tmp_path)
+    assert float(re.search(r"^residual (\S+)$", output, re.M)[1]) < 1e-12
+    assert "Network(2 layers, 13 parameters" in output
+
+
+def test_gpu(tmp_path):
+    """With a GPU or without: there is an answer, and where none is found, a reason."""
+    output = run(["-c", script("gpu.md")], tmp_path)
+    device, error = re.search(r"^(cpu|cuda) (\S+)$", output, re.M).groups()
+    assert float(error) < 1e-14 and (device == "cuda" or "cuda" in output)
+
+
+def test_embedded(tmp_path):
+    output = run(["-c", script("embedded.md")], tmp_path)
+    assert output.startswith("(0, 0) [0.99") and "all as the first True" in output
+
+
 def test_every_page_and_name_is_listed():
     """Each page in a table of contents, each public name in the interface."""
     docs = ROOT / "docs"

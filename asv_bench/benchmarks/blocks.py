@@ -18,9 +18,9 @@ from .sparse_direct import banded, banded_solve, pardiso_solve, superlu_solve
 
 DAMPING = 1e-2
 SIZES = (8, 16, 20, 32, 64, 128)
-# Microseconds per stage of one Riccati factorization and solve by HPIPM on BLASFEO (hand-written AVX-512 kernels), with
-# as many states as controls: measured apart on such a machine (README.md, "Speed"), not by this suite.
-HPIPM = {8: 0.85, 16: 2.5, 20: 3.2, 32: 9.0, 64: 52.0, 128: 243.0}
+# Microseconds per stage of one Riccati factorization and solve by HPIPM on BLASFEO, with as many states as controls
+# (docs/benchmarks.md): the length of the chains is chosen by them.
+HPIPM = {8: 0.34, 16: 1.04, 20: 1.62, 32: 4.3, 64: 26.2, 128: 204.0}
 # A chain of the library's takes about SECONDS at HPIPM's speed, and its blocks BYTES at most; the sparse and banded
 # solvers get the first unknowns of it, since their time is linear in the stages.
 SECONDS, BYTES, UNKNOWNS = 0.1, 1e8, 20_000

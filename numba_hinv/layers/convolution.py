@@ -142,7 +142,7 @@ class Conv2d(window.Plane, _Convolution):
     ``W[a, channel, h, k] input[channel, stride[0] y + dilation[0] h - padding[0], stride[1] x + dilation[1] k -
     padding[1]]``, the input being 0 outside. States lie channels first, (channels, height, width) row-major, as torch
     flattens them, so that nothing has to be done where a `Dense` layer follows; parameters are W, (out_channels,
-    in_channels, *kernel_size) row-major, then c, (out_channels,).
+    in_channels, height, width) of the kernel row-major, then c, (out_channels,).
 
     Parameters
     ----------

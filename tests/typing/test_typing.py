@@ -40,6 +40,14 @@ def test_the_program_runs():
     runpy.run_path(str(PROGRAM), run_name="__main__")
 
 
+@pytest.mark.skipif(not has("mypy"), reason="mypy is not installed")
+def test_mypy_agrees(tmp_path):
+    """With the package and the program, by the settings of pyproject.toml."""
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 WRONG = {
     'net.init(rong="x")': "call-arg",
     'net.hessian(params, X, y, curvature="gnn")': "arg-type",
