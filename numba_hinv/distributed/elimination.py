@@ -14,6 +14,7 @@ from ..kernels.plumbing.status import OK
 from ..kernels.steps.segment_table import SEGMENT
 from ..kernels.sweeps import eliminate as sweeps
 from ..kernels.sweeps import multipliers
+from ..runtime import threads
 from ..system import cpu_segments
 from ..system.scaling import Scaling, levels_of
 from ..system.shifted import Shifted
@@ -121,14 +122,16 @@ def eliminate(segment, task, logarithms):
     guess = dtype.type(np.ldexp(1.0, segmentation.GUESS))
     system.on.segments.start(record, 1, np.array([alpha], dtype), guess, [work])
     params, lin, space = matrix.blocks()
-    batch, run = sweeps.Factors(*([array] for array in arrays)), record.copy()
+    batch, steps = sweeps.Factors(*([array] for array in arrays)), []
     for first, last, at in elimination.runs(start, stop):
+        run = record.copy()
         run["start"], run["stop"] = first, last
-        ((code, layer),) = system.on.elimination.runs(
-            table, run, params, lin, space, [elimination.shift], [elimination.pivoting_at(at)], batch, [Y_mu], [work]
-        )
-        if code != OK:
-            raise elimination.not_finite(layer)
+        steps.append((run, [elimination.pivoting_at(at)]))
+    ((code, layer),) = system.on.elimination.runs(
+        table, steps, params, lin, space, [elimination.shift], batch, [Y_mu], [work]
+    )
+    if code != OK:
+        raise elimination.not_finite(layer)
     half, N = start % 2, segment.num_in
     # Sweeps leave the upper triangle of a front.
     upper = np.triu(work.layers.front[half, : N * N].reshape(N, N))
@@ -164,7 +167,7 @@ def _substitute(back, segment, factors, b, x, seams):
     params, lin, space = matrix.blocks()
     work = system.on.substitution.workspaces(system.sizes, b.shape[0], system.num_samples, matrix.dtype, 1)
     arguments = (params, lin, space, factors.layers, factors.Y_mu, factors.shift, b, x, seams, work)
-    system.on.substitution.runs(back, matrix.table, _record(segment), *arguments)
+    system.on.substitution.runs(back, matrix.table, [_record(segment)], *arguments, threads.no_check)
 
 
 def _narrowed(factors, b, exponents):

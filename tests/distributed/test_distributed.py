@@ -258,14 +258,14 @@ def test_memory_is_asked_for_first(client):
         H.cluster.require([_LIMIT, 0], "a test", "do nothing")
     with pytest.raises(MemoryError, match="the derivative blocks of 2000001 layers would need .* on worker tcp"):
         nh.distributed.hessian([(kill_self, 0)] * 2, client, shapes=[(2_000_000, 8, 8), (1, 8, 8)])
-    net = nh.Network([nh.Dense(80, 80, skip=True) for _ in range(18)], "mean_squared_error")
+    net = nh.Network([nh.Dense(80, 80, skip=True) for _ in range(24)], "mean_squared_error")
     X = np.random.default_rng(0).standard_normal((48, 80))
     here = net.hessian(net.init(0), X, X)
     H = nh.distributed.hessian(here, client)
     kept, peak = H.memory()
     assert max(peak.values()) > _LIMIT
     before = client.run(resident)
-    with pytest.raises(MemoryError, match=r"a factorization of 18 layers would need [\d,]+ bytes .* on worker tcp"):
+    with pytest.raises(MemoryError, match=r"a factorization of 24 layers would need [\d,]+ bytes .* on worker tcp"):
         H.factorize(0.1)
     after = client.run(resident)
     assert all(after[worker] - before[worker] < 1 << 26 for worker in H.workers)
