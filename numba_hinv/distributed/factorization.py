@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from typing import Any
 
 import numpy as np
 from scipy.linalg import LinAlgWarning
@@ -48,7 +49,7 @@ class DistributedFactorization:
         self._pivots = cluster.gather(cluster.map(_pivots, self._factors), what)
         self._summary = cluster.gather(cluster.submit(-1, Seams.summary, self._seams), what)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Inverse of {self.hessian!r} + {self.damping:g} I>"
 
     # ---- solves -----------------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ class DistributedFactorization:
         limit = BACKWARD_ERROR[_DOUBLE]
         return refine(self._multiply, self._substitute, self.hessian.norm(), b, limit / 16, limit)
 
-    def solve(self, b, refine=True, full_output=False):
+    def solve(self, b: Any, refine: bool = True, full_output: bool = False) -> Any:
         """Solve ``(H + damping I) x = b``.
 
         Parameters
@@ -127,7 +128,7 @@ class DistributedFactorization:
             x, steps, krylov = self._substitute(b), 0, 0
         if is_refined and not full_output:
             return form.give(x)
-        bounds = None
+        bounds: Any = None
         if full_output:
             errors, bounds = self._judge(x, b, lengths)
         x = form.give(x)
@@ -184,12 +185,12 @@ class DistributedFactorization:
     # ---- what the pivots tell ---------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def num_perturbed(self):
+    def num_perturbed(self) -> int:
         """Pivots that had to be perturbed."""
         return sum(pivots.num_perturbed for pivots in self._pivots)
 
     @functools.cached_property
-    def inertia(self):
+    def inertia(self) -> Inertia:
         """Numbers of negative, zero and positive eigenvalues of ``H + damping I``, certified by a solve: `Inertia`."""
         H, (negative, _, is_exact) = self.hessian, self._summary
         negative += sum(pivots.num_negative for pivots in self._pivots)
@@ -205,7 +206,7 @@ class DistributedFactorization:
             is_exact = False
         return Inertia(negative, 0, H.shape[0] - negative, bool(is_exact))
 
-    def slogdet(self):
+    def slogdet(self) -> tuple[float, float]:
         """(sign, logarithm of the magnitude) of the determinant of ``H + damping I``, from the pivots."""
         H, (negative, logabsdet, _) = self.hessian, self._summary
         negative += sum(pivots.num_negative for pivots in self._pivots)

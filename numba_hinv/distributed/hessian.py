@@ -1,9 +1,14 @@
 """The Hessian of a chain whose segments live on the workers of a cluster."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..factors import segmentation
 from ..hessian import Hessian
+from ..runtime.annotations import FloatType
 from ..runtime.validation import as_float_dtype, as_numbers, as_real, as_size
 from ..system import scaling
 from ..system.lanczos import norm_from_below
@@ -49,7 +54,7 @@ class DistributedHessian:
         self.workers = tuple(cluster.places[:-1])
         self._links = self._norm = self._logarithms = None
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"<Hessian of a chain of {self.num_layers} layers, {self.shape[0]} parameters, {self.dtype}, in "
             f"{len(self.sizes)} segments on {len(set(self.workers))} workers>"
@@ -81,7 +86,7 @@ class DistributedHessian:
         vectors, form = as_vectors("v", v, self.cluster, self.sizes)
         return form.give(self.multiply(vectors))
 
-    def norm(self):
+    def norm(self) -> float:
         """Estimate of the 2-norm of H from below, by at most four products; computed once."""
         if self._norm is None:
 
@@ -102,7 +107,7 @@ class DistributedHessian:
 
     # ---- factorizations ---------------------------------------------------------------------------------------------
 
-    def memory(self, factor_dtype=None):
+    def memory(self, factor_dtype: FloatType | None = None) -> tuple[dict[str, int], dict[str, int]]:
         """Bytes that a factorization keeps, and needs at its peak, on every worker; asked of the segments.
 
         Parameters
@@ -116,7 +121,7 @@ class DistributedHessian:
             By the address of the worker.
         """
         kept, needed = self._num_bytes(as_float_dtype("factor_dtype", factor_dtype or self.dtype))
-        found = {}, {}
+        found: tuple[dict[str, int], dict[str, int]] = {}, {}
         for place, one, other in zip(self.workers, kept, needed):
             for total, value in zip(found, (one, other)):
                 total[place] = total.get(place, 0) + value
@@ -128,7 +133,7 @@ class DistributedHessian:
         kept, work = zip(*self.cluster.gather(asked, "a segment"))
         return kept, self.cluster.at_peak(kept, work)
 
-    def factorize(self, damping, factor_dtype=None):
+    def factorize(self, damping: float, factor_dtype: FloatType | None = None) -> DistributedFactorization:
         """Factorize ``H + damping I``: all segments at the same time, then the chain of their seams.
 
         Parameters
@@ -153,7 +158,9 @@ class DistributedHessian:
         """
         return self.factorize_many([damping], factor_dtype)[0]
 
-    def factorize_many(self, dampings, factor_dtype=None):
+    def factorize_many(
+        self, dampings: Iterable[float], factor_dtype: FloatType | None = None
+    ) -> list[DistributedFactorization]:
         """A `DistributedFactorization` for each of several dampings: all at work at the same time; as `factorize`."""
         dampings = [as_real("damping", damping) for damping in dampings]
         dtype = as_float_dtype("factor_dtype", self.dtype if factor_dtype is None else factor_dtype)
@@ -168,7 +175,7 @@ class DistributedHessian:
             tasks.append(elimination.Task(damping, dtype, self.norm(), exponent))
         return [DistributedFactorization(self, task) for task in tasks]
 
-    def count_below(self, t):
+    def count_below(self, t: float) -> int:
         """How many eigenvalues of H are below t, for certain; ``LinAlgError`` where one is too close to say."""
         inertia = self.factorize(-as_real("t", t)).inertia
         if not inertia.exact:
@@ -179,7 +186,9 @@ class DistributedHessian:
         return inertia.negative
 
 
-def hessian(pieces, client, terminal=None, num_segments=None, shapes=None):
+def hessian(
+    pieces: Any, client: Any, terminal: ArrayLike | None = None, num_segments: int | None = None, shapes: Any = None
+) -> DistributedHessian:
     """The Hessian of a chain in segments on the workers of a cluster.
 
     Parameters
@@ -253,7 +262,15 @@ def hessian(pieces, client, terminal=None, num_segments=None, shapes=None):
     return DistributedHessian(cluster, segments, "a piece")
 
 
-def factorize(pieces, damping, client, terminal=None, num_segments=None, shapes=None, factor_dtype=None):
+def factorize(
+    pieces: Any,
+    damping: Any,
+    client: Any,
+    terminal: ArrayLike | None = None,
+    num_segments: int | None = None,
+    shapes: Any = None,
+    factor_dtype: FloatType | None = None,
+) -> Any:
     """`hessian` and `DistributedHessian.factorize` in one call.
 
     Parameters

@@ -242,6 +242,17 @@ def _from_sklearn() -> None:
     assert net.num_params == params.size
 
 
+def over_a_cluster(client: Any) -> None:
+    """With a client of Dask, which this program has not got: `tests/distributed` has one."""
+    H = nh.distributed.hessian(_chain(), client, num_segments=2)
+    assert_type(H, nh.distributed.DistributedHessian)
+    F = H.factorize(0.1)
+    assert_type(F, nh.distributed.DistributedFactorization)
+    assert_type(F.inertia, nh.Inertia)
+    assert_type(F.slogdet(), tuple[float, float])
+    nh.distributed.factorize(_chain(), 0.1, client)
+
+
 def main() -> None:
     assert_type(nh.__version__, str)
     layers()
