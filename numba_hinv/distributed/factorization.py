@@ -38,7 +38,11 @@ class DistributedFactorization:
     shape : (int, int)
     """
 
-    def __init__(self, hessian, task):
+    hessian: Any
+    damping: float
+    shape: tuple[int, ...]
+
+    def __init__(self, hessian: Any, task: Any) -> None:
         """Private: `DistributedHessian.factorize`."""
         self.hessian, self.damping, self.shape, self._task = hessian, task.damping, hessian.shape, task
         cluster, count = hessian.cluster, len(hessian.sizes)

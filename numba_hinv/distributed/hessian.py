@@ -37,7 +37,16 @@ class DistributedHessian:
         Where the segments were made.
     """
 
-    def __init__(self, cluster, segments, what):
+    cluster: Any
+    segments: Any
+    facts: Any
+    sizes: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    num_layers: int
+    workers: tuple[str, ...]
+
+    def __init__(self, cluster: Any, segments: Any, what: str) -> None:
         """Private: `distributed.hessian`."""
         self.cluster, self.segments = cluster, segments
         self.facts = cluster.gather(cluster.map(Segment.facts, segments), what)
@@ -52,7 +61,9 @@ class DistributedHessian:
         self.dtype = np.result_type(*(fact.dtype for fact in self.facts))
         self.num_layers = sum(fact.num_layers for fact in self.facts)
         self.workers = tuple(cluster.places[:-1])
-        self._links = self._norm = self._logarithms = None
+        self._links: Any = None
+        self._norm: Any = None
+        self._logarithms: Any = None
 
     def __repr__(self) -> str:
         return (
@@ -71,7 +82,7 @@ class DistributedHessian:
         found = cluster.submit(-1, seams.connect, self._links, ends)
         return [cluster.submit(-1, _item, found, s) for s in range(len(self.sizes))]
 
-    def multiply(self, vectors, shift=0.0, b=None, squares=None):
+    def multiply(self, vectors: Any, shift: float = 0.0, b: Any = None, squares: Any = None) -> Any:
         """`Vectors` times ``H + shift I``, or b minus that; adds squared norms of these and of those to ``squares``."""
         cluster, count = self.cluster, len(self.sizes)
         given = [None] * count if b is None else b.parts
@@ -81,7 +92,7 @@ class DistributedHessian:
             squares += sum(cluster.gather(cluster.map(_squares, products), "a segment"))
         return Vectors(cluster, cluster.map(_rows, products), vectors.shape)
 
-    def __matmul__(self, v):
+    def __matmul__(self, v: Any) -> Any:
         """H v: (P,) or (P, k), an array here, or parts by segment (a list of futures or arrays, or a dask array)."""
         vectors, form = as_vectors("v", v, self.cluster, self.sizes)
         return form.give(self.multiply(vectors))
@@ -98,7 +109,7 @@ class DistributedHessian:
                 raise np.linalg.LinAlgError("pieces: the Hessian overflows")
         return self._norm
 
-    def logarithms(self):
+    def logarithms(self) -> Any:
         """Futures of how far random parameters move the states of every segment; made once."""
         if self._logarithms is None:
             v = random(self.cluster, "random_entries", 3, self.sizes)

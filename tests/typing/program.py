@@ -238,7 +238,7 @@ def _from_sklearn() -> None:
     from sklearn.neural_network import MLPRegressor
 
     X = np.linspace(0.0, 1.0, 20).reshape(10, 2)
-    net, params = nh.from_sklearn(MLPRegressor((3,), max_iter=2000, tol=1e-2).fit(X, X[:, 0]))
+    net, params = nh.from_sklearn(MLPRegressor(hidden_layer_sizes=(3,), max_iter=2000, tol=1e-2).fit(X, X[:, 0]))
     assert net.num_params == params.size
 
 

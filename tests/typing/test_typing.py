@@ -83,10 +83,8 @@ def _public():
     """Full names of public functions and classes, where they are defined."""
     for name in nh.__all__:
         found = getattr(nh, name)
-        if inspect.ismodule(found):
-            yield from (f"{found.__name__}.{each}" for each in found.__all__ if each[0].islower() or each == "System")
-        elif hasattr(found, "__qualname__"):
-            yield f"{found.__module__}.{found.__qualname__}"
+        members = [getattr(found, each) for each in found.__all__] if inspect.ismodule(found) else [found]
+        yield from (f"{each.__module__}.{each.__qualname__}" for each in members if hasattr(each, "__qualname__"))
 
 
 @pytest.mark.skipif(not (has("pyright") and has("scipy-stubs")), reason="pyright and scipy-stubs are not installed")
