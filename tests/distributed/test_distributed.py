@@ -1,10 +1,13 @@
 """Chains over a Dask cluster of two processes: against dense algebra and one machine; workers that die; bytes."""
 
 import os
+import re
 import signal
 
 import numpy as np
 import pytest
+from test_examples import run
+from test_how_tos import script
 
 import numba_hinv as nh
 
@@ -127,20 +130,18 @@ def test_a_net_that_is_cut(client):
     net = nh.Network(layers, "softmax_cross_entropy")
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((2, 5)), np.array([0, 2])
-    for l2 in (0.01, [0.01 * (1 + l) for l in range(11)]):
-        here = net.hessian(net.init(0), X, y, l2=l2)
-        dense = here.todense()
-        H = nh.distributed.hessian(here, client, num_segments=3)
-        assert len(H.sizes) == 3 and H.num_layers == 11
-        b = rng.standard_normal((H.shape[0], 2))
-        np.testing.assert_allclose(H @ b, dense @ b, rtol=1e-11, atol=1e-12 * np.abs(dense).max())
-        for F, G in zip(H.factorize_many([0.05, -0.3]), (here.factorize(0.05), here.factorize(-0.3))):
-            assert F.inertia.negative == G.inertia.negative and F.slogdet()[0] == G.slogdet()[0]
-            np.testing.assert_allclose(F.slogdet()[1], G.slogdet()[1], rtol=1e-10)
-        for dtype in ("float64", "float32"):
-            x, A = H.factorize(0.05, factor_dtype=dtype).solve(b), dense + 0.05 * np.eye(len(dense))
-            size = np.linalg.norm(dense, 2) * np.linalg.norm(x, axis=0) + np.linalg.norm(b, axis=0)
-            assert (np.linalg.norm(A @ x - b, axis=0) < 1e-14 * size).all()
+    here = net.hessian(net.init(0), X, y, l2=[0.01 * (1 + l) for l in range(11)])
+    dense = here.todense()
+    H = nh.distributed.hessian(here, client, num_segments=3)
+    assert len(H.sizes) == 3 and H.num_layers == 11
+    b = rng.standard_normal((H.shape[0], 2))
+    np.testing.assert_allclose(H @ b, dense @ b, rtol=1e-11, atol=1e-12 * np.abs(dense).max())
+    for F, G in zip(H.factorize_many([0.05, -0.3]), (here.factorize(0.05), here.factorize(-0.3))):
+        assert F.inertia == G.inertia and F.slogdet()[0] == G.slogdet()[0]
+        np.testing.assert_allclose(F.slogdet()[1], G.slogdet()[1], rtol=1e-10)
+    x, A = H.factorize(0.05, factor_dtype="float32").solve(b), dense + 0.05 * np.eye(len(dense))
+    size = np.linalg.norm(dense, 2) * np.linalg.norm(x, axis=0) + np.linalg.norm(b, axis=0)
+    assert (np.linalg.norm(A @ x - b, axis=0) < 1e-14 * size).all()
     eigenvalues = np.linalg.eigvalsh(dense)
     middle = 0.5 * (eigenvalues[3] + eigenvalues[4])
     assert H.count_below(middle) == (eigenvalues < middle).sum()
@@ -258,17 +259,27 @@ def test_memory_is_asked_for_first(client):
         H.cluster.require([_LIMIT, 0], "a test", "do nothing")
     with pytest.raises(MemoryError, match="the derivative blocks of 2000001 layers would need .* on worker tcp"):
         nh.distributed.hessian([(kill_self, 0)] * 2, client, shapes=[(2_000_000, 8, 8), (1, 8, 8)])
-    net = nh.Network([nh.Dense(80, 80, skip=True) for _ in range(18)], "mean_squared_error")
+    net = nh.Network([nh.Dense(80, 80, skip=True) for _ in range(22)], "mean_squared_error")
     X = np.random.default_rng(0).standard_normal((48, 80))
     here = net.hessian(net.init(0), X, X)
     H = nh.distributed.hessian(here, client)
     kept, peak = H.memory()
     assert max(peak.values()) > _LIMIT
     before = client.run(resident)
-    with pytest.raises(MemoryError, match=r"a factorization of 18 layers would need [\d,]+ bytes .* on worker tcp"):
+    with pytest.raises(MemoryError, match=r"a factorization of 22 layers would need [\d,]+ bytes .* on worker tcp"):
         H.factorize(0.1)
     after = client.run(resident)
     assert all(after[worker] - before[worker] < 1 << 26 for worker in H.workers)
+
+
+def test_how_to(tmp_path):
+    """The script of docs/distributed.md, in a process of its own."""
+    pytest.importorskip("dask.array")
+    output = run(["-W", "ignore::UserWarning", "-c", script("distributed.md")], tmp_path)
+    assert "<Hessian of a chain of 20000 layers, 60000 parameters, float64, in 4 segments on 2 workers>" in output
+    assert "Inertia(negative=0, zero=0, positive=60000, exact=True)" in output
+    assert float(re.search(r"^largest residual (\S+)$", output, re.M)[1]) < 1e-11
+    assert "(60000, 2) True" in output and "refused: the derivative blocks of 4000000000 layers" in output
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
