@@ -147,6 +147,19 @@ def test_a_net_that_is_cut(client):
     assert H.count_below(middle) == (eigenvalues < middle).sum()
 
 
+def test_products_in_turn(client):
+    """Of seams with more states than it pays to take through a segment, products go from one to the next."""
+    net = nh.Network([nh.Dense(6, 6, "tanh", skip=True) for _ in range(5)], "mean_squared_error")
+    X = np.random.default_rng(0).standard_normal((5, 6))
+    here = net.hessian(net.init(0), X, X[::-1])
+    dense, b = here.todense(), np.ones((210, 2))
+    F = nh.distributed.factorize(here, 0.2, client)
+    np.testing.assert_allclose(F.hessian @ b, dense @ b, rtol=1e-12, atol=1e-13)
+    x, A = F.solve(b), dense + 0.2 * np.eye(210)
+    assert np.linalg.norm(A @ x - b) < 1e-14 * np.linalg.norm(A, 2) * np.linalg.norm(x)
+    assert F.hessian._links is None
+
+
 # ---- workers that die ----------------------------------------------------------------------------------------------
 
 
