@@ -14,6 +14,8 @@ import numba_hinv as nh
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
+from dask.sizeof import sizeof  # noqa: E402
+
 from numba_hinv.distributed import cluster as clusters  # noqa: E402
 from numba_hinv.distributed import elimination  # noqa: E402
 from numba_hinv.distributed.segment import Segment, bytes_of_blocks  # noqa: E402
@@ -332,11 +334,13 @@ def stages_without_curvature(num_layers):
 
 
 def test_sizes_in_plan_are_those_of_the_factors():
-    """Byte for byte, without a cluster."""
+    """Without a cluster."""
     segment = Segment.of_blocks(stages(0, 100), None, True, True)
     kept, _ = elimination.num_bytes(segment, np.dtype(np.float64))
     task = elimination.Task(0.1, np.dtype(np.float64), 10.0, 0)
     factors = elimination.eliminate(segment, task, np.zeros(101))
-    assert factors.__sizeof__() == kept
+    # What Dask takes it for when it decides what to spill: the arrays, and some Python objects.
+    assert 0 <= sizeof(factors) - kept < 3000
+    assert sizeof(segment) >= segment.num_bytes
     # The exit, its states and its place in the table, are beside the layers.
     assert 0 <= segment.num_bytes - bytes_of_blocks(100, 8, 8)[0] < 2000
