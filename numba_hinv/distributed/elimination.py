@@ -63,9 +63,6 @@ class SegmentFactors(NamedTuple):
     relation: Relation
     pivots: Pivots
 
-    def __sizeof__(self):
-        return sum(array.nbytes for array in (*self.layers, self.Y_mu, *self.relation[:3]))
-
 
 def num_bytes(segment, dtype):
     """(bytes that are kept of an elimination, bytes of its scratch)."""

@@ -19,6 +19,8 @@ from .parts import as_vectors
 from .segment import Segment
 from .vectors import Vectors, random
 
+# So many products a factorization and its solves are taken to need, when it is asked whether they run at the same time.
+_PRODUCTS = 10
 _LESS = "take more workers, workers with more memory, or factor_dtype='float32'"
 
 
@@ -75,12 +77,25 @@ class DistributedHessian:
 
     def _seams(self, vectors):
         """Futures of what every segment has to know of its seams, for a product with `Vectors`."""
-        cluster = self.cluster
+        cluster, segments = self.cluster, self.segments
+        if max(fact.num_in for fact in self.facts) > _PRODUCTS * len(segments):
+            return self._seams_in_turn(vectors)
         if self._links is None:
-            self._links = cluster.submit(-1, _together, cluster.map(Segment.links, self.segments))
-        ends = cluster.map(Segment.ends, self.segments, vectors.parts)
+            self._links = cluster.submit(-1, _together, cluster.map(Segment.links, segments))
+        ends = cluster.map(Segment.ends, segments, vectors.parts)
         found = cluster.submit(-1, seams.connect, self._links, ends)
-        return [cluster.submit(-1, _item, found, s) for s in range(len(self.sizes))]
+        return [cluster.submit(-1, _item, found, s) for s in range(len(segments))]
+
+    def _seams_in_turn(self, vectors):
+        """The same, one segment after the other: forth for the states, back for the adjoints."""
+        cluster, last, none = self.cluster, len(self.segments) - 1, np.zeros((vectors.shape[0], 0))
+        pairs = list(zip(self.segments, vectors.parts))
+        states, adjoints = [none], [none]
+        for s, (segment_s, rows) in enumerate(pairs[:-1]):
+            states.append(cluster.submit(s, Segment.states_out, segment_s, rows, states[-1]))
+        for s in range(last, 0, -1):
+            adjoints.append(cluster.submit(s, Segment.adjoints_in, *pairs[s], states[s], adjoints[-1]))
+        return list(zip(states, adjoints[::-1]))
 
     def multiply(self, vectors: Any, shift: float = 0.0, b: Any = None, squares: Any = None) -> Any:
         """`Vectors` times ``H + shift I``, or b minus that; adds squared norms of these and of those to ``squares``."""

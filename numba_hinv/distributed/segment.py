@@ -10,7 +10,8 @@ of those that go out, a product with H gives
     z_out = J z + e,    q_in = J^T q + C z + f,
 
 e and f being what its own parameters do. `Links` are J and C, `Ends` e and f, of which all segments together make the z
-and q of every seam (`seams`), so that all products run at the same time.
+and q of every seam (`seams`), so that all products run at the same time. Where J and C, which take as many sweeps as
+there are states, would take longer than they gain, products run through the segments one after the other.
 """
 
 from typing import NamedTuple
@@ -192,6 +193,14 @@ class Segment:
         scratch = self._forth(rows, np.zeros((k, self.num_in)))
         out = self._out(scratch, k)
         return Ends(out, self._back(rows, np.zeros((k, self.num_out)), np.empty_like(rows), scratch))
+
+    def states_out(self, rows, states):
+        """Tangents (k, c) of the states that go out, ``states`` (k, N) being those that come in."""
+        return self._out(self._forth(rows, states), rows.shape[0])
+
+    def adjoints_in(self, rows, states, adjoints):
+        """Adjoints (k, N) of the states that come in, ``adjoints`` (k, c) being those of the states that go out."""
+        return self._back(rows, adjoints, np.empty_like(rows), self._forth(rows, states))
 
     def multiply(self, rows, seams, shift=0.0, b=None):
         """`Product` of rows with ``H + shift I`` at this segment's parameters; of b minus that, where b is given.

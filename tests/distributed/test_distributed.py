@@ -1,15 +1,20 @@
 """Chains over a Dask cluster of two processes: against dense algebra and one machine; workers that die; bytes."""
 
 import os
+import re
 import signal
 
 import numpy as np
 import pytest
+from test_examples import run
+from test_how_tos import script
 
 import numba_hinv as nh
 
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
+
+from dask.sizeof import sizeof  # noqa: E402
 
 from numba_hinv.distributed import cluster as clusters  # noqa: E402
 from numba_hinv.distributed import elimination  # noqa: E402
@@ -127,23 +132,34 @@ def test_a_net_that_is_cut(client):
     net = nh.Network(layers, "softmax_cross_entropy")
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((2, 5)), np.array([0, 2])
-    for l2 in (0.01, [0.01 * (1 + l) for l in range(11)]):
-        here = net.hessian(net.init(0), X, y, l2=l2)
-        dense = here.todense()
-        H = nh.distributed.hessian(here, client, num_segments=3)
-        assert len(H.sizes) == 3 and H.num_layers == 11
-        b = rng.standard_normal((H.shape[0], 2))
-        np.testing.assert_allclose(H @ b, dense @ b, rtol=1e-11, atol=1e-12 * np.abs(dense).max())
-        for F, G in zip(H.factorize_many([0.05, -0.3]), (here.factorize(0.05), here.factorize(-0.3))):
-            assert F.inertia.negative == G.inertia.negative and F.slogdet()[0] == G.slogdet()[0]
-            np.testing.assert_allclose(F.slogdet()[1], G.slogdet()[1], rtol=1e-10)
-        for dtype in ("float64", "float32"):
-            x, A = H.factorize(0.05, factor_dtype=dtype).solve(b), dense + 0.05 * np.eye(len(dense))
-            size = np.linalg.norm(dense, 2) * np.linalg.norm(x, axis=0) + np.linalg.norm(b, axis=0)
-            assert (np.linalg.norm(A @ x - b, axis=0) < 1e-14 * size).all()
+    here = net.hessian(net.init(rng=0), X, y, l2=[0.01 * (1 + l) for l in range(11)])
+    dense = here.todense()
+    H = nh.distributed.hessian(here, client, num_segments=3)
+    assert len(H.sizes) == 3 and H.num_layers == 11
+    b = rng.standard_normal((H.shape[0], 2))
+    np.testing.assert_allclose(H @ b, dense @ b, rtol=1e-11, atol=1e-12 * np.abs(dense).max())
+    for F, G in zip(H.factorize_many([0.05, -0.3]), (here.factorize(0.05), here.factorize(-0.3))):
+        assert F.inertia == G.inertia and F.slogdet()[0] == G.slogdet()[0]
+        np.testing.assert_allclose(F.slogdet()[1], G.slogdet()[1], rtol=1e-10)
+    x, A = H.factorize(0.05, factor_dtype="float32").solve(b), dense + 0.05 * np.eye(len(dense))
+    size = np.linalg.norm(dense, 2) * np.linalg.norm(x, axis=0) + np.linalg.norm(b, axis=0)
+    assert (np.linalg.norm(A @ x - b, axis=0) < 1e-14 * size).all()
     eigenvalues = np.linalg.eigvalsh(dense)
     middle = 0.5 * (eigenvalues[3] + eigenvalues[4])
     assert H.count_below(middle) == (eigenvalues < middle).sum()
+
+
+def test_products_in_turn(client):
+    """Of seams with more states than it pays to take through a segment, products go from one to the next."""
+    net = nh.Network([nh.Dense(6, 6, "tanh", skip=True) for _ in range(5)], "mean_squared_error")
+    X = np.random.default_rng(0).standard_normal((5, 6))
+    here = net.hessian(net.init(rng=0), X, X[::-1])
+    dense, b = here.todense(), np.ones((210, 2))
+    F = nh.distributed.factorize(here, 0.2, client)
+    np.testing.assert_allclose(F.hessian @ b, dense @ b, rtol=1e-12, atol=1e-13)
+    x, A = F.solve(b), dense + 0.2 * np.eye(210)
+    assert np.linalg.norm(A @ x - b) < 1e-14 * np.linalg.norm(A, 2) * np.linalg.norm(x)
+    assert F.hessian._links is None
 
 
 # ---- workers that die ----------------------------------------------------------------------------------------------
@@ -260,7 +276,7 @@ def test_memory_is_asked_for_first(client):
         nh.distributed.hessian([(kill_self, 0)] * 2, client, shapes=[(2_000_000, 8, 8), (1, 8, 8)])
     net = nh.Network([nh.Dense(80, 80, skip=True) for _ in range(24)], "mean_squared_error")
     X = np.random.default_rng(0).standard_normal((48, 80))
-    here = net.hessian(net.init(0), X, X)
+    here = net.hessian(net.init(rng=0), X, X)
     H = nh.distributed.hessian(here, client)
     kept, peak = H.memory()
     assert max(peak.values()) > _LIMIT
@@ -269,6 +285,16 @@ def test_memory_is_asked_for_first(client):
         H.factorize(0.1)
     after = client.run(resident)
     assert all(after[worker] - before[worker] < 1 << 26 for worker in H.workers)
+
+
+def test_how_to(tmp_path):
+    """The script of docs/distributed.md, in a process of its own."""
+    pytest.importorskip("dask.array")
+    output = run(["-W", "ignore::UserWarning", "-c", script("distributed.md")], tmp_path)
+    assert "<Hessian of a chain of 20000 layers, 60000 parameters, float64, in 4 segments on 2 workers>" in output
+    assert "Inertia(negative=0, zero=0, positive=60000, exact=True)" in output
+    assert float(re.search(r"^largest residual (\S+)$", output, re.M)[1]) < 1e-11
+    assert "(60000, 2) True" in output and "refused: the derivative blocks of 4000000000 layers" in output
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
@@ -308,11 +334,13 @@ def stages_without_curvature(num_layers):
 
 
 def test_sizes_in_plan_are_those_of_the_factors():
-    """Byte for byte, without a cluster."""
+    """Without a cluster."""
     segment = Segment.of_blocks(stages(0, 100), None, True, True)
     kept, _ = elimination.num_bytes(segment, np.dtype(np.float64))
     task = elimination.Task(0.1, np.dtype(np.float64), 10.0, 0)
     factors = elimination.eliminate(segment, task, np.zeros(101))
-    assert factors.__sizeof__() == kept
+    # What Dask takes it for when it decides what to spill: the arrays, and some Python objects.
+    assert 0 <= sizeof(factors) - kept < 3000
+    assert sizeof(segment) >= segment.num_bytes
     # The exit, its states and its place in the table, are beside the layers.
     assert 0 <= segment.num_bytes - bytes_of_blocks(100, 8, 8)[0] < 2000
