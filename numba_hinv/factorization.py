@@ -86,6 +86,19 @@ class Factorization(SymmetricOperator):
         Precision of the factors.
     nbytes : int
         Bytes that the factors take, with the checkpoints.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> H = net.hessian(np.zeros(3), X, y)
+    >>> F = H.factorize(damping=0.5)
+    >>> x = F.solve(H.gradient)
+    >>> np.allclose(H @ x + 0.5 * x, H.gradient)
+    True
+    >>> F.inertia.positive, F.slogdet()[0]
+    (3, 1.0)
     """
 
     _operand, _dense = "b", "todense() is its array"

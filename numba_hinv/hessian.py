@@ -44,6 +44,21 @@ class Hessian(SymmetricOperator):
         L, with frozen layers.
     dtype : numpy.dtype
         That of the parameters. Products are computed in float64 in any case.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> H = net.hessian(np.zeros(3), X, y)
+    >>> H.shape, H.loss
+    ((3, 3), 7.0)
+    >>> H.todense().round(3)
+    array([[1.333, 0.667, 1.333],
+           [0.667, 1.333, 1.333],
+           [1.333, 1.333, 2.   ]])
+    >>> (H @ np.ones(3)).round(3)
+    array([3.333, 3.333, 4.667])
     """
 
     _operand = "v"

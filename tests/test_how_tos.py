@@ -197,7 +197,7 @@ def test_eigenvalues(tmp_path):
     counts = [int(count) for count in re.search(r"^below \[(.*)\]$", output, re.M)[1].split()]
     assert counts == sorted(counts) and 0 < int(re.search(r"^negative (\d+)$", output, re.M)[1]) <= counts[2]
     inside, on_edges = map(int, re.search(r"^counted (\d+) of them on an edge (\d+)$", output, re.M).groups())
-    assert counts[2] - counts[1] <= on_edges < inside <= 7666
+    assert 0 < on_edges <= counts[2] - counts[1] and on_edges < inside <= 7666
 
 
 def test_influence(tmp_path):

@@ -65,7 +65,14 @@ def register_activation(name):
 
 
 def activation_names():
-    """Sorted names of the registered activations."""
+    """Sorted names of the registered activations.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh
+    >>> "tanh" in nh.activation_names()
+    True
+    """
     return _registry.names()
 
 

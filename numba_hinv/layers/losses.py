@@ -107,7 +107,14 @@ def register_loss(name, mean_over="samples", targets="values", parameters=None, 
 
 
 def loss_names():
-    """Sorted names of the registered losses."""
+    """Sorted names of the registered losses.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh
+    >>> "mean_squared_error" in nh.loss_names()
+    True
+    """
     return _registry.names()
 
 
