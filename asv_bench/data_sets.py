@@ -11,8 +11,7 @@ others are stopped at that limit, or at `--times` times the time of this library
 """
 
 import argparse
-import contextlib
-import signal
+import multiprocessing
 import statistics
 import sys
 import time
@@ -173,10 +172,10 @@ def laplace(row):
         posterior = nh.Laplace(row.net, row.params, row.X, row.y, precision, "ggn")
         return posterior.log_evidence(), posterior.fit_prior().prior_precision
 
-    def peer():
-        import torch
-        from laplace import Laplace
+    import torch
+    from laplace import Laplace
 
+    def peer():
         peer = Torch(row)
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(peer.X, peer.y), batch_size=512)
         likelihood = "regression" if row.net.loss_name == "mean_squared_error" else "classification"
@@ -230,28 +229,40 @@ def training(row):
 JOBS = {"solve": solve, "laplace": laplace, "influence": influence, "training": training}
 
 
-@contextlib.contextmanager
-def at_most(seconds):
-    """Raise `OutOfTime` in the block after so many seconds, as soon as Python is reached."""
-
-    def stop(*_):
-        raise OutOfTime
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def seconds_of(call):
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = call()
     return time.perf_counter() - start, found
+
+
+def seconds_of_child(call, limit):
+    """Seconds that a call takes in a copy of this process, which is ended after the limit: then `OutOfTime`.
+
+    A signal would not do: compiled code of a peer may run for minutes before Python hears of it.
+    """
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+
+    def run():
+        try:
+            theirs.send(seconds_of(call)[0])
+        except Exception as error:
+            theirs.send(f"{type(error).__name__}: {str(error)[:200]}")
+
+    child = context.Process(target=run)
+    child.start()
+    try:
+        if not ours.poll(limit):
+            raise OutOfTime
+        found = ours.recv()
+    finally:
+        child.kill()
+        child.join()
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    return found
 
 
 def measure(contenders, rounds, limit, ratio):
@@ -273,15 +284,14 @@ def measure(contenders, rounds, limit, ratio):
                         estimates[name] = "about", taken * columns
                         continue
                 begin, stop = time.perf_counter(), max(limit, ratio * max(times["numba_hinv"], default=0.0))
-                with contextlib.nullcontext() if name == "numba_hinv" else at_most(stop):
-                    taken, _ = seconds_of(call)
+                taken = seconds_of(call)[0] if name == "numba_hinv" else seconds_of_child(call, stop)
                 times[name].append(taken)
                 if taken > limit and turn == 0 and name != "numba_hinv":
                     estimates[name] = "", taken
             except OutOfTime:
                 estimates[name] = "stopped after", time.perf_counter() - begin
             except Exception as error:
-                print(f"  {name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+                print(f"  {name}: {error}", file=sys.stderr)
                 estimates[name] = "failed", None
     return {name: estimates.get(name) or ("", statistics.median(times[name])) for name in contenders}
 

@@ -129,7 +129,10 @@ def chain(states, parameters, num_vectors=1, dtype=np.float64):
     lin = linearise.allocate(sizes, 1, sizes.outputs, dtype, 2)
     for block in lin:
         block[...] = 0
-    params, space = np.zeros(sizes.parameters, dtype), RowSpace(np.zeros(sizes.Q, dtype), np.zeros(sizes.R, dtype))
+    params, space = (
+        np.zeros(sizes.parameters, dtype),
+        RowSpace(*[np.zeros(size, dtype) for size in (sizes.Q, sizes.R, 1)]),
+    )
     return _system(table, sizes, params, lin, space, num_vectors, dtype)
 
 

@@ -41,8 +41,8 @@ def method_of(system, method, checkpoint):
         why = "a Hessian of samples in batches, which has no layers to eliminate"
         way_out = "samples in one array and one batch have them"
         if system.by_parameter:
-            why = "an L2 term or damping by parameter"
-            way_out = "one number for all weights of a layer, and one for its biases, can be eliminated by layers"
+            why = "an L2 term or damping by parameter of a layer with fewer samples than inputs"
+            way_out = "one number for all weights of such a layer, and one for its biases, can be eliminated by layers"
         given = repr(method) if method == "layers" else checkpoint
         raise ValueError(f"{what} for {why}, got {given}; {way_out}")
     if method == "dense" and checkpoint:
@@ -151,8 +151,9 @@ class Factorization(SymmetricOperator):
 
     @property
     def inertia(self):
-        negative = self.solver.factors.num_negative
-        return Inertia(negative, 0, self.shape[0] - negative, self.solver.is_exact())
+        solver = self.solver.decided()
+        negative = solver.factors.num_negative
+        return Inertia(negative, 0, self.shape[0] - negative, solver.is_exact())
 
     def todense(self):
         """``(H + damping I)^-1`` as a (P, P) array, exactly symmetric, in the dtype of the parameters.

@@ -288,12 +288,14 @@ def _check_values(header, arrays, table):
 
 def _check_apart(chain, ridge, table, header):
     """The biases that are kept apart are those which the ridge keeps apart: sizes follow from it."""
-    pairs = None if ridge is None or header.get("is_total") else pairs_of(chain, ridge)
-    found = layer_table(chain, header["num_samples"], ridge=pairs)[0]["apart"]
-    if not np.array_equal(found, table["apart"]):
+    pairs, by_parameter = None, False
+    if ridge is not None and not header.get("is_total"):
+        pairs, by_parameter = pairs_of(chain, ridge)
+    found = layer_table(chain, header["num_samples"], ridge=pairs)[0]
+    if not np.array_equal(found["apart"], table["apart"]):
         raise archive.refusal("has a ridge that does not belong to its factors")
-    if pairs is None and ridge is not None and header.get("method") != "dense":
-        raise archive.refusal("has a ridge by parameter, which no factors by layers have")
+    if (by_parameter & (found["r"] < found["d"])).any() and header.get("method") != "dense":
+        raise archive.refusal("has a ridge by parameter, which its factors by layers cannot have")
 
 
 def _check_permutations(pivots, m, starts):

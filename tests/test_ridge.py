@@ -124,22 +124,62 @@ def test_l2(name, form):
     assert near(both @ V, both.todense() @ V, 1e-12)
 
 
+def by_parameter(net, rng, least=-0.5):
+    """A number of its own for each parameter, some of them 0."""
+    ridge = rng.uniform(least, 2.0, net.num_params)
+    ridge[rng.integers(0, ridge.size, 3)] = 0.0
+    return ridge
+
+
 @pytest.mark.parametrize("where", ["damping", "l2"])
-def test_by_parameter(where):
-    net, params, X, y, rng = problem("mixed", 3)
-    ridge = rng.uniform(0.5, 2.0, params.size)
+@pytest.mark.parametrize("batch", [3, 40])
+@pytest.mark.parametrize("name", CHAINS)
+def test_by_parameter(name, batch, where):
+    """By layers where there are as many samples, or places of a kernel, as inputs; by the dense matrix elsewhere."""
+    net, params, X, y, rng = problem(name, batch)
+    ridge = by_parameter(net, rng, -0.5 if where == "damping" else 0.0)
     H = net.hessian(params, X, y)
-    A = H.todense() + np.diag(ridge) + (0.2 * np.eye(params.size) if where == "l2" else 0.0)
+    A = H.todense() + np.diag(ridge) + 0.2 * np.eye(params.size)
     V = rng.standard_normal((len(params), 2))
     if where == "damping":
-        check(H.factorize(ridge), A, V)
-        with pytest.raises(ValueError, match="method: expected 'dense' or 'auto' for an L2 term or damping by"):
-            H.factorize(ridge, method="layers")
+        H, damping = net.hessian(params, X, y, l2=0.2), ridge
+    else:
+        H, damping = net.hessian(params, X, y, l2=ridge), 0.2
+    check(H.factorize(damping), A, V)
+    if batch == 40:
+        for checkpoint in (False, True):
+            F = H.factorize(damping, method="layers", checkpoint=checkpoint)
+            assert F.method == "layers"
+            if checkpoint:
+                assert near(F.solve(V), np.linalg.solve(A, V), 1e-12 * np.linalg.cond(A))
+            else:
+                check(F, A, V)
+                assert near(F.blocks(0), np.linalg.inv(A)[: net.layers[0].num_params, : net.layers[0].num_params], 1e-8)
         return
-    H = net.hessian(params, X, y, l2=ridge)
-    check(H.factorize(0.2), A, V)
-    with pytest.raises(ValueError, match="method: expected 'dense'"):
-        H.factorize(0.2, method="layers")
+    message = "method: expected 'dense' or 'auto' for an L2 term or damping by parameter of a layer with fewer samples"
+    with pytest.raises(ValueError, match=message):
+        H.factorize(damping, method="layers")
+
+
+def test_some_layers_by_parameter_and_others_by_layer(tmp_path):
+    """The first has more inputs than samples, and a pair; the factors also from a file, and in float32."""
+    rng = np.random.default_rng(3)
+    net = nh.Network([nh.Dense(9, 3), nh.Dense(3, 2), nh.Dense(2, 2, "identity")], "mean_squared_error")
+    params, X, y = 0.5 * net.init(2), rng.standard_normal((5, 9)), rng.standard_normal((5, 2))
+    ridge = by_parameter(net, rng, 0.0)
+    ridge[:27], ridge[27:30] = 0.7, 0.3
+    for scale in (1.0, 2.0**40):
+        H = net.hessian(params, X, np.sqrt(scale) * y, l2=scale * ridge)
+        A, b = H.todense(), rng.standard_normal(params.size)
+        F = H.factorize(0.1 * scale, method="layers")
+        check(F, A + 0.1 * scale * np.eye(len(A)), b[:, None])
+        x = F.solve(b)
+        F.save(tmp_path / "factors.npz")
+        np.testing.assert_array_equal(nh.load(tmp_path / "factors.npz").solve(b), x)
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(F)).solve(b), x)
+        np.testing.assert_allclose(
+            H.factorize(0.1 * scale, method="layers", factor_dtype="float32").solve(b), x, rtol=1e-9
+        )
 
 
 def test_a_constant_is_a_number():

@@ -47,7 +47,7 @@ def newton_converges(H, params, loss_and_gradient):
     """
     try:
         F = H.factorize(0.0, np.float64)
-        if F.solver.factors.num_negative or F.num_perturbed:
+        if F.solver.num_negative_pivots() or F.num_perturbed:
             return False, 0.0
         step = -F.solve(H.gradient)
         loss, gradient = loss_and_gradient(params + step)

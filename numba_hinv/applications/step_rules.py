@@ -147,7 +147,7 @@ class SaddleFree(Damped):
 
     def step(self, H, F):
         p = -F.solve(H.gradient)
-        self.negative = count = F.solver.factors.num_negative
+        self.negative = count = F.solver.num_negative_pivots()
         if count == 0:
             return p
         values, vectors = self.lowest(H, F, count, H.gradient + 1e-3 * np.abs(p))

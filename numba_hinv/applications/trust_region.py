@@ -274,7 +274,7 @@ class _Search:
         except np.linalg.LinAlgError:
             return None, False
         # `inertia` would ask whether the number is certain, which takes a solve.
-        if F.solver.factors.num_negative:
+        if F.solver.num_negative_pivots():
             return F, False
         return F, F.inertia.exact or (F.num_perturbed > 0 and inertia.is_certified(F.solver))
 

@@ -48,7 +48,7 @@ def is_within(tolerance, logabsdet, uncertainty):
 
 def determinant(solver):
     """`Determinant` of a solver's matrix, from others close to it where its own pivots miss the relative tolerance."""
-    tolerance = _TOLERANCE[solver.matrix.dtype]
+    solver, tolerance = solver.decided(), _TOLERANCE[solver.matrix.dtype]
     own = _from_pivots(solver, tolerance)
     if is_within(_GOOD * tolerance, own.logabsdet, own.uncertainty):
         return own

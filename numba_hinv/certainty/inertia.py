@@ -46,6 +46,7 @@ def is_certified(solver):
 
 def certified_count(solver):
     """(negative eigenvalues, ""), or (None, the reason why they cannot be counted for certain)."""
+    solver = solver.decided()
     if solver.is_exact() or (solver.factors.num_perturbed and is_certified(solver)):
         return solver.factors.num_negative, ""
     if solver.factors.num_perturbed:
@@ -62,4 +63,4 @@ def best_count(solver):
         count, _ = certified_count(solver)
     except (np.linalg.LinAlgError, MemoryError):
         count = None
-    return (solver.factors.num_negative, False) if count is None else (count, True)
+    return (solver.num_negative_pivots(), False) if count is None else (count, True)

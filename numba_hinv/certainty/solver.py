@@ -4,6 +4,8 @@
 of factoring.
 """
 
+import contextlib
+
 import numpy as np
 
 from ..factors import choice
@@ -41,10 +43,10 @@ class Solver:
         self.matrix, self.factors = matrix, factors
         self._rescuer = self._contraction = self._is_exact = self._inverse_norm = None
         self._correction, self._is_corrected = None, False
-        self._is_lifted, self.stage_rounding = None, None
+        self._is_lifted, self.stage_rounding, self._decided = None, None, None
 
     def __getstate__(self):
-        return {**self.__dict__, "_rescuer": None, "_correction": None, "_is_corrected": False}
+        return {**self.__dict__, "_rescuer": None, "_decided": None, "_correction": None, "_is_corrected": False}
 
     @classmethod
     def factorize(cls, matrix, method="auto", checkpoint=False, tick=choice.no_tick, num_segments=None):
@@ -62,28 +64,40 @@ class Solver:
         return cls(factors.matrix, factors).settled()
 
     def settled(self):
-        """This solver, or its fallback where the factors do not tell the inertia or show the matrix to be singular.
+        """This solver, or its fallback where the factors show the matrix to be singular.
 
-        That of a chain in which products with H say little is lifted if its pivots are certain on their own scales.
+        Whether factors with a fallback tell the inertia is asked when it is needed: see `decided`. The solver of a
+        chain in which products with H say little is lifted if its pivots are certain on their own scales.
         ``LinAlgError`` where the matrix is singular to working precision.
         """
         lifted_solver = self._as_lifted()
         if lifted_solver is not None:
             return lifted_solver
-        if not self.factors.has_fallback:
-            if singularity.is_suspect(self):
-                singularity.check(self)
+        if not singularity.is_suspect(self):
             return self
-        if not self.is_exact():
+        if self.factors.has_fallback and not self.is_exact():
             return self.whole().settled()
         try:
-            if singularity.is_suspect(self):
-                singularity.check(self)
+            singularity.check(self)
         except np.linalg.LinAlgError:
+            if not self.factors.has_fallback:
+                raise
             whole = self.whole()
             singularity.check(whole)
             return whole
         return self
+
+    def decided(self):
+        """This solver, or its settled fallback where the factors do not tell the inertia for certain; found out once.
+
+        Where there is no memory for the fallback it is this solver, whose inertia is not certain.
+        """
+        if self._decided is None:
+            self._decided = self
+            if self.factors.has_fallback and not self.is_exact():
+                with contextlib.suppress(MemoryError):
+                    self._decided = self.whole().settled()
+        return self._decided
 
     def _as_lifted(self):
         """This solver, or one with pivots as they are, if `is_lifted`; else None."""
@@ -123,7 +137,9 @@ class Solver:
 
     def whole(self):
         """The solver with the fallback of these factors; this one where there is none."""
-        return self.with_factors() if self.factors.has_fallback else self
+        if not self.factors.has_fallback:
+            return self
+        return self.with_factors() if self._decided in (None, self) else self._decided
 
     def with_factors(self, **changes):
         """The solver of the same matrix with factors that are made again, as `choice.again` says."""
@@ -183,7 +199,7 @@ class Solver:
             larger, eps = self._larger_damping(), self.matrix.eps
             try:
                 if self.factors.has_fallback:
-                    self._rescuer = self.with_factors()
+                    self._rescuer = self.whole()
                 elif abs(eps) < larger:
                     self._rescuer = self.with_factors(shift=float(np.copysign(larger, eps)))
                 else:
@@ -204,6 +220,10 @@ class Solver:
         """`Factors.substitute`, and what perturbed pivots have taken from it."""
         found, correction = self.factors.substitute(rows), self.correction()
         return found if correction is None else found + correction.substitute(rows)
+
+    def num_negative_pivots(self):
+        """The number of negative pivots of the factors that decide it; whether it is certain is not asked."""
+        return self.decided().factors.num_negative
 
     def num_negative(self):
         """Negative eigenvalues by the pivots, as they would be unperturbed."""
@@ -242,7 +262,7 @@ class Solver:
 
     def is_positive(self):
         """Whether H + damping I is positive definite for certain."""
-        return self.factors.num_negative == 0 and self.is_exact()
+        return self.num_negative_pivots() == 0 and self.decided().is_exact()
 
     def norm_of_inverse(self):
         """Twice an estimate, from below, of the 2-norm of the inverse."""

@@ -27,7 +27,8 @@ class DeviceElimination:
     def span(self, layout, lin):
         """`RowSpace` of the inputs of all layers, in float64."""
         table, sizes = layout.table, layout.sizes
-        space = RowSpace(self.memory.empty(sizes.Q, np.float64), self.memory.empty(sizes.R, np.float64))
+        # No ridge: dampings by layer are for the CPU alone.
+        space = RowSpace(*[self.memory.empty(size, np.float64) for size in (sizes.Q, sizes.R, 1)])
         work = self.memory.empty((table.size, 2 * sizes.reflectors + 1), np.float64)
         self._launch(row_space.span, table.size, self.memory.table(table), lin, space, work)
         return space
@@ -128,13 +129,29 @@ class DeviceElimination:
                 ended = memory.take(results).tolist()
             else:
                 runs = segment_table.whole(table, first, last)
-                ended = self.runs(table, runs, params, lin, space, dampings, pivotings, factors, None, work)
+                ended = self._run(table, runs, params, lin, space, dampings, pivotings, factors, None, work)
             found = [new if old[0] == OK else old for old, new in zip(found, ended)]
             if all(code != OK for code, _ in found):
                 break
         return found
 
-    def runs(self, table, runs, params, lin, space, dampings, pivotings, factors, Y_mu, work):
+    def runs(self, table, steps, params, lin, space, dampings, factors, Y_mu, work, tick):
+        """``(status, layer)`` of every damping and segment: those of one damping follow one another.
+
+        ``steps`` are ``(runs, pivotings)``, a run a segment, each a launch; once all dampings have failed there are no
+        more. ``tick(num_layers)`` is told what is done.
+        """
+        count, found = len(dampings), None
+        for runs, pivotings in steps:
+            ended = self._run(table, runs, params, lin, space, dampings, pivotings, factors, Y_mu, work)
+            found = ended if found is None else [new if old[0] == OK else old for old, new in zip(found, ended)]
+            codes = np.array([code for code, _ in found]).reshape(count, runs.size)
+            if (codes != OK).any(axis=1).all():
+                break
+            tick(count * int((runs["stop"] - runs["start"]).sum()))
+        return found
+
+    def _run(self, table, runs, params, lin, space, dampings, pivotings, factors, Y_mu, work):
         """``(status, layer)`` of every damping and run by a block each: those of one damping follow one another."""
         memory, dtype, grid = self.memory, np.dtype(params.dtype), (len(dampings), runs.size)
         results = memory.empty((grid[0] * grid[1], 2), np.int64)

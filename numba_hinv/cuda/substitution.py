@@ -36,7 +36,7 @@ class DeviceSubstitution:
                     self.memory.put(np.array([damping], b.dtype)), b, x, work,
                 )
             else:
-                self.runs(
+                self._run(
                     True, table, segment_table.whole(table, first, last), params, lin, space, factors,
                     None, damping, b, x, None, work,
                 )
@@ -49,15 +49,21 @@ class DeviceSubstitution:
                     self.memory.put(np.array([damping], b.dtype)), b, x, work,
                 )
             else:
-                self.runs(
+                self._run(
                     False, table, segment_table.whole(table, first, last), params, lin, space, factors,
                     None, damping, b, x, None, work,
                 )
 
-    def runs(self, back, table, runs, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
-        """The sweep ``back`` or forth over the layers of all runs; ``seams`` as the kernel has it, where there are
-        any.
+    def runs(self, back, table, steps, params, lin, space, factors, Y_mu, damping, b, x, seams, work, check):
+        """The sweep ``back`` or forth over all segments: ``steps`` are runs, one a segment, each a launch.
+
+        ``seams`` are as the kernel has them, where there are any.
         """
+        for runs in steps:
+            check()
+            self._run(back, table, runs, params, lin, space, factors, Y_mu, damping, b, x, seams, work)
+
+    def _run(self, back, table, runs, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
         memory = self.memory
         Y_mu = memory.empty(1, b.dtype) if Y_mu is None else Y_mu
         seams = memory.empty((b.shape[0], 1), b.dtype) if seams is None else seams

@@ -99,7 +99,8 @@ def _eliminate_in_segments(eliminations, plan, arrays, levels, tick):
         Pivoting(scale * E.pivoting.singular, scale * E.pivoting.perturbation, np.inf, 0.0) for E in eliminations
     ]
     batch = Arrays(*[array.reshape(1, array.size) for array in seam_arrays])
-    seam_found = on.elimination.runs(seams, runs, params, lin, space, [0.0], pivotings, batch, None, seam_work)
+    steps = [(runs, pivotings)]
+    seam_found = on.elimination.runs(seams, steps, params, lin, space, [0.0], batch, None, seam_work, no_tick)
     # Those of the seams are the same for all.
     Dx, Dz = (on.memory.part(array, slice(0, array.size // count)) for array in (lin.Dx, lin.Dz))
 
@@ -122,31 +123,37 @@ def _eliminate_in_segments(eliminations, plan, arrays, levels, tick):
 
 
 def _sweep(eliminations, plan, arrays, Y_mu, work, tick):
-    """Run by run through all segments: ``(status, layer)`` of each elimination, the first that is not `OK`."""
+    """``(status, layer)`` of each elimination, the first of its segments that is not `OK`."""
     matrix, count = eliminations[0].matrix, len(eliminations)
     on, table, (params, lin, space) = matrix.system.on, matrix.table, matrix.blocks()
     bounds = (0, table.size) if plan is None else plan.bounds
-    shifts, found = [E.shift for E in eliminations], [(OK, 0)] * count
     loads = (1.0,) if plan is None else plan.loads
-    queues = [eliminations[0].runs(*part) for part in zip(bounds[:-1], bounds[1:], loads)]
+    shifts, queues = [E.shift for E in eliminations], []
+    for part in zip(bounds[:-1], bounds[1:], loads):
+        queues.append(eliminations[0].runs(*part))
+    steps = []
     for pieces in itertools.zip_longest(*queues):
         # A segment of fewer runs than others has nothing left to do.
         pieces = [(start, start, 0) if piece is None else piece for piece, start in zip(pieces, bounds)]
-        ends = [(start, stop) for start, stop, _ in pieces]
         pivotings = [E.pivoting_at(level) for E in eliminations for _, _, level in pieces]
-        if plan is None:
-            results = on.elimination.layers(table, *ends[0], params, lin, space, shifts, pivotings, arrays, work)
-        else:
-            runs = plan.runs(ends)
-            results = on.elimination.runs(table, runs, params, lin, space, shifts, pivotings, arrays, Y_mu, work)
-        for t in range(count):
-            for result in results[t * len(pieces) : (t + 1) * len(pieces)]:
-                if found[t][0] == OK and result[0] != OK:
-                    found[t] = result
+        steps.append(([(start, stop) for start, stop, _ in pieces], pivotings))
+    if plan is not None:
+        steps = [(plan.runs(ends), pivotings) for ends, pivotings in steps]
+        results = on.elimination.runs(table, steps, params, lin, space, shifts, arrays, Y_mu, work, tick)
+        return [_first_failure(results[t * plan.count : (t + 1) * plan.count]) for t in range(count)]
+    found = [(OK, 0)] * count
+    for ((start, stop),), pivotings in steps:
+        results = on.elimination.layers(table, start, stop, params, lin, space, shifts, pivotings, arrays, work)
+        found = [_first_failure(pair) for pair in zip(found, results)]
         if all(code != OK for code, _ in found):
             break
-        tick(count * sum(stop - start for start, stop in ends))
+        tick(count * (stop - start))
     return found
+
+
+def _first_failure(results):
+    """The first of some ``(status, layer)`` that is not `OK`."""
+    return next((result for result in results if result[0] != OK), (OK, 0))
 
 
 def _add_seams(on, pivots, plan, seams, alpha, levels):

@@ -38,8 +38,7 @@ class Elimination(NamedTuple):
         if growth is not None:
             relative = relative._replace(limit=growth)
         # Of the dampings that pivots may be as small as, the smallest.
-        sizes = np.abs(matrix.dampings(shift))
-        smallest = float(sizes[sizes > 0.0].min(initial=np.inf))
+        smallest = matrix.smallest_damping(shift)
         smallest = smallest if smallest < np.inf else shift
         return cls(matrix, shift, scale_pivoting(relative, matrix.hessian_norm, smallest))
 

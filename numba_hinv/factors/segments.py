@@ -86,16 +86,19 @@ class Segments(ChainFactors):
         kept = stretches.kept_bytes(stretches.whole(system.num_layers, system.sizes), self.matrix.dtype)
         return kept + sum(array.size * np.dtype(array.dtype).itemsize for array in beyond)
 
-    def _runs(self, num_vectors, back):
-        """Run by run through all segments, in the order of a sweep: their records."""
+    def _steps(self, num_vectors, back):
+        """Runs of all segments, one each, in the order of a sweep."""
         plan, system = self.segmentation, self.matrix.system
         spans = [Stretch(start, stop, (), 0) for start, stop in zip(plan.bounds[:-1], plan.bounds[1:])]
         queues = [pieces(system, span, num_vectors, back) for span in spans]
         # A segment of fewer runs than others has nothing left to do.
         done = [0 if back else span.stop - span.start for span in spans]
+        steps = []
         for parts in itertools.zip_longest(*queues):
             parts = [(end, end) if part is None else part for part, end in zip(parts, done)]
-            yield plan.runs([(span.start + start, span.start + stop) for span, (start, stop) in zip(spans, parts)])
+            ends = [(span.start + start, span.start + stop) for span, (start, stop) in zip(spans, parts)]
+            steps.append(plan.runs(ends))
+        return steps
 
     def sweep(self, b, x, check):
         """All segments, the seams, all segments again."""
@@ -105,37 +108,18 @@ class Segments(ChainFactors):
         work = on.substitution.workspaces(system.sizes, k, system.num_samples, dtype, plan.count)
         size = plan.sizes.parameters
         right, found = on.memory.empty((k, size), dtype), on.memory.empty((k, size), dtype)
-        for runs in self._runs(k, True):
-            check()
-            on.substitution.runs(
-                True, table, runs, params, lin, space, kept.layers, kept.Y_mu, shift, b, x, right, work
-            )
+        layers = params, lin, space, kept.layers, kept.Y_mu, shift, b, x
+        on.substitution.runs(True, table, self._steps(k, True), *layers, right, work, check)
         nothing = on.memory.empty(1, dtype)
         output = on.memory.empty((1, 1), dtype)
         short = Linearisation(*[nothing] * 4, kept.Dx, kept.Dz, *[nothing] * 3, output, lin.curvature)
         seam_work = on.substitution.workspaces(plan.sizes, k, 1, dtype, 1)
-        runs = whole(plan.seams[:-1], 0, plan.count - 1)
+        steps = [whole(plan.seams[:-1], 0, plan.count - 1)]
+        vectors = on.memory.as_vectors(right), on.memory.as_vectors(found)
+        seams = params, short, RowSpace(nothing, nothing, nothing), kept.seams, None, 0.0, *vectors
         for back in (True, False):
-            on.substitution.runs(
-                back,
-                plan.seams,
-                runs,
-                params,
-                short,
-                RowSpace(nothing, nothing),
-                kept.seams,
-                None,
-                0.0,
-                on.memory.as_vectors(right),
-                on.memory.as_vectors(found),
-                None,
-                seam_work,
-            )
-        for runs in self._runs(k, False):
-            check()
-            on.substitution.runs(
-                False, table, runs, params, lin, space, kept.layers, kept.Y_mu, shift, b, x, found, work
-            )
+            on.substitution.runs(back, plan.seams, steps, *seams, None, seam_work, check)
+        on.substitution.runs(False, table, self._steps(k, False), *layers, found, work, check)
 
 
 def _beyond_layers(plan, dtype):

@@ -17,7 +17,7 @@ class Layout:
     chain : Chain
     num_samples : int
         B.
-    addresses, ridge : optional
+    addresses, ridge, by_parameter : optional
         As for `layer_table`.
 
     Attributes
@@ -26,9 +26,9 @@ class Layout:
         Those of `layer_table`.
     """
 
-    def __init__(self, chain, num_samples, addresses=(0, 0, 0), ridge=None):
+    def __init__(self, chain, num_samples, addresses=(0, 0, 0), ridge=None, by_parameter=None):
         self.chain, self.num_samples = chain, num_samples
-        self.table, self.sizes = layer_table(chain, num_samples, addresses, ridge)
+        self.table, self.sizes = layer_table(chain, num_samples, addresses, ridge, by_parameter)
         self._kept = {}
 
     def kept(self, function, *arguments):

@@ -154,7 +154,7 @@ class CpuElimination:
     def span(layout, lin):
         """`RowSpace` of the inputs of all layers, in float64."""
         sizes = layout.sizes
-        space = row_space.RowSpace(np.empty(sizes.Q), np.empty(sizes.R))
+        space = row_space.RowSpace(np.empty(sizes.Q), np.empty(sizes.R), np.zeros(1))
         scratch = row_space.workspace(sizes, np.dtype(np.float64))
         for start, stop in layout.kept(_runs_of_span):
             row_space.span(layout.table[start:stop], lin, space, scratch)

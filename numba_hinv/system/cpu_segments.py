@@ -5,6 +5,7 @@ Twin of the launches of a GPU (`numba_hinv.cuda`): a job stands where a thread b
 has the mathematics of the cut.
 """
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -99,69 +100,108 @@ def work_bytes(table, sizes, dtype, plan):
 
 def eliminate_layers(table, start, stop, params, lin, space, dampings, pivotings, factors, work):
     """``(status, layer)`` of every damping, of a chain that is one segment."""
-    runs = whole(table, start, stop)
-    return eliminate_runs(table, runs, params, lin, space, dampings, pivotings, factors, None, work)
+    steps = [(whole(table, start, stop), pivotings)]
+    return eliminate_runs(table, steps, params, lin, space, dampings, factors, None, work)
 
 
-def eliminate_runs(table, runs, params, lin, space, dampings, pivotings, factors, Y_mu, work):
-    """``(status, layer)`` of every damping and run, each a job: those of one damping follow one another."""
+def eliminate_runs(table, steps, params, lin, space, dampings, factors, Y_mu, work, tick=None):
+    """``(status, layer)`` of every damping and segment, each a job: those of one damping follow one another.
 
-    def job(row):
-        t, segment, own = row // runs.size, runs[row % runs.size], work[row]
-        start, stop = int(segment["start"]), int(segment["stop"])
-        if start == stop:
-            return OK, start
-        kept = eliminate.Factors(*[array[t] for array in factors])
-        found = eliminate.eliminate(
-            table, start, stop, params, lin, space, dampings[t], pivotings[row], kept, own.layers
-        )
-        if found[0] == OK and segment["c"]:
-            found = multipliers.carry(
-                table, start, stop, params, lin, space, kept, Y_mu[t], int(segment["Y"]), own.carried
-            )
-        return found
-
-    return _together(job, len(dampings) * runs.size)
-
-
-def substitute_runs(back, table, runs, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
-    """The sweep ``back`` or forth over the layers of all runs, each a job; ``seams`` (k, size) are its unknowns.
-
-    On the way back they are right-hand sides of the seams' chain, on the way forth its solutions.
+    ``steps`` are ``(runs, pivotings)``, a run a segment and a `Pivoting` a job. No job waits for others after a step:
+    theirs are not as long. ``tick(num_layers)`` is told what is done.
     """
+    count, lock = steps[0][0].size, threading.Lock()
 
-    def job(row):
-        segment, own = runs[row], work[row]
-        start, stop, c, at = (int(segment[name]) for name in ("start", "stop", "c", "Y"))
-        is_first, N = start == segment["first"] and segment["before"] >= 0, int(table["N"][int(segment["first"])])
-        before, after = (slice(int(segment[name]), int(segment[name]) + n) for name, n in (("before", N), ("after", c)))
-        state = own.state[start % 2, : b.shape[0] * N].reshape(b.shape[0], N)
-        mu = np.zeros((b.shape[0], c), b.dtype)
-        if back:
-            if stop == segment["end"]:
-                own.state.fill(0.0)
-            elif c:
-                mu[:] = seams[:, after]
-            substitute.substitute_back(table, start, stop, params, lin, space, factors, damping, b, x, own)
-            if c:
-                multipliers.gather(table, start, stop, factors, Y_mu, at, x, mu, own)
-                seams[:, after] = mu
-            if is_first:
-                seams[:, before] = state
-        else:
-            if is_first:
-                state[:] = seams[:, before]
-            if c:
-                mu[:] = seams[:, after]
-                multipliers.release(table, start, stop, Y_mu, at, mu, x, own)
-            substitute.substitute_forth(table, start, stop, params, lin, space, factors, damping, b, x, own)
+    def job(row, check):
+        t, s, own = row // count, row % count, work[row]
+        kept = eliminate.Factors(*[array[t] for array in factors])
+        for runs, pivotings in steps:
+            segment = runs[s]
+            start, stop = int(segment["start"]), int(segment["stop"])
+            if start == stop:
+                continue
+            check()
+            code, layer = eliminate.eliminate(
+                table, start, stop, params, lin, space, dampings[t], pivotings[row], kept, own.layers
+            )
+            if code == OK and segment["c"]:
+                code, layer = multipliers.carry(
+                    table, start, stop, params, lin, space, kept, Y_mu[t], int(segment["Y"]), own.carried
+                )
+            if code != OK:
+                return code, layer
+            if tick is not None:
+                with lock:
+                    tick(stop - start)
+        return OK, 0
 
-    _together(job, runs.size)
+    return _together(job, len(dampings) * count)
+
+
+def substitute_runs(back, table, steps, params, lin, space, factors, Y_mu, damping, b, x, seams, work, check):
+    """The sweep ``back`` or forth over the layers of all segments, each a job; ``seams`` (k, size) are its unknowns.
+
+    ``steps`` are runs, one a segment. On the way back the seams are right-hand sides of their chain, on the way forth
+    its solutions.
+    """
+    sweep = _substitute_back if back else _substitute_forth
+
+    def job(row, is_wanted):
+        for runs in steps:
+            segment, own = runs[row], work[row]
+            if segment["start"] < segment["stop"]:
+                is_wanted()
+                check()
+                sweep(segment, table, params, lin, space, factors, Y_mu, damping, b, x, seams, own)
+
+    _together(job, steps[0].size)
+
+
+def _substitute_back(segment, table, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
+    start, stop, c, at, after = (int(segment[name]) for name in ("start", "stop", "c", "Y", "after"))
+    mu = np.zeros((b.shape[0], c), b.dtype)
+    if stop == segment["end"]:
+        work.state.fill(0.0)
+    elif c:
+        mu[:] = seams[:, after : after + c]
+    substitute.substitute_back(table, start, stop, params, lin, space, factors, damping, b, x, work)
+    if c:
+        multipliers.gather(table, start, stop, factors, Y_mu, at, x, mu, work)
+        seams[:, after : after + c] = mu
+    if _is_behind_a_seam(segment):
+        seams[:, _before(segment, table)] = _first_state(segment, table, b, work)
+
+
+def _substitute_forth(segment, table, params, lin, space, factors, Y_mu, damping, b, x, seams, work):
+    start, stop, c, at, after = (int(segment[name]) for name in ("start", "stop", "c", "Y", "after"))
+    if _is_behind_a_seam(segment):
+        _first_state(segment, table, b, work)[:] = seams[:, _before(segment, table)]
+    if c:
+        mu = np.ascontiguousarray(seams[:, after : after + c])
+        multipliers.release(table, start, stop, Y_mu, at, mu, x, work)
+    substitute.substitute_forth(table, start, stop, params, lin, space, factors, damping, b, x, work)
+
+
+def _is_behind_a_seam(segment):
+    return segment["start"] == segment["first"] and segment["before"] >= 0
+
+
+def _before(segment, table):
+    """The y of the seam before the segment, among the unknowns of the seams."""
+    before = int(segment["before"])
+    return slice(before, before + int(table["N"][segment["first"]]))
+
+
+def _first_state(segment, table, b, work):
+    """The state that comes into the segment, (k, N)."""
+    first = int(segment["first"])
+    N = int(table["N"][first])
+    return work.state[first % 2, : b.shape[0] * N].reshape(b.shape[0], N)
 
 
 def _together(job, count):
-    """What ``job(row)`` returns for every row, on as many threads as there are cores to be had."""
-    jobs = [lambda check, row=row: job(row) for row in range(count)]
+    """What ``job(row, check)`` returns for every row, on as many threads as there are cores to be had."""
+    jobs = [lambda check, row=row: job(row, check) for row in range(count)]
     try:
         return threads.run(jobs, threads.num_workers(None, count, False))
     except threads.JobFailed as failure:

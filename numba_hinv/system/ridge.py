@@ -2,7 +2,7 @@
 
 All of them are the diagonal of a matrix that is added to H, a *ridge*: a vector of P numbers. Where it is the same in
 all weights of a layer and in all its biases, and so for every layer, H with it can be eliminated by layers
-(docs/theory.md, section 15).
+(docs/theory.md, section 15); so it can where it is not, if a layer has as many samples as inputs or is given as blocks.
 """
 
 import numpy as np
@@ -77,13 +77,13 @@ def sizes(chain):
 
 
 def pairs_of(chain, vector):
-    """(L, 2) array of a ridge that is by layer, for weights and biases; None where it is not."""
-    pairs, start = np.zeros((chain.p.size, 2)), 0
+    """((L, 2) array of a ridge for weights and biases, (L,) array of whether it differs within them: then 0 there)."""
+    pairs, by_parameter, start = np.zeros((chain.p.size, 2)), np.zeros(chain.p.size, bool), 0
     for l, counts in enumerate(np.stack(sizes(chain), axis=1).tolist()):
         for part, count in enumerate(counts):
             values = vector[start : start + count]
-            if count and (values != values[0]).any():
-                return None
+            by_parameter[l] |= count > 0 and bool((values != values[0]).any())
             pairs[l, part] = values[0] if count else pairs[l, 0]
             start += count
-    return pairs
+    pairs[by_parameter] = 0.0
+    return pairs, by_parameter

@@ -1,5 +1,7 @@
 """``2^-k (H + damping I)``: the matrix that is eliminated, and multiplied with when solutions are refined."""
 
+import numpy as np
+
 from ..runtime import threads
 from .scaling import by_power
 
@@ -61,6 +63,13 @@ class Shifted:
     def dampings(self, shift):
         """What is on the diagonal of every layer for its weights, in place of ``eps`` one that is ``shift``, (L,)."""
         return shift + self.table["ridge"]
+
+    def smallest_damping(self, shift):
+        """The smallest number but 0 on the diagonal, without its sign, in place of ``eps`` one that is ``shift``."""
+        sizes = np.abs(self.dampings(shift))
+        if self.table["by_parameter"].any():
+            sizes = np.abs(shift + np.ldexp(self.system.ridge, -self.scale.matrix))
+        return float(sizes[sizes > 0.0].min(initial=np.inf))
 
     @property
     def size(self):

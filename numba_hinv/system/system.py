@@ -53,7 +53,8 @@ class System(Matrix):
     logarithms : (L + 1,) array, optional
         `state_logarithms`, likewise.
     first, ridge
-        As `Matrix` has them. H can be eliminated by layers where the ridge is by layer (`ridge.pairs_of`).
+        As `Matrix` has them. H can be eliminated by layers where the ridge is by layer (`ridge.pairs_of`), or the
+        layer has at least as many samples as inputs.
     """
 
     is_of_blocks: bool  # whether all layers are given as derivative blocks, and none is local
@@ -70,10 +71,11 @@ class System(Matrix):
 
     def _prepare(self, layout=None):
         # It follows from the chain and the ridge, so that it is not pickled.
-        pairs = None if self.ridge is None else pairs_of(self.chain, self.ridge)
-        self.has_layers = self.ridge is None or pairs is not None
-        if layout is None or pairs is not None:
-            layout = Layout(self.chain, self.num_samples, ridge=pairs)
+        self.has_layers = True
+        if layout is None or self.ridge is not None:
+            pairs, by_parameter = (None, None) if self.ridge is None else pairs_of(self.chain, self.ridge)
+            layout = Layout(self.chain, self.num_samples, ridge=pairs, by_parameter=by_parameter)
+            self.has_layers = not (layout.table["by_parameter"] & (layout.table["r"] < layout.table["d"])).any()
         self.layout, self.table, self.sizes = layout, layout.table, layout.sizes
         self.is_of_blocks = layout.kept(_is_of_blocks)
         self.on.load(_DOUBLE)
@@ -283,7 +285,10 @@ class System(Matrix):
                 blocks = astype(params, dtype), Linearisation(*(astype(block, dtype) for block in lin))
                 self._last_narrow = scale, *blocks
             params, lin = blocks
-        return params, lin, self.row_space(dtype)
+        space = self.row_space(dtype)
+        if self.table["by_parameter"].any():
+            space = space._replace(ridge=np.ldexp(self.ridge, -scale.matrix).astype(dtype))
+        return params, lin, space
 
     def block_bytes(self, dtype, scale):
         """Bytes that `blocks` has to allocate."""
@@ -292,6 +297,8 @@ class System(Matrix):
         if (scale.matrix or scale.states) and self._last_scaled[0] != scale:
             num_bytes += sum(block.nbytes for block in lin) - lin.Z.nbytes - lin.output.nbytes
             num_bytes += self.weights.nbytes if scale.states else 0
+        if self.table["by_parameter"].any():
+            num_bytes += (8 + dtype.itemsize) * self.num_params
         if dtype != np.float64:
             num_bytes += 0 if dtype in self._spaces else dtype.itemsize * scalars
             if self._last_narrow[0] != scale:

@@ -363,7 +363,7 @@ def curve(seed, l2=1e-6):
 
 
 @pytest.mark.parametrize("batches", [False, True])
-def test_how_outputs_bend_along_a_step(batches):
+def test_how_outputs_bend_along_a_step(batches, monkeypatch):
     """A product of weights, whose derivatives are products; the scale of S is that of the Gauss-Newton matrix."""
     net = nh.Network([nh.Dense(1, 1, "identity", bias=False)] * 4, "mean_squared_error")
     w, v, x = np.array([1.5, -0.7, 0.9, 2.0]), np.array([0.3, 0.5, -0.2, 0.4]), np.array([1.0, 2.0, -0.5])
@@ -374,9 +374,29 @@ def test_how_outputs_bend_along_a_step(batches):
     data = data if batches else (x[:, None], x, weights)
     H = net.hessian(w, data[0], data[1], "ggn", sample_weight=data[2])
     scale = H.todense()[0, 0] / slopes[0] ** 2
+    monkeypatch.setattr(geodesic, "batch_size_for", lambda model: 2 if batches else 3)
     found = geodesic.bending(net, w, v, data[0], data[1], data[2], H.total_weight)
     # The outputs are polynomials of degree 4: (1e-2)^2 / 12 of the fourth derivative, 24 v_1 v_2 v_3 v_4.
     np.testing.assert_allclose(found, scale * slopes * second, rtol=1e-4)
+
+
+def test_geodesic_acceleration_only_where_the_outputs_bend_little():
+    """Up to 0.75 of the step, that is 0.375 for its half; a bend that cannot be found is none."""
+    problem = chain(4, 3, batch=10)
+    H = problem.net.hessian(*start_of(problem)[1:], "ggn")
+    F = H.factorize(0.5)
+    p, direction = -F.solve(H.gradient), np.random.default_rng(0).standard_normal(H.shape[0])
+    direction *= np.linalg.norm(p) / np.linalg.norm(direction)
+    for ratio, share in ((0.74, 0.37), (0.76, 0.0)):
+        rule = step_rules.LevenbergMarquardt(0.5)
+        rule.bend = lambda H, step, ratio=ratio: ratio * (H @ direction + 0.5 * direction)
+        np.testing.assert_allclose(rule.accelerate(H, F, p), p - share * direction, rtol=1e-12, atol=1e-14)
+
+    def nowhere(H, step):
+        raise ValueError("not finite")
+
+    rule.bend = nowhere
+    assert rule.accelerate(H, F, p) is p
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -784,13 +784,15 @@ def test_segments_that_do_not_do(monkeypatch):
     assert H.factorize(1e-6).solver.factors.has_fallback
     with monkeypatch.context() as patch:
         patch.setattr(inertia, "CONTRACTION", 0.0)
-        assert not H.factorize(1e-6).solver.factors.has_fallback
+        F = H.factorize(1e-6)
+        assert F.solver.factors.has_fallback and not F.solver.decided().factors.has_fallback
+        assert F.solver.num_negative_pivots() == (problem.eigenvalues < -1e-6).sum()
     # A guess so large that nothing is left of the fronts beside it.
     with monkeypatch.context() as patch:
         patch.setattr(segmentation, "GUESS", 52)
         F = H.factorize(0.1)
         assert (
-            not F.solver.factors.has_fallback
+            not F.solver.decided().factors.has_fallback
             and F.inertia.exact
             and problem.backward_error(0.1, F.solve(b), b) <= 1e-14
         )
@@ -810,13 +812,13 @@ def test_many_dampings_at_once(depth, monkeypatch):
     H, b, launches = problem.hessian, problem.right_hand_side(2), []
     dampings = [0.5, -0.1, 1e-2, 0.5, -0.02]
     expected = [H.factorize(damping) for damping in dampings]
-    eliminate_runs = DeviceElimination.runs
+    eliminate_runs = DeviceElimination._run
 
     def counted(self, table, runs, params, lin, space, dampings, *rest):
         launches.append((len(dampings), runs.size))
         return eliminate_runs(self, table, runs, params, lin, space, dampings, *rest)
 
-    monkeypatch.setattr(DeviceElimination, "runs", counted)
+    monkeypatch.setattr(DeviceElimination, "_run", counted)
     found = H.factorize_many(dampings)
     assert launches == ([(5, 1)] if depth == 3 else [(5, 2), (1, 5)])
     for F, alone in zip(found, expected):

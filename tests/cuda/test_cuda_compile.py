@@ -61,13 +61,13 @@ def kernels():
         arguments = matrix, float64, vector, matrix, matrix, matrix, array(float64, 3), vector
         yield loss, linearise.terminal_kernel(loss), arguments
     yield "backward", linearise.backward, (*net, vector, matrix)
-    yield "span", row_space.span, (sweep[0], lin[float64], named(RowSpace, vector, vector), matrix)
+    yield "span", row_space.span, (sweep[0], lin[float64], named(RowSpace, *[vector] * 3), matrix)
     yield "tangents", multiply.tangents, (*net, matrix, matrix, matrix)
     yield "adjoints", multiply.adjoints, (*net, matrix, matrix, matrix, matrix, array(float64, 3))
     yield from wide_sweeps(sweep[0], vector, lin[float64])
     for scalar in (float64, float32):
         runs = array(from_dtype(SEGMENT))
-        blocks = sweep[0], runs, array(scalar), lin[scalar], named(RowSpace, array(scalar), array(scalar))
+        blocks = sweep[0], runs, array(scalar), lin[scalar], named(RowSpace, *[array(scalar)] * 3)
 
         def factors(n, scalar=scalar):
             real, count, double = array(scalar, n), array(int64, n), array(float64, n)

@@ -205,12 +205,14 @@ def test_segments_that_do_not_do(monkeypatch):
     np.testing.assert_allclose(F.solve(b), x, rtol=1e-8, atol=1e-10)
     with monkeypatch.context() as patch:
         patch.setattr(inertia, "CONTRACTION", 0.0)
-        assert not H.factorize(1e-6, num_segments=2).solver.factors.has_fallback
+        F = H.factorize(1e-6, num_segments=2)
+        assert F.solver.factors.has_fallback and not F.solver.decided().factors.has_fallback
+        assert F.solver.num_negative_pivots() == (problem.eigenvalues < -1e-6).sum()
     # A guess so large that nothing is left of the fronts beside it.
     with monkeypatch.context() as patch:
         patch.setattr(segmentation, "GUESS", 52)
         F = H.factorize(0.1, num_segments=2)
-        assert not F.solver.factors.has_fallback and F.inertia.exact
+        assert not F.solver.decided().factors.has_fallback and F.inertia.exact
         assert problem.backward_error(0.1, F.solve(b), b) <= 1e-14
     with pytest.raises(np.linalg.LinAlgError, match="layer 0.*further from minus an eigenvalue"):
         H.factorize(-problem.eigenvalues[-1], num_segments=2)

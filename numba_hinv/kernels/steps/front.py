@@ -121,6 +121,16 @@ def _add_damping(layer, damping, M):
 
 
 @inner
+def _add_ridge(layer, ridge, M):
+    """M += the ridge of each parameter: Q is the identity, so that row (k, a) is the weight (a, k), or the bias a."""
+    n, fan_in, m = layer.units, layer.fan_in, layer.m
+    for row in range(m):
+        k, a = row // n, row % n
+        at = row if layer.kind == BLOCKS else n * fan_in + a if k == fan_in else a * fan_in + k
+        M[row, row] += ridge[layer.parameters + at]
+
+
+@inner
 def _last_dense_front(layer, B, W, S, D, lam, Q, R, damping, curvature, P, K, P_next, M, mixed):
     """M, K and the next P without C2, where P, the loss's curvature, is block diagonal over the samples."""
     n, n_in, r, m, N = layer.n_out, layer.n_in, layer.r, layer.m, layer.N
@@ -325,3 +335,5 @@ def form_front(layer, is_last, params, lin, row_space, damping, P, K, P_next, wo
         convolution_front(layer, params, lin, row_space, damping, P, K, P_next, work)
     else:
         _dense_front(layer, is_last, params, lin, row_space, damping, P, K, P_next, work)
+    if layer.by_parameter:
+        _add_ridge(layer, row_space.ridge, matrix(work.M, 0, layer.m, layer.m))

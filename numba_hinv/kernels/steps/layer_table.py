@@ -93,6 +93,7 @@ LAYER = np.dtype(
             "scales",  # of its m x 2 scales
             "Y",  # of the m x N coupling
             "apart",  # whether the bias has a row of R of its own, although there are fewer rows than d
+            "by_parameter",  # whether each parameter has a ridge of its own: there are as many rows as d then
         )
     ]
     + [
@@ -199,7 +200,7 @@ def places(length, kernel, stride, padding, dilation):
     return (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def layer_table(chain, num_samples, addresses=(0, 0, 0), ridge=None):
+def layer_table(chain, num_samples, addresses=(0, 0, 0), ridge=None, by_parameter=None):
     """The table of a chain for a batch of ``num_samples``, and the `Sizes` of the buffers it points into.
 
     Parameters
@@ -211,6 +212,8 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0), ridge=None):
         Of the compiled functions of each layer: function, jacobian and curvature. Only linearising needs them.
     ridge : (L, 2) array, optional
         What the diagonal of H has beside any damping, for W and for c of every structured layer; by default 0.
+    by_parameter : (L,) array of bool, optional
+        Layers for which a vector says that instead (`RowSpace.ridge`), a number a parameter; by default none.
     """
     B, L = num_samples, chain.n_in.size
     n_in, n_out, p = chain.n_in, chain.n_out, chain.p
@@ -261,6 +264,7 @@ def layer_table(chain, num_samples, addresses=(0, 0, 0), ridge=None):
         table[name] = ends - sizes
         totals[name] = int(ends[-1])
     table["apart"], table["ridge"] = apart, ridge[:, 0]
+    table["by_parameter"] = False if by_parameter is None else by_parameter
     table["ridge_of_bias"] = (ridge[:, 1] - ridge[:, 0]) * chain.bias
     table["weights"] = np.where(chain.held > 0, p.sum() + np.cumsum(chain.held) - chain.held, table["parameters"])
     maxima = {name: int(values.max()) for name, values in block_sizes(table, B).items()}

@@ -25,6 +25,7 @@ class RowSpace(NamedTuple):
 
     Q: np.ndarray  # where rows < d: Q[:fan_in]^T, r x fan_in, then the r entries of its bias row
     R: np.ndarray  # r x rows
+    ridge: np.ndarray  # (P,), read where the layer table says ``by_parameter``; of any length elsewhere
 
 
 def workspace(sizes, dtype):
