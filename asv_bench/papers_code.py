@@ -1,13 +1,13 @@
-"""This library beside the code of the paper whose problem it solves, and beside what else one would write, in one process.
+"""This library beside the code of the paper whose problem it solves, and beside what else one would write.
 
     git clone https://github.com/a-rahimi/hessian
     OPENBLAS_NUM_THREADS=1 python asv_bench/papers_code.py hessian/src
 
-The nets are those that the paper's code builds: dense layers without biases, tanh, softmax cross-entropy with 10 classes.
-Every contender starts from the parameters and ends with the solution of (H + damping I) x = b in float64, contenders take
-turns, and figures are medians over the rounds. CG runs on this library's products until its own test is passed or its
-time is over. The backward error is taken with this library's product. Needs PyTorch (extra: peers). Dense
-matrices are left out where they would not fit into a few gigabytes, or take minutes.
+The nets are those that the paper's code builds: dense layers without biases, tanh, softmax cross-entropy with 10
+classes. Every contender starts from the parameters and ends with the solution of (H + damping I) x = b in float64,
+contenders take turns, and figures are medians over the rounds. CG runs on this library's products until its own test
+is passed or its time is over. The backward error is taken with this library's product. Needs PyTorch (extra: peers).
+Dense matrices are left out where they would not fit into a few gigabytes, or take minutes.
 """
 
 import argparse

@@ -201,7 +201,7 @@ def test_eigenvalues(tmp_path):
 
 
 def test_influence(tmp_path):
-    """Of a trained net; the odd sample is found, and what is predicted of it has the sign and the order of the truth."""
+    """Of a trained net: the odd sample is found, and what is predicted of it is near the truth."""
     output = run(["-c", script("influence.md")], tmp_path)
     assert "trained True" in output and "(80, 200)" in output
     assert "explained least by the others: 0" in output and "most harmful on the whole: 0" in output

@@ -84,7 +84,8 @@ def from_sklearn(model, X=None, y=None, sample_weight=None):
     >>> import numba_hinv as nh, numpy as np
     >>> from sklearn.neural_network import MLPRegressor
     >>> X = np.linspace(-1.0, 1.0, 50)[:, None]
-    >>> model = MLPRegressor(hidden_layer_sizes=(4,), activation="tanh", solver="lbfgs", max_iter=2000, random_state=0).fit(X, X[:, 0] ** 2)
+    >>> model = MLPRegressor(hidden_layer_sizes=4, activation="tanh", solver="lbfgs", max_iter=2000, random_state=0)
+    >>> model = model.fit(X, X[:, 0] ** 2)
     >>> net, params, X, y, damping = nh.from_sklearn(model, X, X[:, 0] ** 2)
     >>> net.num_params, y.shape
     (13, (50, 1))
