@@ -256,3 +256,7 @@ def test_every_page_and_name_is_listed():
     names = set(re.findall(r"^   (\w+)$", (docs / "api.rst").read_text("utf-8"), re.M))
     assert set(nh.__all__) - {"__version__"} <= names
     assert all(hasattr(nh, name) for name in names - {"NetClassifier", "NetRegressor"})
+    for module in ("embedded", "losses"):
+        listed = set(re.findall(rf"^   {module}\.(\w+)$", (docs / "api.rst").read_text("utf-8"), re.M))
+        of_module = getattr(nh, module)
+        assert listed == {name for name in of_module.__all__ if not isinstance(getattr(of_module, name), int)}
