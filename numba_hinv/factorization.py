@@ -65,9 +65,9 @@ def segments_of(hessian, num_segments, num_threads, method, checkpoint):
 
 
 class Factorization(SymmetricOperator):
-    """Inverse of ``H + damping I``. Made by `Hessian.factorize`.
+    """The inverse of ``H + damping I``, which `Hessian.factorize` makes.
 
-    A `scipy.sparse.linalg.LinearOperator`: ``F @ b`` is ``F.solve(b)``.
+    It is a `scipy.sparse.linalg.LinearOperator`: ``F @ b`` is ``F.solve(b)``.
 
     Attributes
     ----------
@@ -373,10 +373,10 @@ class Factorization(SymmetricOperator):
             Or a tensor of PyTorch, on any device.
         refine : bool
             Whether to refine on the residual in float64, to a normwise backward error
-            ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)`` near machine precision. Without it, the answer of the
-            two sweeps alone. Of a chain given as blocks in which rounding of products with H exceeds the smallest
-            pivots (unstable dynamics, barrier terms) the residual is that of the lifted system in controls, states and
-            multipliers (docs/theory.md, section 11).
+            ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)`` near machine precision. Without it, the answer is that
+            of the two sweeps alone. For a chain given as blocks in which rounding of products with H exceeds the
+            smallest pivots (unstable dynamics, barrier terms) the residual is that of the lifted system in controls,
+            states and multipliers (docs/theory.md, section 11).
         full_output : bool
             Whether to return what is known of the solution, too.
         num_threads : int, optional
