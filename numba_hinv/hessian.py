@@ -289,8 +289,8 @@ class Hessian(SymmetricOperator):
         ----------
         damping : float, or sequence
             Any real number: a negative one is a shift, and 0 works where H is nonsingular. Or one number a layer, or
-            pair (weights, biases), or a (P,) array: a diagonal in place of ``damping I`` (docs/priors.md). One that differs within the
-            weights or biases of a layer needs ``method="dense"``.
+            pair (weights, biases), or a (P,) array: a diagonal in place of ``damping I`` (docs/priors.md). One that
+            differs within the weights or biases of a layer needs ``method="dense"``.
         factor_dtype : float64 or float32, optional
             Precision of the factors, by default that of the parameters. Solves are refined in float64 all the same.
         checkpoint : bool
