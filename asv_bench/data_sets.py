@@ -72,7 +72,7 @@ class Row:
         pairs = list(zip(self.widths[:-1], self.widths[1:]))
         layers = [nh.Dense(*pair, "tanh", skip=pair[0] == pair[1]) for pair in pairs[:-1]]
         self.net = nh.Network([*layers, nh.Dense(*pairs[-1], "identity")], loss)
-        self.params = self.net.init(seed=0)
+        self.params = self.net.init(rng=0)
         self.b = np.random.default_rng(1).standard_normal(self.net.num_params)
 
     def train(self):
@@ -211,7 +211,7 @@ def influence(row):
 
 
 def training(row):
-    start = row.net.init(seed=3)
+    start = row.net.init(rng=3)
 
     def ours():
         return nh.minimize(row.net, start, row.X, row.y, l2=L2, gtol=1e-8, max_iterations=500)

@@ -27,7 +27,7 @@ def main():
     limit = int(options.gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     net = nh.Network([nh.Dense(784, options.hidden), nh.Dense(options.hidden, 10, "identity")], "softmax_cross_entropy")
-    rng, params = np.random.default_rng(0), net.init(seed=0)
+    rng, params = np.random.default_rng(0), net.init(rng=0)
     with tempfile.TemporaryDirectory() as folder:
         X = np.lib.format.open_memmap(Path(folder) / "X.npy", "w+", np.float64, (options.samples, 784))
         for start in range(0, options.samples, 1000):

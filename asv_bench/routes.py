@@ -44,7 +44,7 @@ def problem(width, depth, B):
     rng = np.random.default_rng(0)
     net = nh.Network([nh.Dense(width, width, "tanh", skip=True) for _ in range(depth)], "mean_squared_error")
     X, y = rng.standard_normal((B, width)), rng.standard_normal((B, width))
-    return net, net.init(seed=0), X, y
+    return net, net.init(rng=0), X, y
 
 
 def seconds_of(net, params, X, y, method, dtype):

@@ -17,6 +17,7 @@ ROWS = [
         ("applications", "training, spectra, influence, Laplace"),
         ("storage", "files, checked"),
         ("embedded", "sweeps for @njit"),
+        ("distributed", "segments on a cluster"),
     ],
     [("network", "Network: layers, a loss"), ("losses", "losses with options")],
     [("hessian", "Hessian: a LinearOperator")],

@@ -74,7 +74,7 @@ def measure(method, net, params, X, y, b, repeats, **short):
 def warm_up(X, y):
     """Compile, and start BLAS's threads, before any clock runs."""
     net = skinny_net(depth=3)
-    params = net.init(seed=0)
+    params = net.init(rng=0)
     b = net.gradient(params, X, y)
     structured(net, params, X, y, b)
     dense(net, params, X, y, b)
@@ -87,7 +87,7 @@ def run():
     results = {"numba_hinv": [], "dense (LAPACK)": [], "MINRES": []}
     for depth in tqdm(DEPTHS, unit="depth"):
         net = skinny_net(depth)
-        params = net.init(seed=0)
+        params = net.init(rng=0)
         b = net.gradient(params, X, y)
         results["numba_hinv"].append((depth, *measure(structured, net, params, X, y, b, repeats=5)))
         if 2 * 8 * net.num_params**2 <= DENSE_BYTES:

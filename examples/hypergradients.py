@@ -57,7 +57,7 @@ class Problem:
 
 def on_grid(problem, num_decays):
     """[decay, losses] of every decay of the grid, from the largest down."""
-    params, ones, rows = problem.net.init(seed=0), np.ones(TRAIN), []
+    params, ones, rows = problem.net.init(rng=0), np.ones(TRAIN), []
     for l2 in np.logspace(*GRID[:2], num_decays)[::-1]:
         params = problem.train(params, l2, ones)
         rows.append([l2, *problem.losses(params)])
@@ -69,7 +69,7 @@ def by_gradient(problem, num_steps, with_weights):
     weights.
     """
     # From a strong decay on, as the grid, whose minimum is simple.
-    params = problem.train(problem.net.init(seed=0), 10.0 ** GRID[1], np.ones(TRAIN))
+    params = problem.train(problem.net.init(rng=0), 10.0 ** GRID[1], np.ones(TRAIN))
     phi = np.append(np.log(START), np.zeros(TRAIN if with_weights else 0))
     mean, square, rows = np.zeros_like(phi), np.zeros_like(phi), []
     for step in range(1, num_steps + 1):

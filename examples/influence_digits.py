@@ -80,7 +80,7 @@ def main():
     X, y = images[: arguments.train], labels[: arguments.train]
     start = time.perf_counter()
     net = skinny_net(DEPTH)
-    trained = train(net, net.init(seed=0), X, y)
+    trained = train(net, net.init(rng=0), X, y)
     params = trained.x
     print(
         f"{net}: {trained.nit} steps in {time.perf_counter() - start:.1f} s, loss {trained.fun:.4f}, norm of the "

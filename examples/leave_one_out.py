@@ -72,7 +72,7 @@ def run(samples, decays):
     rng = np.random.default_rng(0)
     (X, y), (X_test, y_test) = draw_samples(samples, rng), draw_samples(TEST, rng)
     net, seconds, scores, seen = network(), np.zeros(3), [], []
-    params = net.init(seed=0)
+    params = net.init(rng=0)
     folds = rng.permutation(samples) % FOLDS
     # Compiled before the clock starts.
     by_step(net, train(net, params, X, y, decays[0]), X, y, decays[0])

@@ -28,7 +28,7 @@ def line(name, *columns):
 
 def deep(X, y):
     net = skinny_net(DEPTH)
-    params = net.init(seed=0)
+    params = net.init(rng=0)
     start = time.perf_counter()
     H = net.hessian(params, X, y)
     x = H.factorize(DAMPING).solve(H.gradient)
@@ -55,7 +55,7 @@ def deep(X, y):
 
 def beside_dense(X, y):
     net = skinny_net(DENSE_DEPTH)
-    params = net.init(seed=0)
+    params = net.init(rng=0)
     b = net.gradient(params, X, y)
 
     def structured():

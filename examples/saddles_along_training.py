@@ -125,8 +125,8 @@ def run(depths, checkpoints):
     for depth in depths:
         net, rng = skinny_net(depth), np.random.default_rng(0)
         # What compiles on the way is none of the time that is shown.
-        look_at(net, 0, net.init(seed=0), X, y, rng)
-        points = train(net, net.init(seed=0), X, y, checkpoints)
+        look_at(net, 0, net.init(rng=0), X, y, rng)
+        points = train(net, net.init(rng=0), X, y, checkpoints)
         print_head(depth, net.num_params)
         found[depth] = net.num_params, []
         for step, params in points:

@@ -54,7 +54,7 @@ def problem():
         nh.Dense(WIDTH, OUTPUTS, "identity"),
     ]
     net = nh.Network(layers, "mean_squared_error")
-    params, X = net.init(seed=0), rng.standard_normal((SAMPLES, INPUTS))
+    params, X = net.init(rng=0), rng.standard_normal((SAMPLES, INPUTS))
     return net, params, X, net.hessian(params, X, rng.standard_normal((SAMPLES, OUTPUTS)))
 
 

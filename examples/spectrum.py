@@ -44,7 +44,7 @@ def run(depths):
     rows = []
     for depth in depths:
         net = skinny_net(depth)
-        H = net.hessian(net.init(seed=0), X, y)
+        H = net.hessian(net.init(rng=0), X, y)
         start = time.perf_counter()
         spectrum = nh.spectral_density(H, edges())
         rows.append((depth, net.num_params, spectrum, time.perf_counter() - start))

@@ -211,7 +211,7 @@ def problems(share=1.0):
         1.5 * share,
         40.0 * share,
         fit,
-        fit.init(seed=0),
+        fit.init(rng=0),
         images,
         labels,
         None,
@@ -222,7 +222,7 @@ def problems(share=1.0):
     deep = nh.Network(
         [*[nh.Dense(6, 6, "tanh", skip=True) for _ in range(29)], nh.Dense(6, 6, "identity")], loss="mean_squared_error"
     )
-    teacher = deep.init(seed=0)
+    teacher = deep.init(rng=0)
     start = teacher + 0.02 * np.random.default_rng(1).standard_normal(teacher.size)
     yield Problem(
         "(b) regression, 30 layers of width 6",
@@ -245,7 +245,7 @@ def problems(share=1.0):
         1.0 * share,
         1.0 * share,
         wide,
-        wide.init(seed=0),
+        wide.init(rng=0),
         images,
         labels,
         None,
@@ -342,7 +342,7 @@ def to_finish():
 
 def finish(title, net, X, y, l2, gtol=1e-10):
     """Print how far `minimize` and L-BFGS-B come."""
-    params = net.init(seed=0)
+    params = net.init(rng=0)
     nh.minimize(net, params, X, y, l2=l2, max_iterations=2)  # compiles
     began = time.perf_counter()
     result = nh.minimize(net, params, X, y, l2=l2, gtol=gtol, max_iterations=1000)

@@ -1,15 +1,19 @@
 """Exact solves with the Hessian of a deep net, in time and memory linear in its depth."""
 
 import importlib.util
+from typing import Any, overload
+
+from numpy.typing import ArrayLike
 
 from .runtime import compilation_cache, compile_notice
+from .runtime.annotations import AnyTensor, Data, FloatArray
 
 compilation_cache.prepare()
 compile_notice.listen()
 
 # ruff: noqa: E402 - nothing may be compiled or loaded before that.
 from . import cuda as _cuda  # noqa: F401, I001 - makes device="cuda" known
-from . import embedded, losses
+from . import distributed, embedded, losses
 from ._version import __version__
 from .applications.eigenvalues import eigenvalues, eigenvalues_in
 from .applications.hypergradient import Hypergradient, hypergradient
@@ -42,10 +46,43 @@ from .layers.norms import LayerNorm, RMSNorm
 from .layers.pooling import AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d
 from .network import Network
 from .runtime.compile_notice import set_compile_notice
+from .runtime.progress import set_progress
 from .storage import load
 
 
-def solve(network, params, X, y, b, damping):
+@overload
+def solve(
+    network: Network,
+    params: ArrayLike,
+    X: Data,
+    y: ArrayLike | None,
+    b: AnyTensor,
+    damping: float,
+    progress: bool | None = None,
+) -> AnyTensor: ...
+
+
+@overload
+def solve(
+    network: Network,
+    params: ArrayLike,
+    X: Data,
+    y: ArrayLike | None,
+    b: ArrayLike,
+    damping: float,
+    progress: bool | None = None,
+) -> FloatArray: ...
+
+
+def solve(
+    network: Network,
+    params: ArrayLike,
+    X: Data,
+    y: ArrayLike | None,
+    b: Any,
+    damping: float,
+    progress: bool | None = None,
+) -> Any:
     """Solve ``(H + damping I) x = b``, H being the Hessian of the loss: linearise, factorize, solve, refine.
 
     Parameters
@@ -56,6 +93,8 @@ def solve(network, params, X, y, b, damping):
     y : targets, as `Network.gradient` takes them
     b : (P,) or (P, k) array
     damping : float
+    progress : bool, optional
+        Show progress bars, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
@@ -73,14 +112,15 @@ def solve(network, params, X, y, b, damping):
     >>> nh.solve(net, np.zeros(3), X, y, np.ones(3), damping=0.5).round(3)
     array([ 0.433,  0.433, -0.062])
     """
-    return network.hessian(params, X, y).factorize(damping).solve(b)
+    H = network.hessian(params, X, y, progress=progress)
+    return H.factorize(damping, progress=progress).solve(b, progress=progress)
 
 
 # Estimators of scikit-learn, which is imported when one of them is asked for.
 _ESTIMATORS = "NetClassifier", "NetRegressor"
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _ESTIMATORS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
@@ -94,9 +134,9 @@ def __getattr__(name):
     return getattr(sklearn_estimators, name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     is_there = importlib.util.find_spec("sklearn") is not None
-    return sorted([*globals(), *(_ESTIMATORS if is_there else ())])
+    return sorted([*__all__, *(_ESTIMATORS if is_there else ())])
 
 
 __all__ = [
@@ -129,6 +169,7 @@ __all__ = [
     "TrustRegionStep",
     "__version__",
     "activation_names",
+    "distributed",
     "eigenvalues",
     "eigenvalues_in",
     "embedded",
@@ -146,6 +187,7 @@ __all__ = [
     "register_activation",
     "register_loss",
     "set_compile_notice",
+    "set_progress",
     "solve",
     "spectral_density",
     "trust_region",

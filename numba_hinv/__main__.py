@@ -135,7 +135,7 @@ def _dense(net, params, X, y):
 
 def _covariances(net, params, X, y):
     F = net.hessian(params, X, y, curvature="ggn").factorize(damping=1.0)
-    return F.diagonal(), F.blocks(1), F.sample(0)
+    return F.diagonal(), F.blocks(1), F.sample(rng=0)
 
 
 def _blocks(dtype):

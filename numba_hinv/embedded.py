@@ -17,8 +17,8 @@ for functions with ``cache=True`` as well; these must be compiled anew, by empty
 upgraded, since Numba does not see that. See ``examples/embed_in_njit.py``.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numba import typed
@@ -33,6 +33,7 @@ from .kernels.steps.row_space import RowSpace
 from .kernels.sweeps import eliminate, linearise, substitute
 from .kernels.sweeps import multiply as product
 from .runtime import memory_budget
+from .runtime.annotations import Array, FloatType, IntArray
 from .runtime.validation import as_float_dtype, as_size
 from .system.cpu import CPU
 
@@ -52,6 +53,9 @@ __all__ = [
     "typed_list",
 ]
 
+# To those who check types, compiled functions are what they are made of.
+_Compiled = TypeVar("_Compiled", bound=Callable[..., Any])
+
 
 class System(NamedTuple):
     """``H + damping I`` of a chain: blocks, factors, and the scratch of all sweeps. The caller's, to fill and to reuse.
@@ -67,21 +71,26 @@ class System(NamedTuple):
     array([0.])
     """
 
-    table: np.ndarray
-    params: np.ndarray
+    table: Array
+    params: Array
     lin: linearise.Linearisation
     row_space: RowSpace
     pivoting: eliminate.Pivoting  # in units of ||H||
     factors: eliminate.Factors
-    damping: np.ndarray  # (1,), that of the factors
+    damping: Array  # (1,), that of the factors
     elimination: eliminate.Workspace
     substitution: substitute.Workspace
-    tangents: tuple  # scratch of products
-    residual: np.ndarray  # (k, P)
-    correction: np.ndarray  # (k, P)
+    tangents: tuple[Array, ...]  # scratch of products
+    residual: Array  # (k, P)
+    correction: Array  # (k, P)
 
 
-def chain(states, parameters, num_vectors=1, dtype=np.float64):
+def chain(
+    states: Sequence[int] | IntArray,
+    parameters: Sequence[int] | IntArray,
+    num_vectors: int = 1,
+    dtype: FloatType = np.float64,
+) -> System:
     """A `System` for a chain of layers given as derivative blocks (docs/theory.md, section 7), all zero.
 
     Parameters
@@ -136,7 +145,7 @@ def chain(states, parameters, num_vectors=1, dtype=np.float64):
     return _system(table, sizes, params, lin, space, num_vectors, dtype)
 
 
-def from_hessian(H, num_vectors=1, dtype=None):
+def from_hessian(H: Hessian, num_vectors: int = 1, dtype: FloatType | None = None) -> System:
     """A `System` with a copy of a `Hessian`'s blocks, be it a net's or not.
 
     Its values may then be changed in compiled code: with `blocks` where layers are given as blocks. What is known of a
@@ -190,7 +199,7 @@ def from_hessian(H, num_vectors=1, dtype=None):
     return _system(system.table.copy(), system.sizes, params.astype(dtype), lin, space, num_vectors, dtype)
 
 
-def typed_list(systems):
+def typed_list(systems: Iterable[System]) -> Any:
     """Systems of one kind in a container that a ``prange`` can go through, one system an iteration.
 
     Numba takes tuples of named tuples for no such container; its error then says nothing of that.
@@ -231,7 +240,7 @@ def typed_list(systems):
     return typed.List(systems)
 
 
-def _as_counts(name, values, least):
+def _as_counts(name: str, values: Any, least: int) -> Array:
     try:
         counts = [as_size(f"{name}[{index}]", value, least) for index, value in enumerate(values)]
     except TypeError as error:
@@ -243,7 +252,7 @@ def _as_counts(name, values, least):
     return np.array(counts, np.int64)
 
 
-def _require(sizes, num_samples, num_vectors, dtype):
+def _require(sizes: Any, num_samples: int, num_vectors: int, dtype: np.dtype[Any]) -> None:
     k, B = as_size("num_vectors", num_vectors, 1), num_samples
     blocks = sizes.Dx + sizes.Dz + sizes.Dxx + sizes.Dzx + sizes.Dzz + sizes.z + 3 * sizes.u + sizes.Q + sizes.R
     factors = sizes.L + sizes.scales + sizes.Y + sizes.pivots
@@ -252,7 +261,9 @@ def _require(sizes, num_samples, num_vectors, dtype):
     memory_budget.require(dtype.itemsize * (blocks + factors + scratch + vectors), "the system", "give narrower layers")
 
 
-def _system(table, sizes, params, lin, space, k, dtype):
+def _system(
+    table: Array, sizes: Any, params: Array, lin: linearise.Linearisation, space: RowSpace, k: int, dtype: np.dtype[Any]
+) -> System:
     CPU.load(dtype)
     B = lin.output.shape[0]
     factors = eliminate.allocate(sizes, table.size, dtype)
@@ -274,7 +285,7 @@ def _system(table, sizes, params, lin, space, k, dtype):
     )
 
 
-def nbytes(system):
+def nbytes(system: Any) -> int:
     """Bytes that the arrays of a system take. In Python.
 
     Examples
@@ -292,11 +303,12 @@ def nbytes(system):
 # ---- in compiled code -----------------------------------------------------------------------------------------------
 
 # What returns arrays counts references to them, where a `kernel` does not.
-_view = compiled(_nrt=True)
+_view: Callable[[_Compiled], _Compiled] = compiled(_nrt=True)
+_kernel: Callable[[_Compiled], _Compiled] = kernel
 
 
 @_view
-def blocks(system, l):
+def blocks(system: System, l: int) -> tuple[Array, Array, Array, Array, Array]:
     """Views (Dx, Dz, Dxx, Dzx, Dzz) of layer ``l``, as in `LayerBlocks`, to read or to fill. Not for dense layers.
 
     Of the symmetric ones, both triangles must be filled. With B samples in a net, Dz is B blocks n_out x n_in below one
@@ -324,7 +336,7 @@ def blocks(system, l):
 
 
 @_view
-def terminal(system):
+def terminal(system: System) -> Array:
     """View of the curvature of the loss in the last state: (a_L, a_L), or B of them below one another.
 
     Examples
@@ -338,8 +350,8 @@ def terminal(system):
     return matrix(system.lin.curvature, 0, system.lin.curvature.shape[0] * n, n)
 
 
-@kernel
-def factorize(system, damping, norm):
+@_kernel
+def factorize(system: System, damping: float, norm: float) -> tuple[int, int, int]:
     """Factorize ``H + damping I`` from the blocks of the system, over the factors that it had.
 
     Parameters
@@ -394,8 +406,8 @@ def factorize(system, damping, norm):
     return code, num_negative, num_perturbed
 
 
-@kernel
-def multiply(system, V, HV):
+@_kernel
+def multiply(system: System, V: Array, HV: Array) -> None:
     """``HV = V H`` without the damping; V and HV are contiguous (k, P) arrays of the system's dtype.
 
     Examples
@@ -411,8 +423,8 @@ def multiply(system, V, HV):
     _multiply(system, V, HV, 0.0, matrix(V, 0, 0, V.shape[1]))
 
 
-@kernel
-def _multiply(system, V, HV, shift, b):
+@_kernel
+def _multiply(system: System, V: Array, HV: Array, shift: float, b: Array) -> None:
     """``HV = V (H + shift I)``, or b minus that where there are rows of b."""
     dZ, dU, q, patches = system.tangents
     L = system.table.size
@@ -421,8 +433,8 @@ def _multiply(system, V, HV, shift, b):
     product.adjoints(system.table, 0, L, system.params, system.lin, V, HV, dZ, dU, q, patches, shift, b, none)
 
 
-@kernel
-def _substitute(system, b, x):
+@_kernel
+def _substitute(system: System, b: Array, x: Array) -> None:
     substitute.substitute_back(
         system.table,
         0,
@@ -451,8 +463,8 @@ def _substitute(system, b, x):
     )
 
 
-@kernel
-def solve(system, b, x, refinements):
+@_kernel
+def solve(system: System, b: Array, x: Array, refinements: int) -> None:
     """Solve ``(H + damping I) x = b`` with the factors that `factorize` has left.
 
     Parameters

@@ -6,33 +6,42 @@ compared with what was found.
 
 import functools
 import operator
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .certainty import condition, covariance, determinant, solution
 from .certainty.inertia import Inertia
 from .certainty.solver import Solver
 from .factors import choice
-from .runtime import archive, memory_budget, tensors, threads
-from .runtime.progress import bar
-from .runtime.validation import as_flag, as_float_dtype, as_generator, as_layer, as_size
+from .runtime import archive, memory_budget, representation, tensors, threads
+from .runtime.annotations import AnyTensor, Array, FloatArray, FloatType, Ridge
+from .runtime.progress import bar, is_wanted
+from .runtime.randomness import Rng, as_generator, formerly_rng_first
+from .runtime.validation import as_flag, as_float_dtype, as_layer, as_size
 from .system import processor
 from .system.operators import SymmetricOperator
 from .system.processor import require_cpu
 from .system.ridge import as_ridge
 from .system.shifted import Shifted
 
+if TYPE_CHECKING:
+    from .hessian import Hessian
+
 # What files are, the version of their format, and those which `storage` reads: 4 had dense factors of LAPACK alone, and
 # 6 neither images, local layers, frozen ones nor ridges.
 KIND, FORMAT, READABLE = "numba_hinv factorization", 7, (4, 5, 6, 7)
 
 
-def factor_dtype_of(hessian, factor_dtype):
+def factor_dtype_of(hessian: Any, factor_dtype: FloatType | None) -> np.dtype[Any]:
     """The dtype of the factors, by default that of the Hessian."""
     return as_float_dtype("factor_dtype", hessian.dtype if factor_dtype is None else factor_dtype)
 
 
-def method_of(system, method, checkpoint):
+def method_of(system: Any, method: str, checkpoint: bool) -> str:
     """The method, once it is sure that it is one which a system can be factorized by."""
     if not isinstance(method, str) or method not in choice.METHODS:
         raise ValueError(f"method: expected one of {', '.join(map(repr, choice.METHODS))}; got {method!r}")
@@ -52,7 +61,9 @@ def method_of(system, method, checkpoint):
     return method
 
 
-def segments_of(hessian, num_segments, num_threads, method, checkpoint):
+def segments_of(
+    hessian: Any, num_segments: int | None, num_threads: int | None, method: str, checkpoint: bool
+) -> int | None:
     """Segments that a chain is cut into at most, None where its processor is to say so."""
     if num_segments is None:
         count = None if num_threads is None else as_size("num_threads", num_threads)
@@ -102,30 +113,31 @@ class Factorization(SymmetricOperator):
     """
 
     _operand, _dense = "b", "todense() is its array"
-    num_perturbed = property(operator.attrgetter("solver.factors.num_perturbed"))
-    method = property(operator.attrgetter("solver.factors.method"))
-    factor_dtype = property(operator.attrgetter("solver.matrix.dtype"))
-    nbytes = property(operator.attrgetter("solver.factors.nbytes"))
+    solver: Any
 
-    def __init__(self, hessian, solver, checkpoint=False, dampings=None):
+    def __init__(
+        self, hessian: "Hessian", solver: Any, checkpoint: bool = False, dampings: Array | None = None
+    ) -> None:
         """Private: `Hessian.factorize`."""
         super().__init__(hessian.dtype, hessian.shape)
-        self.hessian, self.solver, self.checkpoint, self._dampings = hessian, solver, checkpoint, dampings
-        self._determinant = None
+        self.hessian: Hessian = hessian
+        self.checkpoint: bool = checkpoint
+        self.solver, self._dampings = solver, dampings
+        self._determinant: determinant.Determinant | None = None
 
     @classmethod
     def compute(
         cls,
-        hessian,
-        damping,
-        factor_dtype=None,
-        checkpoint=False,
-        progress=False,
-        method="auto",
-        num_threads=None,
-        num_segments=None,
-        dampings=None,
-    ):
+        hessian: "Hessian",
+        damping: Ridge,
+        factor_dtype: FloatType | None = None,
+        checkpoint: bool = False,
+        progress: bool | None = None,
+        method: str = "auto",
+        num_threads: int | None = None,
+        num_segments: int | None = None,
+        dampings: Array | None = None,
+    ) -> "Factorization":
         """`Hessian.factorize`; ``dampings`` is a (P,) array beside the damping, for which nothing is parsed."""
         system = hessian.system
         if dampings is None:
@@ -136,27 +148,64 @@ class Factorization(SymmetricOperator):
         dtype, checkpoint = factor_dtype_of(hessian, factor_dtype), as_flag("checkpoint", checkpoint)
         method = method_of(system, method, checkpoint)
         num_segments = segments_of(hessian, num_segments, num_threads, method, checkpoint)
-        with bar(progress, hessian.num_layers, "factorize", "layer") as shown, threads.limited(num_threads):
-            matrix = Shifted(system, damping, dtype)
-            solver = Solver.factorize(matrix, method, checkpoint, shown.update, num_segments)
+        with threads.limited(num_threads):
+            if is_wanted(progress) and choice.chosen(system, dtype, method, checkpoint) == "dense":
+                # With a bar of its own, since it may take longer than to factor it.
+                choice.require(system, dtype, "dense")
+                system.kept_dense(progress)
+            with bar(progress, hessian.num_layers, "factorize", "layer") as shown:
+                matrix = Shifted(system, damping, dtype)
+                solver = Solver.factorize(matrix, method, checkpoint, shown.update, num_segments)
         return cls(hessian, solver, checkpoint, dampings)
 
-    def __repr__(self):
-        added = f"{self.damping:g} I" if self._dampings is None else "damping by layer"
-        return f"<Inverse of {self.hessian!r} + {added}>"
+    def __repr__(self) -> str:
+        return f"<Inverse of {self.hessian!r} + {self._added_text()}>"
 
     @property
-    def damping(self):
+    def num_perturbed(self) -> int:
+        return self.solver.factors.num_perturbed
+
+    @property
+    def method(self) -> str:
+        return self.solver.factors.method
+
+    @property
+    def factor_dtype(self) -> np.dtype[Any]:
+        return self.solver.matrix.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.solver.factors.nbytes
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "inverse of": f"{self.hessian!r} + {self._added_text()}", "factored by": self.method,
+            "precision of the factors": self.factor_dtype, "negative pivots": self.solver.factors.num_negative,
+            "perturbed pivots": self.num_perturbed, "memory of the factors": representation.memory(self.nbytes),
+            "made again in every solve": self.checkpoint or None,
+        }  # fmt: skip
+        return representation.table("Factorization", facts)
+
+    def _added_text(self) -> str:
+        return f"{self.damping:g} I" if self._dampings is None else "damping by layer"
+
+    @property
+    def damping(self) -> float | FloatArray:
         return self.solver.matrix.damping if self._dampings is None else self._dampings.copy()
 
     @property
-    def inertia(self):
+    def inertia(self) -> Inertia:
         solver = self.solver.decided()
         negative = solver.factors.num_negative
         return Inertia(negative, 0, self.shape[0] - negative, solver.is_exact())
 
-    def todense(self):
+    def todense(self, progress: bool | None = None) -> FloatArray:
         """``(H + damping I)^-1`` as a (P, P) array, exactly symmetric, in the dtype of the parameters.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Raises
         ------
@@ -173,11 +222,16 @@ class Factorization(SymmetricOperator):
         """
         P = self.shape[0]
         memory_budget.require(24 * P * P, f"the dense inverse of P = {P} parameters", "take F.solve, or F.diagonal()")
-        found = self.solve(np.eye(P))
+        found = self.solve(np.eye(P), progress=progress)
         return (0.5 * (found + found.T)).astype(self.dtype, copy=False)
 
-    def slogdet(self):
+    def slogdet(self, progress: bool | None = None) -> tuple[float, float]:
         """Sign and logarithm of the magnitude of ``det(H + damping I)``.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -197,19 +251,20 @@ class Factorization(SymmetricOperator):
         in float64, if there is memory for it, or eight with nearby dampings (docs/theory.md, section 9.6). Done once.
         """
         if self._determinant is None:
-            self._determinant = determinant.determinant(self.solver)
+            with bar(progress, None, "slogdet", "step") as shown:
+                self._determinant = determinant.determinant(self.solver, shown.update)
         determinant.warn(self.solver, self._determinant, stacklevel=3)
         return self._determinant.sign, self._determinant.logabsdet
 
-    def diagonal(self, progress=False):
+    def diagonal(self, progress: bool | None = None) -> FloatArray:
         """The diagonal of ``(H + damping I)^-1``: variances, where that is positive definite.
 
         By one recursion over the layers (docs/theory.md, section 6), in time linear in L; `blocks` is for one layer.
 
         Parameters
         ----------
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -238,15 +293,15 @@ class Factorization(SymmetricOperator):
         """
         return covariance.diagonal(self.solver, self.dtype, progress=progress)
 
-    def blocks(self, l, progress=False):
+    def blocks(self, l: int, progress: bool | None = None) -> FloatArray:
         """The diagonal block of ``(H + damping I)^-1`` for the parameters of layer ``l``: their covariance.
 
         Parameters
         ----------
         l : int
             From 0; negative from the end.
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -275,19 +330,22 @@ class Factorization(SymmetricOperator):
             return np.empty((0, 0), self.dtype)
         return covariance.block(self.solver, l, self.dtype, progress)
 
-    def sample(self, rng, n=None, num_threads=None, progress=False):
+    @formerly_rng_first
+    def sample(
+        self, n: int | None = None, *, rng: Rng = None, num_threads: int | None = None, progress: bool | None = None
+    ) -> FloatArray:
         """Samples of the normal distribution with mean 0 and covariance ``(H + damping I)^-1``.
 
         Parameters
         ----------
-        rng : int or numpy.random.Generator
-            A seed, or the generator to draw from.
         n : int, optional
             How many; by default one, without an axis of its own.
+        rng : int, numpy.random.Generator or None
+            A seed, or the generator to draw from; by default other samples each time. By name alone.
         num_threads : int, optional
             As for `solve`; changes no bit.
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -316,7 +374,7 @@ class Factorization(SymmetricOperator):
         samples = covariance.sample(self.solver, rng, count, self.dtype, num_threads, progress)
         return samples[0] if n is None else samples
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the factorization, with its Hessian and net, to a file that `load` reads.
 
         An npz archive of plain arrays with a checksum; no pickle. Written completely or not at all.
@@ -336,7 +394,7 @@ class Factorization(SymmetricOperator):
         found = [matrix.system.to_arrays(), matrix.to_arrays(), factors.to_arrays()]
         network = None if hessian.network is None else hessian.network.describe()
         header = {"kind": KIND, "format": FORMAT, "network": network, "dtype": str(hessian.dtype)}
-        if network is not None and hessian.network.frozen_params.size:
+        if network is not None and hessian.network is not None and hessian.network.frozen_params.size:
             found.append(({}, {"frozen": hessian.network.frozen_params}))
         ridges = {"dampings": self._dampings, "l2": None if self._dampings is None else hessian.system.ridge}
         found.append(({}, {name: ridge for name, ridge in ridges.items() if ridge is not None}))
@@ -344,13 +402,18 @@ class Factorization(SymmetricOperator):
         header |= {"loss": hessian.loss, "curvature": hessian.curvature, "total_weight": hessian.total_weight}
         archive.write(path, *(functools.reduce(operator.or_, parts) for parts in zip((header, {}), *found)))
 
-    def condition(self):
+    def condition(self, progress: bool | None = None) -> float:
         """Estimate of the condition number ``||A||_1 ||A^-1||_1`` of ``A = H + damping I``, in the 1-norm.
 
         A lower bound up to rounding, whatever the precision of the factors, and at least half of the condition
         number in every case tried (`numba_hinv.certainty.condition`); exact where there are at most 16 parameters. The
         condition number in the 2-norm, which backward errors are measured in, is at most this one and at least this one
         over the number of parameters. Always the same answer.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -360,11 +423,68 @@ class Factorization(SymmetricOperator):
         -----
         About thirty solves, six at a time, and as many products with H. Each solve is refined.
         """
-        size, multiply, inverse = self.shape[0], self.solver.matrix.multiply, self.solver.inverse
+        inverse: Callable[[Array], Any] = self.solver.inverse
+        size, multiply = self.shape[0], self.solver.matrix.multiply
         back = None if self.solver.is_lifted() else multiply
-        return condition.one_norm(multiply, size) * condition.one_norm_of_inverse(back, inverse, size)
+        with bar(progress, None, "condition", "step") as shown:
 
-    def solve(self, b, refine=True, full_output=False, num_threads=None, progress=False):
+            def counted(rows: Array) -> Any:
+                found = inverse(rows)
+                shown.update(1)
+                return found
+
+            return condition.one_norm(multiply, size) * condition.one_norm_of_inverse(back, counted, size)
+
+    @overload
+    def solve(
+        self,
+        b: AnyTensor,
+        refine: bool = True,
+        full_output: Literal[False] = False,
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> AnyTensor: ...
+
+    @overload
+    def solve(
+        self,
+        b: ArrayLike,
+        refine: bool = True,
+        full_output: Literal[False] = False,
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> FloatArray: ...
+
+    @overload
+    def solve(
+        self,
+        b: AnyTensor,
+        refine: bool = True,
+        *,
+        full_output: Literal[True],
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> tuple[AnyTensor, solution.SolveInfo]: ...
+
+    @overload
+    def solve(
+        self,
+        b: ArrayLike,
+        refine: bool = True,
+        *,
+        full_output: Literal[True],
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> tuple[FloatArray, solution.SolveInfo]: ...
+
+    def solve(
+        self,
+        b: Any,
+        refine: bool = True,
+        full_output: bool = False,
+        num_threads: int | None = None,
+        progress: bool | None = None,
+    ) -> Any:
         """Solve ``(H + damping I) x = b``.
 
         Parameters
@@ -383,8 +503,8 @@ class Factorization(SymmetricOperator):
             Right-hand sides are solved in blocks, of 16 where there are many parameters, at most so many blocks at a
             time; by default one a core, or as many as leave BLAS its own threads (`Hessian.factorize_many`). The answer
             is the same for every number.
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -432,14 +552,14 @@ class Factorization(SymmetricOperator):
         return x, info._replace(backward_error=errors, error_bound=bounds)
 
     @property
-    def _is_on_device(self):
+    def _is_on_device(self) -> bool:
         return self.hessian.device != "cpu"
 
-    def _of_device(self, x):
+    def _of_device(self, x: Any) -> Any:
         return self.solve(x)
 
-    def _matvec(self, b):
+    def _matvec(self, b: Array) -> Array:
         return self.solve(b.reshape(-1)).reshape(b.shape)
 
-    def _matmat(self, B):
+    def _matmat(self, B: Array) -> Array:
         return self.solve(B)

@@ -1,8 +1,11 @@
 """The Hessian of a chain of layers as a SciPy linear operator; `Hessian.factorize` gives its inverse."""
 
 import operator
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from .certainty import counts, many
 from .factorization import Factorization, factor_dtype_of, method_of
@@ -10,13 +13,21 @@ from .factors import choice
 from .kernels.sweeps.linearise import Linearisation
 from .layers import blocks as layer_blocks
 from .layers import per_sample
-from .runtime import columns, memory_budget, threads
+from .runtime import columns, memory_budget, representation, threads
+from .runtime.annotations import Array, Check, FloatArray, FloatType, IntArray, Method, Ridge
+from .runtime.progress import bar
 from .runtime.validation import as_array, as_flag, as_layer, as_real, check_finite
 from .system import processor, total
 from .system.operators import SymmetricOperator
 from .system.processor import require_cpu
 from .system.scaling import lengths
 from .system.system import System
+
+if TYPE_CHECKING:
+    from .network import Network
+
+# One kind of block of all layers.
+Stack: TypeAlias = ArrayLike | Sequence[ArrayLike] | None
 
 
 class Hessian(SymmetricOperator):
@@ -68,19 +79,36 @@ class Hessian(SymmetricOperator):
         "hess=lambda params: net.hessian(params, X, y).todense())"
     )
 
-    def __init__(self, system, dtype, loss=None, network=None, curvature="hessian", total_weight=None):
+    def __init__(
+        self,
+        system: Any,
+        dtype: DTypeLike,
+        loss: float | None = None,
+        network: "Network | None" = None,
+        curvature: str = "hessian",
+        total_weight: float | None = None,
+    ) -> None:
         """Private: `Network.hessian` and `Hessian.from_blocks`."""
         super().__init__(np.dtype(dtype), (system.num_params, system.num_params))
-        self.system = system
-        self.network = network
-        self.curvature = curvature
-        self.loss = loss
-        self.total_weight = total_weight
+        self.system: Any = system
+        self.network: Network | None = network
+        self.curvature: str = curvature
+        self.loss: float | None = loss
+        self.total_weight: float | None = total_weight
 
     @classmethod
     def from_blocks(
-        cls, blocks=None, terminal=None, device="cpu", *, Dx=None, Dz=None, Dxx=None, Dzx=None, Dzz=None
-    ):  # fmt: skip
+        cls,
+        blocks: Sequence[layer_blocks.LayerBlocks] | None = None,
+        terminal: ArrayLike | None = None,
+        device: str = "cpu",
+        *,
+        Dx: Stack = None,
+        Dz: Stack = None,
+        Dxx: Stack = None,
+        Dzx: Stack = None,
+        Dzz: Stack = None,
+    ) -> "Hessian":
         """The Hessian of any chain ``z_l = f_l(z_{l-1}; x_l)`` from the derivatives of its layers.
 
         Parameters
@@ -136,7 +164,7 @@ class Hessian(SymmetricOperator):
         return cls(System(layout.chain, on.memory.put(params), lin, layout=layout, on=on), dtype)
 
     @classmethod
-    def combine(cls, hessians, weights=None):
+    def combine(cls, hessians: Iterable["Hessian"], weights: ArrayLike | None = None) -> "Hessian":
         """The weighted sum of Hessians of one net at the same parameters, such as those of two batches.
 
         Parameters
@@ -182,19 +210,20 @@ class Hessian(SymmetricOperator):
                     raise ValueError(f"hessians: expected the same {name} in all, got others at index {index}")
         if weights is None:
             weights = _shares(hessians)
-        weights = as_array("weights", weights, (len(hessians),), np.float64).tolist()
+        shares: list[float] = as_array("weights", weights, (len(hessians),), np.float64).tolist()
         first, losses = hessians[0], [hessian.loss for hessian in hessians]
-        system = total.weighted_sum(weights, [hessian.system for hessian in hessians], first.dtype)
-        loss = None if None in losses else sum(map(operator.mul, weights, losses))
-        totals = [hessian.total_weight for hessian in hessians]
-        total_weight = None if None in totals else sum(totals)
+        system = total.weighted_sum(shares, [hessian.system for hessian in hessians], first.dtype)
+        known = [value for value in losses if value is not None]
+        loss = sum(map(operator.mul, shares, known)) if len(known) == len(losses) else None
+        totals = [hessian.total_weight for hessian in hessians if hessian.total_weight is not None]
+        total_weight = sum(totals) if len(totals) == len(hessians) else None
         return cls(system, first.dtype, loss, first.network, first.curvature, total_weight)
 
-    def __add__(self, other):
+    def __add__(self, other: Any) -> Any:
         """The plain sum, which factorizes; of a Hessian and another linear operator, a linear operator."""
         return Hessian.combine([self, other], (1.0, 1.0)) if isinstance(other, Hessian) else super().__add__(other)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         where = "" if self.device == "cpu" else f", on {self.device}"
         if self.network is None:
             return f"<Hessian of a chain of {self.num_layers} layers, {self.shape[0]} parameters, {self.dtype}{where}>"
@@ -202,15 +231,27 @@ class Hessian(SymmetricOperator):
         l2 = f", l2 = {self.l2:g}" if self.system.l2 else ", l2 by layer" if self.system.ridge is not None else ""
         return f"<{name} of {self.network!r}, B = {self.num_samples}{l2}, {self.dtype}{where}>"
 
+    def _repr_html_(self) -> str:
+        gradient = self.gradient
+        facts = {
+            "network": self.network, "parameters": self.shape[0], "layers": self.num_layers,
+            "samples": None if self.network is None else self.num_samples, "loss": self.loss,
+            "norm of the gradient": None if gradient is None else float(np.linalg.norm(gradient)),
+            "L2 term": (self.system.l2 or None) if self.system.ridge is None else "by layer", "dtype": self.dtype,
+            "device": self.device,
+        }  # fmt: skip
+        name = "Hessian" if self.curvature == "hessian" else "Gauss-Newton matrix"
+        return representation.table(name, facts)
+
     @property
-    def gradient(self):
+    def gradient(self) -> FloatArray | None:
         return self.system.gradient
 
     @property
-    def l2(self):
+    def l2(self) -> float | FloatArray:
         return self.system.l2 if self.system.ridge is None else self.system.ridge.copy()
 
-    def _l2_of(self, index):
+    def _l2_of(self, index: int) -> Any:
         """What the L2 term adds to the diagonal for one of the layers with blocks: a number or a vector."""
         if self.system.ridge is None:
             return self.system.l2
@@ -218,26 +259,26 @@ class Hessian(SymmetricOperator):
         return self.system.ridge[entry["parameters"] : entry["parameters"] + entry["p"]]
 
     @property
-    def device(self):
+    def device(self) -> str:
         return self.system.on.name
 
     @property
-    def num_layers(self):
+    def num_layers(self) -> int:
         return self.system.first + self.system.num_layers
 
     @property
-    def num_samples(self):
+    def num_samples(self) -> int:
         """B, the samples that the loss is the mean over."""
         return self.system.num_samples
 
     @property
-    def terminal(self):
+    def terminal(self) -> FloatArray:
         """Curvature of the loss in the last state, (B n_L, B n_L), block diagonal over the samples."""
         self._require_layers("the terminal's curvature")
         curvature = self.system.on.memory.take(self.system.lin.curvature)
         return layer_blocks.block_diagonal(curvature).astype(self.dtype, copy=False)
 
-    def blocks(self, l):
+    def blocks(self, l: int) -> layer_blocks.LayerBlocks:
         """The derivatives of layer ``l`` as `LayerBlocks`: what the elimination is about, whatever structure it uses.
 
         ``Hessian.from_blocks([H.blocks(l) for l in range(H.num_layers)], H.terminal)`` is H again. The states of B
@@ -267,22 +308,23 @@ class Hessian(SymmetricOperator):
                 f"no derivative blocks; got {l}"
             )
         l2 = self._l2_of(index - first)
-        return layer_blocks.unpack(self.system.table, *self.system.on_host(), index - first, self.dtype, l2)
+        params, lin = self.system.on_host()
+        return layer_blocks.unpack(self.system.table, params, lin, index - first, self.dtype, l2)
 
-    def _require_layers(self, what):
+    def _require_layers(self, what: str) -> None:
         if not self.system.has_layers:
             raise ValueError(f"H: expected a Hessian of samples in one batch for {what}, got a sum over batches")
 
     def factorize(
         self,
-        damping,
-        factor_dtype=None,
-        checkpoint=False,
-        progress=False,
-        method="auto",
-        num_threads=None,
-        num_segments=None,
-    ):
+        damping: Ridge,
+        factor_dtype: FloatType | None = None,
+        checkpoint: bool = False,
+        progress: bool | None = None,
+        method: Method = "auto",
+        num_threads: int | None = None,
+        num_segments: int | None = None,
+    ) -> Factorization:
         """Factorize ``H + damping I``, which makes its inverse an operator (docs/theory.md, section 3).
 
         Parameters
@@ -298,8 +340,8 @@ class Hessian(SymmetricOperator):
             at every sqrt(L)-th layer. The answers are the same, bit for bit (on a GPU, of a chain that would be cut in
             segments, up to rounding). Every solve, and every step of its
             refinement, then costs two eliminations more, for all right-hand sides of a call together.
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
         method : "auto", "layers" or "dense"
             "layers" eliminates layer by layer, in time and memory linear in depth. "dense" forms H and factors it
             on all cores, in P^3/3 flops and 8 P^2 bytes for H and half as many for each factorization (another 8 P^2
@@ -347,8 +389,14 @@ class Hessian(SymmetricOperator):
         )
 
     def factorize_many(
-        self, dampings, factor_dtype=None, checkpoint=False, num_threads=None, progress=False, method="auto"
-    ):
+        self,
+        dampings: ArrayLike,
+        factor_dtype: FloatType | None = None,
+        checkpoint: bool = False,
+        num_threads: int | None = None,
+        progress: bool | None = None,
+        method: Method = "auto",
+    ) -> list[Factorization]:
         """Factorize ``H + damping I`` for many dampings at once, on all cores, or in one launch on a GPU.
 
         Parameters
@@ -359,8 +407,8 @@ class Hessian(SymmetricOperator):
             At most so many dampings at the same time; by default as many as this process has cores. Pivots of about 190
             rows or more go to BLAS, which has threads of its own: then as many at the same time as leave every one its
             BLAS threads, so with OPENBLAS_NUM_THREADS=1 (set before Python starts) one a core.
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -390,11 +438,13 @@ class Hessian(SymmetricOperator):
         return [Factorization(self, solver, checkpoint) for solver in found]
 
     @property
-    def factor_nbytes(self):
+    def factor_nbytes(self) -> int:
         """Bytes that ``factorize`` takes at its peak, as `nbytes_to_factorize` gives them for its defaults."""
         return self.nbytes_to_factorize()
 
-    def nbytes_to_factorize(self, factor_dtype=None, checkpoint=False, method="auto"):
+    def nbytes_to_factorize(
+        self, factor_dtype: FloatType | None = None, checkpoint: bool = False, method: Method = "auto"
+    ) -> int:
         """Bytes that `factorize` takes at its peak, beyond what this Hessian has in memory already.
 
         Factors, two fronts and the workspace of one layer, and what factorizations of this Hessian share: row spaces,
@@ -417,7 +467,15 @@ class Hessian(SymmetricOperator):
         method = choice.chosen(self.system, dtype, method_of(self.system, method, checkpoint), checkpoint)
         return choice.num_bytes(self.system, dtype, method, checkpoint, [self.system.scaling(0.0, dtype)])
 
-    def count_below(self, t, num_threads=None, progress=False):
+    @overload
+    def count_below(self, t: float, num_threads: int | None = None, progress: bool | None = None) -> int: ...
+
+    @overload
+    def count_below(
+        self, t: Sequence[float] | Array, num_threads: int | None = None, progress: bool | None = None
+    ) -> IntArray: ...
+
+    def count_below(self, t: Any, num_threads: int | None = None, progress: bool | None = None) -> Any:
         """How many eigenvalues of H are less than ``t``, exactly: of one number, or of many at once.
 
         By Sylvester's law from the signs of the pivots of ``H - t I``. Refinement with the factors must contract, which
@@ -430,8 +488,9 @@ class Hessian(SymmetricOperator):
         num_threads : int, optional
             At most so many of an array's numbers at the same time; by default one a core, as for `factorize_many`. The
             counts are the same for every number.
-        progress : bool
-            Show a progress bar of an array's numbers, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar of an array's numbers, for which tqdm must be installed; by default what `set_progress`
+            says.
 
         Returns
         -------
@@ -477,15 +536,15 @@ class Hessian(SymmetricOperator):
         found = counts.at_all(self.system, shifts, counts.below, "t", num_threads, progress, unit="number")
         return np.array(found, np.int64)
 
-    def todense(self, num_threads=None, progress=False):
+    def todense(self, num_threads: int | None = None, progress: bool | None = None) -> FloatArray:
         """H as a (P, P) array, exactly symmetric, in the dtype of the parameters; computed in float64.
 
         Parameters
         ----------
         num_threads : int, optional
             By default one a core. The result is the same, bit for bit.
-        progress : bool
-            Show a progress bar, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Raises
         ------
@@ -502,8 +561,13 @@ class Hessian(SymmetricOperator):
             self._require_fit(dense, self.dtype)
         return dense.astype(self.dtype, copy=False)
 
-    def diagonal(self):
+    def diagonal(self, progress: bool | None = None) -> FloatArray:
         """The diagonal of H, (P,), in the dtype of the parameters; exact to rounding.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Raises
         ------
@@ -521,24 +585,31 @@ class Hessian(SymmetricOperator):
         if system.has_dense:
             found = system.kept_dense().diagonal().copy()
         else:
-            parts = system.parts()
-            with np.errstate(over="ignore", invalid="ignore"):
-                found = sum(share * per_sample.diagonal(part.table, part.weights, part.lin) for share, part in parts)
+            with (
+                bar(progress, system.num_samples, "diagonal", " samples") as shown,
+                np.errstate(over="ignore", invalid="ignore"),
+            ):
+                found = np.zeros(self.shape[0])
+                for share, part in system.parts():
+                    found += share * per_sample.diagonal(part.table, part.weights, part.lin)
+                    shown.update(part.num_samples)
                 found += self.system.l2 + (0.0 if system.ridge is None else system.ridge)
         self._require_fit(found, self.dtype)
         return found.astype(self.dtype, copy=False)
 
-    def trace(self):
+    def trace(self, progress: bool | None = None) -> float:
         """The trace of H, the sum of its eigenvalues, as a float; as `diagonal`."""
-        return float(self.diagonal().sum(dtype=np.float64))
+        return float(self.diagonal(progress).sum(dtype=np.float64))
 
-    def block(self, l, k=None):
+    def block(self, l: int, k: int | None = None, progress: bool | None = None) -> FloatArray:
         """The block of H in the parameters of layer ``l`` (rows) and of layer ``k`` (columns).
 
         Parameters
         ----------
         l, k : int
             From 0; negative from the end. By default ``k = l``: a block on the diagonal, which is exactly symmetric.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -572,37 +643,39 @@ class Hessian(SymmetricOperator):
             f"the block of {count} x {sizes[many]} parameters",
         )
         found = np.empty((count, int(sizes[many])))
-        for start in range(0, count, columns.SHORT_BLOCK):
-            stop = min(start + columns.SHORT_BLOCK, count)
-            unit = np.zeros((P, stop - start))
-            unit[of[few].start + np.arange(start, stop), np.arange(stop - start)] = 1.0
-            found[start:stop] = (self @ unit)[of[many]].T
+        with bar(progress, count, "block", "column") as shown:
+            for start in range(0, count, columns.SHORT_BLOCK):
+                stop = min(start + columns.SHORT_BLOCK, count)
+                unit = np.zeros((P, stop - start))
+                unit[of[few].start + np.arange(start, stop), np.arange(stop - start)] = 1.0
+                found[start:stop] = (self @ unit)[of[many]].T
+                shown.update(stop - start)
         if l == k:
             found = 0.5 * (found + found.T)
         return (found if few == l else found.T).astype(self.dtype)
 
-    def norm(self):
+    def norm(self) -> float:
         """Estimate of the 2-norm of H from below, by a few products; computed once, always from the same start."""
         return self.system.norm()
 
     @property
-    def _is_on_device(self):
+    def _is_on_device(self) -> bool:
         return self.device != "cpu"
 
-    def _of_device(self, x):
+    def _of_device(self, x: Any) -> Any:
         return self.system.on.columns.result(self._matmat(x), x.shape)
 
-    def _matvec(self, v):
+    def _matvec(self, v: Array) -> Array:
         return self._matmat(v.reshape(-1, 1)).reshape(v.shape)
 
-    def _matmat(self, V):
+    def _matmat(self, V: Array) -> Array:
         on = self.system.on
         V, dtype = on.columns.as_columns("v", V, self.shape[0], self.dtype)
         product = on.columns.empty(V, V.shape, dtype)
 
         buffers = columns.Buffers()
 
-        def multiply_block(start, stop, check):
+        def multiply_block(start: int, stop: int, check: Check) -> None:
             rows = columns.gather(V, start, stop, buffers, check)
             out = on.columns.place(product, start, stop)
             columns.scatter(self._product(rows, dtype, check, out, V), product, start)
@@ -611,7 +684,14 @@ class Hessian(SymmetricOperator):
         columns.run(multiply_block, V.shape, workers, on.columns.block)
         return product
 
-    def _product(self, rows, dtype, check=threads.no_check, out=None, given=None):
+    def _product(
+        self,
+        rows: Array,
+        dtype: np.dtype[Any],
+        check: Check = threads.no_check,
+        out: Array | None = None,
+        given: Array | None = None,
+    ) -> Array:
         """`System.apply`; ``LinAlgError`` where ``dtype`` cannot hold it.
 
         ``ValueError`` where v is not finite: rows are of ``given``.
@@ -630,7 +710,7 @@ class Hessian(SymmetricOperator):
         return product
 
     @staticmethod
-    def _require_fit(product, dtype):
+    def _require_fit(product: Array, dtype: np.dtype[Any]) -> None:
         """``LinAlgError`` where some of these numbers are beyond ``dtype``."""
         largest = np.finfo(dtype).max
         with np.errstate(over="ignore", invalid="ignore"):
@@ -639,13 +719,13 @@ class Hessian(SymmetricOperator):
             raise np.linalg.LinAlgError(f"v: the product with the Hessian overflows {dtype}")
 
 
-def _same_frozen(one, other):
+def _same_frozen(one: Any, other: Any) -> bool:
     """Whether two networks, or None, hold the same parameters of frozen layers."""
-    values = [np.empty(0) if network is None else network.frozen_params for network in (one, other)]
-    return np.array_equal(*values)
+    ours, theirs = (np.empty(0) if network is None else network.frozen_params for network in (one, other))
+    return np.array_equal(ours, theirs)
 
 
-def _shares(hessians):
+def _shares(hessians: list[Hessian]) -> Array:
     """What makes the weighted sum of Hessians of some samples each that of all samples."""
     network = hessians[0].network
     if network is not None and network.loss_definition.reduction == "sum":

@@ -2,18 +2,34 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .hessian import Hessian
 from .layers import frozen, per_sample
 from .layers.dense import Dense
-from .layers.loss import as_loss
+from .layers.loss import Loss, as_loss
 from .layers.model import PLAIN, SAMPLES_AT_ONCE, STRUCTURED, Model, only_curvature_of_loss
 from .layers.samples import Samples, is_in_memory
 from .layers.targets import as_weights
 from .runtime import memory_budget, tensors
+from .runtime.annotations import (
+    AnyTensor,
+    Array,
+    BoolArray,
+    Curvature,
+    Data,
+    FloatArray,
+    FloatType,
+    IntArray,
+    Layer,
+    Ridge,
+)
 from .runtime.progress import bar
+from .runtime.randomness import Rng, as_generator, formerly_seed
 from .runtime.validation import as_float_dtype, as_real, as_size
 from .system import processor
 from .system.batches import Batches, batch_size_for, default_keep_bytes
@@ -21,6 +37,9 @@ from .system.cpu import CPU
 from .system.ridge import as_ridge
 from .system.system import System
 from .system.total import Total
+
+# Which layers.
+Choice: TypeAlias = int | slice | Sequence[int] | Sequence[bool] | BoolArray | IntArray
 
 
 class Network:
@@ -65,38 +84,46 @@ class Network:
     --------
     >>> import numba_hinv as nh, numpy as np
     >>> net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], loss="mean_squared_error")
-    >>> net.forward(net.init(seed=0), np.ones((5, 3))).shape
+    >>> net.forward(net.init(rng=0), np.ones((5, 3))).shape
     (5, 2)
     """
 
-    def __init__(self, layers, loss, frozen_params=None):
-        self.model = Model(layers, as_loss(loss), frozen_params)
+    def __init__(
+        self, layers: Iterable[Layer], loss: str | Loss | Callable[..., Any], frozen_params: ArrayLike | None = None
+    ) -> None:
+        self.model: Any = Model(layers, as_loss(loss), frozen_params)
 
     @property
-    def layers(self):
+    def layers(self) -> tuple[Layer, ...]:
         return self.model.layers
 
     @property
-    def loss_name(self):
+    def loss_name(self) -> str:
         return self.model.loss.name
 
     @property
-    def loss_definition(self):
+    def loss_definition(self) -> Loss:
         return self.model.loss
 
     @property
-    def num_params(self):
+    def num_params(self) -> int:
         return self.model.num_params
 
     @property
-    def frozen_params(self):
+    def frozen_params(self) -> FloatArray:
         return self.model.held
 
     @property
-    def trainable(self):
+    def trainable(self) -> BoolArray:
         return frozen.trainable(self.layers)
 
-    def freeze(self, params, layers):
+    @overload
+    def freeze(self, params: AnyTensor, layers: Choice) -> tuple["Network", AnyTensor]: ...
+
+    @overload
+    def freeze(self, params: ArrayLike, layers: Choice) -> tuple["Network", FloatArray]: ...
+
+    def freeze(self, params: Any, layers: Choice) -> tuple["Network", Any]:
         """The same net with some more of its layers frozen, as they are now.
 
         Parameters
@@ -120,13 +147,19 @@ class Network:
         --------
         >>> import numba_hinv as nh, numpy as np
         >>> net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], "mean_squared_error")
-        >>> head, params = net.freeze(net.init(seed=0), slice(-1))
+        >>> head, params = net.freeze(net.init(rng=0), slice(-1))
         >>> head.num_params, params.size, head.frozen_params.size
         (10, 10, 16)
         """
         return self._with_frozen(params, frozen.as_choice(self.layers, layers), True)
 
-    def unfreeze(self, params, layers=slice(None)):
+    @overload
+    def unfreeze(self, params: AnyTensor, layers: Choice = ...) -> tuple["Network", AnyTensor]: ...
+
+    @overload
+    def unfreeze(self, params: ArrayLike, layers: Choice = ...) -> tuple["Network", FloatArray]: ...
+
+    def unfreeze(self, params: Any, layers: Choice = slice(None)) -> tuple["Network", Any]:
         """The same net with none of these layers frozen, by default none at all: the inverse of `freeze`.
 
         Parameters
@@ -144,13 +177,13 @@ class Network:
         --------
         >>> import numba_hinv as nh, numpy as np
         >>> net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], "mean_squared_error")
-        >>> params = net.init(seed=0)
+        >>> params = net.init(rng=0)
         >>> np.array_equal(net.freeze(params, 0)[0].unfreeze(params[16:])[1], params)
         True
         """
         return self._with_frozen(params, frozen.as_choice(self.layers, layers), False)
 
-    def _with_frozen(self, params, chosen, flag):
+    def _with_frozen(self, params: Any, chosen: BoolArray, flag: bool) -> tuple["Network", Any]:
         given, params = params, self.model.check_params(params)
         everything = np.empty(self.trainable.size)
         everything[self.trainable], everything[~self.trainable] = params, self.frozen_params
@@ -159,23 +192,25 @@ class Network:
         net = Network(layers, self.loss_definition, everything[~is_left])
         return net, tensors.like(everything[is_left].astype(params.dtype), given)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         held = f", {self.frozen_params.size} frozen" if self.frozen_params.size else ""
         return f"Network({len(self.layers)} layers, {self.num_params} parameters{held}, loss={self._loss_text()})"
 
-    def _loss_text(self):
+    def _loss_text(self) -> str:
         """The name alone where all options are as usual."""
         text = repr(self.model.loss)
         return repr(self.loss_name) if text == f"Loss({self.loss_name!r})" else text
 
-    def describe(self):
+    def describe(self) -> dict[str, Any] | None:
         """The net as plain data for a file; None where its layers are more than that."""
         if not all(type(layer) in PLAIN for layer in self.layers):
             return None
-        layers = [[type(layer).__name__, *dataclasses.astuple(layer)] for layer in self.layers]
+        layers: Any = self.layers
+        layers = [[type(layer).__name__, *dataclasses.astuple(layer)] for layer in layers]
         return {"layers": layers, "loss": self.model.loss.describe()}
 
-    def init(self, seed=0, gain=1.0, dtype=np.float64):
+    @formerly_seed
+    def init(self, rng: Rng = 0, gain: float = 1.0, dtype: FloatType = np.float64) -> FloatArray:
         """Random parameters.
 
         Of layers that are not frozen. Weights are normal with standard deviation ``gain / sqrt(in_features)`` (of
@@ -185,7 +220,8 @@ class Network:
 
         Parameters
         ----------
-        seed : int or numpy.random.Generator
+        rng : int, numpy.random.Generator or None
+            A seed, by default always the same one, or the generator to draw from; None for other parameters each time.
         gain : float
         dtype : float64 or float32
 
@@ -195,7 +231,7 @@ class Network:
         """
         dtype = as_float_dtype("dtype", dtype)
         gain = as_real("gain", gain)
-        rng = np.random.default_rng(seed)
+        rng = as_generator("rng", rng)
         skip = self.model.chain.skip
         deviation = gain / np.sqrt(self.model.chain.fan_in() * np.where(skip, max(1, skip.sum()), 1))
         params = np.zeros(self.num_params, dtype)
@@ -206,12 +242,12 @@ class Network:
                 if isinstance(layer, STRUCTURED):
                     block[0][:] = rng.standard_normal(block[0].shape) * scale
                 else:
-                    block[:] = layer.initial_params(rng)
+                    block[:] = cast(Any, layer).initial_params(rng)
         if not np.isfinite(params).all():
             raise ValueError(f"gain: expected weights that {dtype} can hold, got gain={gain:g}")
         return params
 
-    def unpack(self, params):
+    def unpack(self, params: Array) -> list[Any]:
         """Views of ``params``, one entry per layer; of frozen layers, read-only ones of what the net holds.
 
         Per dense layer ``(weight, bias)`` of shape (out, in) and (out,), bias being None without one; of convolutions
@@ -231,7 +267,7 @@ class Network:
             raise TypeError(f"params: expected a NumPy array to take views of, got {type(params).__name__}")
         if params.shape != (self.num_params,):
             raise ValueError(f"params: expected shape ({self.num_params},), got {params.shape}")
-        blocks = []
+        blocks: list[Any] = []
         starts = {False: 0, True: 0}
         for layer in self.layers:
             all_of_kind = self.frozen_params if layer.frozen else params
@@ -245,7 +281,13 @@ class Network:
                 blocks.append(all_of_kind[start:end])
         return blocks
 
-    def forward(self, params, X):
+    @overload
+    def forward(self, params: AnyTensor, X: ArrayLike) -> AnyTensor: ...
+
+    @overload
+    def forward(self, params: ArrayLike, X: ArrayLike) -> FloatArray: ...
+
+    def forward(self, params: Any, X: ArrayLike) -> Any:
         """The net's output.
 
         Parameters
@@ -262,7 +304,13 @@ class Network:
         given, params = params, self.model.check_params(params)
         return tensors.like(self.model.forward(params, self.model.check_X(X, params.dtype)), given)
 
-    def jacobian(self, params, X):
+    @overload
+    def jacobian(self, params: AnyTensor, X: ArrayLike) -> AnyTensor: ...
+
+    @overload
+    def jacobian(self, params: ArrayLike, X: ArrayLike) -> FloatArray: ...
+
+    def jacobian(self, params: Any, X: ArrayLike) -> Any:
         """Derivatives of the outputs of each sample in the parameters.
 
         Parameters
@@ -296,7 +344,13 @@ class Network:
         found = per_sample.jacobians(self.model, wide, self.model.check_X(X, np.float64))[1]
         return tensors.like(found.astype(params.dtype, copy=False), given)
 
-    def input_hessian(self, params, X, y):
+    @overload
+    def input_hessian(self, params: AnyTensor, X: ArrayLike, y: ArrayLike) -> AnyTensor: ...
+
+    @overload
+    def input_hessian(self, params: ArrayLike, X: ArrayLike, y: ArrayLike) -> FloatArray: ...
+
+    def input_hessian(self, params: Any, X: ArrayLike, y: ArrayLike) -> Any:
         """Hessian of the loss of each sample, taken alone, in its inputs.
 
         Parameters
@@ -335,16 +389,55 @@ class Network:
         found = per_sample.input_hessians(self.model, params.astype(np.float64), X, targets)
         return tensors.like(found.astype(params.dtype, copy=False), given)
 
-    def loss(self, params, X, y=None, l2=0.0, sample_weight=None):
+    def loss(
+        self,
+        params: ArrayLike,
+        X: Data,
+        y: ArrayLike | None = None,
+        l2: Ridge = 0.0,
+        sample_weight: ArrayLike | None = None,
+        progress: bool | None = None,
+    ) -> float:
         """The loss, averaged as `Network` says, as a float. Arguments as for `gradient`."""
         l2, params = self._as_l2(l2), self.model.check_params(params)
 
-        def evaluate(X, targets, normaliser):
+        def evaluate(X: Array, targets: Any, normaliser: float) -> tuple[float, None]:
             return self.model.terminal(self.model.forward(params, X), targets, None, normaliser)[0], None
 
-        return _add_l2(l2, params, self._over_all(evaluate, X, y, sample_weight, params.dtype)[0], None)[0]
+        value, _ = self._over_all(evaluate, X, y, sample_weight, params.dtype, progress, "loss")
+        return _add_l2(l2, params, value, None)[0]
 
-    def gradient(self, params, X, y=None, l2=0.0, sample_weight=None):
+    @overload
+    def gradient(
+        self,
+        params: AnyTensor,
+        X: Data,
+        y: ArrayLike | None = None,
+        l2: Ridge = 0.0,
+        sample_weight: ArrayLike | None = None,
+        progress: bool | None = None,
+    ) -> AnyTensor: ...
+
+    @overload
+    def gradient(
+        self,
+        params: ArrayLike,
+        X: Data,
+        y: ArrayLike | None = None,
+        l2: Ridge = 0.0,
+        sample_weight: ArrayLike | None = None,
+        progress: bool | None = None,
+    ) -> FloatArray: ...
+
+    def gradient(
+        self,
+        params: Any,
+        X: Data,
+        y: ArrayLike | None = None,
+        l2: Ridge = 0.0,
+        sample_weight: ArrayLike | None = None,
+        progress: bool | None = None,
+    ) -> Any:
         """Gradient of the loss in the parameters.
 
         Parameters
@@ -363,15 +456,47 @@ class Network:
         sample_weight : (B,) array, optional
             How often each sample counts: at least 0, and 1 by default. The loss is then the weighted mean, the sum of
             the weighted losses over that of the weights, or their sum where that is the loss's reduction.
+        progress : bool, optional
+            Show a progress bar of the samples, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
         gradient : (P,) array
             In the dtype of ``params``; where that is a tensor, a tensor on its device.
         """
-        return self.loss_and_gradient(params, X, y, l2, sample_weight)[1]
+        return self.loss_and_gradient(params, X, y, l2, sample_weight, progress)[1]
 
-    def loss_and_gradient(self, params, X, y=None, l2=0.0, sample_weight=None):
+    @overload
+    def loss_and_gradient(
+        self,
+        params: AnyTensor,
+        X: Data,
+        y: ArrayLike | None = None,
+        l2: Ridge = 0.0,
+        sample_weight: ArrayLike | None = None,
+        progress: bool | None = None,
+    ) -> tuple[float, AnyTensor]: ...
+
+    @overload
+    def loss_and_gradient(
+        self,
+        params: ArrayLike,
+        X: Data,
+        y: ArrayLike | None = None,
+        l2: Ridge = 0.0,
+        sample_weight: ArrayLike | None = None,
+        progress: bool | None = None,
+    ) -> tuple[float, FloatArray]: ...
+
+    def loss_and_gradient(
+        self,
+        params: Any,
+        X: Data,
+        y: ArrayLike | None = None,
+        l2: Ridge = 0.0,
+        sample_weight: ArrayLike | None = None,
+        progress: bool | None = None,
+    ) -> Any:
         """The loss and its gradient, in one pass over the samples; arguments as for `gradient`.
 
         What optimisers of SciPy take with ``jac=True``.
@@ -384,14 +509,14 @@ class Network:
         """
         given, l2, params = params, self._as_l2(l2), self.model.check_params(params)
 
-        def evaluate(X, targets, normaliser):
+        def evaluate(X: Array, targets: Any, normaliser: float) -> tuple[float, Array]:
             return self.model.linearise(params, X, targets, 1, normaliser)[1:]
 
-        value, gradient = self._over_all(evaluate, X, y, sample_weight, params.dtype)
+        value, gradient = self._over_all(evaluate, X, y, sample_weight, params.dtype, progress, "gradient")
         value, gradient = _add_l2(l2, params, value, gradient.astype(params.dtype, copy=False))
         return value, tensors.like(gradient, given)
 
-    def _as_l2(self, l2):
+    def _as_l2(self, l2: Ridge) -> float | Array:
         """A number, or a (P,) array where it is not the same for all parameters."""
         number, ridge = as_ridge("l2", l2, self.model.head.chain, self.model.head.first)
         found = number if ridge is None else ridge
@@ -399,7 +524,16 @@ class Network:
             raise ValueError(f"l2: expected at least 0, got {np.min(found)}")
         return found
 
-    def _over_all(self, evaluate, X, y, sample_weight, dtype):
+    def _over_all(
+        self,
+        evaluate: Callable[..., tuple[float, Array | None]],
+        X: Data,
+        y: ArrayLike | None,
+        sample_weight: ArrayLike | None,
+        dtype: np.dtype[Any],
+        progress: bool | None,
+        label: str,
+    ) -> tuple[float, Any]:
         """Loss and gradient (or None) of all samples.
 
         ``evaluate(X, targets, normaliser)`` gives both for some of them, over the normaliser: for a part of arrays in
@@ -411,32 +545,54 @@ class Network:
             weights = as_weights("sample_weight", sample_weight, X.shape[0])
             targets = model.check_y(y, X.shape[0], dtype, weights=weights)
             normaliser, parts = model.normaliser(model.total_weight(targets)), []
-            for start in range(0, X.shape[0], SAMPLES_AT_ONCE):
-                part = slice(start, start + SAMPLES_AT_ONCE)
-                parts.append(evaluate(X[part], targets[part], normaliser))
+            with bar(progress, X.shape[0], label, " samples") as shown:
+                for start in range(0, X.shape[0], SAMPLES_AT_ONCE):
+                    part = slice(start, start + SAMPLES_AT_ONCE)
+                    parts.append(evaluate(X[part], targets[part], normaliser))
+                    shown.update(len(X[part]))
+            gradient: Any
             value, gradient = parts[0]
             for one, slope in parts[1:]:
                 value, gradient = value + one, None if slope is None else np.add(gradient, slope, dtype=np.float64)
             return value, gradient
         value, total, weight = 0.0, None, 0.0
-        for X, targets in self._samples(X, y, sample_weight):
-            count = len(targets) * model.num_terms
-            one, gradient = evaluate(X.astype(dtype, copy=False), targets.astype(dtype), count)
-            value, weight = value + count * one, weight + model.total_weight(targets)
-            if gradient is not None:
-                gradient = count * gradient.astype(np.float64, copy=False)
-                total = gradient if total is None else total + gradient
+        samples = self._samples(X, y, sample_weight)
+        with bar(progress, samples.num_samples, label, " samples") as shown:
+            for X, targets in samples:
+                count = len(targets) * model.num_terms
+                one, gradient = evaluate(X.astype(dtype, copy=False), targets.astype(dtype), count)
+                value, weight = value + count * one, weight + model.total_weight(targets)
+                if gradient is not None:
+                    gradient = count * gradient.astype(np.float64, copy=False)
+                    total = gradient if total is None else total + gradient
+                shown.update(len(X))
         normaliser = model.normaliser(weight)
         return value / normaliser, None if total is None else total / normaliser
 
-    def _samples(self, X, y, sample_weight, batch_size=None, may_be_negative=False):
+    def _samples(
+        self,
+        X: Data,
+        y: ArrayLike | None,
+        sample_weight: ArrayLike | None,
+        batch_size: int | None = None,
+        may_be_negative: bool = False,
+    ) -> Samples:
         size = batch_size_for(self.model) if batch_size is None else as_size("batch_size", batch_size)
         return Samples(self.model, X, y, size, sample_weight, may_be_negative)
 
     def hessian(
-        self, params, X, y=None, curvature="hessian", l2=0.0, device="cpu", batch_size=None, keep_bytes=None,
-        progress=False, sample_weight=None,
-    ):  # fmt: skip
+        self,
+        params: ArrayLike,
+        X: Data,
+        y: ArrayLike | None = None,
+        curvature: Curvature = "hessian",
+        l2: Ridge = 0.0,
+        device: str = "cpu",
+        batch_size: int | None = None,
+        keep_bytes: int | None = None,
+        progress: bool | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Hessian:
         """Hessian of the loss in the parameters, or its Gauss-Newton matrix, as a `Hessian` operator.
 
         Linearised in float64 whatever the dtype of ``params``, which decides the dtype of the answers.
@@ -465,8 +621,8 @@ class Network:
         keep_bytes : int, optional
             Keep so many bytes of derivative blocks, and make those of further batches again whenever H is multiplied
             with or assembled. By default what memory allows, or half of that for samples in batches.
-        progress : bool
-            Show a progress bar of the batches, for which tqdm must be installed.
+        progress : bool, optional
+            Show a progress bar of the batches, for which tqdm must be installed; by default what `set_progress` says.
         sample_weight : (B,) array, optional
             As for `gradient`, but weights may be negative as well, to remove samples; of a mean, the sum must be
             positive.
@@ -520,22 +676,22 @@ class Network:
         system = System(head.chain, weights, lin, number, gradient, layout, on, **options)
         return Hessian(system, dtype, loss, self, curvature, self.model.total_weight(targets))
 
-    def _features(self, on, X):
+    def _features(self, on: Any, X: Any) -> Any:
         """What comes into the first layer with unknowns. The frozen layers before it run on the CPU."""
         if self.model.head is self.model:
             return X
         return on.memory.put(self.model.features(X if isinstance(X, np.ndarray) else on.memory.take(X)))
 
-    def _is_one_batch(self, X, y, keep_bytes):
+    def _is_one_batch(self, X: Any, y: Any, keep_bytes: int | None) -> bool:
         """Whether samples are arrays whose derivative blocks are to be kept at the same time."""
         if y is None:
             return False
-        shape = getattr(X, "shape", ())
+        shape: tuple[int, ...] = getattr(X, "shape", ())
         # What is no array of samples is refused by the checks of one batch.
         needed = self.model.block_bytes(int(shape[0])) if len(shape) == 2 else 0
         return memory_budget.fits(needed) if keep_bytes is None else needed <= keep_bytes
 
-    def _check_device(self, device, batch_size):
+    def _check_device(self, device: str, batch_size: int | None) -> None:
         head = self.model.head
         for l, layer in enumerate(head.layers, head.first):
             if not isinstance(layer, Dense):
@@ -548,7 +704,16 @@ class Network:
         if batch_size is not None:
             raise ValueError(f"batch_size: expected None with device={device!r}, got {batch_size!r}")
 
-    def _hessian_of_batches(self, params, dtype, samples, curvature, l2, keep_bytes, progress):
+    def _hessian_of_batches(
+        self,
+        params: Array,
+        dtype: np.dtype[Any],
+        samples: Samples,
+        curvature: str,
+        l2: float | Array,
+        keep_bytes: int | None,
+        progress: bool | None,
+    ) -> Hessian:
         keep_bytes = default_keep_bytes() if keep_bytes is None else keep_bytes
         with bar(progress, samples.num_samples, "linearise", " samples") as shown:
             batches = Batches(self.model, params, samples, curvature, keep_bytes, shown.update)
@@ -560,12 +725,12 @@ class Network:
         return Hessian(total, dtype, loss, self, curvature, batches.total_weight)
 
 
-def _split(l2):
+def _split(l2: Any) -> tuple[float, Array | None]:
     """(multiple of the identity, ridge) that an L2 term adds to H."""
     return (l2, None) if np.ndim(l2) == 0 else (0.0, l2)
 
 
-def _add_l2(l2, params, value, gradient):
+def _add_l2(l2: Any, params: Array, value: float, gradient: Any) -> tuple[float, Any]:
     """Loss and gradient (or None) with the L2 term, of a number or (P,) array; ``ValueError`` where that overflows."""
     if not np.any(l2):
         return value, gradient

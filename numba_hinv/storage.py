@@ -5,6 +5,9 @@ implies, and that whatever the sweeps use as an index lies within bounds. A new 
 `factorization.FORMAT`; older formats may be read (`factorization.READABLE`), never guessed.
 """
 
+import os
+from typing import Any
+
 import numpy as np
 
 from .certainty.solver import Solver
@@ -29,6 +32,7 @@ from .layers.loss import Loss
 from .layers.model import PLAIN
 from .network import Network
 from .runtime import archive
+from .runtime.annotations import Array
 from .system.ridge import pairs_of
 from .system.scaling import Scaling
 from .system.shifted import Shifted
@@ -43,7 +47,7 @@ _NEW_FIELDS = dict(list(zip(Chain._fields[-len(ONE_POSITION) :], ONE_POSITION))[
 _LARGEST_COUNT = 1 << 58
 
 
-def load(path):
+def load(path: str | os.PathLike[str]) -> Factorization:
     """Load a factorization that `Factorization.save` wrote.
 
     Runs no code from the file. The net's activations and loss are looked up by name: those that the user registered
@@ -100,7 +104,7 @@ def load(path):
         return _assemble(header, chain, network, scale, arrays)
 
 
-def _describe(header):
+def _describe(header: dict[str, Any]) -> Any:
     """The chain, the net (or None), the layer table and the scaling that a header states."""
     num_samples = header["num_samples"]
     if type(num_samples) is not int or not 0 < num_samples < 1 << 40:
@@ -160,7 +164,7 @@ def _describe(header):
     return chain, network, table, sizes, Scaling(header["matrix_exponent"], tuple(states), tuple(levels))
 
 
-def _check_dense(header, P):
+def _check_dense(header: dict[str, Any], P: int) -> None:
     """What the header says of dense factors: eigenvalues, blocks, or LAPACK's, without pivots only in format 4."""
     if "num_eigenvalues" in header:
         if header["num_eigenvalues"] != P:
@@ -177,7 +181,7 @@ def _check_dense(header, P):
         raise ValueError(f"growth is {growth!r}")
 
 
-def _as_chain(fields, version):
+def _as_chain(fields: dict[str, Any], version: int) -> Chain:
     """The `Chain` of a header of some version of the format, once it is sure that it is one."""
     if version < 7:
         fields = fields | {name: [value] * len(fields["kind"]) for name, value in _NEW_FIELDS.items()}
@@ -226,13 +230,16 @@ def _as_chain(fields, version):
     return chain
 
 
-def _expected(header, table, sizes):
+def _expected(header: dict[str, Any], table: Array, sizes: Any) -> dict[str, Any]:
     """Type and shape of every array."""
     B, L, P, n = header["num_samples"], table.size, sizes.parameters, sizes.outputs
     held = 0 if header.get("is_total") else int(table["held"].sum())
     wide, narrow = np.dtype(np.float64), np.dtype(header["factor_dtype"])
     counts = np.dtype(np.int64)
-    common = {"params": (wide, (P + held,)), **{name: (wide, (P,)) for name in header.get("ridges", [])}}
+    common: dict[str, Any] = {
+        "params": (wide, (P + held,)),
+        **{name: (wide, (P,)) for name in header.get("ridges", [])},
+    }
     if header["loss"] is not None:
         common["gradient"] = np.dtype(header["dtype"]), (P,)
     if header.get("is_total"):
@@ -258,7 +265,7 @@ def _expected(header, table, sizes):
     return {**common, **{f"factors_{name}": factors[name] for name in Factors._fields}}
 
 
-def _check_values(header, arrays, table):
+def _check_values(header: dict[str, Any], arrays: dict[str, Array], table: Array) -> None:
     """What the sweeps index with lies within bounds, and numbers are finite."""
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -286,7 +293,7 @@ def _check_values(header, arrays, table):
     _check_permutations(arrays["factors_pivots"].astype(np.int64), m, pivots)
 
 
-def _check_apart(chain, ridge, table, header):
+def _check_apart(chain: Chain, ridge: Array | None, table: Array, header: dict[str, Any]) -> None:
     """The biases that are kept apart are those which the ridge keeps apart: sizes follow from it."""
     pairs, by_parameter = None, False
     if ridge is not None and not header.get("is_total"):
@@ -298,7 +305,7 @@ def _check_apart(chain, ridge, table, header):
         raise archive.refusal("has a ridge by parameter, which its factors by layers cannot have")
 
 
-def _check_permutations(pivots, m, starts):
+def _check_permutations(pivots: Array, m: Any, starts: Any) -> None:
     """Both halves of pivots of m rows are permutations of 0..m-1; those of 2 x 2 blocks, pairs, are complemented."""
     block = np.repeat(np.arange(m.size), m)
     first = np.repeat(np.cumsum(m) - m, m)
@@ -315,7 +322,7 @@ def _check_permutations(pivots, m, starts):
         raise archive.refusal("has half a 2 x 2 pivot")
 
 
-def _check_interchanges(pivots, size):
+def _check_interchanges(pivots: Array, size: int) -> None:
     """LAPACK's interchanges are rows from 1 on, negative in pairs that name one row."""
     if ((np.abs(pivots.astype(np.int64)) < 1) | (np.abs(pivots.astype(np.int64)) > size)).any():
         raise archive.refusal("has pivots out of range")
@@ -325,12 +332,14 @@ def _check_interchanges(pivots, size):
         raise archive.refusal("has half a 2 x 2 pivot")
 
 
-def _assemble(header, chain, network, scale, arrays):
+def _assemble(
+    header: dict[str, Any], chain: Chain, network: Network | None, scale: Scaling, arrays: dict[str, Array]
+) -> Factorization:
     common = float(header["l2"]), arrays.get("gradient")
     norm, params, first = float(header["norm"]), arrays["params"], header.get("first", 0)
     if header.get("is_total"):
-        options = {"norm": norm, "dense": arrays["dense"], "first": first, "ridge": arrays.get("ridge")}
-        system = Total(chain, params, None, header["num_samples"], *common, **options)
+        options: Any = {"norm": norm, "dense": arrays["dense"], "first": first, "ridge": arrays.get("ridge")}
+        system: Any = Total(chain, params, None, header["num_samples"], *common, **options)
     else:
         lin = Linearisation(*(arrays[f"blocks_{name}"] for name in Linearisation._fields))
         logarithms = arrays["logarithms"]

@@ -25,7 +25,7 @@ ORDER = [
     "factorization",
     "hessian",
     ("network", "losses"),
-    ("storage", "embedded", "applications"),
+    ("storage", "embedded", "applications", "distributed"),
     "frameworks",
     "",
     "__main__",
@@ -44,12 +44,19 @@ NAMED_TUPLE = {"_asdict", "_replace", "_fields", "_make"}
 
 
 def imports(name, late):
-    """(module of the package, names taken from it) of all imports, those inside of functions where ``late``."""
-    tree, inside = TREES[name], set()
+    """(module of the package, names taken from it) of all imports, those inside of functions where ``late``.
+
+    What is imported to check types alone is none: it names what is above, and never runs.
+    """
+    tree, inside, for_types = TREES[name], set(), set()
     for function in ast.walk(tree):
         if isinstance(function, (ast.FunctionDef, ast.Lambda)):
             inside |= {id(node) for node in ast.walk(function)}
+        if isinstance(function, ast.If) and ast.unparse(function.test) == "TYPE_CHECKING":
+            for_types |= {id(node) for node in ast.walk(function)}
     for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.ImportFrom) and node.level and (id(node) in inside) == late:
             parts = name.split("/") if name else []
             base = parts[: len(parts) - node.level + (name in IS_PACKAGE)]

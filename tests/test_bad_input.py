@@ -286,7 +286,7 @@ def test_a_factorization_that_would_not_fit():
     batch, width = 40_000, 64
     net = nh.Network([nh.Dense(2, width), nh.Dense(width, width), nh.Dense(width, 1, "identity")], "mean_squared_error")
     rng = np.random.default_rng(0)
-    H = net.hessian(net.init(seed=0), rng.standard_normal((batch, 2)), rng.standard_normal((batch, 1)))
+    H = net.hessian(net.init(rng=0), rng.standard_normal((batch, 2)), rng.standard_normal((batch, 1)))
     with pytest.raises(MemoryError) as caught:
         H.factorize(damping=1.0, method="layers")
     message = str(caught.value)

@@ -99,7 +99,7 @@ def test_random_generators_are_left_alone():
     np.random.seed(3)
     expected = np.random.random()
     np.random.seed(3)
-    p.net.init(seed=1)
+    p.net.init(rng=1)
     p.net.hessian(p.params, p.X, p.y).factorize(damping=0.1).solve(p.right_hand_side())
     nh.solve(p.net, p.params, p.X, p.y, p.right_hand_side(), damping=-0.05)
     assert np.random.random() == expected

@@ -158,7 +158,7 @@ import numpy as np
 import saddles_along_training as example
 X, y = example.load(example.BATCH)
 net = example.skinny_net(6)
-for step, params in example.train(net, net.init(seed=0), X, y, (0, 20)):
+for step, params in example.train(net, net.init(rng=0), X, y, (0, 20)):
     H = net.hessian(params, X, y)
     values, norm = np.linalg.eigvalsh(H.todense()), H.norm()
     counts = [int((values < t * norm).sum()) for t in example.THRESHOLDS]

@@ -34,7 +34,7 @@ class Case:
     def __init__(self, name, index, batch, curvature="hessian", loss="mean_squared_error"):
         rng = np.random.default_rng(batch)
         self.full = nh.Network(CHAINS[name], loss)
-        self.all_params = self.full.init(seed=1) + 0.1 * rng.standard_normal(self.full.num_params)
+        self.all_params = self.full.init(rng=1) + 0.1 * rng.standard_normal(self.full.num_params)
         self.net, self.params = self.full.freeze(self.all_params, CHOICES[name][index])
         self.keep = self.net.trainable
         self.X = rng.standard_normal((batch, self.full.layers[0].in_features))
@@ -133,7 +133,7 @@ def test_square_root_and_checkpoints(name, index):
     case = Case(name, index, 2, "ggn")
     A = case.A + 0.2 * np.eye(len(case.A))
     F = case.H.factorize(0.2, method="layers")
-    root = F.sample(0, 20000)
+    root = F.sample(20000, rng=0)
     # 20,000 samples know a covariance to 1 percent of its scale; 5 of their standard deviations are allowed.
     inverse = np.linalg.inv(A)
     scale = np.sqrt(np.diag(inverse))
@@ -183,7 +183,7 @@ def test_last_layer_laplace():
     """In one line; of a net that is linear in its last layer it is Bayesian linear regression on the features."""
     rng = np.random.default_rng(0)
     net = nh.Network([nh.Dense(3, 8), nh.Dense(8, 8, skip=True), nh.Dense(8, 1, "identity")], "mean_squared_error")
-    params, X, y = net.init(seed=0), rng.standard_normal((30, 3)), rng.standard_normal(30)
+    params, X, y = net.init(rng=0), rng.standard_normal((30, 3)), rng.standard_normal(30)
     laplace = nh.Laplace(*net.freeze(params, slice(-1)), X, y, prior_precision=0.7, noise_variance=0.3)
     W1, c1 = net.unpack(params)[0]
     W2, c2 = net.unpack(params)[1]
@@ -200,7 +200,7 @@ def test_layers_before_the_first_trainable_one_take_no_memory():
     sizes = []
     for depth in (3, 100):
         net = nh.Network([nh.Dense(4, 4) for _ in range(depth)], "mean_squared_error")
-        head, params = net.freeze(net.init(seed=0), slice(-1))
+        head, params = net.freeze(net.init(rng=0), slice(-1))
         H = head.hessian(params, np.ones((5, 4)), np.ones((5, 4)))
         blocks = sum(block.nbytes for block in H.system.lin) + H.system.weights.nbytes
         sizes.append((blocks, H.factorize(0.1, method="layers").nbytes, H.nbytes_to_factorize(method="layers")))
@@ -212,7 +212,7 @@ def test_influence_and_leave_one_out_of_the_last_layer():
     rng = np.random.default_rng(1)
     net = nh.Network([nh.Dense(2, 5), nh.Dense(5, 1, "identity")], "mean_squared_error")
     X, y, l2 = rng.standard_normal((20, 2)), rng.standard_normal(20), 0.05
-    head, params = net.freeze(net.init(seed=0), 0)
+    head, params = net.freeze(net.init(rng=0), 0)
     W, c = head.unpack(params)[0]
     Z = np.hstack([np.tanh(X @ W.T + c), np.ones((20, 1))])
     # Mean of squares plus l2/2 |x|^2.
@@ -233,12 +233,12 @@ def test_training_moves_what_is_trainable():
     rng = np.random.default_rng(2)
     net = nh.Network([nh.Dense(2, 6), nh.Dense(6, 6), nh.Dense(6, 1, "identity")], "mean_squared_error")
     X = rng.standard_normal((40, 2))
-    head, start = net.freeze(net.init(seed=0), [1])
+    head, start = net.freeze(net.init(rng=0), [1])
     result = nh.minimize(head, start, X, np.sin(X[:, 0]), l2=1e-3)
     assert result.success and result.x.shape == start.shape
     whole, params = head.unfreeze(result.x)
     assert whole.num_params == net.num_params and not any(layer.frozen for layer in whole.layers)
-    assert np.array_equal(net.unpack(params)[1][0], net.unpack(net.init(seed=0))[1][0])
+    assert np.array_equal(net.unpack(params)[1][0], net.unpack(net.init(rng=0))[1][0])
     assert np.linalg.norm(whole.gradient(params, X, np.sin(X[:, 0]), l2=1e-3)[head.trainable]) < 1e-7
 
 
@@ -249,7 +249,7 @@ def test_net():
     net = nh.Network(layers, "mean_squared_error", frozen_params=values)
     assert net.num_params == 8 and "18 frozen" in repr(net)
     assert net.trainable.tolist() == [False] * 15 + [True] * 8 + [False] * 3
-    params = net.init(seed=0)
+    params = net.init(rng=0)
     (W, c), norm, (W2, c2), (kernel, _) = net.unpack(params)
     assert np.array_equal(W, values[:6].reshape(3, 2)) and np.array_equal(norm, values[9:15])
     assert np.array_equal(kernel.ravel(), values[15:17]) and np.array_equal(W2.ravel(), params[:6])
@@ -283,7 +283,7 @@ def test_refused():
 
 def test_an_error_names_the_layer_in_the_net():
     net = nh.Network([nh.Dense(2, 3), nh.Dense(3, 3), nh.Dense(3, 2, "identity")], "mean_squared_error")
-    head, params = net.freeze(net.init(seed=0), [0])
+    head, params = net.freeze(net.init(rng=0), [0])
     with pytest.raises(np.linalg.LinAlgError, match="layer 1 has"):
         head.hessian(params, np.ones((1, 2)), np.ones((1, 2))).factorize(0.0, method="layers")
 

@@ -39,7 +39,7 @@ NETS = {
 def problem(name, batch=7):
     net = nh.Network(NETS[name], "mean_squared_error")
     rng = np.random.default_rng(batch)
-    params = net.init(seed=1, gain=1.5) + 0.2 * rng.standard_normal(net.num_params)
+    params = net.init(rng=1, gain=1.5) + 0.2 * rng.standard_normal(net.num_params)
     X = rng.standard_normal((batch, net.layers[0].in_features))
     return net, params, X, rng.standard_normal((batch, net.layers[-1].out_features))
 

@@ -27,7 +27,7 @@ def test_layout_of_the_parameters():
 
 def test_unpacked_arrays_are_views():
     net = nh.Network([nh.Dense(3, 2), nh.Dense(2, 2, bias=False)], "mean_squared_error")
-    params = net.init(seed=0)
+    params = net.init(rng=0)
     (W0, c0), (W1, _) = net.unpack(params)
     for part in (W0, c0, W1):
         assert np.shares_memory(part, params)
@@ -38,13 +38,13 @@ def test_unpacked_arrays_are_views():
 def test_initial_parameters():
     layers = [nh.Dense(5, 4), *[nh.Dense(4, 4, skip=True) for _ in range(20)], nh.Dense(4, 3, "identity")]
     net = nh.Network(layers, "softmax_cross_entropy")
-    params = net.init(seed=0)
+    params = net.init(rng=0)
     assert params.shape == (net.num_params,)
     assert params.dtype == np.float64
     assert np.isfinite(params).all()
     assert all(W.std() > 0 for W, _ in net.unpack(params))
-    np.testing.assert_array_equal(params, net.init(seed=0))
-    assert not np.array_equal(params, net.init(seed=1))
+    np.testing.assert_array_equal(params, net.init(rng=0))
+    assert not np.array_equal(params, net.init(rng=1))
 
 
 def test_defaults():

@@ -36,7 +36,7 @@ def test_net(protocol):
     p = problem()
     net = pickle.loads(pickle.dumps(p.net, protocol))
     assert net.num_params == p.net.num_params
-    np.testing.assert_array_equal(net.init(seed=3), p.net.init(seed=3))
+    np.testing.assert_array_equal(net.init(rng=3), p.net.init(rng=3))
     np.testing.assert_array_equal(net.gradient(p.params, p.X, p.y), p.net.gradient(p.params, p.X, p.y))
 
 
@@ -67,7 +67,7 @@ def test_copies(copier):
     p = problem()
     b = p.right_hand_side()
     F = p.hessian.factorize(damping=0.1)
-    np.testing.assert_array_equal(copier(p.net).init(seed=0), p.net.init(seed=0))
+    np.testing.assert_array_equal(copier(p.net).init(rng=0), p.net.init(rng=0))
     np.testing.assert_array_equal(copier(p.hessian) @ b, p.hessian @ b)
     np.testing.assert_array_equal(copier(F).solve(b), F.solve(b))
 

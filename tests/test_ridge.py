@@ -49,7 +49,7 @@ def near(found, expected, tolerance):
 def problem(name, batch):
     rng = np.random.default_rng(batch)
     net = nh.Network(CHAINS[name], "mean_squared_error")
-    params = net.init(seed=1) + 0.1 * rng.standard_normal(net.num_params)
+    params = net.init(rng=1) + 0.1 * rng.standard_normal(net.num_params)
     return net, params, rng.standard_normal((batch, net.layers[0].in_features)), rng.standard_normal((batch, 2)), rng
 
 
@@ -200,7 +200,7 @@ def test_square_root_checkpoints_and_pickles(method):
     A = H.todense() + np.diag(expand(net.layers, damping))
     inverse = np.linalg.inv(A)
     scale = np.sqrt(np.diag(inverse))
-    root = F.sample(0, 20000)
+    root = F.sample(20000, rng=0)
     # As tests/test_frozen_layers.py: five standard deviations of such an estimate.
     assert (np.abs(root.T @ root / 20000 - inverse) < 5 * np.sqrt(2 / 20000) * np.outer(scale, scale)).all()
     x = F.solve(H.gradient)

@@ -28,7 +28,7 @@ class Dense:
         net = nh.Network([*layers, nh.Dense(*widths[-2:], "identity")], LOSS)
         rng = np.random.default_rng(0)
         X, y = rng.standard_normal((batch, widths[0])), rng.integers(0, widths[-1], batch)
-        self.H = net.hessian(net.init(seed=0), X, y)
+        self.H = net.hessian(net.init(rng=0), X, y)
         self.flops = 2.0 * batch * self.H.shape[0] ** 2
         self.H.todense()
 

@@ -52,7 +52,7 @@ class Problem:
             nh.Dense(row.width, CLASSES, "identity"),
         ]
         self.net = nh.Network(self.layers, loss=LOSS)
-        self.params = self.net.init(seed=0)
+        self.params = self.net.init(rng=0)
         self.X = rng.standard_normal((row.batch, row.width))
         self.y = rng.integers(0, CLASSES, row.batch)
         self.b = rng.standard_normal(self.net.num_params)

@@ -4,16 +4,19 @@ That none is missed, inertia proves.
 """
 
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import LinAlgWarning
 
 from ..hessian import Hessian
 from ..runtime import threads
+from ..runtime.annotations import Array, BoolArray, Check
 from ..runtime.progress import bar
 from ..runtime.validation import as_flag, as_real, as_size
-from .shift_invert import basis_size, densely, nearest, nearest_first, rayleigh_ritz
+from .shift_invert import Pairs, basis_size, densely, nearest, nearest_first, rayleigh_ritz
 
 # In units of ||H||: residuals above this are worth a warning; so are wider clusters, where counts tell no eigenvalues
 # apart; no narrower slice is cut.
@@ -32,7 +35,37 @@ _SLICE = 24
 _CUTS = (0.5, 0.4, 0.65, 0.3, 0.8, 0.15)
 
 
-def eigenvalues(H, k, near=None, return_eigenvectors=False, which="nearest"):
+@overload
+def eigenvalues(
+    H: Hessian,
+    k: int,
+    near: float | None = None,
+    return_eigenvectors: Literal[False] = False,
+    which: Literal["nearest", "lowest", "highest"] = "nearest",
+    progress: bool | None = None,
+) -> NDArray[np.float64]: ...
+
+
+@overload
+def eigenvalues(
+    H: Hessian,
+    k: int,
+    near: float | None = None,
+    *,
+    return_eigenvectors: Literal[True],
+    which: Literal["nearest", "lowest", "highest"] = "nearest",
+    progress: bool | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+
+
+def eigenvalues(
+    H: Hessian,
+    k: int,
+    near: float | None = None,
+    return_eigenvectors: bool = False,
+    which: Literal["nearest", "lowest", "highest"] = "nearest",
+    progress: bool | None = None,
+) -> Any:
     """The k eigenvalues of H nearest to ``near``, or the k lowest or highest.
 
     By SciPy's eigsh (implicitly restarted Lanczos) on the inverse of ``H - near I``, from a fixed start. Of a multiple
@@ -50,6 +83,8 @@ def eigenvalues(H, k, near=None, return_eigenvectors=False, which="nearest"):
     return_eigenvectors : bool
     which : "nearest", "lowest" or "highest"
         Those nearest to ``near``, which the others go without, or those at an end of the spectrum.
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
@@ -110,14 +145,19 @@ def eigenvalues(H, k, near=None, return_eigenvectors=False, which="nearest"):
     if k > size:
         raise ValueError(f"k: expected at most the {size} parameters of H, got {k}")
     with_vectors = as_flag("return_eigenvectors", return_eigenvectors)
-    if which != "nearest" and basis_size(k, size) < size:
-        near = _beyond(H, k, which == "lowest")
-    elif which != "nearest":
-        # H will be made dense.
-        near = 2.0 * _norm(H) * (-1.0 if which == "lowest" else 1.0)
-    pairs, missing = _search(H, near, k, lambda values: _num_missing(H, values, near, k))
-    if missing > 0 and size <= _DENSE:
-        pairs, missing = densely(H, near, k), 0
+    with bar(progress, None, "eigenvalues", "solve") as shown:
+
+        def check() -> None:
+            shown.update(1)
+
+        if which != "nearest" and basis_size(k, size) < size:
+            near = _beyond(H, k, which == "lowest", check)
+        elif which != "nearest":
+            # H will be made dense.
+            near = 2.0 * _norm(H) * (-1.0 if which == "lowest" else 1.0)
+        pairs, missing = _search(H, near, k, lambda values: _num_missing(H, values, near, k), check)
+        if missing > 0 and size <= _DENSE:
+            pairs, missing = densely(H, near, k), 0
     if pairs.values.size < k:
         raise np.linalg.LinAlgError(
             f"near: expected a shift where Lanczos finds k={k} eigenvalues, got {near:g}, with {pairs.values.size}"
@@ -128,7 +168,7 @@ def eigenvalues(H, k, near=None, return_eigenvectors=False, which="nearest"):
     return (values, vectors) if with_vectors else values
 
 
-def _beyond(H, k, is_lowest):
+def _beyond(H: Hessian, k: int, is_lowest: bool, check: Check) -> float:
     """A number below all eigenvalues, or above all, and close to the k outermost ones, by bisection of counts."""
     outer, _ = _counted(H, "which", -np.inf if is_lowest else np.inf)
     edge = -outer
@@ -141,6 +181,7 @@ def _beyond(H, k, is_lowest):
         # Not in the middle, which may be at 0, where many nets have eigenvalues.
         for at in _CUTS[1:]:
             cut = outer + at * (edge - outer)
+            check()
             try:
                 below = H.count_below(cut)
                 break
@@ -158,14 +199,16 @@ def _beyond(H, k, is_lowest):
     return outer
 
 
-def as_hessian(H):
+def as_hessian(H: Any) -> Hessian:
     """H, if it is a `Hessian`."""
     if not isinstance(H, Hessian):
         raise TypeError(f"H: expected a Hessian, got {type(H).__name__}")
     return H
 
 
-def _search(H, near, k, num_missing, check=threads.no_check):
+def _search(
+    H: Hessian, near: float, k: int, num_missing: Callable[[Array], int], check: Check = threads.no_check
+) -> tuple[Pairs, int]:
     """(`Pairs` of at least the k nearest, as far as they are found; how many are missing).
 
     Each round finds at least one more vector of every eigenvalue of which vectors are missing.
@@ -187,7 +230,7 @@ def _search(H, near, k, num_missing, check=threads.no_check):
     return pairs, missing
 
 
-def _num_missing(H, values, near, k):
+def _num_missing(H: Hessian, values: Array, near: float, k: int) -> int:
     """How many eigenvalues nearer to ``near`` than the k-th found are not among those found; -1 if unknown."""
     if values.size < k:
         return k - values.size
@@ -204,7 +247,9 @@ def _num_missing(H, values, near, k):
     return -1
 
 
-def eigenvalues_in(H, low, high, num_threads=None, progress=False):
+def eigenvalues_in(
+    H: Hessian, low: float, high: float, num_threads: int | None = None, progress: bool | None = None
+) -> NDArray[np.float64]:
     """All eigenvalues of H in the half-open interval [low, high), by spectrum slicing.
 
     The inertia of ``H - t I`` says how many eigenvalues are below t (`Hessian.count_below`). The interval is cut until
@@ -219,8 +264,8 @@ def eigenvalues_in(H, low, high, num_threads=None, progress=False):
     num_threads : int, optional
         At most so many slices at the same time; by default one a core, as for `Hessian.factorize_many`. The answer is
         the same for every number.
-    progress : bool
-        Show a progress bar, for which tqdm must be installed.
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
@@ -269,8 +314,8 @@ def eigenvalues_in(H, low, high, num_threads=None, progress=False):
     workers = threads.num_workers(num_threads, max(total, 1), H.system.reaches_blas())
     with bar(progress, total, "eigenvalues_in", "eigenvalue") as shown:
 
-        def job_of(part):
-            def job(check):
+        def job_of(part: _Slice) -> Callable[[Check], Any]:
+            def job(check: Check) -> Any:
                 result = _look_into(H, part, check)
                 shown.update(result[0].size)
                 return result
@@ -302,11 +347,11 @@ class _Slice(NamedTuple):
     below_high: int
 
     @property
-    def num(self):
+    def num(self) -> int:
         return self.below_high - self.below_low
 
 
-def _look_into(H, part, check):
+def _look_into(H: Hessian, part: _Slice, check: Check) -> tuple[Array, float, list[_Slice]]:
     """(eigenvalues, the width that they are known to if they are a cluster, slices that are left)."""
     low, high, width = part.low, part.high, part.high - part.low
     if part.num <= _SLICE:
@@ -328,7 +373,7 @@ def _look_into(H, part, check):
     return np.full(part.num, centre), width, []
 
 
-def _found(H, part, k, check):
+def _found(H: Hessian, part: _Slice, k: int, check: Check) -> Array:
     """At most k eigenvalues in a slice, each certain: there are as many, as close as the residuals say."""
     try:
         pairs, _ = _search(H, 0.5 * (part.low + part.high), k, lambda values: k - _inside(part, values).sum(), check)
@@ -338,11 +383,11 @@ def _found(H, part, k, check):
     return pairs.values[certain]
 
 
-def _inside(part, values):
+def _inside(part: _Slice, values: Array) -> BoolArray:
     return (values >= part.low) & (values < part.high)
 
 
-def _counted(H, name, bound):
+def _counted(H: Hessian, name: str, bound: float) -> tuple[float, int]:
     """(a finite bound, how many eigenvalues are below it)."""
     if np.isinf(bound):
         # The norm is an estimate from below.
@@ -362,18 +407,18 @@ def _counted(H, name, bound):
         raise np.linalg.LinAlgError(f"{name}: {str(error).removeprefix('t: ')}") from None
 
 
-def _norm(H):
+def _norm(H: Hessian) -> float:
     """||H||, or 1 where it is zero: the unit of widths."""
     return H.norm() or 1.0
 
 
-def _as_bound(name, value):
+def _as_bound(name: str, value: Any) -> float:
     if isinstance(value, (float, np.floating)) and np.isinf(value):
         return float(value)
     return as_real(name, value)
 
 
-def _warn(H, residuals, missing, which):
+def _warn(H: Hessian, residuals: Array, missing: int, which: str) -> None:
     norm = _norm(H)
     worst = float(residuals.max())
     if worst > _RESIDUAL * norm:

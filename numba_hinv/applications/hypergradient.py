@@ -6,7 +6,7 @@ By the implicit function theorem, with one solve with the exact Hessian: J. Lars
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,9 @@ from ..factorization import Factorization
 from ..layers import loss_targets, per_sample
 from ..layers.targets import as_weights
 from ..network import Network
-from ..runtime import memory_budget, tensors
+from ..runtime import memory_budget, representation, tensors
+from ..runtime.annotations import Array, Method, Ridge
+from ..runtime.progress import bar
 from ..runtime.validation import as_array, as_numbers, as_real, check_finite
 from ..system import ridge
 from .training_set import TrainingSet
@@ -47,12 +49,27 @@ class Hypergradient(NamedTuple):
     newton_step: np.ndarray  # (P,): from params to where the training loss's minimum is by its quadratic model
     factorization: Factorization  # of H + damping I
 
+    def __repr__(self) -> str:
+        return representation.line(type(self).__name__, self._asdict())
+
+    def _repr_html_(self) -> str:
+        return representation.table(type(self).__name__, self._asdict())
+
 
 def hypergradient(
-    net: Network, params: ArrayLike, train: tuple, validation: tuple | Callable,
-    with_respect_to: str | Callable | tuple = "l2", l2: float | Sequence = 0.0, sample_weight: ArrayLike | None = None,
-    damping: float = 0.0, method: str = "auto", batch_size: int | None = None, keep_bytes: int | None = None,
-) -> Hypergradient:  # fmt: skip
+    net: Network,
+    params: ArrayLike,
+    train: tuple[Any, Any],
+    validation: tuple[Any, Any] | Callable[[Array], tuple[Any, Any]],
+    with_respect_to: Any = "l2",
+    l2: Ridge = 0.0,
+    sample_weight: ArrayLike | None = None,
+    damping: float = 0.0,
+    method: Method = "auto",
+    batch_size: int | None = None,
+    keep_bytes: int | None = None,
+    progress: bool | None = None,
+) -> Hypergradient:
     """Gradient of a validation loss in the weight decay, the samples' weights, inputs or targets of the training.
 
     Training leads to the minimum of ``F(params; phi) = net.loss(params, X, y, l2, sample_weight)``, phi being any of
@@ -88,6 +105,8 @@ def hypergradient(
         As for `Hessian.factorize`.
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`.
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
@@ -142,28 +161,37 @@ def hypergradient(
             raise ValueError(f"with_respect_to: expected {names}, a function, or a tuple of these, got {what!r}")
     # In float64, whatever they are given in: so are the gradients.
     params, damping = as_numbers("params", params).astype(np.float64), as_real("damping", damping)
-    data = TrainingSet(net, params, X, y, "hessian", l2, batch_size, keep_bytes, method, sample_weight)
-    if "y" in asked and net.model.loss.has_labels:
-        raise ValueError("with_respect_to: expected no 'y' where y has labels, which are whole numbers, got 'y'")
-    loss, slope = _validation_loss(net, data.params, validation)
-    consequence = "the validation loss does not move with the minimum as the hypergradient says"
-    F, _ = data.factorize(damping, method, consequence, stacklevel=2)
-    u, step = F.solve(np.stack([slope, -data.gradient], axis=1)).T
-    u = np.ascontiguousarray(u)
-    _warn_of_distance(data, step)
-    found = _Mixed(data, u, l2, as_weights("sample_weight", sample_weight, data.num_samples, True))
-    gradients = tuple(-found.of(what, y) for what in asked)
-    return Hypergradient(loss, gradients if several else gradients[0], u, step, F)
+    # Beside the gradients: the samples, the validation samples, the factorization and the solve.
+    with bar(progress, 4 + len(asked), "hypergradient", "step") as shown:
+        data = TrainingSet(net, params, X, y, "hessian", l2, batch_size, keep_bytes, method, sample_weight)
+        if "y" in asked and net.model.loss.has_labels:
+            raise ValueError("with_respect_to: expected no 'y' where y has labels, which are whole numbers, got 'y'")
+        shown.update(1)
+        loss, slope = _validation_loss(net, data.params, validation)
+        shown.update(1)
+        consequence = "the validation loss does not move with the minimum as the hypergradient says"
+        F, _ = data.factorize(damping, method, consequence, stacklevel=2)
+        shown.update(1)
+        u, step = F.solve(np.stack([slope, -data.gradient], axis=1)).T
+        u = np.ascontiguousarray(u)
+        shown.update(1)
+        _warn_of_distance(data, step)
+        found = _Mixed(data, u, l2, as_weights("sample_weight", sample_weight, data.num_samples, True))
+        gradients: list[Any] = []
+        for what in asked:
+            gradients.append(-found.of(what, y))
+            shown.update(1)
+    return Hypergradient(loss, tuple(gradients) if several else gradients[0], u, step, F)
 
 
-def _as_pair(name, given):
+def _as_pair(name: str, given: Any) -> Any:
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         got = f"{len(given)} things" if isinstance(given, (tuple, list)) else type(given).__name__
         raise TypeError(f"{name}: expected a pair (X, y), got {got}")
     return given
 
 
-def _validation_loss(net, params, validation):
+def _validation_loss(net: Network, params: Array, validation: Any) -> tuple[float, Array]:
     """The loss on the validation samples, and its gradient (P,)."""
     if not callable(validation):
         return net.loss_and_gradient(params, *_as_pair("validation", validation))
@@ -175,7 +203,7 @@ def _validation_loss(net, params, validation):
     return loss, as_array("validation: its gradient", given[1], params.shape, np.float64)
 
 
-def _warn_of_distance(data, step):
+def _warn_of_distance(data: TrainingSet, step: Array) -> None:
     length, size = float(np.linalg.norm(step)), float(np.linalg.norm(data.params))
     if length > _FAR * max(size, np.finfo(float).tiny):
         warnings.warn(
@@ -193,11 +221,11 @@ def _warn_of_distance(data, step):
 class _Mixed:
     """Derivatives of ``u . grad F`` in what F depends on, u and the parameters being held fixed."""
 
-    def __init__(self, data, u, l2, weights):
+    def __init__(self, data: TrainingSet, u: Array, l2: Ridge, weights: Array) -> None:
         self.data, self.model, self.u, self.l2, self.weights = data, data.model, u, l2, weights
-        self._tangents = None
+        self._tangents: Any = None
 
-    def of(self, what, y):
+    def of(self, what: Any, y: Any) -> Any:
         if what == "l2":
             head = self.model.head
             return ridge.slopes(self.l2, self.data.params * self.u, head.chain, head.first)
@@ -213,20 +241,20 @@ class _Mixed:
         return found
 
     @property
-    def tangents(self):
+    def tangents(self) -> Array:
         """How the outputs of each sample move with the parameters along u, (B, n)."""
         if self._tangents is None:
             (self._tangents,) = self.data.tangents(self.u.reshape(1, -1))
         return self._tangents
 
-    def _batches(self, samples):
+    def _batches(self, samples: Any) -> Iterator[tuple[slice, Array, Any]]:
         """(part of the samples, inputs, `Targets`) of each batch."""
         start = 0
         for X, targets in samples:
             yield slice(start, start + len(targets)), X, targets
             start += len(targets)
 
-    def _sample_weight(self):
+    def _sample_weight(self) -> Array:
         """F is a weighted mean: a weight counts for its sample, and in what the sum is divided by."""
         model, found, counts = self.model, np.empty(self.data.num_samples), np.empty(self.data.num_samples)
         for part, X, targets in self._batches(self.data.samples.unweighted()):
@@ -241,7 +269,7 @@ class _Mixed:
         of_loss = float(self.weights[some] @ found[some]) / self.data.normaliser
         return (found - model.num_terms * counts * of_loss) / self.data.normaliser
 
-    def _inputs(self):
+    def _inputs(self) -> Array:
         model = self.model
         width = int(model.chain.n_in[0])
         memory_budget.require(8 * self.data.num_samples * width, f"the gradient in {self.data.num_samples} inputs")
@@ -252,7 +280,7 @@ class _Mixed:
             )
         return found
 
-    def _targets(self):
+    def _targets(self) -> Array:
         model, found = self.model, np.empty((self.data.num_samples, self.model.num_targets))
         for part, X, targets in self._batches(self.data.samples):
             outputs = model.forward(self.data.params, X)

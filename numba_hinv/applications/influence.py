@@ -3,11 +3,18 @@
 P. Koh and P. Liang, Understanding black-box predictions via influence functions, ICML 2017.
 """
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from ..certainty import solution
+from ..factorization import Factorization
 from ..layers.targets import as_weights
-from ..runtime import columns, memory_budget, threads
+from ..network import Network
+from ..runtime import columns, memory_budget, representation, threads
+from ..runtime.annotations import Array, Check, Curvature, Data, FloatArray, Ridge
 from ..runtime.progress import bar
 from ..runtime.validation import as_flag, as_real
 from ..system.scaling import lengths
@@ -39,25 +46,39 @@ class Influence:
     (2, (3, 3))
     """
 
-    def __init__(self, factorization, data, groups, leverage, num_threads):
-        """Private: `influence`."""
-        self.factorization = factorization
-        self._data, self._groups, self._leverage, self._num_threads = data, groups, leverage, num_threads
-        self._self_influence = None
+    values: FloatArray
 
-    def __repr__(self):
+    def __init__(
+        self, factorization: Factorization, data: Any, groups: Any, leverage: bool, num_threads: int | None
+    ) -> None:
+        """Private: `influence`."""
+        self.factorization: Factorization = factorization
+        self._data, self._groups, self._leverage, self._num_threads = data, groups, leverage, num_threads
+        self._self_influence: FloatArray | None = None
+
+    def __repr__(self) -> str:
         what = "training samples" if self._groups.are_single else "groups of training samples"
         return f"<Influences of {self.shape[0]} {what} on {self.shape[1]} test samples>"
 
-    def __array__(self, dtype=None, copy=None):
+    def _repr_html_(self) -> str:
+        facts = {"groups": self._groups.count, "test samples": self.shape[1], "with leverage": self._leverage}
+        if self._groups.are_single:
+            facts = {"training samples" if name == "groups" else name: value for name, value in facts.items()}
+        facts |= {
+            "largest": float(self.values.max(initial=-np.inf)),
+            "smallest": float(self.values.min(initial=np.inf)),
+        }
+        return representation.table("Influence", {**facts, "factorization": self.factorization})
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
         return np.array(self.values, dtype, copy=True if copy is None else copy)
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         return self.values.shape
 
     @property
-    def self_influence(self):
+    def self_influence(self) -> FloatArray:
         """(G,) array: the predicted change of each training sample's own loss, or the sum of a group's, without it.
 
         Of large values are samples that the others do not explain, such as those with a wrong label. Computed at the
@@ -77,9 +98,23 @@ class Influence:
 
 
 def influence(
-    net, params, X, y, X_test, y_test, damping, l2=0.0, curvature="hessian", num_threads=None, progress=False,
-    batch_size=None, keep_bytes=None, groups=None, leverage=False, sample_weight=None,
-):  # fmt: skip
+    net: Network,
+    params: ArrayLike,
+    X: Data,
+    y: ArrayLike | None,
+    X_test: ArrayLike,
+    y_test: ArrayLike,
+    damping: float,
+    l2: Ridge = 0.0,
+    curvature: Curvature = "hessian",
+    num_threads: int | None = None,
+    progress: bool | None = None,
+    batch_size: int | None = None,
+    keep_bytes: int | None = None,
+    groups: ArrayLike | None = None,
+    leverage: bool = False,
+    sample_weight: ArrayLike | None = None,
+) -> Influence:
     """Influence of every training sample, or group of them, on the loss of every test sample.
 
     With ``A = H + damping I``, H being the Hessian of the mean loss over the B training samples and its L2 term, and
@@ -111,8 +146,8 @@ def influence(
     num_threads : int, optional
         At most so many blocks of test samples at the same time; by default one a core, or as many as leave BLAS its
         own threads. The answer is the same for every number.
-    progress : bool
-        Show a progress bar, for which tqdm must be installed.
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`. Where H is factored as one dense matrix, many samples are read in batches by default.
     groups : int or (B,) array, optional
@@ -166,11 +201,15 @@ def influence(
     damping, leverage = as_real("damping", damping), as_flag("leverage", leverage)
     if sample_weight is not None:
         sample_weight = as_weights("sample_weight", sample_weight, None)
-    data = TrainingSet(net, params, X, y, curvature, l2, batch_size, keep_bytes, sample_weight=sample_weight)
+    data = TrainingSet(
+        net, params, X, y, curvature, l2, batch_size, keep_bytes, sample_weight=sample_weight, progress=progress
+    )
     model, system, groups = data.model, data.hessian.system, as_groups(groups, data.num_samples)
     X_test = model.check_X(X_test, np.float64, "X_test")
     y_test = model.check_y(y_test, X_test.shape[0], np.float64, "y_test")
-    F, _ = data.factorize(damping, "auto", "influences do not predict what leaving samples out does", stacklevel=2)
+    F, _ = data.factorize(
+        damping, "auto", "influences do not predict what leaving samples out does", 2, progress=progress
+    )
     found = Influence(F, data, groups, leverage, num_threads)
     T, whose = X_test.shape[0], "B = {} training samples" if groups.are_single else "{} groups of training samples"
     matrix = f"the influences of {whose.format(groups.count)} on {T} test samples"
@@ -181,7 +220,7 @@ def influence(
         for _, members, removal in _removals(F, data, groups, slopes, C, num_threads):
             slopes[members] = removal.slopes(removal.change())
 
-    def take(start, stop, gradients, solutions, check):
+    def take(start: int, stop: int, gradients: Array, solutions: Array, check: Check) -> None:
         first = 0
         for weight, part in system.parts():
             some = slice(first, first + part.num_samples)
@@ -193,21 +232,30 @@ def influence(
                 np.add.at(found.values[:, start:stop], groups.labels[some], each)
             first = some.stop
 
-    def test_gradient(i):
+    def test_gradient(i: int) -> Array:
         return model.linearise(data.params, X_test[i : i + 1], y_test[i : i + 1].each_once(), 1, model.num_terms)[2]
 
     _solve_in_blocks(F, test_gradient, T, take, num_threads, progress)
     return found
 
 
-def _removals(F, data, groups, r, C, num_threads):
+def _removals(
+    F: Factorization, data: TrainingSet, groups: Any, r: Array, C: Array, num_threads: int | None
+) -> Iterator[tuple[Array, Array, Removal]]:
     """(groups, samples, `Removal`) of all groups of one size, for every size; to first order where C is 0."""
     for chosen, members in groups.by_size:
         A = output_covariance.of_training(F, data, members, num_threads)
         yield chosen, members, Removal(A, r[members], C[members])
 
 
-def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):
+def _solve_in_blocks(
+    F: Factorization,
+    gradient_of: Callable[[int], Array],
+    count: int,
+    take: Callable[..., None],
+    num_threads: int | None,
+    progress: bool | None,
+) -> None:
     """``take(start, stop, gradients, solutions, check)`` of every block of samples, whose gradients are rows."""
     system = F.hessian.system
     P, chain = system.num_params, system.chain
@@ -222,7 +270,7 @@ def _solve_in_blocks(F, gradient_of, count, take, num_threads, progress):
     )
     with bar(progress, count, "influence", "sample") as shown:
 
-        def job(start, stop, check):
+        def job(start: int, stop: int, check: Check) -> Any:
             gradients = np.empty((stop - start, P))
             for i in range(start, stop):
                 check()

@@ -12,17 +12,25 @@ prior_precision I = s (H + prior_precision/s I)``: what `Hessian.factorize` is f
 
 import contextlib
 import warnings
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.linalg import LinAlgWarning
 
 from ..certainty import covariance
 from ..certainty.inertia import best_count
 from ..factorization import Factorization
 from ..factors import spectrum
+from ..hessian import Hessian
 from ..layers.samples import Samples
 from ..layers.targets import as_weights
 from ..network import Network
+from ..runtime import representation
+from ..runtime.annotations import Array, Curvature, Data, FloatArray, FloatType, Ridge, Tick
+from ..runtime.progress import bar
+from ..runtime.randomness import Rng
 from ..runtime.validation import as_flag, as_real
 from . import output_covariance
 from .priors import as_prior, is_positive, maximise
@@ -59,8 +67,9 @@ class Laplace:
         As for `Hessian.factorize`.
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`.
-    progress : bool
-        Show a progress bar while the training data are gone through, for which tqdm must be installed.
+    progress : bool, optional
+        Show progress bars while the training data are gone through and of the factorization, for which tqdm must be
+        installed; by default what `set_progress` says.
     sample_weight : (B,) array, optional
         As for `Network.gradient`: how many observations each sample stands for, in the likelihood and in `scale`.
     prior_mean : float, or sequence
@@ -106,16 +115,28 @@ class Laplace:
     """
 
     def __init__(
-        self, net, params, X, y=None, prior_precision=1.0, curvature="hessian", noise_variance=None,
-        factor_dtype=None, batch_size=None, keep_bytes=None, progress=False,
-        sample_weight=None, prior_mean=0.0,
-    ):  # fmt: skip
+        self,
+        net: Network,
+        params: ArrayLike,
+        X: Data,
+        y: ArrayLike | None = None,
+        prior_precision: Ridge = 1.0,
+        curvature: Curvature = "hessian",
+        noise_variance: float | None = None,
+        factor_dtype: FloatType | None = None,
+        batch_size: int | None = None,
+        keep_bytes: int | None = None,
+        progress: bool | None = None,
+        sample_weight: ArrayLike | None = None,
+        prior_mean: Ridge = 0.0,
+    ) -> None:
         if not isinstance(net, Network):
             raise TypeError(f"net: expected a Network, got {type(net).__name__}")
         if sample_weight is not None:
             sample_weight = as_weights("sample_weight", sample_weight, None)
-        self.network, self._factor_dtype = net, factor_dtype
-        self.hessian = net.hessian(
+        self.network: Network = net
+        self._factor_dtype = factor_dtype
+        self.hessian: Hessian = net.hessian(
             params, X, y, curvature, batch_size=batch_size, keep_bytes=keep_bytes, progress=progress,
             sample_weight=sample_weight,
         )  # fmt: skip
@@ -131,45 +152,57 @@ class Laplace:
             )
         if net.loss_name == "binary_cross_entropy" and not _are_binary(net.model, X, y):
             raise ValueError("y: expected 0 and 1, for the evidence to be a probability, got other numbers")
-        self.noise_variance = noise_variance
+        self.noise_variance: float | None = noise_variance
         chain = self.hessian.system.chain, self.hessian.system.first
+        self.prior_precision: float | FloatArray
+        self.precisions: float | FloatArray
+        self.prior_mean: float | FloatArray
         self.prior_precision, self.precisions = as_prior("prior_precision", prior_precision, *chain)
         self.prior_mean, self._mean = as_prior("prior_mean", prior_mean, *chain)
         if not np.all(self.precisions > 0.0):
             raise ValueError(f"prior_precision: expected a positive number, got {np.min(self.precisions)}")
         self._eigenvalues = None
-        self._set_factorization(self._factorize(self.precisions / self.scale))
+        self._set_factorization(self._factorize(self.precisions / self.scale, progress))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         noise = "" if self.noise_variance is None else f", noise_variance={self.noise_variance:g}"
         return f"Laplace({self.hessian!r}, prior_precision={self._precision_text()}{noise})"
 
-    def _precision_text(self):
+    def _repr_html_(self) -> str:
+        H, F = self.hessian, self.factorization
+        facts = {
+            "network": self.network, "parameters": H.shape[0], "samples": H.num_samples, "curvature": H.curvature,
+            "prior precision": self._precision_text(), "noise variance": self.noise_variance, "scale": self.scale,
+            "factored by": F.method, "memory of the factors": representation.memory(F.nbytes),
+        }  # fmt: skip
+        return representation.table("Laplace", facts)
+
+    def _precision_text(self) -> str:
         return f"{self.prior_precision:g}" if np.ndim(self.prior_precision) == 0 else "by layer"
 
     @property
-    def scale(self):
+    def scale(self) -> float:
         return self.scale_with(self.noise_variance)
 
     @property
-    def count(self):
+    def count(self) -> float:
         """Observations: what the noise variance is the mean over."""
         return self._count
 
-    def scale_with(self, noise_variance):
+    def scale_with(self, noise_variance: float | None) -> float:
         """`scale`, with another noise variance."""
         return self._normaliser / (1.0 if noise_variance is None else 2.0 * noise_variance)
 
-    def _factorize(self, damping):
+    def _factorize(self, damping: Any, progress: bool | None = None) -> Factorization:
         if np.ndim(damping) == 0:
-            return self.hessian.factorize(damping, self._factor_dtype)
-        return Factorization.compute(self.hessian, 0.0, self._factor_dtype, dampings=damping)
+            return self.hessian.factorize(damping, self._factor_dtype, progress=progress)
+        return Factorization.compute(self.hessian, 0.0, self._factor_dtype, progress=progress, dampings=damping)
 
-    def from_mean(self):
+    def from_mean(self) -> FloatArray:
         """How far the parameters are from the prior's mean, (P,)."""
         return self.hessian.system.params - self._mean
 
-    def evidence_at(self, precisions, noise_variance):
+    def evidence_at(self, precisions: Array, noise_variance: float | None) -> tuple[float, FloatArray] | None:
         """(log evidence, posterior variances (P,)) with other precisions (P,); None where there is no posterior."""
         scale = self.scale_with(noise_variance)
         try:
@@ -180,7 +213,7 @@ class Laplace:
             return None
         return self._log_evidence(precisions, noise_variance, factorization), factorization.diagonal() / scale
 
-    def _set_factorization(self, factorization):
+    def _set_factorization(self, factorization: Factorization) -> None:
         negative, is_certain = best_count(factorization.solver)
         if negative or not is_certain:
             found = f"{negative} negative and {factorization.shape[0] - negative} positive eigenvalues"
@@ -194,7 +227,7 @@ class Laplace:
             warnings.warn(message, LinAlgWarning, stacklevel=3)
         self.factorization = factorization
 
-    def _why_indefinite(self, is_certain):
+    def _why_indefinite(self, is_certain: bool) -> str:
         """What may have made negative eigenvalues, and the way out."""
         if not is_certain:
             return "take a larger prior precision, or factors in float64"
@@ -208,11 +241,16 @@ class Laplace:
             "larger prior precision"
         )
 
-    def log_evidence(self):
+    def log_evidence(self, progress: bool | None = None) -> float:
         """Logarithm of the evidence ``p(y | X)``, in the Laplace approximation.
 
         ``log p(y | X, params) + log p(params) + P/2 log(2 pi) - 1/2 log det(posterior precision)``, with all
         constants, so that nets may be compared. For a linear net with squared errors, at the mode, it is exact.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -224,26 +262,37 @@ class Laplace:
         scipy.linalg.LinAlgWarning
             Digits of the log-determinant are in doubt (`Factorization.slogdet`).
         """
-        return self._log_evidence(self.precisions, self.noise_variance, self.factorization)
+        return self._log_evidence(self.precisions, self.noise_variance, self.factorization, progress)
 
-    def _log_evidence(self, precisions, noise_variance, factorization):
+    def _log_evidence(
+        self,
+        precisions: float | Array,
+        noise_variance: float | None,
+        factorization: Factorization,
+        progress: bool | None = None,
+    ) -> float:
         size, scale = self.hessian.shape[0], self.scale_with(noise_variance)
-        log_likelihood = -scale * self.hessian.loss
+        log_likelihood = -scale * cast(float, self.hessian.loss)
         if noise_variance is not None:
             log_likelihood -= 0.5 * self._count * np.log(2.0 * np.pi * noise_variance)
         precisions = np.broadcast_to(precisions, size)
         log_prior = 0.5 * float(np.log(precisions).sum() - precisions @ self.from_mean() ** 2)
-        return float(log_likelihood + log_prior - 0.5 * (size * np.log(scale) + factorization.slogdet()[1]))
+        return float(log_likelihood + log_prior - 0.5 * (size * np.log(scale) + factorization.slogdet(progress)[1]))
 
-    def decrement(self):
+    def decrement(self, progress: bool | None = None) -> float:
         """How many nats a Newton step would add to the log posterior, by the quadratic model: 0 at a mode.
 
-        Half the squared Newton decrement, ``1/2 g^T (posterior precision)^-1 g`` with g the gradient. One solve.
+        Half the squared Newton decrement, ``1/2 g^T (posterior precision)^-1 g`` with g the gradient. One solve, with
+        a progress bar as `Factorization.solve` has it.
         """
-        gradient = self.scale * self.hessian.gradient.astype(np.float64) + self.precisions * self.from_mean()
-        return float(0.5 * (gradient @ self.factorization.solve(gradient)) / self.scale)
+        gradient = (
+            self.scale * cast(Array, self.hessian.gradient).astype(np.float64) + self.precisions * self.from_mean()
+        )
+        return float(0.5 * (gradient @ self.factorization.solve(gradient, progress=progress)) / self.scale)
 
-    def fit_prior(self, noise=False, per_layer=False):
+    def fit_prior(
+        self, noise: bool = False, per_layer: bool | Literal["pairs"] = False, progress: bool | None = None
+    ) -> "Laplace":
         """Set the prior precision to a maximum of the evidence, with params and curvature as they are.
 
         D. MacKay's condition, ``prior_precision ||params||^2 = gamma``, is solved by bisection and interpolation in the
@@ -257,6 +306,9 @@ class Laplace:
         per_layer : bool or "pairs"
             Whether each layer has a precision of its own, of which `prior_precision` is an (L,) array then; with
             "pairs" its weights and its biases have, and it is (L, 2). Entries of layers without parameters in P are 1.
+        progress : bool, optional
+            Show a progress bar of the values tried, for which tqdm must be installed;
+            by default what `set_progress` says.
 
         Returns
         -------
@@ -283,25 +335,35 @@ class Laplace:
             raise ValueError(f"noise: expected False with the loss {self.network.loss_name}, which has no noise")
         if not isinstance(per_layer, (bool, np.bool_)) and per_layer != "pairs":
             raise ValueError(f"per_layer: expected True, False or 'pairs', got {per_layer!r}")
-        if per_layer:
-            return self._set_prior(*maximise(self, per_layer == "pairs", noise))
+        with bar(progress, None, "fit_prior", "value") as shown:
+            if per_layer:
+                found = maximise(self, per_layer == "pairs", noise, shown.update)
+            else:
+                precision, noise_variance = self._common_optimum(noise, shown.update)
+                found = precision, precision, noise_variance
+            return self._set_prior(*found)
+
+    def _common_optimum(self, noise: bool, tick: Tick) -> tuple[float, float | None]:
+        """(prior precision, noise variance) with the largest evidence, the former being that of all parameters."""
         from scipy.optimize import brentq
 
         start = float(np.mean(np.log(self.precisions / self.scale)))
         seen = {}
 
-        def slope(log_damping):
+        def slope(log_damping: float) -> float | None:
             if log_damping not in seen:
                 seen[log_damping] = self._slope(float(np.exp(log_damping)), noise)
+                tick(1)
             return seen[log_damping]
 
         low, high = self._bracket(slope, start)
         if low < high:
             low = brentq(slope, low, high, xtol=_TOLERANCE, rtol=1e-14)
-        precision, noise_variance = self._optimum(float(np.exp(low)), noise)
-        return self._set_prior(precision, precision, noise_variance)
+        return self._optimum(float(np.exp(low)), noise)
 
-    def _set_prior(self, prior_precision, precisions, noise_variance):
+    def _set_prior(
+        self, prior_precision: float | FloatArray, precisions: float | FloatArray, noise_variance: float | None
+    ) -> "Laplace":
         before = self.prior_precision, self.precisions, self.noise_variance
         self.prior_precision, self.precisions, self.noise_variance = prior_precision, precisions, noise_variance
         try:
@@ -311,7 +373,7 @@ class Laplace:
             raise
         return self
 
-    def _bracket(self, slope, start):
+    def _bracket(self, slope: Callable[[float], Any], start: float) -> tuple[float, float]:
         """Logarithms of dampings between which the slope falls through 0; the nearest ones at hand, downwards first."""
         step = np.log(_FACTOR)
         here = slope(start)
@@ -336,7 +398,7 @@ class Laplace:
             "and a loss that is convex in the outputs"
         )
 
-    def _gamma(self, damping):
+    def _gamma(self, damping: float) -> float | None:
         """The number of well-determined parameters; None where the precision is not positive definite."""
         values = self._spectrum()
         if values is not None:
@@ -351,14 +413,14 @@ class Laplace:
         variances = covariance.diagonal(factorization.solver, factorization.dtype, _TRACE)
         return self.hessian.shape[0] - damping * float(variances.sum())
 
-    def _spectrum(self):
+    def _spectrum(self) -> Array | None:
         """All eigenvalues of H, in ascending order, where it is factored as one dense matrix; else None."""
         if self._eigenvalues is None and self.factorization.method == "dense":
             with contextlib.suppress(MemoryError):
                 self._eigenvalues = spectrum.eigenvalues(self.hessian.system)
         return self._eigenvalues
 
-    def _slope(self, damping, noise):
+    def _slope(self, damping: float, noise: bool) -> float | None:
         """Twice the derivative of the log evidence in that of the damping; None where there is no evidence."""
         gamma = self._gamma(damping)
         if gamma is None:
@@ -370,23 +432,25 @@ class Laplace:
             scale = self.scale_with(self._best_noise(gamma))
         return gamma - damping * scale * float(self.from_mean() @ self.from_mean())
 
-    def _best_noise(self, gamma):
+    def _best_noise(self, gamma: Any) -> float:
         return self._normaliser * self.hessian.loss / (self._count - gamma)
 
-    def _optimum(self, damping, noise):
+    def _optimum(self, damping: float, noise: bool) -> tuple[float, float | None]:
         """(prior precision, noise variance) at a damping where the slope vanishes."""
         noise_variance = self._best_noise(self._gamma(damping)) if noise else self.noise_variance
         return damping * self.scale_with(noise_variance), noise_variance
 
-    def sample(self, n=None, rng=None):
+    def sample(self, n: int | None = None, *, rng: Rng = None, progress: bool | None = None) -> FloatArray:
         """Parameters drawn from the posterior.
 
         Parameters
         ----------
         n : int, optional
             How many; by default one, without an axis of its own.
-        rng : int or numpy.random.Generator, optional
-            A seed, or the generator to draw from; by default other samples each time.
+        rng : int, numpy.random.Generator or None
+            A seed, or the generator to draw from; by default other samples each time. By name alone.
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -396,21 +460,23 @@ class Laplace:
         --------
         Factorization.sample : the cost and the warning.
         """
-        samples = self.factorization.sample(rng, n)
+        samples = self.factorization.sample(n, rng=rng, progress=progress)
         samples *= self.scale**-0.5
         samples += self.hessian.system.params.astype(samples.dtype, copy=False)
         return samples
 
-    def variances(self):
-        """Posterior variance of every parameter, (P,): exact, by `Factorization.diagonal`."""
-        return self.factorization.diagonal() / self.scale
+    def variances(self, progress: bool | None = None) -> FloatArray:
+        """Posterior variance of every parameter, (P,): exact, by `Factorization.diagonal`, which shows the progress."""
+        return self.factorization.diagonal(progress) / self.scale
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike, progress: bool | None = None) -> tuple[FloatArray, FloatArray]:
         """Mean and covariance of the net's outputs, linearised in the parameters.
 
         Parameters
         ----------
         X : (n, in_features) array
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
@@ -435,20 +501,23 @@ class Laplace:
         X = net.model.check_X(X, np.float64)
         mean = net.model.forward(params, X)
         members = np.arange(len(X))[:, None]
-        cov = output_covariance.of_samples(self.factorization, net.model, params, lambda indices: X[indices], members)
+        with bar(progress, len(X), "predict", "sample") as shown:
+            cov = output_covariance.of_samples(
+                self.factorization, net.model, params, lambda indices: X[indices], members, tick=shown.update
+            )
         cov /= self.scale
         dtype = self.hessian.dtype
         return mean.astype(dtype, copy=False), cov.astype(dtype, copy=False)
 
 
-def _are_binary(model, X, y):
+def _are_binary(model: Any, X: Data, y: ArrayLike | None) -> bool:
     """Whether all targets are 0 or 1."""
     if y is not None:
-        return np.isin(y, (0, 1)).all()
+        return bool(np.isin(y, (0, 1)).all())
     return all(np.isin(targets.values, (0, 1)).all() for _, targets in Samples(model, X, None, 1 << 16))
 
 
-def _as_positive(name, value):
+def _as_positive(name: str, value: Any) -> float:
     number = as_real(name, value)
     if number <= 0.0:
         raise ValueError(f"{name}: expected a positive number, got {number}")

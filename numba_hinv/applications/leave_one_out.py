@@ -7,11 +7,15 @@ infinitesimal jackknife, AISTATS 2019, have such steps for models whose Hessian 
 """
 
 import warnings
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.linalg import LinAlgWarning
 
-from ..runtime import axes
+from ..network import Network
+from ..runtime import axes, representation
+from ..runtime.annotations import Array, BoolArray, Curvature, Data, FloatArray, IntArray, Method, Ridge
 from ..runtime.progress import bar
 from ..runtime.validation import as_flag, as_real
 from . import output_covariance
@@ -71,25 +75,48 @@ class LeaveOneOut:
     ((3, 1), True)
     """
 
-    def __init__(self, predictions, losses, fitted_losses, leverage, errors, reliable, refitted, groups):
+    def __init__(
+        self,
+        predictions: FloatArray,
+        losses: FloatArray,
+        fitted_losses: FloatArray,
+        leverage: FloatArray,
+        errors: FloatArray,
+        reliable: BoolArray,
+        refitted: BoolArray,
+        groups: IntArray,
+    ) -> None:
         """Private: `leave_one_out`."""
-        self.predictions, self.losses, self.fitted_losses = predictions, losses, fitted_losses
-        self.leverage, self.errors, self.reliable, self.refitted = leverage, errors, reliable, refitted
-        self.groups = groups
+        self.predictions: FloatArray = predictions
+        self.losses: FloatArray = losses
+        self.fitted_losses: FloatArray = fitted_losses
+        self.leverage: FloatArray = leverage
+        self.errors: FloatArray = errors
+        self.reliable: BoolArray = reliable
+        self.refitted: BoolArray = refitted
+        self.groups: IntArray = groups
 
     @property
-    def score(self):
+    def score(self) -> float:
         """The mean of ``losses``: what the loss of the net, without an L2 term, is to be expected on new samples."""
         return float(self.losses.mean())
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         what = f"{self.losses.size} samples"
         count = int(self.groups.max()) + 1
         if count < self.losses.size:
             what += f" in {count} groups"
         return f"<Leave-one-out of {what}: score {self.score:.4g}, {int(self.reliable.sum())} reliable>"
 
-    def plot(self, ax=None, **kwargs):
+    def _repr_html_(self) -> str:
+        facts = {
+            "samples": self.losses.size, "groups": int(self.groups.max()) + 1, "score": self.score,
+            "loss of the fit": float(self.fitted_losses.mean()), "largest leverage": float(self.leverage.max()),
+            "reliable": int(self.reliable.sum()), "trained again": int(self.refitted.sum()),
+        }  # fmt: skip
+        return representation.table("LeaveOneOut", facts)
+
+    def plot(self, ax: Any = None, **kwargs: Any) -> Any:
         """Draw each sample's loss without it over its loss with it, for which matplotlib must be installed.
 
         Parameters
@@ -124,9 +151,22 @@ class LeaveOneOut:
 
 
 def leave_one_out(
-    net, params, X, y, l2=0.0, curvature="hessian", groups=None, damping=0.0, refit=False, check=None, method="auto",
-    num_threads=None, progress=False, batch_size=None, keep_bytes=None,
-):  # fmt: skip
+    net: Network,
+    params: ArrayLike,
+    X: Data,
+    y: ArrayLike | None,
+    l2: Ridge = 0.0,
+    curvature: Curvature = "hessian",
+    groups: ArrayLike | None = None,
+    damping: float = 0.0,
+    refit: bool | Literal["trust-region"] = False,
+    check: bool | None = None,
+    method: Method = "auto",
+    num_threads: int | None = None,
+    progress: bool | None = None,
+    batch_size: int | None = None,
+    keep_bytes: int | None = None,
+) -> LeaveOneOut:
     """What the net would predict for each sample if it were trained again without it.
 
     Training again means: minimise the mean loss of the other samples, with the same weight of the L2 term, from where
@@ -160,8 +200,9 @@ def leave_one_out(
         As for `Hessian.factorize`.
     num_threads : int, optional
         Of blocks of samples at the same time; by default one a core. The answer is the same for every number.
-    progress : bool
-        Show a progress bar of the verified steps, for which tqdm must be installed.
+    progress : bool, optional
+        Show a progress bar of the verified steps, for which tqdm must be installed; by default what
+        `set_progress` says.
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`. Where H is factored as one dense matrix, many samples are read in batches by default.
 
@@ -220,7 +261,7 @@ def leave_one_out(
     if not isinstance(refit, (bool, np.bool_)) and refit != "trust-region":
         raise ValueError(f"refit: expected True, False or 'trust-region', got {refit!r}")
     check = None if check is None else as_flag("check", check)
-    data = TrainingSet(net, params, X, y, curvature, l2, batch_size, keep_bytes, method)
+    data = TrainingSet(net, params, X, y, curvature, l2, batch_size, keep_bytes, method, progress=progress)
     if data.model.loss.counts_differ:
         raise ValueError(
             f"net: expected a loss whose samples all count alike in the mean, got {net.loss_definition!r}; take "
@@ -254,16 +295,26 @@ def leave_one_out(
     )
 
 
-def _of_one_size(data, members, r, C, damping, method, check, num_threads, progress):
+def _of_one_size(
+    data: TrainingSet,
+    members: Array,
+    r: Array,
+    C: Array,
+    damping: Any,
+    method: Method,
+    check: bool,
+    num_threads: int | None,
+    progress: bool | None,
+) -> tuple[Array, Array | None, Array, Array]:
     """(changes of the outputs, their errors or None, leverages, whether they are reliable) of groups of one size."""
     # A mean over fewer samples weighs the L2 term less against their sum; a sum does not.
     share = 0.0 if data.model.loss.reduction == "sum" else members.shape[1] / data.num_samples
     l2 = data.hessian.l2
     less = share * l2
     consequence = "predictions do not predict what leaving samples out does"
-    F, is_minimum = data.factorize(damping - less, method, consequence, 3, share=1.0 - share)
+    F, is_minimum = data.factorize(damping - less, method, consequence, 3, share=1.0 - share, progress=progress)
     t = less * data.params - data.gradient
-    q = data.tangents(F.solve(t)[None])[0] if t.any() else np.zeros_like(r)
+    q = data.tangents(F.solve(t, progress=progress)[None])[0] if t.any() else np.zeros_like(r)
     A = output_covariance.of_training(F, data, members, num_threads)
     removal = Removal(A, r[members], C[members])
     u, leverage, error = removal.change(q[members]), removal.leverage(), None
@@ -275,17 +326,26 @@ def _of_one_size(data, members, r, C, damping, method, check, num_threads, progr
     return u, error, leverage, is_good
 
 
-def _refit(data, groups, l2, refit, predictions, is_reliable, refitted, progress):
+def _refit(
+    data: TrainingSet,
+    groups: Any,
+    l2: Ridge,
+    refit: bool | str,
+    predictions: Array,
+    is_reliable: Array,
+    refitted: Array,
+    progress: bool | None,
+) -> None:
     """Train again without the groups that are not reliable, and take what comes out."""
-    few = {"method": "trust-region", "max_iterations": _FEW_STEPS, "warmup": None}
-    options = few if refit == "trust-region" else {"max_iterations": _MANY_STEPS}
+    few: dict[str, Any] = {"method": "trust-region", "max_iterations": _FEW_STEPS, "warmup": None}
+    options: dict[str, Any] = few if refit == "trust-region" else {"max_iterations": _MANY_STEPS}
     bad = np.unique(groups.labels[~is_reliable])
     with bar(progress, bad.size, "refit", "group") as shown:
         for label in bad:
             members = np.flatnonzero(groups.labels == label)
             rest = data.without(members)
-            start = np.linalg.norm(data.net.gradient(data.params, *rest, l2))
-            found = minimize(data.net, data.params, *rest, l2=l2, gtol=_GOAL * start, **options)
+            start = float(np.linalg.norm(data.net.gradient(data.params, *rest, l2)))
+            found = minimize(data.net, data.params, rest[0], rest[1], l2=l2, gtol=_GOAL * start, **options)
             predictions[members] = data.model.forward(found.x, data.inputs(members))
             # A success may also be a loss that cannot be lowered, far from a minimum.
             is_minimum = found.status != 9 and np.linalg.norm(found.jac) <= _SMALL * start
@@ -293,7 +353,7 @@ def _refit(data, groups, l2, refit, predictions, is_reliable, refitted, progress
             shown.update(1)
 
 
-def _warn(groups, leverage, is_reliable, is_refitted):
+def _warn(groups: Any, leverage: Array, is_reliable: Array, is_refitted: bool) -> None:
     bad = np.flatnonzero(~is_reliable)
     worst = bad[np.argsort(-leverage[bad], kind="stable")][:_NAMED]
     names = ", ".join(f"{i} ({leverage[i]:.2f})" for i in worst) + (", ..." if bad.size > _NAMED else "")

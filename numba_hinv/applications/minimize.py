@@ -1,18 +1,27 @@
 """Training with exact second-order steps: `minimize`. The rules that make a step and judge it are in `step_rules`."""
 
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ..hessian import Hessian
 from ..layers.samples import is_in_memory
 from ..layers.targets import as_weights
 from ..network import Network
 from ..runtime import frames, tensors
+from ..runtime.annotations import Array, Data, Ridge
 from ..runtime.progress import bar
+from ..runtime.randomness import Rng, as_generator, formerly_seed
 from ..runtime.validation import as_array, as_flag, as_real, as_size
 from . import auto_steps, geodesic, saddle
 from . import warmup as lbfgs_warmup
 from .step_rules import LevenbergMarquardt, SaddleFree, TrustRegion
+
+if TYPE_CHECKING:
+    from scipy.optimize import OptimizeResult
 
 # A step is taken where the loss falls by at least this share of what the model promised.
 _TAKEN = 1e-4
@@ -37,14 +46,36 @@ _MESSAGES = {
 _SUCCESS = (0, 1, 2, 3)
 
 
-_METHODS = {"trust-region": TrustRegion, "levenberg-marquardt": LevenbergMarquardt, "saddle-free": SaddleFree}
+_METHODS: dict[str, Any] = {
+    "trust-region": TrustRegion,
+    "levenberg-marquardt": LevenbergMarquardt,
+    "saddle-free": SaddleFree,
+}
 
 
+@formerly_seed
 def minimize(
-    net, params, X, y=None, method="auto", l2=0.0, batch_size=None, seed=0, gtol=1e-8, ftol=0.0, loss_target=None,
-    max_iterations=200, time_limit=None, radius=None, damping=None, callback=None, progress=False, warmup="auto",
-    sample_weight=None, acceleration=True,
-):  # fmt: skip
+    net: Network,
+    params: ArrayLike,
+    X: Data,
+    y: ArrayLike | None = None,
+    method: Literal["auto", "trust-region", "levenberg-marquardt", "saddle-free"] = "auto",
+    l2: Ridge = 0.0,
+    batch_size: int | None = None,
+    rng: Rng = 0,
+    gtol: float = 1e-8,
+    ftol: float = 0.0,
+    loss_target: float | None = None,
+    max_iterations: int = 200,
+    time_limit: float | None = None,
+    radius: float | None = None,
+    damping: float | None = None,
+    callback: Callable[["OptimizeResult"], object] | None = None,
+    progress: bool | None = None,
+    warmup: Literal["auto", "l-bfgs"] | None = "auto",
+    sample_weight: ArrayLike | None = None,
+    acceleration: bool = True,
+) -> "OptimizeResult":
     """Train a net with exact second-order steps.
 
     Parameters
@@ -72,8 +103,9 @@ def minimize(
     batch_size : int, optional
         Samples per step, shuffled anew in every epoch; by default all. gtol and loss_target then refer to all samples,
         once an epoch.
-    seed : int or numpy.random.Generator
-        For the shuffling.
+    rng : int, numpy.random.Generator or None
+        For the shuffling: a seed, by default always the same one, or the generator to draw from; None for another order
+        each time.
     gtol : float
         Stop where the gradient's 2-norm is at most this.
     ftol : float
@@ -88,8 +120,8 @@ def minimize(
         The first radius (trust-region; by default 1) or damping (the others; by default 1e-3 ||H||).
     callback : callable, optional
         Called with a `scipy.optimize.OptimizeResult` of x, fun, jac and nit after every step; may raise StopIteration.
-    progress : bool
-        Show a progress bar, for which tqdm must be installed.
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
     warmup : "auto", "l-bfgs" or None
         How to come near a minimum before the first exact step: "l-bfgs" is SciPy's, until the loss falls by less than
         1 per cent in 20 iterations, or 1,000 of them. "auto" is that where no radius or damping is given and all
@@ -182,15 +214,15 @@ def minimize(
         sample_weight = None if sample_weight is None else as_weights("sample_weight", sample_weight, X.shape[0])
     elif batch_size is not None:
         raise ValueError(f"batch_size: expected None for samples that are read in batches already, got {batch_size}")
-    batches = _Batches(net.model, X, y, sample_weight, batch_size, np.random.default_rng(seed))
+    batches = _Batches(net.model, X, y, sample_weight, batch_size, as_generator("rng", rng))
     if warmup == "auto":
         warmup = "l-bfgs" if batches.size is None and start is None else None
     if warmup is not None and (not isinstance(warmup, str) or warmup not in lbfgs_warmup.METHODS):
         raise ValueError(f"warmup: expected 'auto', 'l-bfgs' or None, got {warmup!r}")
     if warmup and batches.size is not None:
         raise ValueError(f"warmup: expected None or 'auto' with batch_size, got {warmup!r}")
-    run = _Run(net, params, batches, l2, acceleration)
     with bar(progress, max_iterations, "minimize", "step") as shown:
+        run = _Run(net, params, batches, l2, acceleration)
         status = run.warm_up(gtol, loss_target, time_limit, callback) if warmup and max_iterations else None
         run.is_auto = method == "auto"
         run.follow(run.best_method(**given) if run.is_auto else method, start)
@@ -202,7 +234,7 @@ def minimize(
 class _Batches:
     """All samples, or a part of them at a time, shuffled anew in every epoch."""
 
-    def __init__(self, model, X, y, weights, size, rng):
+    def __init__(self, model: Any, X: Any, y: Any, weights: Any, size: int | None, rng: np.random.Generator) -> None:
         self.all, self.rng = {"X": X, "y": y, "sample_weight": weights}, rng
         self.size = None if size is None or size >= X.shape[0] else size
         self.order = np.arange(0)
@@ -212,7 +244,7 @@ class _Batches:
             self.order = np.flatnonzero(model.counts(targets))
         self.at = self.order.size
 
-    def next(self):
+    def next(self) -> dict[str, Any]:
         """Arguments of `Network.loss` by name."""
         if self.size is None:
             return self.all
@@ -223,7 +255,7 @@ class _Batches:
         self.at += self.size
         return {name: None if array is None else array[chosen] for name, array in self.all.items()}
 
-    def is_epoch(self):
+    def is_epoch(self) -> bool:
         """Whether the next batch begins an epoch."""
         return self.size is not None and self.at >= self.order.size
 
@@ -231,35 +263,38 @@ class _Batches:
 class _Run:
     """The state of a training run; what is in ``params`` is always a point that was accepted."""
 
-    def __init__(self, net, params, batches, l2, acceleration):
+    def __init__(self, net: Network, params: Array, batches: _Batches, l2: Ridge, acceleration: bool) -> None:
         self.net, self.params, self.batches, self.l2, self.acceleration = net, params, batches, l2, acceleration
         self.began = time.perf_counter()
         self.nfev = self.njev = self.nhev = self.nit = self.num_factorizations = 0
-        self.rows = []
-        self.negative = None
+        self.rows: list[tuple[Any, ...]] = []
+        self.negative: int | None = None
+        self.is_auto = False
+        self.rule: Any = None
         # Where these raise, the start is to blame.
         self.fun, self.jac = self.evaluate()
-        self.batch, self.H = batches.next(), None
+        self.batch = batches.next()
+        self.H: Any = None
         self.warmup_iterations = 0
 
-    def follow(self, method, start=None):
+    def follow(self, method: str, start: float | None = None) -> None:
         """Make steps by the rule of a method from now on."""
         self.rule = _METHODS[method](start)
         if self.acceleration and method == "levenberg-marquardt":
             self.rule.bend = self.bend
 
-    def best_method(self, radius, damping):
+    def best_method(self, radius: float | None, damping: float | None) -> str:
         """What "auto" comes to, here."""
         self.nfev += 1
         loss = self.net.loss(self.params, **self.batches.all)
         return auto_steps.method_for(self.net, self.batches.all, loss, radius, damping)
 
-    def try_newton(self):
+    def try_newton(self) -> None:
         """Go over to the trust region where Newton's method converges."""
         if self.rule.name != "levenberg-marquardt" or not self.nit or self.nit % auto_steps.TRY_EVERY:
             return
 
-        def evaluate(params):
+        def evaluate(params: Array) -> tuple[float, Array]:
             self.nfev, self.njev = self.nfev + 1, self.njev + 1
             return self.net.loss_and_gradient(params, **self.batch, l2=self.l2)
 
@@ -270,26 +305,28 @@ class _Run:
             self.follow("trust-region", 2.0 * length)
             self.H = H
 
-    def warm_up(self, gtol, loss_target, time_limit, callback):
+    def warm_up(
+        self, gtol: float, loss_target: float | None, time_limit: float | None, callback: Callable[..., Any] | None
+    ) -> int | None:
         """Come near a minimum by L-BFGS; the status if training ends there."""
 
-        def evaluate(params):
+        def evaluate(params: Array) -> tuple[float, Array]:
             self.nfev, self.njev = self.nfev + 1, self.njev + 1
             try:
                 return self.net.loss_and_gradient(params, **self.batch, l2=self.l2)
             except ValueError:
                 return np.inf, np.zeros_like(params)
 
-        def tick(params, loss, gradient):
+        def tick(params: Array, loss: float, gradient: Array) -> None:
             self.params, self.fun, self.jac = params, loss, gradient
             self.warmup_iterations += 1
             if callback is not None:
                 self.call(callback)
 
-        def is_enough(params, loss, gradient):
+        def is_enough(params: Array, loss: float, gradient: Array) -> bool:
             is_late = time_limit is not None and time.perf_counter() - self.began >= time_limit
             is_low = loss_target is not None and loss <= loss_target
-            return is_late or is_low or np.linalg.norm(gradient) <= gtol
+            return bool(is_late or is_low or np.linalg.norm(gradient) <= gtol)
 
         if np.linalg.norm(self.jac) <= gtol:
             # It may be a saddle, which L-BFGS does not leave.
@@ -302,19 +339,19 @@ class _Run:
             return 7
         return None
 
-    def evaluate(self):
+    def evaluate(self) -> tuple[float, Array]:
         """Loss and gradient of all samples."""
         self.nfev, self.njev = self.nfev + 1, self.njev + 1
         return self.net.loss_and_gradient(self.params, **self.batches.all, l2=self.l2)
 
-    def linearise(self, params):
+    def linearise(self, params: Array) -> Any:
         self.njev, self.nhev = self.njev + 1, self.nhev + 1
         return self.net.hessian(params, **self.batch, curvature=self.rule.curvature, l2=self.l2)
 
-    def bend(self, H, step):
+    def bend(self, H: Hessian, step: Array) -> Array:
         return geodesic.bending(self.net, self.params, step, **self.batch, total_weight=H.total_weight)
 
-    def loss(self, params):
+    def loss(self, params: Array) -> float:
         """Of the batch; infinite where it is not finite."""
         self.nfev += 1
         try:
@@ -322,7 +359,16 @@ class _Run:
         except ValueError:
             return np.inf
 
-    def loop(self, gtol, ftol, loss_target, max_iterations, time_limit, callback, shown):
+    def loop(
+        self,
+        gtol: float,
+        ftol: float,
+        loss_target: float | None,
+        max_iterations: int,
+        time_limit: float | None,
+        callback: Callable[..., Any] | None,
+        shown: Any,
+    ) -> int:
         """The status that it ended with."""
         try:
             self.H = self.linearise(self.params)
@@ -356,11 +402,11 @@ class _Run:
         except KeyboardInterrupt:
             return 7
 
-    def at_rest(self, status, gtol, max_iterations, least=0.0):
+    def at_rest(self, status: int, gtol: float, max_iterations: int, least: Any = 0.0) -> int | None:
         """The status to end with; None after a step down from a saddle, by more than ``least`` and rounding."""
         is_at_hand = self.batches.size is None and self.rule.curvature == "hessian"
         try:
-            H = self.H if is_at_hand else self.net.hessian(self.params, **self.batches.all, l2=self.l2)
+            H: Any = self.H if is_at_hand else self.net.hessian(self.params, **self.batches.all, l2=self.l2)
             self.negative = saddle.negative_eigenvalues(H, self.params, max(gtol, np.linalg.norm(H.gradient)))
             self.num_factorizations += 1
             if not self.negative or self.nit >= max_iterations:
@@ -395,7 +441,7 @@ class _Run:
             self.rule.scale, self.rule.multiplier = radius, None
         return None
 
-    def full_loss(self, params):
+    def full_loss(self, params: Array) -> float:
         """Of all samples; infinite where it is not finite."""
         self.nfev += 1
         try:
@@ -403,12 +449,12 @@ class _Run:
         except ValueError:
             return np.inf
 
-    def call(self, callback):
+    def call(self, callback: Callable[..., Any]) -> None:
         from scipy.optimize import OptimizeResult
 
         callback(OptimizeResult(x=self.params.copy(), fun=self.fun, jac=self.jac.copy(), nit=self.nit))
 
-    def iterate(self):
+    def iterate(self) -> int | None:
         """One step, taken or rejected; the status if it was the last."""
         H, rule = self.H, self.rule
         p, predicted, negative = rule.propose(H)
@@ -449,7 +495,8 @@ class _Run:
         self.negative = None if taken else self.negative
         if self.batches.size is None:
             if taken:
-                self.params, self.H, self.fun, self.jac = trial, there, there.loss, there.gradient
+                self.params, self.H = trial, there
+                self.fun, self.jac = self.H.loss, self.H.gradient
             return status
         if taken:
             self.params = trial
@@ -459,7 +506,7 @@ class _Run:
         self.H = self.linearise(self.params)
         return None
 
-    def result(self, status, dtype):
+    def result(self, status: Any, dtype: np.dtype[Any]) -> "OptimizeResult":
         from scipy.optimize import OptimizeResult
 
         if self.batches.size is not None:
@@ -478,5 +525,5 @@ class _Run:
         )  # fmt: skip
 
 
-def _rounding(loss):
+def _rounding(loss: float) -> float:
     return np.finfo(float).eps * abs(loss)

@@ -10,6 +10,7 @@ the rows of the Jacobians, of a few samples at a time.
 import numpy as np
 
 from ..certainty import covariance
+from ..factors.elimination import no_tick
 from ..layers import per_sample
 from ..runtime import columns, memory_budget, threads
 from ..system.system import System
@@ -50,8 +51,11 @@ def of_training(F, data, members, num_threads=None):
     return whole[at[:, :, None], at[:, None, :]]
 
 
-def of_samples(F, model, params, read, members, num_threads=None):
-    """The same of any samples; ``read(indices)`` gives the inputs of some, (k, in_features)."""
+def of_samples(F, model, params, read, members, num_threads=None, tick=no_tick):
+    """The same of any samples; ``read(indices)`` gives the inputs of some, (k, in_features).
+
+    ``tick(g)`` is called after every g groups.
+    """
     P, n = params.size, model.layers[-1].out_features
     # Of one sample and one direction: tangents along all of the root's columns, which cost P^3, or solves.
     if F.method == "dense" and P + 4.0 * members.size < _ROW * n * members.size:
@@ -59,8 +63,8 @@ def of_samples(F, model, params, read, members, num_threads=None):
         memory_budget.require(16 * P * P, purpose, "take method='layers'")
         root = covariance.root(F.solver, 0, P)
         if root is not None:
-            return _by_tangents(F, model, params, read, members, root, num_threads)
-    return _by_solves(F, model, params, read, members, num_threads)
+            return _by_tangents(F, model, params, read, members, root, num_threads, tick)
+    return _by_solves(F, model, params, read, members, num_threads, tick)
 
 
 def chain_of(model, params, X):
@@ -70,7 +74,7 @@ def chain_of(model, params, X):
     return System(head.chain, head.all_params(params), lin, layout=head.layout(len(X), params.dtype))
 
 
-def _by_tangents(F, model, params, read, members, root, num_threads):
+def _by_tangents(F, model, params, read, members, root, num_threads, tick):
     P, n, (count, k) = params.size, model.layers[-1].out_features, members.shape
     block = columns.largest_block(P)
     widths = int(model.chain.n_in.sum() + model.chain.n_out.sum())
@@ -84,6 +88,7 @@ def _by_tangents(F, model, params, read, members, root, num_threads):
             check()
             tangents = system.output_tangents(root[first : first + block], check).reshape(-1, len(part), k * n)
             found[start : start + size] += tangents.transpose(1, 2, 0) @ tangents.transpose(1, 0, 2)
+        tick(len(part))
 
     starts = range(0, count, size)
     workers = threads.num_workers(num_threads, len(starts), F.hessian.system.solves_reach_blas())
@@ -91,7 +96,7 @@ def _by_tangents(F, model, params, read, members, root, num_threads):
     return _symmetric(found)
 
 
-def _by_solves(F, model, params, read, members, num_threads):
+def _by_solves(F, model, params, read, members, num_threads, tick):
     P, n, (count, k) = params.size, model.layers[-1].out_features, members.shape
     size = max(1, min(count, _BLOCK // (P * k * n)))
     memory_budget.require(
@@ -105,8 +110,9 @@ def _by_solves(F, model, params, read, members, num_threads):
         part = members[start : start + size]
         X = read(part.ravel())
         jacobians = per_sample.jacobians(model, params, X)[1].reshape(-1, P)
-        solved = F.solve(jacobians.T, refine, num_threads=num_threads).T.reshape(len(part), k * n, P)
+        solved = F.solve(jacobians.T, refine, num_threads=num_threads, progress=False).T.reshape(len(part), k * n, P)
         found[start : start + size] = jacobians.reshape(solved.shape) @ solved.transpose(0, 2, 1)
+        tick(len(part))
     return _symmetric(found)
 
 

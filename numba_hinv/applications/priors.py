@@ -46,10 +46,12 @@ def layer_name(place, are_pairs):
     return f"layer {layer}" + (f", {('weights', 'biases')[part]}" if are_pairs else "")
 
 
-def maximise(posterior, are_pairs, noise):
+def maximise(posterior, are_pairs, noise, tick):
     """The precisions with the largest evidence: ((L,) or (L, 2) array, (P,) array, noise variance).
 
     posterior : Laplace
+    tick : callable
+        ``tick(1)`` is called after every evaluation.
     """
     from scipy.optimize import minimize
 
@@ -71,6 +73,7 @@ def maximise(posterior, are_pairs, noise):
         noise_variance = float(np.exp(u[-1])) if noise else posterior.noise_variance
         precisions = np.exp(u[: counts.size])
         found = posterior.evidence_at(precisions[group], noise_variance)
+        tick(1)
         if found is None:
             # Where there is no posterior the line search must turn back.
             return best["value"] + 1e3 * (1.0 + abs(best["value"])), np.zeros_like(u)

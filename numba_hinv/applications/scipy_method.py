@@ -1,13 +1,22 @@
 """Exact trust-region steps as a method of `scipy.optimize.minimize`."""
 
 import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ..hessian import Hessian
+from ..runtime.annotations import Array, Tick
+from ..runtime.progress import bar
 from ..runtime.validation import as_array, as_real, as_size
 from . import saddle
 from .eigenvalues import as_hessian
 from .step_rules import TrustRegion
+
+if TYPE_CHECKING:
+    from scipy.optimize import OptimizeResult
 
 # As in `minimize`: a step is taken where the objective falls by at least this share of what the model promised;
 # decreases below so many units of rounding cannot be seen in it; a radius so short, relative to x, leaves nothing to
@@ -26,9 +35,22 @@ _MESSAGES = {
 
 
 def trust_region(
-    fun, x0, args=(), jac=None, hess=None, hessp=None, bounds=None, constraints=(), callback=None, tol=None, gtol=1e-8,
-    maxiter=200, initial_trust_radius=1.0, **unknown,
-):  # fmt: skip
+    fun: Callable[..., Any],
+    x0: ArrayLike,
+    args: tuple[Any, ...] = (),
+    jac: Any = None,
+    hess: Any = None,
+    hessp: Any = None,
+    bounds: Any = None,
+    constraints: Any = (),
+    callback: Callable[..., Any] | None = None,
+    tol: float | None = None,
+    gtol: float = 1e-8,
+    maxiter: int = 200,
+    initial_trust_radius: float = 1.0,
+    progress: bool | None = None,
+    **unknown: Any,
+) -> "OptimizeResult":
     """A method for `scipy.optimize.minimize`: exact steps for any objective whose Hessian is a `Hessian`.
 
     ``scipy.optimize.minimize(fun, x0, jac=..., hess=..., method=nh.trust_region, options={...})``: the loss of a net,
@@ -49,6 +71,8 @@ def trust_region(
     maxiter : int
         Steps, whether taken or rejected.
     initial_trust_radius : float
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
@@ -90,10 +114,12 @@ def trust_region(
     if as_real("initial_trust_radius", radius) <= 0.0:
         raise ValueError(f"initial_trust_radius: expected a positive number, got {radius}")
     run = _Run(fun, jac, hess, args, TrustRegion(float(radius)))
-    return run.minimize(x, gtol, as_size("maxiter", maxiter, 0), _as_callback(callback))
+    maxiter = as_size("maxiter", maxiter, 0)
+    with bar(progress, maxiter, "trust_region", "step") as shown:
+        return run.minimize(x, gtol, maxiter, _as_callback(callback), shown.update)
 
 
-def _as_callback(callback):
+def _as_callback(callback: Callable[..., Any] | None) -> Callable[["OptimizeResult"], Any]:
     """A function of an OptimizeResult."""
     if callback is None:
         return lambda result: None
@@ -105,12 +131,12 @@ def _as_callback(callback):
 class _Run:
     """The objective, and what was counted."""
 
-    def __init__(self, fun, jac, hess, args, rule):
+    def __init__(self, fun: Any, jac: Any, hess: Any, args: tuple[Any, ...], rule: TrustRegion) -> None:
         self.fun, self.jac, self.hess, self.args, self.rule = fun, jac, hess, args, rule
         self.nfev = self.njev = self.nhev = self.num_factorizations = 0
         self.negative = None
 
-    def value(self, x):
+    def value(self, x: Array) -> float:
         """Infinite where it is not finite, or where the library refuses it for that."""
         self.nfev += 1
         try:
@@ -122,18 +148,20 @@ class _Run:
         value = float(value)
         return value if np.isfinite(value) else np.inf
 
-    def gradient(self, x):
+    def gradient(self, x: Array) -> Array:
         self.njev += 1
         return as_array("jac", self.jac(x, *self.args), x.shape, np.float64)
 
-    def hessian(self, x):
+    def hessian(self, x: Array) -> Hessian:
         self.nhev += 1
         found = as_hessian(self.hess(x, *self.args))
         if found.shape[0] != x.size:
             raise ValueError(f"hess: expected a Hessian of {x.size} parameters, as x0 has, got {found.shape[0]}")
         return found
 
-    def minimize(self, x, gtol, maxiter, callback):
+    def minimize(
+        self, x: Array, gtol: float, maxiter: int, callback: Callable[["OptimizeResult"], Any], tick: Tick
+    ) -> "OptimizeResult":
         value, status, nit = self.value(x), None, 0
         if not np.isfinite(value):
             # What it says there is the reason.
@@ -160,10 +188,11 @@ class _Run:
             trial = x + step
             fell = value - self.value(trial)
             gain = fell / predicted if predicted > 0.0 else -1.0
-            slope = self.gradient(trial) if gain > _TAKEN or (is_blind and fell >= -rounding) else None
+            slope: Any = self.gradient(trial) if gain > _TAKEN or (is_blind and fell >= -rounding) else None
             taken = slope is not None and (not is_blind or np.linalg.norm(slope) < np.linalg.norm(gradient))
             self.rule.judge(1.0 if is_blind and taken else gain if taken else min(gain, 0.0))
             nit += 1
+            tick(1)
             if taken:
                 x, value, gradient, H = trial, value - fell, slope, self.hessian(trial)
             elif is_blind:
@@ -176,13 +205,13 @@ class _Run:
                 break
         return self.result(x, value, gradient, nit, status)
 
-    def at_rest(self, H, x, gradient):
+    def at_rest(self, H: Hessian, x: Array, gradient: Array) -> int:
         """The status where the objective cannot be lowered in this precision: a success at a minimum alone."""
         self.negative = saddle.negative_eigenvalues(H, x, np.linalg.norm(gradient))
         self.num_factorizations += 1
         return {0: 2, None: 5}.get(self.negative, 4)
 
-    def result(self, x, value, gradient, nit, status=None):
+    def result(self, x: Array, value: float, gradient: Array, nit: int, status: int | None = None) -> "OptimizeResult":
         from scipy.optimize import OptimizeResult
 
         found = OptimizeResult(x=x.copy(), fun=value, jac=gradient.copy(), nit=nit)

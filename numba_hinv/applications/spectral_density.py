@@ -1,11 +1,13 @@
 """The spectrum's density: how many eigenvalues lie in each bin, exactly, from the inertia at the edges."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ..certainty import counts
-from ..runtime import axes
+from ..hessian import Hessian
+from ..runtime import axes, representation
 from ..runtime.validation import as_array
 from .eigenvalues import as_hessian
 
@@ -30,12 +32,25 @@ class SpectralDensity(NamedTuple):
     on_edges: np.ndarray  # (n + 1,) integers: eigenvalues that cannot be told from the edge, and count as on it
     widths: np.ndarray  # (n + 1,): how far from the edge those may lie; 0 where there are none
 
+    def __repr__(self) -> str:
+        return representation.line("SpectralDensity", self._facts())
+
+    def _repr_html_(self) -> str:
+        return representation.table("SpectralDensity", self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        edges = self.edges
+        return {
+            "bins": self.counts.size, "from": edges[0], "to": edges[-1], "inside": int(self.counts.sum()),
+            "below": self.below, "above": self.above, "on_edges": int(self.on_edges.sum()),
+        }  # fmt: skip
+
     @property
-    def density(self):
+    def density(self) -> NDArray[np.float64]:
         """(n,) array: counts over widths and number of eigenvalues; the integral is the share in the bins."""
         return self.counts / (np.diff(self.edges) * (self.below + self.counts.sum() + self.above))
 
-    def plot(self, ax=None, **kwargs):
+    def plot(self, ax: Any = None, **kwargs: Any) -> Any:
         """Draw the counts as steps, with a logarithmic axis, for which matplotlib must be installed.
 
         Parameters
@@ -57,7 +72,9 @@ class SpectralDensity(NamedTuple):
         return ax
 
 
-def spectral_density(H, grid, num_threads=None, progress=False):
+def spectral_density(
+    H: Hessian, grid: ArrayLike, num_threads: int | None = None, progress: bool | None = None
+) -> SpectralDensity:
     """Exact histogram of the eigenvalues of H.
 
     Parameters
@@ -68,8 +85,8 @@ def spectral_density(H, grid, num_threads=None, progress=False):
         but for the last, as those of `numpy.histogram`.
     num_threads : int, optional
         At most so many edges at the same time; by default one a core, as for `Hessian.factorize_many`.
-    progress : bool
-        Show a progress bar, for which tqdm must be installed.
+    progress : bool, optional
+        Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------

@@ -27,6 +27,8 @@ class TrainingSet:
         By which the Hessian will be factorized.
     sample_weight : (B,) array, optional
         As for `Network.hessian`.
+    progress : bool, optional
+        Likewise.
 
     Attributes
     ----------
@@ -40,7 +42,18 @@ class TrainingSet:
     """
 
     def __init__(
-        self, net, params, X, y, curvature, l2, batch_size=None, keep_bytes=None, method="auto", sample_weight=None
+        self,
+        net,
+        params,
+        X,
+        y,
+        curvature,
+        l2,
+        batch_size=None,
+        keep_bytes=None,
+        method="auto",
+        sample_weight=None,
+        progress=None,
     ):
         if not isinstance(net, Network):
             raise TypeError(f"net: expected a Network, got {type(net).__name__}")
@@ -50,7 +63,13 @@ class TrainingSet:
                 "says which sample is which"
             )
         self.net, self.model = net, net.model
-        options = {"curvature": curvature, "l2": l2, "keep_bytes": keep_bytes, "sample_weight": sample_weight}
+        options = {
+            "curvature": curvature,
+            "l2": l2,
+            "keep_bytes": keep_bytes,
+            "sample_weight": sample_weight,
+            "progress": progress,
+        }
         H = net.hessian(params, X, y, batch_size=batch_size, **options)
         size = batch_size_for(self.model)
         if H.system.has_layers and H.num_samples > size and self._is_dense(H, method):
@@ -148,7 +167,7 @@ class TrainingSet:
         """Checked targets, fit to be checked again: labels as integers."""
         return targets.values[:, 0].astype(np.int64) if self.model.loss.has_labels else targets.values
 
-    def factorize(self, damping, method, consequence, stacklevel, share=1.0):
+    def factorize(self, damping, method, consequence, stacklevel, share=1.0, progress=None):
         """(`Hessian.factorize` in float64, whether it is positive definite); warns of the ``consequence`` if not.
 
         damping : float or (P,) array
@@ -158,7 +177,7 @@ class TrainingSet:
         if share != 1.0 and H.curvature == "hessian":
             H = Hessian(H.system.with_bending(share), H.dtype, H.loss, H.network)
         number, vector = (damping, None) if np.ndim(damping) == 0 else (0.0, damping)
-        F = Factorization.compute(H, number, np.float64, method=method, dampings=vector)
+        F = Factorization.compute(H, number, np.float64, progress=progress, method=method, dampings=vector)
         negative, is_certain = best_count(F.solver)
         if negative or not is_certain:
             doubt = "eigenvalues too close to 0 to know their signs"

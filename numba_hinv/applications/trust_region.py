@@ -4,12 +4,20 @@ The iteration of J. More and D. Sorensen (SIAM J. Sci. Stat. Comput. 4, 1983). W
 from rows of H, which are not at hand here, Ritz values serve: of a small Krylov space of H, and of factorizations.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..certainty import inertia
+from ..factorization import Factorization
+from ..factors.elimination import no_tick
+from ..hessian import Hessian
+from ..runtime import representation
+from ..runtime.annotations import Array, Tick
 from ..runtime.probes import random_entries
+from ..runtime.progress import bar
 from ..runtime.validation import as_array, as_real
 from ..system.processor import require_cpu
 from .eigenvalues import as_hessian
@@ -55,8 +63,21 @@ class TrustRegionStep(NamedTuple):
     on_boundary: bool  # the step is as long as the radius
     num_factorizations: int
 
+    def __repr__(self) -> str:
+        return representation.line(type(self).__name__, self._asdict())
 
-def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
+    def _repr_html_(self) -> str:
+        return representation.table(type(self).__name__, self._asdict())
+
+
+def trust_region_step(
+    H: Hessian,
+    radius: float,
+    gradient: ArrayLike | None = None,
+    multiplier: float | None = None,
+    rtol: float = 1e-10,
+    progress: bool | None = None,
+) -> TrustRegionStep:
     """Minimise ``gradient^T p + p^T H p / 2`` over ``||p|| <= radius``, globally and exactly.
 
     Parameters
@@ -72,6 +93,9 @@ def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
     rtol : float
         Relative accuracy to which a step on the boundary meets the radius, from 0 to 0.5. Training needs no more than
         0.1.
+    progress : bool, optional
+        Show a progress bar of the factorizations, for which tqdm must be installed;
+        by default what `set_progress` says.
 
     Returns
     -------
@@ -109,7 +133,9 @@ def trust_region_step(H, radius, gradient=None, multiplier=None, rtol=1e-10):
     >>> net.loss(found.step, X, y) < net.loss(np.zeros(3), X, y)
     True
     """
-    return QuadraticModel(H, gradient).step(radius, multiplier, rtol)
+    model = QuadraticModel(H, gradient)
+    with bar(progress, None, "trust_region_step", "factorization") as shown:
+        return model.step(radius, multiplier, rtol, shown.update)
 
 
 class QuadraticModel:
@@ -124,17 +150,22 @@ class QuadraticModel:
         As for `trust_region_step`, and ValueError and TypeError likewise.
     """
 
-    def __init__(self, H, gradient=None):
+    def __init__(self, H: Hessian, gradient: ArrayLike | None = None) -> None:
         self.H = as_hessian(H)
         if gradient is None:
             if H.gradient is None:
                 raise ValueError("gradient: expected an array, since H was made from blocks and has none, got None")
             gradient = H.gradient
         self.gradient = as_array("gradient", gradient, (H.shape[0],), np.float64)
-        self._last = None
+        self._last: _Search | None = None
 
-    def step(self, radius, multiplier=None, rtol=1e-10):
-        """`TrustRegionStep`; the multiplier is a guess that counts for the first radius alone."""
+    def step(
+        self, radius: float, multiplier: float | None = None, rtol: float = 1e-10, tick: Tick = no_tick
+    ) -> TrustRegionStep:
+        """`TrustRegionStep`; the multiplier is a guess that counts for the first radius alone.
+
+        ``tick(1)`` is called after every factorization.
+        """
         H, g = self.H, self.gradient
         radius = as_real("radius", radius)
         if radius <= 0.0:
@@ -149,7 +180,7 @@ class QuadraticModel:
         require_cpu(H.system.on, "a trust-region step")
         exponent = _common_exponent(g, radius)
         with np.errstate(over="ignore"):
-            search = _Search(H, np.ldexp(g, exponent), float(np.ldexp(radius, exponent)), rtol, self._last)
+            search = _Search(H, np.ldexp(g, exponent), float(np.ldexp(radius, exponent)), rtol, self._last, tick)
         self._last = None
         p, multiplier, kind = search.run(multiplier)
         self._last = search
@@ -163,7 +194,7 @@ class QuadraticModel:
         )
 
 
-def _common_exponent(g, radius):
+def _common_exponent(g: Array, radius: float) -> int:
     """The power of two that brings gradient and radius to either side of 1, where both have squares.
 
     They may be scaled together: the multiplier stays.
@@ -176,30 +207,35 @@ def _common_exponent(g, radius):
 class _Search:
     """What is known of the multiplier and of the lowest eigenvalue."""
 
-    def __init__(self, H, g, radius, rtol, last=None):
+    def __init__(
+        self, H: Hessian, g: Array, radius: float, rtol: float, last: "_Search | None" = None, tick: Tick = no_tick
+    ) -> None:
+        self.tick = tick
         self.H, self.g, self.radius, self.rtol = H, g, radius, max(rtol, 4 * np.finfo(float).eps)
         self.multiply = H.system.apply
         self.norm = H.norm()
         self.low, self.high = 0.0, np.inf
-        self.lowest, self.vector, self.residual = np.inf, None, np.inf
+        self.lowest, self.residual = np.inf, np.inf
+        self.vector: Any = None
         self.num_factorizations = self.failures = 0
         # The largest multiplier that is known to leave the matrix indefinite, and the last ones known to make it
         # definite, with their factors: they do not depend on the radius.
-        self.indefinite, self.definite = -np.inf, {}
+        self.indefinite = -np.inf
+        self.definite: dict[float, Factorization | None] = {}
         # The least damping that can be eliminated with, and the guess of the Krylov space, once it is made.
         free = H.system.num_free() > 0
         self.least = max(0.0, _LEAST_DAMPING * self.norm - float(np.min(H.l2))) if free else 0.0
-        self.guess = None
+        self.guess: Any = None
         if last is not None:
             self.lowest, self.vector, self.residual = last.lowest, last.vector, last.residual
             self.indefinite, self.definite, self.least = last.indefinite, last.definite, last.least
             self.low = max(0.0, self.indefinite, -self.lowest)
 
-    def run(self, multiplier):
+    def run(self, multiplier: float | None) -> tuple[Array, float, str]:
         """(step, multiplier, "interior", "boundary" or "hard")."""
         if self.norm == 0.0:
             # H is zero.
-            length = np.linalg.norm(self.g)
+            length = float(np.linalg.norm(self.g))
             if length == 0.0:
                 return np.zeros_like(self.g), 0.0, "interior"
             return -self.radius / length * self.g, length / self.radius, "boundary"
@@ -249,14 +285,14 @@ class _Search:
             f"radius: no step of at most {self.radius:g} was found in {_MAX_FACTORIZATIONS} factorizations"
         )
 
-    def decrease(self, p, exponent):
+    def decrease(self, p: Array, exponent: int) -> float:
         """What the model promises, in the caller's units; p may be too long or too short for its square."""
         size = int(np.frexp(np.abs(p).max())[1])
         unit = np.ldexp(p, -size)
         linear, square = float(self.g @ unit), float(unit @ self.multiply(unit[None])[0])
         return float(-np.ldexp(linear, size - 2 * exponent) - np.ldexp(0.5 * square, 2 * (size - exponent)))
 
-    def factors(self, mu):
+    def factors(self, mu: float) -> tuple[Factorization | None, bool]:
         """What `factorize` gives, or gave for another radius."""
         if mu in self.definite:
             return self.definite[mu], True
@@ -266,25 +302,27 @@ class _Search:
             self.definite = {mu: F}
         return F, is_definite
 
-    def factorize(self, mu):
+    def factorize(self, mu: float) -> tuple[Factorization | None, bool]:
         """(factorization or None, whether it shows H + mu I to be positive definite)."""
         self.num_factorizations += 1
         try:
             F = self.H.factorize(mu, np.float64)
         except np.linalg.LinAlgError:
             return None, False
+        finally:
+            self.tick(1)
         # `inertia` would ask whether the number is certain, which takes a solve.
         if F.solver.num_negative_pivots():
             return F, False
         return F, F.inertia.exact or (F.num_perturbed > 0 and inertia.is_certified(F.solver))
 
-    def solve(self, F, mu, rows):
+    def solve(self, F: Any, mu: float, rows: Array) -> Array:
         """rows times the inverse of H + mu I, with the factors of a damping near mu."""
         k = F.solver.matrix.scale.matrix
         x = F.solver.refine(rows, np.dtype(np.float64), offset=float(np.ldexp(mu - F.damping, -k))).x
         return np.ldexp(x, -k, out=x)
 
-    def step(self, F, mu):
+    def step(self, F: Any, mu: float) -> tuple[Array, float, float, Array]:
         """(p, its length, slope of Newton's method, change): the latter is minus the derivative of p / ||p|| in mu."""
         p = -self.solve(F, mu, self.g[None])[0]
         length = float(np.linalg.norm(p))
@@ -294,7 +332,7 @@ class _Search:
         change = self.solve(F, mu, unit[None])[0]
         return p, length, 1.0 / float(unit @ change), change
 
-    def finish(self, F, mu, p, length, slope, change):
+    def finish(self, F: Any, mu: float, p: Array, length: float, slope: float, change: Array) -> tuple[Array, float]:
         """(step, multiplier): Newton's method from below with the factors of a smaller damping.
 
         1 / ||p|| is concave in the multiplier, so that the steps rise to the answer, all of definite matrices.
@@ -307,7 +345,7 @@ class _Search:
             p, length, slope, change = self.step(F, mu)
         return self.stretch(p, change), mu
 
-    def stretch(self, p, change):
+    def stretch(self, p: Array, change: Array) -> Array:
         """The step at the multiplier that makes its length the radius.
 
         Next to a pole, multipliers that differ by rounding have steps whose lengths differ by far more.
@@ -321,7 +359,7 @@ class _Search:
             length = np.linalg.norm(p)
         return p
 
-    def interior(self, F, mu, p, newton):
+    def interior(self, F: Any, mu: float, p: Array, newton: float) -> tuple[Array, float, str]:
         """(step, multiplier, kind) where the least multiplier that can be eliminated with leaves the step inside."""
         if mu == 0.0:
             return p, 0.0, "interior"
@@ -339,7 +377,7 @@ class _Search:
             newton = mu + slope * (length / self.radius - 1.0)
         return p, mu, "interior"
 
-    def first(self):
+    def first(self) -> float:
         """A first multiplier, from the model in a Krylov space of H; improves the lowest eigenvector."""
         rows = np.vstack([self.g[None], random_entries(5, self.g.size)])
         basis, products = _krylov_space(self.multiply, rows, _BLOCKS)
@@ -349,10 +387,10 @@ class _Search:
             return self.guess
         return max(self.guess, self.margin() - self.lowest)
 
-    def margin(self):
+    def margin(self) -> float:
         return max(2.0 * self.residual, _MARGIN * self.norm) * 10.0 ** min(self.failures, 12)
 
-    def improve(self, F):
+    def improve(self, F: Any) -> None:
         """The lowest eigenvector from inverse iteration: a Krylov space of F."""
         if self.vector is None:
             self.vector = random_entries(5, self.g.size)[0]
@@ -362,7 +400,7 @@ class _Search:
             if self.residual <= _CONVERGED * self.norm:
                 break
 
-    def rayleigh_ritz(self, basis, products):
+    def rayleigh_ritz(self, basis: Array, products: Array) -> tuple[Array, Array]:
         """Ritz values and vectors of H; the lowest is kept where it is not above the one that is known."""
         values, vectors = np.linalg.eigh(0.5 * (basis @ products.T + products @ basis.T))
         vector = vectors[:, 0] @ basis
@@ -372,7 +410,7 @@ class _Search:
             self.low = max(self.low, -self.lowest)
         return values, vectors
 
-    def above(self, F):
+    def above(self, F: Any) -> float | None:
         """The next multiplier after one whose matrix is not definite; None if what is left is the hard case."""
         if self.guess is None and np.isinf(self.high):
             return max(self.first(), np.nextafter(self.low, np.inf))
@@ -386,7 +424,7 @@ class _Search:
         least = max(self.low, -self.lowest) + self.margin()
         return max(least, self.guess)
 
-    def below(self, F, p):
+    def below(self, F: Any, p: Array) -> float | None:
         """The next multiplier after a definite one that is too large; None if it is the hard case."""
         self.improve(F)
         if -self.lowest <= _LEAST_DAMPING * self.norm and self.low <= self.least:
@@ -399,16 +437,16 @@ class _Search:
             return pole - self.lowest
         return self.between()
 
-    def room(self, across):
+    def room(self, across: Array) -> float:
         """How long a step along the lowest eigenvector may be, beside one across it; radii may have no square."""
         length = float(np.linalg.norm(across))
         return max(self.radius - length, 0.0) ** 0.5 * (self.radius + length) ** 0.5
 
-    def without(self, p):
+    def without(self, p: Array) -> Array:
         """p without its part along the lowest eigenvector."""
         return p - float(self.vector @ p) * self.vector
 
-    def between(self):
+    def between(self) -> float | None:
         """A multiplier closer to minus the lowest eigenvalue; None where it cannot be closer."""
         distance = self.high + self.lowest
         if distance <= _DEFINITE_WITHIN * self.norm * 10.0 ** min(self.failures, 4):
@@ -421,7 +459,7 @@ class _Search:
         mu = nearest - self.lowest
         return mu if self.low < mu < self.high else 0.5 * (self.low + self.high)
 
-    def hard(self):
+    def hard(self) -> tuple[Array, float, str]:
         """(step, multiplier, kind): the step across the lowest eigenvector, and as much along it as there is room."""
         self.improve(self.F)
         z = self.vector
@@ -438,11 +476,11 @@ class _Search:
         return across + along * z, max(0.0, abs(weight / along) - self.lowest), "hard"
 
 
-def _krylov_space(apply, rows, num_blocks):
+def _krylov_space(apply: Callable[[Array], Array], rows: Array, num_blocks: int) -> tuple[Array, Array]:
     """Orthonormal rows of a block Krylov space of ``apply``, and their images."""
     basis, images = np.empty((0, rows.shape[1])), np.empty((0, rows.shape[1]))
     for _ in range(num_blocks):
-        fresh = []
+        fresh: list[Array] = []
         for row in rows:
             length = np.linalg.norm(row)
             # Twice: once leaves what rounding makes of what is nearly in the space.
@@ -460,7 +498,7 @@ def _krylov_space(apply, rows, num_blocks):
     return basis, images
 
 
-def secular_root(values, weights, radius):
+def secular_root(values: Array, weights: Array, radius: float) -> float:
     """The multiplier of the problem with a diagonal matrix, from below; minus the lowest value in the hard case."""
     least = max(0.0, -float(values.min()))
     mu = max(least, float((np.abs(weights) / radius - values).max()))

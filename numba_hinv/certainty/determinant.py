@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
+from ..factors.elimination import no_tick
 from ..runtime.probes import random_entries
 from ..system.scaling import lengths
 from .singularity import smallest_singular_value
@@ -46,18 +47,21 @@ def is_within(tolerance, logabsdet, uncertainty):
     return uncertainty <= tolerance * max(abs(logabsdet), 1.0)
 
 
-def determinant(solver):
-    """`Determinant` of a solver's matrix, from others close to it where its own pivots miss the relative tolerance."""
+def determinant(solver, tick=no_tick):
+    """`Determinant` of a solver's matrix, from others close to it where its own pivots miss the relative tolerance.
+
+    ``tick(1)`` is called after every solve with a random vector, and every factorization.
+    """
     solver, tolerance = solver.decided(), _TOLERANCE[solver.matrix.dtype]
-    own = _from_pivots(solver, tolerance)
+    own = _from_pivots(solver, tolerance, tick)
     if is_within(_GOOD * tolerance, own.logabsdet, own.uncertainty):
         return own
     try:
         if solver.matrix.dtype != np.float64:
-            return determinant(solver.widened())
+            return determinant(solver.widened(), tick)
         if solver.factors.has_fallback:
-            return determinant(solver.whole())
-        found = _from_nearby(solver, tolerance)
+            return determinant(solver.whole(), tick)
+        found = _from_nearby(solver, tolerance, tick)
     except (np.linalg.LinAlgError, MemoryError):
         return own
     return min(own, found, key=lambda one: one.uncertainty)
@@ -75,7 +79,7 @@ def warn(solver, found, stacklevel):
         )
 
 
-def _from_pivots(solver, tolerance):
+def _from_pivots(solver, tolerance, tick):
     matrix, factors, P = solver.matrix, solver.factors, solver.matrix.size
     logabsdet, correction = factors.log_pivots(), solver.correction()
     if correction is not None:
@@ -90,6 +94,7 @@ def _from_pivots(solver, tolerance):
         for k in range(_PROBES):
             probe = random_entries(4 + k, P)
             error = solver.mismatch(probe)
+            tick(1)
             estimate = abs(float((probe * error).sum())) + float(lengths(error)[0])
             largest = max(largest, estimate if np.isfinite(estimate) else np.inf)
             uncertainty = _MISSED ** (_PROBES / (k + 1)) * largest
@@ -98,13 +103,14 @@ def _from_pivots(solver, tolerance):
     return Determinant(-1.0 if solver.num_negative() % 2 else 1.0, logabsdet, uncertainty)
 
 
-def _from_nearby(solver, tolerance):
+def _from_nearby(solver, tolerance, tick):
     """By interpolation; of infinite uncertainty where that has no prospects."""
     nodes = np.cos((2 * np.arange(_NODES) + 1) * np.pi / (2 * _NODES))
     radius = _RADIUS * smallest_singular_value(solver, _INVERSE_STEPS)
     values, rounding = np.empty(_NODES), 0.0
     for k in range(_NODES):
-        sign, values[k], uncertainty = _from_pivots(solver.nearby(radius * nodes[k]), tolerance)
+        sign, values[k], uncertainty = _from_pivots(solver.nearby(radius * nodes[k]), tolerance, tick)
+        tick(1)
         rounding = max(rounding, uncertainty)
         if not is_within(tolerance, values[k], rounding):
             return Determinant(sign, values[k], np.inf)

@@ -1,8 +1,10 @@
 """Whether the signs of the pivots are those of the eigenvalues: certificates of an inertia."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from ..runtime import representation
 
 # The pivots have the signs of the eigenvalues where refinement with the factors contracts by this. That they are large
 # does not show it: the triangular factors are not bounded, and an eigenvalue can be far below the smallest pivot. Of
@@ -30,13 +32,16 @@ class Inertia(NamedTuple):
     positive: int
     exact: bool
 
+    def _repr_html_(self) -> str:
+        return representation.table("Inertia", self._asdict())
 
-def is_exact(solver):
+
+def is_exact(solver: Any) -> bool:
     """Whether the pivots have the signs of the eigenvalues for certain, none of them having been perturbed."""
     return not (solver.factors.num_perturbed or solver.factors.is_altered) and is_certified(solver)
 
 
-def is_certified(solver):
+def is_certified(solver: Any) -> bool:
     """Whether refinement contracts, so that the inertia is that of ``H + damping I`` even if pivots were perturbed.
 
     One solve as a rule shows it; only where it does not, the contraction itself is estimated.
@@ -44,7 +49,7 @@ def is_certified(solver):
     return solver.surely_contracts(CONTRACTION) or bool(solver.contraction() < CONTRACTION)
 
 
-def certified_count(solver):
+def certified_count(solver: Any) -> tuple[int | None, str]:
     """(negative eigenvalues, ""), or (None, the reason why they cannot be counted for certain)."""
     solver = solver.decided()
     if solver.is_exact() or (solver.factors.num_perturbed and is_certified(solver)):
@@ -57,7 +62,7 @@ def certified_count(solver):
     return None, "a pivot has the size of rounding errors"
 
 
-def best_count(solver):
+def best_count(solver: Any) -> tuple[int, bool]:
     """(negative eigenvalues, whether their number is certain): that of the pivots where it is not."""
     try:
         count, _ = certified_count(solver)

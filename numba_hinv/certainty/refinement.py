@@ -171,18 +171,19 @@ def _flexible_cycle(multiply, solve, norm, b, x, residual, goal):
     return best, steps
 
 
-def is_surely_below(limit, multiply, solve, size):
+def is_surely_below(limit, multiply, solve, size, entries=uniform_entries):
     """Whether random vectors show that ``||I - A F||`` is below ``limit``; with one below 1, A and A' have one inertia.
 
     (`contraction` has the names.) With x random, its entries independent and uniform with variance 1, ``v^T x`` has a
     density of at most 1 / sqrt(2) for any unit vector v, as every symmetric log-concave variable of variance 1 has. So
     ``||(I - A F) x||``, which is at least the norm times ``|v^T x|`` for the leading right singular vector v, is below
     s with a chance of at most sqrt(2) s / norm, and for k vectors at the same time with the k-th power of that. The
-    norm bounds the radius from above, often by far, so that where this fails nothing is said.
+    norm bounds the radius from above, often by far, so that where this fails nothing is said. ``entries(seed, size)``
+    makes x.
     """
     longest = 0.0
     for count in range(1, _MOST_VECTORS + 1):
-        x = uniform_entries(count, size)
+        x = entries(count, size)
         length = 2.0**0.5 * float(lengths(multiply(solve(x), b=x))[0])
         # More vectors would show nothing after one that is longer than this, or not a number.
         if not length <= _CHANCE ** (1 / _MOST_VECTORS) * limit:
@@ -193,14 +194,14 @@ def is_surely_below(limit, multiply, solve, size):
     return False
 
 
-def contraction(multiply, solve, size):
+def contraction(multiply, solve, size, entries=random_entries):
     """How fast plain refinement shrinks a residual: estimate of the spectral radius of ``I - A F``.
 
     With A the matrix and F the inverse of A' = A + E, ``I - A F = E A'^-1``. A and A' have the same inertia if it has
     no real eigenvalue of 1 or more: then no matrix on the way from A' to A is singular. A radius below 1 says so.
-    Rounding in the solves, as large as E, is different for every start: hence more than one.
+    Rounding in the solves, as large as E, is different for every start, ``entries(seed, size)``: hence more than one.
     """
-    residual = np.concatenate([random_entries(seed, size) for seed in _CONTRACTION_STARTS])
+    residual = np.concatenate([entries(seed, size) for seed in _CONTRACTION_STARTS])
     residual /= lengths(residual)[:, None]
     worst = 0.0
     for step in range(_CONTRACTION_STEPS):

@@ -2,12 +2,13 @@
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
-from ..runtime import columns
+from ..runtime import columns, representation
+from ..runtime.annotations import Array, Check
 from ..runtime.progress import bar
 from ..runtime.validation import check_finite
 from ..system.scaling import lengths, lengths_of, row_exponents
@@ -51,8 +52,22 @@ class SolveInfo(NamedTuple):
     refinement_steps: int  # the most that a column took
     krylov_steps: int  # likewise
 
+    def __repr__(self) -> str:
+        return representation.line(type(self).__name__, self._asdict())
 
-def solve(solver, given, dtype, refine, full_output, num_threads, progress):
+    def _repr_html_(self) -> str:
+        return representation.table(type(self).__name__, self._asdict())
+
+
+def solve(
+    solver: Any,
+    given: Array,
+    dtype: np.dtype[Any],
+    refine: bool,
+    full_output: bool,
+    num_threads: int | None,
+    progress: bool | None,
+) -> tuple[Array, SolveInfo]:
     """(solutions of right-hand sides in columns, `SolveInfo`), block after block on threads, in columns of ``dtype``.
 
     ``given`` (P, k) is what the processor's ``as_columns`` has made of b.
@@ -66,7 +81,7 @@ def solve(solver, given, dtype, refine, full_output, num_threads, progress):
     buffers = columns.Buffers()
     with bar(progress, count, "solve", "column") as shown:
 
-        def solve_block(start, stop, check):
+        def solve_block(start: int, stop: int, check: Check) -> SolveInfo:
             squares = np.zeros(stop - start)
             rows = columns.gather(given, start, stop, buffers, check, squares)
             out, scratch = on.columns.place(x, start, stop), None
@@ -91,7 +106,17 @@ def solve(solver, given, dtype, refine, full_output, num_threads, progress):
     return x, SolveInfo(errors, bounds, steps, max((known.krylov_steps for known in found), default=0))
 
 
-def solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out=None, scratch=None):
+def solve_rows(
+    solver: Any,
+    rows: Array,
+    b_lengths: Array,
+    dtype: np.dtype[Any],
+    refine: bool,
+    full_output: bool,
+    check: Check,
+    out: Array | None = None,
+    scratch: Any = None,
+) -> tuple[Array, SolveInfo]:
     """(solutions of a block of right-hand sides, `SolveInfo`), both by rows, unscaled.
 
     The entries are finite, their norms ``b_lengths`` may have overflowed. ``out`` and ``scratch``, of the shape of
@@ -135,7 +160,7 @@ def solve_rows(solver, rows, b_lengths, dtype, refine, full_output, check, out=N
     return x, SolveInfo(errors, bounds, steps, krylov_steps)
 
 
-def _judge(solver, x, b, is_refined):
+def _judge(solver: Any, x: Array, b: Array, is_refined: bool) -> tuple[Array, Array]:
     """Backward error, and bound of the relative error, of each row of x."""
     if solver.is_lifted():
         return lifted.judge(solver.factors, x, b, is_refined)
@@ -149,7 +174,7 @@ def _judge(solver, x, b, is_refined):
     return backward_error(matrix.hessian_norm, size, b_lengths, lengths(residual)), error
 
 
-def warn(solver, worst, steps, krylov_steps, dtype, stacklevel):
+def warn(solver: Any, worst: float, steps: int, krylov_steps: int, dtype: np.dtype[Any], stacklevel: int) -> None:
     """``LinAlgWarning`` where the worst backward error is above what solutions in ``dtype`` are promised to have."""
     if worst > BACKWARD_ERROR[dtype]:
         matrix = solver.matrix

@@ -60,9 +60,15 @@ def cut(table, num_samples, segments, count=None):
         return None
     count = segments.num_blocks() if count is None else count
     count = min(count, math.isqrt(table.size // 2), table.size // segments.shortest)
-    alone, loaded = (np.append(0.0, np.cumsum(costs)) for costs in _costs(table, num_samples, segments))
-    if count < segments.fewest or alone[-1] < segments.least:
+    if count < segments.fewest or _costs(table, num_samples, segments)[0].sum() < segments.least:
         return None
+    bounds = balanced(table, num_samples, segments, count)
+    return bounds if len(bounds) > 2 else None
+
+
+def balanced(table, num_samples, segments, count):
+    """Bounds (0, ..., L) of at most ``count`` segments that take the same time on a processor with such `segments`."""
+    alone, loaded = (np.append(0.0, np.cumsum(costs)) for costs in _costs(table, num_samples, segments))
     layers = np.arange(table.size + 1)
 
     def ends(time):
@@ -72,8 +78,7 @@ def cut(table, num_samples, segments, count=None):
     time = scipy.optimize.brentq(
         lambda time: alone[-1] - np.interp(ends(time)[-1], layers, alone) - time, 0.0, loaded[-1], rtol=1e-6
     )
-    bounds = np.unique(np.rint(np.append(ends(time), table.size)).astype(int))
-    return tuple(bounds.tolist()) if bounds.size > 2 else None
+    return tuple(np.unique(np.rint(np.append(ends(time), table.size)).astype(int)).tolist())
 
 
 def may_cut(table, num_samples):

@@ -1,9 +1,21 @@
 """Models of Equinox and Flax as networks of this library. Needs the extra `jax`."""
 
+from collections.abc import Callable
+from typing import Any
+
+from ..layers.loss import Loss
+from ..network import Network
+from ..runtime.annotations import FloatArray, Unflatten
+from ..runtime.progress import bar
 from ..runtime.validation import as_size
 
 
-def from_equinox(module, loss, input_shape=None):
+def from_equinox(
+    module: Any,
+    loss: str | Loss | Callable[..., Any],
+    input_shape: int | tuple[int, ...] | None = None,
+    progress: bool | None = None,
+) -> tuple[Network, FloatArray, Unflatten]:
     """The network that an ``equinox.Module`` and a loss are, its parameters, and the way back.
 
     Parameters
@@ -16,6 +28,9 @@ def from_equinox(module, loss, input_shape=None):
         library.
     input_shape : int or tuple of int, optional
         Of one sample. Needed where the shapes of the parameters do not tell it.
+    progress : bool, optional
+        Show a progress bar of the layers, for which tqdm must be installed; by default what
+        `set_progress` says.
 
     Returns
     -------
@@ -68,10 +83,16 @@ def from_equinox(module, loss, input_shape=None):
 
     if not isinstance(module, equinox.Module):
         raise TypeError(f"module: expected an equinox.Module, got {type(module).__name__}")
-    return _convert(models.of_equinox(module), loss, input_shape)
+    return _convert(models.of_equinox(module), loss, input_shape, "from_equinox", progress)
 
 
-def from_flax(module, loss, variables=None, input_shape=None):
+def from_flax(
+    module: Any,
+    loss: str | Loss | Callable[..., Any],
+    variables: Any = None,
+    input_shape: int | tuple[int, ...] | None = None,
+    progress: bool | None = None,
+) -> tuple[Network, FloatArray, Unflatten]:
     """The network that a module of Flax, linen or nnx, and a loss are, its parameters, and the way back.
 
     Parameters
@@ -83,6 +104,8 @@ def from_flax(module, loss, variables=None, input_shape=None):
     variables : dict
         Of a linen module, as its ``init`` returns it: ``{"params": ..., ...}``. Other collections are constants. None
         for a module of nnx, which has its variables; those that are no ``nnx.Param`` are constants.
+    progress : bool, optional
+        As in `from_equinox`.
 
     Returns
     -------
@@ -118,7 +141,7 @@ def from_flax(module, loss, variables=None, input_shape=None):
     if isinstance(module, nnx.Module):
         if variables is not None:
             raise TypeError("variables: expected None for a module of nnx, which has its own, got some")
-        return _convert(models.of_nnx(module), loss, input_shape)
+        return _convert(models.of_nnx(module), loss, input_shape, "from_flax", progress)
     if not isinstance(module, linen.Module):
         raise TypeError(f"module: expected a flax.linen.Module or a flax.nnx.Module, got {type(module).__name__}")
     if not hasattr(variables, "items") or "params" not in variables:
@@ -127,10 +150,10 @@ def from_flax(module, loss, variables=None, input_shape=None):
             "variables: expected a dictionary with 'params', as module.init returns it, for a module of linen; "
             f"got {got}"
         )
-    return _convert(models.of_linen(module, dict(variables)), loss, input_shape)
+    return _convert(models.of_linen(module, dict(variables)), loss, input_shape, "from_flax", progress)
 
 
-def _models(library, name):
+def _models(library: str, name: str) -> Any:
     try:
         __import__("jax")
         __import__(library)
@@ -144,10 +167,12 @@ def _models(library, name):
     return jax_models
 
 
-def _convert(source, loss, input_shape):
+def _convert(
+    source: Any, loss: Any, input_shape: Any, label: str, progress: bool | None
+) -> tuple[Network, FloatArray, Unflatten]:
     from .jax_conversion import convert
 
     if input_shape is not None:
         sizes = input_shape if isinstance(input_shape, (tuple, list)) else (input_shape,)
         input_shape = tuple(as_size("input_shape", size) for size in sizes)
-    return convert(source, loss, input_shape)
+    return convert(source, loss, input_shape, lambda total: bar(progress, total, label, "layer"))

@@ -30,8 +30,11 @@ _NEAR_LOSSES = {
 _SAMPLES, _ROUNDING = 3, 1e-9
 
 
-def convert(source, loss, input_shape):
-    """What `from_equinox` and `from_flax` return, for a `jax_models.Source`; ``input_shape`` is a tuple or None."""
+def convert(source, loss, input_shape, bar_of):
+    """What `from_equinox` and `from_flax` return, for a `jax_models.Source`; ``input_shape`` is a tuple or None.
+
+    ``bar_of(n)`` is the progress bar of so many layers.
+    """
     loss = _as_loss(loss)
     for path, leaf in zip(source.paths, source.leaves):
         if leaf.dtype not in (np.float32, np.float64):
@@ -57,7 +60,11 @@ def convert(source, loss, input_shape):
             raise ValueError(f"module: cannot convert it: {error}") from error
         if not chain:
             raise ValueError("module: expected at least one layer, got a module that does nothing")
-        layers = [piece.layer or _external(reading, piece, l, order, wide) for l, piece in enumerate(chain)]
+        layers = []
+        with bar_of(len(chain)) as shown:
+            for l, piece in enumerate(chain):
+                layers.append(piece.layer or _external(reading, piece, l, order, wide))
+                shown.update(1)
         network = Network(layers, loss)
         _compare(network, source, wide, order, shape)
     is_narrow = all(leaf.dtype == np.float32 for leaf in source.leaves)

@@ -1,10 +1,14 @@
 """Multilayer perceptrons of scikit-learn as networks of this library. Needs the extra `sklearn`."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..layers.dense import Dense
 from ..layers.targets import as_weights
 from ..network import Network
+from ..runtime.annotations import Array, Data
 from ..runtime.validation import as_array, as_numbers
 
 _ACTIVATIONS = {"identity": "identity", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}
@@ -19,7 +23,7 @@ _LOSSES = {
 _SCALES = {"softmax_cross_entropy": 1.0, "binary_cross_entropy": 1.0, "mean_squared_error": 0.5, "poisson": 1.0}
 
 
-def from_sklearn(model, X=None, y=None, sample_weight=None):
+def from_sklearn(model: Any, X: Any = None, y: Any = None, sample_weight: ArrayLike | None = None) -> Any:
     """The network of a fitted ``MLPClassifier`` or ``MLPRegressor``, or of a Pipeline that ends in one, and its
     parameters.
 
@@ -96,7 +100,8 @@ def from_sklearn(model, X=None, y=None, sample_weight=None):
     # Regressors of older versions have a loss of one kind and no name for it that can be set.
     loss = _lookup("loss and output activation", _LOSSES, (model.loss, model.out_activation_))
     last = len(model.coefs_) - 1
-    layers = [Dense(*weight.shape, "identity" if l == last else activation) for l, weight in enumerate(model.coefs_)]
+    activations = [activation] * last + ["identity"]
+    layers = [Dense(weight.shape[0], weight.shape[1], name) for weight, name in zip(model.coefs_, activations)]
     network = Network(layers, loss)
     params = np.concatenate(
         [part.ravel() for weight, bias in zip(model.coefs_, model.intercepts_) for part in (weight.T, bias)]
@@ -117,7 +122,7 @@ def from_sklearn(model, X=None, y=None, sample_weight=None):
     return network, params, X, _targets(model, loss, y, X), float(model.alpha) / (weight * scale)
 
 
-def _check(model):
+def _check(model: Any) -> None:
     try:
         from sklearn.neural_network import MLPClassifier, MLPRegressor
     except ImportError:
@@ -130,7 +135,7 @@ def _check(model):
         raise ValueError(f"model: expected a fitted {type(model).__name__}, got one without coefs_; call fit first")
 
 
-def _last_step(model, X):
+def _last_step(model: Any, X: Data) -> tuple[Any, Any]:
     """The model at the end of a Pipeline, and what its other steps make of X; all else as it is."""
     # Not to import scikit-learn, which is missing where there is no such model either.
     if type(model).__name__ != "Pipeline" or not hasattr(model, "steps"):
@@ -153,13 +158,13 @@ def _last_step(model, X):
     return last, transformed
 
 
-def _lookup(noun, known, name):
+def _lookup(noun: str, known: dict[Any, str], name: Any) -> str:
     if name not in known:
         raise ValueError(f"model: expected {noun} to be one of {', '.join(map(str, known))}; got {name}")
     return known[name]
 
 
-def _targets(model, loss, y, X):
+def _targets(model: Any, loss: str, y: Any, X: Array) -> Array:
     """``y`` as the network wants it."""
     B, outputs = X.shape[0], model.n_outputs_
     if loss in ("mean_squared_error", "poisson"):

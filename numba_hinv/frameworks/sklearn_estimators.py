@@ -4,8 +4,11 @@ The training is `numba_hinv.applications.evidence`; here are scikit-learn's conv
 """
 
 import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import expit, ndtri, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -19,24 +22,36 @@ from ..layers.dense import Dense
 from ..layers.targets import as_weights
 from ..network import Network
 from ..runtime import frames
+from ..runtime.annotations import Array, Curvature, FloatArray
 from ..runtime.validation import as_flag, as_real, as_size
 
 try:
     from sklearn.utils.validation import validate_data
 except ImportError:  # before scikit-learn 1.6
 
-    def validate_data(estimator, *args, **options):
+    def validate_data(estimator: Any, *args: Any, **options: Any) -> Any:
         """The method that it was."""
         return estimator._validate_data(*args, **options)
+
+
+_Estimator = TypeVar("_Estimator", bound="_NetEstimator")
 
 
 class _NetEstimator(BaseEstimator):
     """What both estimators share: the net, its scaled inputs, training, and outputs with their covariance."""
 
     def __init__(
-        self, hidden_layer_sizes=(16,), activation="tanh", *, alpha="evidence", standardize=True, curvature="ggn",
-        max_iter=200, tol=1e-8, random_state=None,
-    ):  # fmt: skip
+        self,
+        hidden_layer_sizes: int | Sequence[int] = (16,),
+        activation: str = "tanh",
+        *,
+        alpha: float | Literal["evidence"] = "evidence",
+        standardize: bool = True,
+        curvature: Curvature = "ggn",
+        max_iter: int = 200,
+        tol: float = 1e-8,
+        random_state: Any = None,
+    ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.alpha = alpha
@@ -46,7 +61,9 @@ class _NetEstimator(BaseEstimator):
         self.tol = tol
         self.random_state = random_state
 
-    def _fit(self, X, y, num_outputs, loss, sample_weight):
+    def _fit(
+        self: _Estimator, X: Array, y: Array, num_outputs: int, loss: str, sample_weight: ArrayLike | None
+    ) -> _Estimator:
         """Train on checked samples, whose targets are as the net wants them."""
         weights = as_weights("sample_weight", sample_weight, X.shape[0])
         alpha, standardize = self._checked_alpha(), as_flag("standardize", self.standardize)
@@ -78,7 +95,7 @@ class _NetEstimator(BaseEstimator):
         self.n_iter_ = max(1, trained.num_iterations)
         return self
 
-    def _checked_alpha(self):
+    def _checked_alpha(self) -> float | None:
         """None for "evidence"."""
         if isinstance(self.alpha, str):
             if self.alpha != "evidence":
@@ -89,33 +106,33 @@ class _NetEstimator(BaseEstimator):
             raise ValueError(f"alpha: expected 'evidence' or a number of at least 0, got {alpha}")
         return alpha
 
-    def _network(self, num_inputs, num_outputs, loss):
+    def _network(self, num_inputs: int, num_outputs: int, loss: str) -> Network:
         sizes = self.hidden_layer_sizes
         sizes = list(sizes) if isinstance(sizes, (tuple, list, np.ndarray)) else [sizes]
         sizes = [num_inputs, *(as_size("hidden_layer_sizes", size) for size in sizes)]
         hidden = [Dense(before, after, self.activation) for before, after in zip(sizes, sizes[1:])]
         return Network([*hidden, Dense(sizes[-1], num_outputs, "identity")], loss)
 
-    def _scaled_targets(self, y, weights, standardize):
+    def _scaled_targets(self, y: Array, weights: Array, standardize: bool) -> Array:
         return y
 
-    def _scaled(self, X):
+    def _scaled(self, X: Array) -> Array:
         return X if self._scale_inputs is None else self._scale_inputs.transform(X)
 
-    def _checked(self, X):
+    def _checked(self, X: Any) -> Array:
         """New samples as the net takes them."""
         check_is_fitted(self)
         frames.plain("X", X)
         return self._scaled(validate_data(self, X, dtype=np.float64, reset=False))
 
-    def _outputs(self, X):
+    def _outputs(self, X: Array) -> tuple[Array, Array | None]:
         """(means (n, k), covariances (n, k, k) or None) of the net's outputs for checked samples."""
         if self.laplace_ is None:
             return self.network_.forward(self.params_, X), None
         return self.laplace_.predict(X)
 
     @property
-    def log_evidence_(self):
+    def log_evidence_(self) -> float:
         """Logarithm of the evidence of the fitted net, by which nets may be compared; of the scaled targets."""
         check_is_fitted(self)
         if self.laplace_ is None:
@@ -202,7 +219,7 @@ class NetRegressor(RegressorMixin, _NetEstimator):
     True
     """
 
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "NetRegressor":
         """Train on samples X (B, n_features) and targets y (B,) or (B, n_outputs); returns the estimator.
 
         sample_weight : (B,) array, at least 0: how often each sample counts.
@@ -215,10 +232,10 @@ class NetRegressor(RegressorMixin, _NetEstimator):
         self._fit(X, y, y.shape[1], "mean_squared_error", sample_weight)
         noise = self.laplace_.noise_variance if self.laplace_ is not None else np.nan
         noise_variance = noise * self._target_scale**2
-        self.noise_variance_ = float(noise_variance[0]) if self._is_flat else noise_variance
+        self.noise_variance_: Any = float(noise_variance[0]) if self._is_flat else noise_variance
         return self
 
-    def _scaled_targets(self, y, weights, standardize):
+    def _scaled_targets(self, y: Array, weights: Array, standardize: bool) -> Array:
         self._target_mean, self._target_scale = np.zeros(y.shape[1]), np.ones(y.shape[1])
         if standardize:
             scaler = StandardScaler().fit(y, sample_weight=weights)
@@ -226,14 +243,14 @@ class NetRegressor(RegressorMixin, _NetEstimator):
         return (y - self._target_mean) / self._target_scale
 
     @staticmethod
-    def _l2(alpha, total_weight, num_outputs):
+    def _l2(alpha: float, total_weight: float, num_outputs: int) -> float:
         """The weight of the L2 term beside a mean over all elements; scikit-learn sums halves over the outputs."""
         return 2.0 * alpha / (total_weight * num_outputs)
 
-    def _shaped(self, values):
+    def _shaped(self, values: Array) -> Array:
         return values[:, 0] if self._is_flat else values
 
-    def predict(self, X, return_std=False):
+    def predict(self, X: ArrayLike, return_std: bool = False) -> Any:
         """The mean of the targets of X (n, n_features): (n,) or (n, n_outputs), as y was.
 
         With ``return_std``, a pair of that and `predict_std`, as regressors of scikit-learn that know it have it.
@@ -243,7 +260,7 @@ class NetRegressor(RegressorMixin, _NetEstimator):
         inputs = self._checked(X)
         return self._in_units(self.network_.forward(self.params_, inputs))
 
-    def predict_std(self, X, include_noise=True):
+    def predict_std(self, X: ArrayLike, include_noise: bool = True) -> FloatArray:
         """Standard deviation of the targets of X, in the shape of `predict`.
 
         It has two parts: what the training data leave uncertain of the net, and, with ``include_noise``, the noise of
@@ -251,11 +268,11 @@ class NetRegressor(RegressorMixin, _NetEstimator):
         """
         return self._mean_and_std(X, as_flag("include_noise", include_noise))[1]
 
-    def _in_units(self, outputs):
+    def _in_units(self, outputs: Array) -> Array:
         """Means of the targets in their own units, in the shape of `predict`, from outputs of the net."""
         return self._shaped(outputs * self._target_scale + self._target_mean)
 
-    def _mean_and_std(self, X, include_noise):
+    def _mean_and_std(self, X: Any, include_noise: bool) -> tuple[FloatArray, FloatArray]:
         outputs, covariance = self._outputs(self._checked(X))
         if covariance is None:
             raise ValueError("alpha: expected a positive number or 'evidence' for an uncertainty, got 0")
@@ -264,7 +281,9 @@ class NetRegressor(RegressorMixin, _NetEstimator):
             variance = variance + self.laplace_.noise_variance
         return self._in_units(outputs), self._shaped(np.sqrt(variance) * self._target_scale)
 
-    def predict_interval(self, X, coverage=0.95, include_noise=True):
+    def predict_interval(
+        self, X: ArrayLike, coverage: float = 0.95, include_noise: bool = True
+    ) -> tuple[FloatArray, FloatArray]:
         """Lower and upper bounds that the targets of X lie within with the given probability, each as `predict`.
 
         Those of a normal distribution, as the Laplace approximation has it, with the same mass outside on both sides.
@@ -276,12 +295,12 @@ class NetRegressor(RegressorMixin, _NetEstimator):
         half = ndtri(0.5 + 0.5 * coverage) * std
         return mean - half, mean + half
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
 
-    def _more_tags(self):
+    def _more_tags(self) -> dict[str, bool]:
         # What these were before scikit-learn 1.6.
         return {"multioutput": True}
 
@@ -362,7 +381,9 @@ class NetClassifier(ClassifierMixin, _NetEstimator):
     array(['inside', 'outside'], dtype='<U7')
     """
 
-    def fit(self, X, y, sample_weight=None):
+    classes_: Array
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "NetClassifier":
         """Train on samples X (B, n_features) and labels y (B,); returns the estimator.
 
         sample_weight : (B,) array, at least 0: how often each sample counts.
@@ -381,15 +402,15 @@ class NetClassifier(ClassifierMixin, _NetEstimator):
         return self._fit(X, labels, self.classes_.size, "softmax_cross_entropy", sample_weight)
 
     @staticmethod
-    def _l2(alpha, total_weight, num_outputs):
+    def _l2(alpha: float, total_weight: float, num_outputs: int) -> float:
         return alpha / total_weight
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> Array:
         """The most probable class of each sample of X (n, n_features), (n,)."""
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(axis=1)]
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: ArrayLike) -> FloatArray:
         """Probabilities of the classes, (n, n_classes), in the order of ``classes_``.
 
         The average over the posterior, by D. MacKay's approximation (Neural Computation 4, 1992): logits are divided by

@@ -1,9 +1,16 @@
 """Modules of PyTorch as networks of this library. Needs the extra `torch`."""
 
+from typing import Any
+
+from ..network import Network
+from ..runtime.annotations import FloatArray
+from ..runtime.progress import bar
 from ..runtime.validation import as_size
 
 
-def from_torch(module, loss, input_shape=None):
+def from_torch(
+    module: Any, loss: Any, input_shape: int | tuple[int, ...] | None = None, progress: bool | None = None
+) -> tuple[Network, FloatArray]:
     """The network that a ``torch.nn.Module`` and a loss are, and its parameters.
 
     Parameters
@@ -19,6 +26,9 @@ def from_torch(module, loss, input_shape=None):
         options.
     input_shape : int or tuple of int, optional
         Of one sample, without the batch. Needed unless a Linear or a norm comes first, which tells it.
+    progress : bool, optional
+        Show a progress bar of the layers, for which tqdm must be installed; by default what
+        `set_progress` says.
 
     Returns
     -------
@@ -83,4 +93,5 @@ def from_torch(module, loss, input_shape=None):
     if input_shape is not None:
         sizes = input_shape if isinstance(input_shape, (tuple, list)) else (input_shape,)
         input_shape = tuple(as_size("input_shape", size) for size in sizes)
-    return convert(module, loss, input_shape)
+    with bar(progress, None, "from_torch", "layer") as shown:
+        return convert(module, loss, input_shape, shown.update)

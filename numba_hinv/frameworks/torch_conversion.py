@@ -19,12 +19,12 @@ from .torch_probe import DROPOUTS, unsteady
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def convert(module, loss, input_shape):
-    """What `from_torch` returns; ``input_shape`` is a tuple or None."""
+def convert(module, loss, input_shape, tick):
+    """What `from_torch` returns; ``input_shape`` is a tuple or None, and ``tick(1)`` is called after every layer."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     module, loss = uncompiled(module), from_torch_loss(loss)
-    conversion = Conversion(input_shape or _input_shape(module))
+    conversion = Conversion(input_shape or _input_shape(module), None, tick)
     conversion.add("", module)
     conversion.turn_back()
     if not conversion.layers:
@@ -66,8 +66,8 @@ class Conversion:
         module has the features of a position side by side; otherwise None.
     """
 
-    def __init__(self, shape, turned=None):
-        self.shape, self.turned = shape, turned
+    def __init__(self, shape, turned, tick):
+        self.shape, self.turned, self.tick = shape, turned, tick
         self.layers = []
         self.parameters = []
         self._present = set()
@@ -152,7 +152,7 @@ class Conversion:
 
     def _add_residual(self, name, step):
         """Add one layer with a skip; False if the steps are more than that."""
-        branch = Conversion(self.shape, self.turned)
+        branch = Conversion(self.shape, self.turned, self.tick)
         # Errors count the layers before it, too; an activation must not become theirs.
         before = len(self.layers)
         branch.layers, branch._present = [None] * before, self._present
@@ -172,6 +172,7 @@ class Conversion:
         self.parameters += module.parameters()
         self._present |= {id(parameter) for parameter in module.parameters()}
         self.shape = shape
+        self.tick(1)
 
     def _reshape(self, name, module):
         try:

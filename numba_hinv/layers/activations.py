@@ -7,6 +7,8 @@ those below. Derivatives are written so that they keep their relative accuracy w
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import types
@@ -18,13 +20,14 @@ from . import aliases
 from .registry import Registry
 from .trial import Evidence, compare, compiled, is_real
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _registry = Registry("activation", aliases.ACTIVATIONS)
 # Where a registered activation is tried, at either sign: dense where most of them bend, away from the round numbers at
 # which they have kinks.
 _TRIED = 0.003, *(0.117 + 0.236 * k for k in range(28)), 7.31, 9.43, 13.7, 29.3, 87.1
 
 
-def register_activation(name):
+def register_activation(name: str) -> Callable[[_Function], _Function]:
     """Decorator that registers an activation under ``name``.
 
     Parameters
@@ -64,7 +67,7 @@ def register_activation(name):
     return _registry.decorator(name, "u", try_activation)
 
 
-def activation_names():
+def activation_names() -> list[str]:
     """Sorted names of the registered activations.
 
     Examples

@@ -1,10 +1,14 @@
 """Batch normalisation as it is after training: by means and variances that are constants."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..kernels.steps.layer_table import NORMALISATION, ONE_PLACE
+from ..runtime.annotations import Array
 from ..runtime.validation import as_array, as_flag, as_real, as_size
 from .local import Local
 
@@ -48,8 +52,8 @@ class BatchNorm(Local):
     array([[2., 1.]])
     """
 
-    mean: tuple
-    variance: tuple
+    mean: Sequence[float] | Array
+    variance: Sequence[float] | Array
     positions: int = 1
     eps: float = 1e-5
     affine: bool = True
@@ -58,7 +62,7 @@ class BatchNorm(Local):
     operation = NORMALISATION
     taps = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         set_field = object.__setattr__
         mean = as_array("mean", self.mean, (None,), np.float64, " (channels)")
         if mean.size == 0:
@@ -79,10 +83,10 @@ class BatchNorm(Local):
         # The compiled code reads them here for as long as the layer lives.
         set_field(self, "_constants", np.concatenate([mean, 1.0 / np.sqrt(variance + self.eps)]))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return BatchNorm, (self.mean, self.variance, self.positions, self.eps, self.affine, self.frozen)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         frozen = ", frozen=True" if self.frozen else ""
         return (
             f"BatchNorm(channels={len(self.mean)}, positions={self.positions}, eps={self.eps:g}, "
@@ -90,26 +94,26 @@ class BatchNorm(Local):
         )
 
     @property
-    def in_features(self):
+    def in_features(self) -> int:
         """Numbers of the input: those of the channels times ``positions``."""
         return len(self.mean) * self.positions
 
     out_features = in_features
 
     @property
-    def num_params(self):
+    def num_params(self) -> int:
         """Number of parameters: two a channel, or none."""
         return 2 * len(self.mean) * self.affine
 
     @property
-    def window(self):
+    def window(self) -> tuple[int, ...]:
         """Fields of the layer table."""
         return self.positions, *ONE_PLACE[1:], *ONE_PLACE
 
-    def addresses(self, dtype):
+    def addresses(self, dtype: DTypeLike) -> tuple[int, int, int]:
         """The address of means and of 1 over standard deviations."""
         return self._constants.ctypes.data, 0, 0
 
-    def initial_params(self, rng):
+    def initial_params(self, rng: np.random.Generator) -> Array:
         """Weights of 1 and biases of 0, (num_params,)."""
         return np.repeat([1.0, 0.0], self.num_params // 2)

@@ -7,6 +7,7 @@ Packing checks all layers at once, since there may be a hundred thousand.
 import functools
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..kernels.dense.norm import copy_with_total
 from ..kernels.dense.symmetric import symmetric_means
@@ -14,6 +15,7 @@ from ..kernels.plumbing.memory import together
 from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, GEOMETRY, ONE_POSITION, Chain
 from ..kernels.sweeps.linearise import Linearisation
 from ..runtime import tensors
+from ..runtime.annotations import Array
 from ..runtime.validation import DTYPES, as_array, as_layer, as_numbers, common_dtype
 from .layout import Layout
 from .window import Axis
@@ -57,9 +59,15 @@ class LayerBlocks:
     50
     """
 
+    Dx: Array
+    Dz: Array
+    Dxx: Array
+    Dzx: Array
+    Dzz: Array
+
     __slots__ = ("Dx", "Dz", "Dxx", "Dzx", "Dzz")
 
-    def __init__(self, Dx, Dz, Dxx, Dzx, Dzz):
+    def __init__(self, Dx: ArrayLike, Dz: ArrayLike, Dxx: ArrayLike, Dzx: ArrayLike, Dzz: ArrayLike) -> None:
         for name, block in zip(self.__slots__, (Dx, Dz, Dxx, Dzx, Dzz)):
             block = as_numbers(name, block)
             if block.ndim != 2:
@@ -77,11 +85,11 @@ class LayerBlocks:
                 )
 
     @property
-    def num_params(self):
+    def num_params(self) -> int:
         """p."""
         return self.Dx.shape[1]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         (a, p), a_in = self.Dx.shape, self.Dz.shape[1]
         return f"LayerBlocks(a={a}, p={p}, a_in={a_in})"
 

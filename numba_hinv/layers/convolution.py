@@ -1,8 +1,11 @@
 """Convolutions: descriptions, without parameters. The sweeps read them through the layer table."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from ..runtime.annotations import Pair
 from ..runtime.validation import as_flag, as_size
 from . import window
 from .activations import check_activation
@@ -11,7 +14,18 @@ from .activations import check_activation
 class _Convolution:
     """What convolutions of any number of axes have in common; ``axes`` are their `window.Axis`."""
 
-    def _check(self):
+    in_channels: int
+    out_channels: int
+    bias: bool
+    skip: bool
+    activation: str | Callable[..., Any]
+
+    @property
+    def axes(self) -> tuple[window.Axis, ...]:
+        """Of a channel of the input."""
+        raise NotImplementedError
+
+    def _check(self) -> None:
         set_field = object.__setattr__
         for name in ("in_channels", "out_channels"):
             set_field(self, name, as_size(name, getattr(self, name)))
@@ -30,27 +44,27 @@ class _Convolution:
             )
 
     @property
-    def window(self):
+    def window(self) -> tuple[int, ...]:
         """Fields of the layer table."""
         return window.fields(self.axes)
 
     @property
-    def in_features(self):
+    def in_features(self) -> int:
         """Numbers of the input: ``in_channels`` times its positions."""
         return self.in_channels * math.prod(axis.length for axis in self.axes)
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         """Numbers of the output: ``out_channels`` times its positions."""
         return self.out_channels * math.prod(axis.places for axis in self.axes)
 
     @property
-    def num_params(self):
+    def num_params(self) -> int:
         """Number of parameters: ``out_channels * (in_channels * kernel + bias)``, the kernel's elements counted."""
         return math.prod(self.weight_shape) + self.out_channels * self.bias
 
     @property
-    def weight_shape(self):
+    def weight_shape(self) -> tuple[int, ...]:
         """Shape of W: ``(out_channels, in_channels, kernel)``, or with the kernel's two sizes."""
         return self.out_channels, self.in_channels, *(axis.kernel for axis in self.axes)
 
@@ -97,7 +111,7 @@ class Conv1d(window.Line, _Convolution):
     >>> import numba_hinv as nh, numpy as np
     >>> layers = [nh.Conv1d(1, 4, 5, 32, stride=2), nh.Conv1d(4, 4, 3, 14, padding=1, skip=True)]
     >>> net = nh.Network([*layers, nh.Dense(4 * 14, 3, "identity")], loss="mean_squared_error")
-    >>> net.forward(net.init(seed=0), np.ones((6, 32))).shape
+    >>> net.forward(net.init(rng=0), np.ones((6, 32))).shape
     (6, 3)
     """
 
@@ -105,7 +119,7 @@ class Conv1d(window.Line, _Convolution):
     out_channels: int
     kernel_size: int
     length: int
-    activation: str = "tanh"
+    activation: str | Callable[..., Any] = "tanh"
     bias: bool = True
     skip: bool = False
     stride: int = 1
@@ -113,7 +127,7 @@ class Conv1d(window.Line, _Convolution):
     dilation: int = 1
     frozen: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("kernel_size", "length", "stride", "padding", "dilation"):
             size = as_size(name, getattr(self, name), least=0 if name == "padding" else 1)
             object.__setattr__(self, name, size)
@@ -158,23 +172,23 @@ class Conv2d(window.Plane, _Convolution):
     >>> import numba_hinv as nh, numpy as np
     >>> layers = [nh.Conv2d(1, 6, 3, 8, padding=1), nh.AvgPool2d(6, 2, 8), nh.Conv2d(6, 16, 3, 4)]
     >>> net = nh.Network([*layers, nh.Dense(16 * 2 * 2, 10, "identity")], loss="softmax_cross_entropy")
-    >>> net.forward(net.init(seed=0), np.ones((5, 8 * 8))).shape
+    >>> net.forward(net.init(rng=0), np.ones((5, 8 * 8))).shape
     (5, 10)
     """
 
     in_channels: int
     out_channels: int
-    kernel_size: tuple
-    size: tuple
-    activation: str = "tanh"
+    kernel_size: Pair
+    size: Pair
+    activation: str | Callable[..., Any] = "tanh"
     bias: bool = True
     skip: bool = False
-    stride: tuple = (1, 1)
-    padding: tuple = (0, 0)
-    dilation: tuple = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
     frozen: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("kernel_size", "size", "stride", "padding", "dilation"):
             pair = window.as_pair(name, getattr(self, name), least=0 if name == "padding" else 1)
             object.__setattr__(self, name, pair)

@@ -1,14 +1,17 @@
 """Custom layers: a function of one sample and its derivatives; the sweeps call the compiled forms by address."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
 from numba import carray, types
+from numpy.typing import DTypeLike
 
 from ..kernels.plumbing.disk_cache import callback
+from ..runtime.annotations import Array
 from ..runtime.validation import as_array, as_flag, as_real, as_size
 from . import autodiff
 from .trial import attempt, check_function, check_symmetric, gist, plain_function, unwritten
@@ -72,18 +75,18 @@ class Custom:
     Custom(swish, in_features=8, out_features=8, num_params=1)
     """
 
-    function: Callable
+    function: Callable[..., Any]
     in_features: int
     out_features: int
     num_params: int = 0
-    init: float | tuple | Callable = 0.0
-    jacobian: Callable | None = None
-    curvature: Callable | None = None
+    init: float | Sequence[float] | Array | Callable[[np.random.Generator], Any] = 0.0
+    jacobian: Callable[..., Any] | None = None
+    curvature: Callable[..., Any] | None = None
     frozen: bool = False
 
     _cache = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         set_field = object.__setattr__
         check_function("function", self.function, "z, x, out")
         for name, least in (("in_features", 1), ("out_features", 1), ("num_params", 0)):
@@ -95,15 +98,15 @@ class Custom:
                 check_function(name, getattr(self, name), arguments)
         self._try()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, num_params={self.num_params}"
         return f"Custom({self.function.__name__}, {sizes}{', frozen=True' if self.frozen else ''})"
 
-    def initial_params(self, rng):
+    def initial_params(self, rng: np.random.Generator) -> Array:
         """Parameters to start from, (num_params,), drawn with the generator ``rng`` where ``init`` is a callable."""
         return initial_params(self.init, self.num_params, rng)
 
-    def addresses(self, dtype):
+    def addresses(self, dtype: DTypeLike) -> tuple[int, int, int]:
         """Addresses of the compiled value, jacobian and curvature (0 for float32: Hessians are taken in float64)."""
         forms = _forms(self.function, self.jacobian, self.curvature, self._cache)
         scalar = numba.from_dtype(dtype)
@@ -111,12 +114,12 @@ class Custom:
         return tuple(forms.address(kind, scalar) for kind in kinds) + (0,) * (3 - len(kinds))
 
     @property
-    def work_size(self):
+    def work_size(self) -> int:
         """Scalars of workspace that the compiled derivatives need; where frozen, with room for those in parameters."""
         n_in, n_out, p = self.in_features, self.out_features, self.num_params
         return autodiff.work_size(n_in, n_out, p) + self.frozen * p * (n_out + p + n_in)
 
-    def _try(self):
+    def _try(self) -> None:
         """Call every function once with bounds checks, then compile what the sweeps will call."""
         n_in, n_out, p = self.in_features, self.out_features, self.num_params
         rng = np.random.default_rng(0)

@@ -1,6 +1,8 @@
 """The dense layer: a description, without parameters. The sweeps read it through the layer table."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..runtime.validation import as_flag, as_size
 from .activations import check_activation
@@ -39,12 +41,12 @@ class Dense:
 
     in_features: int
     out_features: int
-    activation: str = "tanh"
+    activation: str | Callable[..., Any] = "tanh"
     bias: bool = True
     skip: bool = False
     frozen: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         set_field = object.__setattr__
         for name in ("in_features", "out_features"):
             set_field(self, name, as_size(name, getattr(self, name)))
@@ -58,11 +60,11 @@ class Dense:
             )
 
     @property
-    def num_params(self):
+    def num_params(self) -> int:
         """Number of parameters: ``out_features * (in_features + bias)``."""
         return self.out_features * (self.in_features + self.bias)
 
     @property
-    def weight_shape(self):
+    def weight_shape(self) -> tuple[int, int]:
         """Shape of W: ``(out_features, in_features)``."""
         return self.out_features, self.in_features

@@ -1,6 +1,10 @@
 """An activation as a layer of its own, for places where no layer before it can take it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from numpy.typing import DTypeLike
 
 from ..kernels.steps.layer_table import ACTIVATION, ONE_PLACE
 from ..runtime.validation import as_size
@@ -36,24 +40,24 @@ class Activation(Local):
     """
 
     features: int
-    activation: str = "tanh"
+    activation: str | Callable[..., Any] = "tanh"
 
     operation = ACTIVATION
     taps = 1
     num_params = 0
-    window = (*ONE_PLACE, *ONE_PLACE)
+    window: ClassVar[tuple[int, ...]] = (*ONE_PLACE, *ONE_PLACE)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "features", as_size("features", self.features))
         object.__setattr__(self, "activation", check_activation(self.activation))
 
     @property
-    def in_features(self):
+    def in_features(self) -> int:
         """``features``."""
         return self.features
 
     out_features = in_features
 
-    def addresses(self, dtype):
+    def addresses(self, dtype: DTypeLike) -> tuple[int, int, int]:
         """The address of the compiled activation."""
         return activation_address(self.activation, dtype), 0, 0

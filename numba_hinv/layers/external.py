@@ -3,12 +3,14 @@
 `forward` and `backward` are for one such layer what those of `kernels.linearise` are for runs of compiled ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..runtime import memory_budget
+from ..runtime.annotations import Array
 from ..runtime.validation import as_flag, as_numbers, as_size
 from .blocks import ASYMMETRY, symmetrise
 from .custom import as_init, initial_params
@@ -70,16 +72,16 @@ class External:
     External(scale, in_features=3, out_features=3, num_params=3)
     """
 
-    function: Callable
-    jacobian: Callable
-    curvature: Callable
+    function: Callable[..., Any]
+    jacobian: Callable[..., Any]
+    curvature: Callable[..., Any]
     in_features: int
     out_features: int
     num_params: int = 0
-    init: float | tuple | Callable = 0.0
+    init: float | Sequence[float] | Array | Callable[[np.random.Generator], Any] = 0.0
     frozen: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         set_field = object.__setattr__
         for name, arguments in (("function", "Z, x"), ("jacobian", "Z, x"), ("curvature", "Z, x, G")):
             if not callable(getattr(self, name)):
@@ -89,12 +91,12 @@ class External:
         set_field(self, "init", as_init(self.init, self.num_params))
         set_field(self, "frozen", as_flag("frozen", self.frozen))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         name = getattr(self.function, "__name__", type(self.function).__name__)
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, num_params={self.num_params}"
         return f"External({name}, {sizes}{', frozen=True' if self.frozen else ''})"
 
-    def initial_params(self, rng):
+    def initial_params(self, rng: np.random.Generator) -> Array:
         """Parameters to start from, (num_params,), drawn with the generator ``rng`` where ``init`` is a callable."""
         return initial_params(self.init, self.num_params, rng)
 

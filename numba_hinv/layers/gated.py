@@ -1,6 +1,8 @@
 """The gated layer, a custom layer without parameters; with an identity for a gate it is bilinear."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 from numba.extending import register_jitable
 
@@ -40,7 +42,9 @@ class Gated(Custom):
     (1, 1)
     """
 
-    def __init__(self, features, activation="sigmoid"):
+    activation: str
+
+    def __init__(self, features: int, activation: str | Callable[..., Any] = "sigmoid") -> None:
         features = as_size("features", features)
         activation = check_activation(activation)
         phi = activation_function(activation)
@@ -49,13 +53,13 @@ class Gated(Custom):
         object.__setattr__(self, "activation", activation)
         object.__setattr__(self, "_cache", is_own(phi))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Gated({self.out_features}, {self.activation!r})"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Gated, (self.out_features, self.activation)
 
-    def _try(self):
+    def _try(self) -> None:
         """Nothing: the functions are right for every size."""
 
 

@@ -1,6 +1,9 @@
 """Layers of which each output reads a few of the inputs: what pooling, normalisation and activations have in common."""
 
 import numpy as np
+from numpy.typing import DTypeLike
+
+from ..runtime.annotations import Array
 
 
 class Local:
@@ -19,12 +22,13 @@ class Local:
         As of `Dense`.
     """
 
-    frozen = False
+    frozen: bool = False
+    _constants: Array
 
-    def addresses(self, dtype):
+    def addresses(self, dtype: DTypeLike) -> tuple[int, int, int]:
         """Addresses of what the compiled code needs beside the layer table, for parameters of a dtype."""
         return 0, 0, 0
 
-    def initial_params(self, rng):
+    def initial_params(self, rng: np.random.Generator) -> Array:
         """Parameters to start from, (num_params,)."""
         return np.empty(0)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,15 +41,15 @@ class Parameter:
     is_open: bool = False
     per_output: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.check("default", self.default)
 
     @property
-    def is_switch(self):
+    def is_switch(self) -> bool:
         """Whether it is True or False."""
         return isinstance(self.default, bool)
 
-    def check(self, name, given):
+    def check(self, name: str, given: Any) -> Any:
         """``given`` as a float or a tuple of floats, or a bool; ``TypeError`` or ``ValueError`` about ``name``."""
         if self.is_switch:
             return as_flag(name, given)
@@ -62,7 +63,7 @@ class Parameter:
                 raise ValueError(f"{name}: expected numbers {self._range()}, got {number:g}")
         return value
 
-    def _range(self):
+    def _range(self) -> str:
         least, most = ("above", "below") if self.is_open else ("of at least", "at most")
         limits = [f"{word} {limit:g}" for word, limit in ((least, self.low), (most, self.high)) if math.isfinite(limit)]
         return " and ".join(limits) or "that are finite"

@@ -5,6 +5,9 @@ it with :func:`register_loss`, which tries it out (`loss_trial`). The mean over 
 it.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
 from numba import carray, types
 
 from ..kernels.plumbing.disk_cache import callback
@@ -12,10 +15,17 @@ from ..runtime.validation import as_size
 from . import aliases, loss_parameters, loss_trial
 from .registry import Registry, is_own
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _registry = Registry("loss", aliases.LOSSES)
 
 
-def register_loss(name, mean_over="samples", targets="values", parameters=None, outputs_per_target=1):
+def register_loss(
+    name: str,
+    mean_over: Literal["samples", "elements"] = "samples",
+    targets: Literal["values", "labels"] = "values",
+    parameters: Mapping[str, Any] | None = None,
+    outputs_per_target: int = 1,
+) -> Callable[[_Function], _Function]:
     """Decorator that registers a loss under ``name``.
 
     Parameters
@@ -106,7 +116,7 @@ def register_loss(name, mean_over="samples", targets="values", parameters=None, 
     )
 
 
-def loss_names():
+def loss_names() -> list[str]:
     """Sorted names of the registered losses.
 
     Examples

@@ -10,6 +10,7 @@ Without a mean, mu and the 1/n in E are 0.
 
 import functools
 import math
+from typing import Any
 
 from numba.extending import register_jitable
 
@@ -21,9 +22,10 @@ from .registry import distinguish
 class _Norm(Custom):
     """What the two have in common."""
 
+    eps: float
     _cache = True
 
-    def _build(self, features, eps, bias, centred, frozen):
+    def _build(self, features: int, eps: float, bias: bool, centred: bool, frozen: bool) -> None:
         features = as_size("features", features)
         eps = as_real("eps", eps)
         if eps < 0.0:
@@ -33,10 +35,10 @@ class _Norm(Custom):
         super().__init__(function, features, features, len(init), init, jacobian, curvature, frozen)
         object.__setattr__(self, "eps", eps)
 
-    def _frozen_text(self):
+    def _frozen_text(self) -> str:
         return ", frozen=True" if self.frozen else ""
 
-    def _try(self):
+    def _try(self) -> None:
         """Nothing: the functions are right for every size."""
 
 
@@ -74,14 +76,14 @@ class LayerNorm(_Norm):
     array([[-1.225,  0.   ,  1.225]])
     """
 
-    def __init__(self, features, eps=1e-5, bias=True, frozen=False):
+    def __init__(self, features: int, eps: float = 1e-5, bias: bool = True, frozen: bool = False) -> None:
         self._build(features, eps, as_flag("bias", bias), True, frozen)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         bias = self.num_params > self.in_features
         return f"LayerNorm({self.in_features}, eps={self.eps}, bias={bias}{self._frozen_text()})"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return LayerNorm, (self.in_features, self.eps, self.num_params > self.in_features, self.frozen)
 
 
@@ -116,13 +118,13 @@ class RMSNorm(_Norm):
     array([[0.2, 1.4]])
     """
 
-    def __init__(self, features, eps=2.0**-52, frozen=False):
+    def __init__(self, features: int, eps: float = 2.0**-52, frozen: bool = False) -> None:
         self._build(features, eps, False, False, frozen)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"RMSNorm({self.in_features}, eps={self.eps}{self._frozen_text()})"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return RMSNorm, (self.in_features, self.eps, self.frozen)
 
 

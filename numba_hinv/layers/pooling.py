@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ..kernels.steps.layer_table import AVERAGE, AVERAGE_INSIDE, MAXIMUM
+from ..runtime.annotations import Pair
 from ..runtime.validation import as_flag, as_size
 from . import window
 from .local import Local
@@ -14,7 +15,14 @@ class _Pooling(Local):
 
     num_params = 0
 
-    def _check(self):
+    channels: int
+
+    @property
+    def axes(self) -> tuple[window.Axis, ...]:
+        """Of a channel of the input."""
+        raise NotImplementedError
+
+    def _check(self) -> None:
         object.__setattr__(self, "channels", as_size("channels", self.channels))
         window.check_fit(self.axes)
         for axis in self.axes:
@@ -32,29 +40,31 @@ class _Pooling(Local):
                 )
 
     @property
-    def window(self):
+    def window(self) -> tuple[int, ...]:
         """Fields of the layer table."""
         return window.fields(self.axes)
 
     @property
-    def in_features(self):
+    def in_features(self) -> int:
         """Numbers of the input: ``channels`` times its positions."""
         return self.channels * math.prod(axis.length for axis in self.axes)
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         """Numbers of the output: ``channels`` times its positions."""
         return self.channels * math.prod(axis.places for axis in self.axes)
 
 
 class _Average(_Pooling):
+    count_include_pad: bool
+
     @property
-    def operation(self):
+    def operation(self) -> int:
         """Of the layer table."""
         return AVERAGE if self.count_include_pad else AVERAGE_INSIDE
 
     @property
-    def taps(self):
+    def taps(self) -> int:
         """Inputs that an output reads."""
         return math.prod(axis.kernel for axis in self.axes)
 
@@ -111,7 +121,7 @@ class AvgPool1d(window.Line, _Average):
     padding: int = 0
     count_include_pad: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _set(self, as_size, ("kernel_size", "length", "stride", "padding"))
 
 
@@ -145,13 +155,13 @@ class AvgPool2d(window.Plane, _Average):
     """
 
     channels: int
-    kernel_size: tuple
-    size: tuple
-    stride: tuple | None = None
-    padding: tuple = (0, 0)
+    kernel_size: Pair
+    size: Pair
+    stride: Pair | None = None
+    padding: Pair = (0, 0)
     count_include_pad: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _set(self, window.as_pair, ("kernel_size", "size", "stride", "padding"))
 
 
@@ -194,7 +204,7 @@ class MaxPool1d(window.Line, _Maximum):
     padding: int = 0
     dilation: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _set(self, as_size, ("kernel_size", "length", "stride", "padding", "dilation"))
 
 
@@ -231,11 +241,11 @@ class MaxPool2d(window.Plane, _Maximum):
     """
 
     channels: int
-    kernel_size: tuple
-    size: tuple
-    stride: tuple | None = None
-    padding: tuple = (0, 0)
-    dilation: tuple = (1, 1)
+    kernel_size: Pair
+    size: Pair
+    stride: Pair | None = None
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _set(self, window.as_pair, ("kernel_size", "size", "stride", "padding", "dilation"))

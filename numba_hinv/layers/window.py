@@ -1,10 +1,11 @@
 """Windows: how a kernel is moved over the axes of a channel, and the sizes that result."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..kernels.steps.layer_table import ONE_PLACE, places
+from ..runtime.annotations import Array
 from ..runtime.validation import as_size
 
 
@@ -18,11 +19,11 @@ class Axis(NamedTuple):
     dilation: int
 
     @property
-    def places(self):
+    def places(self) -> int:
         """At how many places the kernel is applied."""
         return places(*self)
 
-    def reads(self):
+    def reads(self) -> Array:
         """The elements that the kernel reads at each place, (places, kernel); those of the padding are out of range."""
         return np.arange(self.places)[:, None] * self.stride + np.arange(self.kernel) * self.dilation - self.padding
 
@@ -30,15 +31,19 @@ class Axis(NamedTuple):
 class Line:
     """Of layers whose kernel moves along the positions of a channel, with a ``length``."""
 
-    dilation = 1
+    length: Any
+    kernel_size: Any
+    stride: Any
+    padding: Any
+    dilation: Any = 1
 
     @property
-    def axes(self):
+    def axes(self) -> tuple[Axis, ...]:
         """Of a channel of the input."""
         return (Axis(self.length, self.kernel_size, self.stride, self.padding, self.dilation),)
 
     @property
-    def out_length(self):
+    def out_length(self) -> int:
         """Positions of the output."""
         return self.axes[0].places
 
@@ -46,15 +51,19 @@ class Line:
 class Plane:
     """Of layers whose kernel moves over the rows and columns of a channel, with a ``size``."""
 
-    dilation = (1, 1)
+    size: Any
+    kernel_size: Any
+    stride: Any
+    padding: Any
+    dilation: Any = (1, 1)
 
     @property
-    def axes(self):
+    def axes(self) -> tuple[Axis, ...]:
         """Of a channel of the input."""
         return tuple(map(Axis, self.size, self.kernel_size, self.stride, self.padding, self.dilation))
 
     @property
-    def out_size(self):
+    def out_size(self) -> tuple[int, ...]:
         """Height and width of the output."""
         return tuple(axis.places for axis in self.axes)
 

@@ -11,10 +11,13 @@ import json
 import os
 import secrets
 import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from . import memory_budget
+from .annotations import Array
 
 # A header is about 100 bytes a layer; this much is a million layers.
 _LARGEST_HEADER = 1 << 28
@@ -24,12 +27,12 @@ class Refusal(Exception):
     """Why a file is refused."""
 
 
-def refusal(reason):
+def refusal(reason: str) -> Exception:
     """The `Refusal` of a file that ``reason``: "is truncated", "holds something else"."""
     return Refusal(f"path: expected a file written by Factorization.save, got one that {reason}")
 
 
-def write(path, header, arrays):
+def write(path: str | os.PathLike[str], header: dict[str, Any], arrays: dict[str, Array]) -> None:
     """Write a header of plain data and named arrays, completely or not at all.
 
     Raises
@@ -43,7 +46,7 @@ def write(path, header, arrays):
     partial = f"{path}.{secrets.token_hex(8)}.partial"
     try:
         with open(partial, "xb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -54,7 +57,7 @@ def write(path, header, arrays):
 
 
 @contextlib.contextmanager
-def opened(path):
+def opened(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
     """The archive at ``path``; a `Refusal`, and whatever an altered archive leads to, becomes a ``ValueError``."""
     with open(_as_path(path), "rb") as file:
         try:
@@ -69,25 +72,25 @@ def opened(path):
             raise ValueError(str(refusal(f"is truncated, altered, or no npz archive ({error!r})"))) from None
 
 
-def _as_path(path):
+def _as_path(path: str | os.PathLike[str]) -> str:
     try:
         return os.fsdecode(path)
     except TypeError:
         raise TypeError(f"path: expected a file name, got {path!r}") from None
 
 
-def digest(arrays):
+def digest(arrays: dict[str, Array]) -> Array:
     """The checksum of all arrays but that of this name."""
     found = hashlib.sha256()
     for name in sorted(arrays):
         if name != "digest":
             array = np.ascontiguousarray(arrays[name])
             found.update(f"{name} {array.dtype.str} {array.shape};".encode())
-            found.update(array.reshape(-1).view(np.uint8))
+            found.update(array.reshape(-1).view(np.uint8).data)
     return np.frombuffer(found.digest(), np.uint8)
 
 
-def read_header(archive, kind, versions):
+def read_header(archive: zipfile.ZipFile, kind: str, versions: Sequence[int]) -> tuple[dict[str, Any], Array]:
     """(the header of this kind and one of these format versions, its bytes)."""
     size = archive.getinfo("header.npy").file_size
     if size > _LARGEST_HEADER:
@@ -105,7 +108,7 @@ def read_header(archive, kind, versions):
     return header, raw
 
 
-def read_arrays(archive, raw_header, expected):
+def read_arrays(archive: zipfile.ZipFile, raw_header: Array, expected: dict[str, Any]) -> dict[str, Array]:
     """The arrays of these names, ``(dtype, shape)`` each, that the file must hold beside its header, by name.
 
     Asked for is memory for all of them, and never more than the file holds.
@@ -127,7 +130,7 @@ def read_arrays(archive, raw_header, expected):
     return arrays
 
 
-def _member(archive, name, dtype, shape=None):
+def _member(archive: zipfile.ZipFile, name: str, dtype: Any, shape: Any = None) -> Array:
     """One array; refused before it is read if it is not of that type and shape."""
     with archive.open(f"{name}.npy") as file:
         try:

@@ -1,7 +1,9 @@
 """The axes that a result draws on: those that the caller gives, or those of a new figure."""
 
+from typing import Any
 
-def given_or_new(ax):
+
+def given_or_new(ax: Any) -> Any:
     """``ax``, or the axes of a new figure for None, for which matplotlib must be installed."""
     if ax is not None:
         return ax

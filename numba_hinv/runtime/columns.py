@@ -5,6 +5,8 @@ have their columns as rows already; others are turned round a block at a time.
 """
 
 import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from ..kernels.dense.norm import squared_norm
 from ..kernels.plumbing.compiled import kernel
 from ..kernels.plumbing.memory import vector
 from . import threads
+from .annotations import Array, Check
 
 # Two cache lines of a row of a C-contiguous array: one at a time is read a third more slowly. At most half of the
 # columns, so that two cores have something to do.
@@ -29,8 +32,12 @@ _WORTH_THREADS = 1 << 15
 # What `_turn` takes where nobody asks for squared norms.
 _NO_SQUARES = np.empty(0)
 
+_Compiled = TypeVar("_Compiled", bound=Callable[..., Any])
+# To those who check types, a kernel is what it is made of.
+_kernel: Callable[[_Compiled], _Compiled] = kernel
 
-def run(job, shape, workers, block=None):
+
+def run(job: Callable[..., Any], shape: tuple[int, int], workers: int, block: int | None = None) -> list[Any]:
     """Results of ``job(start, stop, check)`` of all blocks of columns of a (P, k) array, in order."""
     num_rows, num_columns = shape
     block = block or block_of(num_rows, num_columns)
@@ -44,13 +51,13 @@ def run(job, shape, workers, block=None):
         raise failure.__cause__ from None
 
 
-def block_of(num_rows, num_columns):
+def block_of(num_rows: int, num_columns: int) -> int:
     """Columns per block."""
     most = largest_block(num_rows)
     return most if most == SHORT_BLOCK else min(most, max(LEAST_BLOCK, -(-num_columns // 2)))
 
 
-def largest_block(num_rows):
+def largest_block(num_rows: int) -> int:
     """Columns per block, of many."""
     return BLOCK if num_rows > _SHORT else SHORT_BLOCK
 
@@ -58,7 +65,7 @@ def largest_block(num_rows):
 class Buffers(threading.local):
     """Arrays (k, P) of float64 that a thread uses for one block after the other: new memory costs as much as a pass."""
 
-    def rows(self, name, shape):
+    def rows(self, name: str, shape: tuple[int, int]) -> Array:
         """The array of this name, uninitialised."""
         array = self.__dict__.get(name)
         if array is None or array.size < shape[0] * shape[1]:
@@ -66,12 +73,12 @@ class Buffers(threading.local):
         return array[: shape[0] * shape[1]].reshape(shape)
 
 
-def empty(shape, dtype):
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     """An uninitialised (P, k) array whose columns are contiguous."""
     return np.empty(shape[::-1], dtype).T
 
 
-def gather(array, start, stop, buffers, check, squares=_NO_SQUARES):
+def gather(array: Array, start: int, stop: int, buffers: Buffers, check: Check, squares: Array = _NO_SQUARES) -> Array:
     """Columns of an array as rows in float64, (k, P); not to be written to: they may be the array's own.
 
     Where they are turned round, their squared norms are added to ``squares`` (k,), if that is given.
@@ -91,12 +98,12 @@ def gather(array, start, stop, buffers, check, squares=_NO_SQUARES):
     return rows
 
 
-def place(array, start, stop):
+def place(array: Array, start: int, stop: int) -> Array | None:
     """Where rows of float64 may be written for `scatter` to find them in place; None if that is nowhere."""
     return array.T[start:stop] if array.dtype == np.float64 else None
 
 
-def scatter(rows, array, start):
+def scatter(rows: Array, array: Array, start: int) -> None:
     """Rows to columns of an array of `empty`, from ``start`` on."""
     if not isinstance(array, np.ndarray):
         array.scatter(rows, start)
@@ -106,8 +113,8 @@ def scatter(rows, array, start):
         to[...] = rows
 
 
-@kernel
-def _turn(array, start, begin, end, rows, squares):
+@_kernel
+def _turn(array: Array, start: int, begin: int, end: int, rows: Array, squares: Array) -> None:
     """rows[:, begin:end] <- the transpose of those rows of columns start, ... of a C-contiguous array.
 
     The squared norms of what is written are added to ``squares``, (k,) or empty.

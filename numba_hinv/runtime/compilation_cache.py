@@ -16,7 +16,7 @@ _STAMP = "numba_hinv.sha256"
 _COMPILED = ("embedded.py", "layers/*.py", "runtime/columns.py", "kernels/**/*.py")
 
 
-def prepare():
+def prepare() -> None:
     """Drop what other sources have left in the cache."""
     digest = _digest()
     for directory in cache_directories():
@@ -32,17 +32,17 @@ def prepare():
             continue
 
 
-def cache_directories():
+def cache_directories() -> list[Path]:
     """Directories of the cached code, one for each folder whose functions are compiled and cached."""
     return [folder_of(folder / "__init__.py") for folder in sorted({path.parent for path in sources()})]
 
 
-def sources():
+def sources() -> list[Path]:
     """The files in which functions are compiled and cached; these use each other's functions, and no others."""
     return sorted({path for pattern in _COMPILED for path in _PACKAGE.glob(pattern)})
 
 
-def _digest():
+def _digest() -> str:
     digest = hashlib.sha256()
     for path in sources():
         digest.update(path.relative_to(_PACKAGE).as_posix().encode())

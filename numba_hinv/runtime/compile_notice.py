@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from typing import Any
 
 from numba.core import event
 
@@ -22,15 +23,15 @@ _PATIENCE = 1.0
 _PACKAGE = __name__.partition(".")[0]
 
 
-class Notice(event.Listener):
+class Notice(event.Listener):  # type: ignore[misc]
     """Adds up the time that this package's functions take to compile, those in others counted once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.is_on = os.environ.get(VARIABLE, "1").strip().lower() not in ("0", "false", "no", "off")
         self._spent = 0.0
         self._thread = threading.local()
 
-    def on_start(self, happening):
+    def on_start(self, happening: Any) -> None:
         depth = getattr(self._thread, "depth", 0)
         if depth == 0:
             if not _is_own(happening):
@@ -39,7 +40,7 @@ class Notice(event.Listener):
         self._thread.depth = depth + 1
         self._look()
 
-    def on_end(self, happening):
+    def on_end(self, happening: Any) -> None:
         depth = getattr(self._thread, "depth", 0)
         if depth == 0:
             return
@@ -48,13 +49,13 @@ class Notice(event.Listener):
         if depth == 1:
             self._spent += time.perf_counter() - self._thread.since
 
-    def _look(self):
+    def _look(self) -> None:
         if self.is_on and self._spent + time.perf_counter() - self._thread.since > _PATIENCE:
             self.is_on = False
             self._tell()
 
     @staticmethod
-    def _tell():
+    def _tell() -> None:
         if multiprocessing.parent_process() is not None or sys.stderr is None:
             return
         # A stream that is closed must not end the call that compiles.
@@ -68,7 +69,7 @@ class Notice(event.Listener):
             )
 
 
-def _is_own(happening):
+def _is_own(happening: Any) -> bool:
     """Whether it is a function of this package that is compiled, or one that its users have registered with it."""
     function = getattr((happening.data or {}).get("dispatcher"), "py_func", None)
     return (getattr(function, "__module__", None) or "").partition(".")[0] == _PACKAGE
@@ -77,7 +78,7 @@ def _is_own(happening):
 _notice = Notice()
 
 
-def listen():
+def listen() -> None:
     """Be told by Numba whenever it compiles."""
     event.register("numba:compile", _notice)
 

@@ -5,21 +5,24 @@ values are read as long as none is missing.
 """
 
 import numbers
+from typing import Any
 
 import numpy as np
 
+from .annotations import Array
 
-def is_frame(value):
+
+def is_frame(value: Any) -> bool:
     """Whether a value is a data frame: a table of named columns."""
     return hasattr(value, "columns") and hasattr(value, "to_numpy")
 
 
-def is_series(value):
+def is_series(value: Any) -> bool:
     """Whether a value is one column of a table."""
     return hasattr(value, "to_numpy") and hasattr(value, "name") and not is_frame(value)
 
 
-def plain(name, value):
+def plain(name: str, value: Any) -> Any:
     """A data frame or series as an array, float32 or integers where all columns are; everything else as it is.
 
     Raises
@@ -41,14 +44,14 @@ def plain(name, value):
     return np.column_stack(found) if found else np.empty(value.shape)
 
 
-def require_complete(name, value):
+def require_complete(name: str, value: Any) -> None:
     """``ValueError`` that gives the first missing value of a series or an array of objects, such as labels."""
     array = np.asarray(value)
     if is_series(value) or array.dtype == object:
         _require_all(name, array.ravel(), "")
 
 
-def _column(name, series, where):
+def _column(name: str, series: Any, where: str) -> Array:
     array = np.asarray(series)
     if array.dtype.kind in "iu" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
         if array.dtype.kind == "f":
@@ -68,7 +71,7 @@ def _column(name, series, where):
     return array.astype(np.int64 if whole else np.float64)
 
 
-def _require_all(name, array, where):
+def _require_all(name: str, array: Array, where: str) -> None:
     """``ValueError`` where an entry is NaN, None or what a library writes for a missing value."""
     if array.dtype.kind == "f":
         missing = np.isnan(array)
@@ -78,6 +81,6 @@ def _require_all(name, array, where):
         raise ValueError(f"{name}: expected numbers{where} without gaps, got a missing value at row {missing.argmax()}")
 
 
-def _is_missing(entry):
+def _is_missing(entry: Any) -> bool:
     # What pandas writes is neither equal to itself nor unequal.
     return entry is None or not isinstance(entry == entry, (bool, np.bool_)) or not entry == entry

@@ -8,7 +8,7 @@ _NEGLIGIBLE = 1 << 20
 FEWER = "take fewer samples, or free memory"
 
 
-def available_bytes():
+def available_bytes() -> int | None:
     """Bytes that can still be allocated: the least of free memory and the address space's limit; None if unknown."""
     limits = []
     try:
@@ -25,14 +25,14 @@ def available_bytes():
 
         soft, _ = resource.getrlimit(resource.RLIMIT_AS)
         if soft != resource.RLIM_INFINITY:
-            with open("/proc/self/statm", encoding="ascii") as fields:
-                limits.append(soft - int(fields.read().split()[0]) * resource.getpagesize())
+            with open("/proc/self/statm", encoding="ascii") as sizes:
+                limits.append(soft - int(sizes.read().split()[0]) * resource.getpagesize())
     except (ImportError, OSError, ValueError):
         pass
     return min(limits, default=None)
 
 
-def fits(num_bytes):
+def fits(num_bytes: int) -> bool:
     """Whether so many bytes are available, as far as is known."""
     if num_bytes < _NEGLIGIBLE:
         return True
@@ -40,7 +40,7 @@ def fits(num_bytes):
     return available is None or num_bytes <= available
 
 
-def require(num_bytes, purpose, way_out=FEWER):
+def require(num_bytes: int, purpose: str, way_out: str = FEWER) -> None:
     """``MemoryError`` if ``num_bytes`` for ``purpose`` are not available; the message ends with the way out."""
     if num_bytes < _NEGLIGIBLE:
         return

@@ -4,17 +4,18 @@ PyTorch is not imported here: whoever has a tensor has imported it.
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
 
-def is_tensor(value):
+def is_tensor(value: Any) -> bool:
     """Whether a value is a tensor of PyTorch."""
     torch = sys.modules.get("torch")
     return isinstance(value, getattr(torch, "Tensor", ()))
 
 
-def plain(value, on_device=False):
+def plain(value: Any, on_device: bool = False) -> Any:
     """A tensor as an array of NumPy, or as itself without its history if it may stay ``on_device``; all else as it
     is.
     """
@@ -28,7 +29,7 @@ def plain(value, on_device=False):
     return (value.float() if value.dtype == sys.modules["torch"].bfloat16 else value).numpy()
 
 
-def like(found, given):
+def like(found: Any, given: Any) -> Any:
     """An answer as a tensor, if ``given`` was one: on its device and, if that is a floating one, in its dtype.
 
     ``LinAlgError`` where that dtype cannot hold the answer.

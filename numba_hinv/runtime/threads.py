@@ -12,13 +12,16 @@ import functools
 import itertools
 import os
 import threading
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
 from scipy.linalg import cython_blas
 
+from .annotations import Check
 from .validation import as_size
 
 # How many cores the jobs that a thread starts may have: those of a job that `run` has started are its share.
@@ -26,7 +29,7 @@ _granted = threading.local()
 _VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
-def available_cores():
+def available_cores() -> int:
     """Cores that this process may run on."""
     try:
         return len(os.sched_getaffinity(0))
@@ -35,7 +38,7 @@ def available_cores():
 
 
 @functools.cache
-def _openblas(name):
+def _openblas(name: str) -> Any:
     """A function of SciPy's OpenBLAS by its name there, or None."""
     # Loaded already: by these names nothing else is. Where the system looks for a symbol in what a library is linked
     # to, SciPy's own one will do.
@@ -48,7 +51,7 @@ def _openblas(name):
     return None
 
 
-def blas_threads():
+def blas_threads() -> int:
     """Threads of SciPy's BLAS: asked of OpenBLAS, else by the environment, else one a core."""
     count = _openblas("get_num_threads")
     if count is not None:
@@ -60,7 +63,7 @@ def blas_threads():
     return available_cores()
 
 
-def blas_core():
+def blas_core() -> str:
     """The processor that SciPy's BLAS has kernels for and has chosen: asked of OpenBLAS; "unknown" of others."""
     name = _openblas("get_corename")
     if name is None:
@@ -69,7 +72,7 @@ def blas_core():
     return name().decode()
 
 
-def num_workers(num_threads, num_jobs, reach_blas):
+def num_workers(num_threads: int | None, num_jobs: int, reach_blas: bool) -> int:
     """Threads for independent jobs.
 
     Parameters
@@ -89,7 +92,7 @@ def num_workers(num_threads, num_jobs, reach_blas):
 
 
 @contextlib.contextmanager
-def limited(num_threads):
+def limited(num_threads: int | None) -> Iterator[None]:
     """In this block and thread, jobs have at most so many cores; as many as before for None."""
     before = getattr(_granted, "cores", None)
     if num_threads is not None:
@@ -104,7 +107,7 @@ def limited(num_threads):
             _granted.cores = before
 
 
-def no_check():
+def no_check() -> None:
     """Nobody cancels."""
 
 
@@ -115,12 +118,14 @@ class Cancelled(Exception):
 class JobFailed(Exception):
     """The first job that failed, in their order; the reason is the ``__cause__``."""
 
-    def __init__(self, index):
+    __cause__: BaseException
+
+    def __init__(self, index: int) -> None:
         super().__init__(index)
         self.index = index
 
 
-def _pool(workers):
+def _pool(workers: int) -> ThreadPoolExecutor | None:
     """So many threads, all started; None for one, or where the system starts no more (limits of memory or tasks)."""
     if workers <= 1:
         return None
@@ -140,7 +145,7 @@ def _pool(workers):
         begin.set()
 
 
-def run(jobs, workers):
+def run(jobs: Sequence[Callable[[Check], Any]], workers: int) -> list[Any]:
     """Results of ``job(check)`` of every job, in their order.
 
     ``check()`` is for a job to call now and then; it raises `Cancelled` where the job is no longer wanted: after
@@ -160,14 +165,14 @@ def run(jobs, workers):
     return _run_in(pool, jobs, workers)
 
 
-def _run_in(pool, jobs, workers):
+def _run_in(pool: ThreadPoolExecutor, jobs: Sequence[Callable[[Check], Any]], workers: int) -> list[Any]:
     # The index of the first failure: what comes after it is not wanted.
     failed = [len(jobs)]
     lock = threading.Lock()
     share = max(1, getattr(_granted, "cores", available_cores()) // workers)
 
-    def guarded(index):
-        def check():
+    def guarded(index: int) -> Any:
+        def check() -> None:
             if failed[0] < index:
                 raise Cancelled
 
@@ -198,7 +203,7 @@ def _run_in(pool, jobs, workers):
     return [future.result() for future in futures]
 
 
-def in_order(jobs, workers):
+def in_order(jobs: Iterable[Callable[[], Any]], workers: int) -> Iterator[Any]:
     """Results of jobs without arguments, in their order, the jobs being asked for as they are needed.
 
     At most ``workers`` of them are at work or waiting to be taken, so that memory is that of so many.
@@ -216,12 +221,12 @@ def in_order(jobs, workers):
         return
     share = max(1, getattr(_granted, "cores", available_cores()) // workers)
 
-    def granted(job):
+    def granted(job: Callable[[], Any]) -> Any:
         _granted.cores = share
         return job()
 
     with pool:
-        ahead = collections.deque()
+        ahead: collections.deque[Future[Any]] = collections.deque()
         try:
             for job in jobs:
                 ahead.append(pool.submit(granted, job))
@@ -234,7 +239,7 @@ def in_order(jobs, workers):
                 future.cancel()
 
 
-def run_stages(stages, workers, check=no_check):
+def run_stages(stages: Any, workers: int, check: Check = no_check) -> None:
     """Run the jobs of one stage after the other, those of a stage in any order, on ``workers`` threads.
 
     Parameters
@@ -252,17 +257,17 @@ def run_stages(stages, workers, check=no_check):
                 check()
                 job()
         return
-    jobs = collections.deque()
+    jobs: collections.deque[Callable[[], Any]] = collections.deque()
     is_done = [False]
 
-    def advance():
+    def advance() -> None:
         stage = next(stages, None)
         is_done[0] = stage is None
         jobs.extend(stage or ())
 
     barrier = threading.Barrier(workers, advance)
 
-    def work(wanted):
+    def work(wanted: Any) -> None:
         try:
             while True:
                 barrier.wait()
@@ -288,7 +293,7 @@ def run_stages(stages, workers, check=no_check):
         raise failure.__cause__ from None
 
 
-def run_each(jobs, workers, name, single):
+def run_each(jobs: Sequence[Callable[[Check], Any]], workers: int, name: str, single: bool) -> list[Any]:
     """`run` of one job an entry of ``name``: a ``LinAlgError`` about a ``single`` one says which entry it was."""
     try:
         return run(jobs, workers)

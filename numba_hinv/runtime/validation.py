@@ -5,16 +5,21 @@ Nothing here modifies what it is given: arrays are converted to contiguous ones 
 
 import math
 import operator
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from ..kernels.dense.norm import copy_with_total, total
 from . import frames, tensors
+from .annotations import Array
 
+# None is any length.
+Shape: TypeAlias = tuple[int | None, ...]
 DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
 
 
-def as_size(name, value, least=1):
+def as_size(name: str, value: Any, least: int = 1) -> int:
     """``value`` as an int of at least ``least``."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected an integer, got {value!r}")
@@ -27,7 +32,7 @@ def as_size(name, value, least=1):
     return value
 
 
-def as_layer(name, value, num_layers):
+def as_layer(name: str, value: Any, num_layers: int) -> int:
     """The index, from 0, of one of so many layers; negative ``value`` from the end."""
     try:
         index = operator.index(value)
@@ -38,22 +43,14 @@ def as_layer(name, value, num_layers):
     return index % num_layers
 
 
-def as_generator(name, value):
-    """``value`` as a `numpy.random.Generator`: itself, or a new one from a seed."""
-    try:
-        return np.random.default_rng(value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: expected a seed or a numpy.random.Generator, got {value!r} ({error})") from None
-
-
-def as_flag(name, value):
+def as_flag(name: str, value: Any) -> bool:
     """``value`` as a bool."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return bool(value)
 
 
-def as_real(name, value):
+def as_real(name: str, value: Any) -> float:
     """``value`` as a finite float."""
     try:
         array = np.asarray(value)
@@ -67,7 +64,7 @@ def as_real(name, value):
     return number
 
 
-def as_float_dtype(name, dtype):
+def as_float_dtype(name: str, dtype: Any) -> np.dtype[Any]:
     """``dtype`` as one of float64 and float32."""
     try:
         dtype = np.dtype(dtype)
@@ -79,7 +76,7 @@ def as_float_dtype(name, dtype):
     return dtype
 
 
-def as_numbers(name, value):
+def as_numbers(name: str, value: Any) -> Array:
     """``value`` as an array of real numbers of any shape."""
     array = value if type(value) is np.ndarray else _as_plain(name, value)
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
@@ -87,7 +84,7 @@ def as_numbers(name, value):
     return array
 
 
-def _as_plain(name, value):
+def _as_plain(name: str, value: Any) -> Array:
     """A tensor, a frame, a sequence or the like as an array of whatever dtype."""
     value = frames.plain(name, tensors.plain(value))
     try:
@@ -99,12 +96,12 @@ def _as_plain(name, value):
     return array
 
 
-def common_dtype(array):
+def common_dtype(array: Array) -> np.dtype[Any]:
     """The working dtype of an array: float32 stays, everything else becomes float64."""
     return DTYPES[1] if array.dtype == DTYPES[1] else DTYPES[0]
 
 
-def as_array(name, value, shape, dtype=None, meaning=""):
+def as_array(name: str, value: Any, shape: Shape, dtype: DTypeLike | None = None, meaning: str = "") -> Array:
     """``value`` as a finite contiguous array of the given shape; None in ``shape`` is any length.
 
     Converted to ``dtype`` (by default: float32 stays, all else becomes float64); copied only where that is needed.
@@ -115,7 +112,7 @@ def as_array(name, value, shape, dtype=None, meaning=""):
     return array
 
 
-def as_copy(name, value, shape, dtype, meaning=""):
+def as_copy(name: str, value: Any, shape: Shape, dtype: DTypeLike, meaning: str = "") -> tuple[Array, np.dtype[Any]]:
     """(a copy of what `as_array` gives, in ``dtype``; the dtype that it has by default), made in one pass."""
     array = _for_kernels(name, value, shape, None, meaning)
     copied = np.empty(array.shape, dtype)
@@ -124,7 +121,7 @@ def as_copy(name, value, shape, dtype, meaning=""):
     return copied, array.dtype
 
 
-def _for_kernels(name, value, shape, dtype, meaning):
+def _for_kernels(name: str, value: Any, shape: Shape, dtype: DTypeLike | None, meaning: str) -> Array:
     """`as_array`, before it is known to be finite."""
     array = as_numbers(name, value)
     if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape)):
@@ -140,7 +137,7 @@ def _for_kernels(name, value, shape, dtype, meaning):
     return array if array.flags.writeable and array.flags.aligned else array.copy()
 
 
-def check_finite(name, array):
+def check_finite(name: str, array: Array) -> None:
     """``ValueError`` that gives the place of the first NaN or infinity."""
     # The sum of finite numbers can overflow, so that only a finite sum settles it without a second pass.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -153,7 +150,9 @@ def check_finite(name, array):
         raise ValueError(f"{name}: expected finite numbers, got {array[place]} at index {where}")
 
 
-def as_labels(name, value, num_samples, num_classes, ignored=None):
+def as_labels(
+    name: str, value: Any, num_samples: int, num_classes: int, ignored: int | None = None
+) -> NDArray[np.int64]:
     """Integer labels (B,) in 0..num_classes-1 as an int64 array; one number beside these may be ``ignored``."""
     try:
         array = value if type(value) is np.ndarray else np.asarray(frames.plain(name, tensors.plain(value)))
@@ -172,7 +171,7 @@ def as_labels(name, value, num_samples, num_classes, ignored=None):
     return array.astype(np.int64)
 
 
-def as_columns(name, value, num_rows, default_dtype):
+def as_columns(name: str, value: Any, num_rows: int, default_dtype: np.dtype[Any]) -> tuple[Array, np.dtype[Any]]:
     """``value`` (P,) or (P, k) as (P, k), in C or Fortran order and of float64 or float32, and the answer's dtype.
 
     That its entries are finite is for the caller to see to, where it reads them anyway.

@@ -93,12 +93,12 @@ class Matrix(abc.ABC):
         """Whether `kept_dense` is made already."""
         return self._dense is not None
 
-    def kept_dense(self):
+    def kept_dense(self, progress=False):
         """H as `dense` gives it, made once for all factorizations that need it; not to be written to."""
         if self._dense is None:
             with self._making:
                 if self._dense is None:
-                    self._dense = self.dense()
+                    self._dense = self.dense(progress=progress)
         return self._dense
 
     # ---- products ---------------------------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
 """What H and its inverses have in common as SciPy linear operators: symmetric, of one name for what they act on."""
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse.linalg import LinearOperator
 
 from ..runtime import tensors
+from ..runtime.annotations import AnyTensor, Array, FloatArray
 from ..runtime.validation import as_numbers
 from . import processor
 
@@ -13,12 +17,12 @@ from . import processor
 class _Plain(LinearOperator):
     """An operator without anything but what SciPy gives it."""
 
-    def _matvec(self, x):
+    def _matvec(self, x: Array) -> Array:
         raise NotImplementedError
 
 
 @functools.lru_cache(maxsize=256)
-def _attributes(dtype, shape):
+def _attributes(dtype: np.dtype[Any], shape: tuple[int, int]) -> Mapping[str, Any]:
     """What SciPy's constructor leaves: its checks of a shape take as long as a small solve."""
     return vars(_Plain(dtype, shape))
 
@@ -31,12 +35,16 @@ class SymmetricOperator(LinearOperator):
     on a GPU, and takes arrays there as they are.
     """
 
-    _operand, _dense, _is_on_device = "x", "", False
+    _operand, _dense = "x", ""
 
-    def __init__(self, dtype, shape):
-        vars(self).update(_attributes(dtype, shape))
+    @property
+    def _is_on_device(self) -> bool:
+        return False
 
-    def _checked(self, x, is_left=False):
+    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, int]) -> None:
+        self.__dict__.update(_attributes(dtype, shape))
+
+    def _checked(self, x: Any, is_left: bool = False) -> Any:
         """x, once it is sure to have the right shape and no masked entries."""
         if isinstance(x, LinearOperator) or np.isscalar(x):
             return x
@@ -47,31 +55,67 @@ class SymmetricOperator(LinearOperator):
             raise ValueError(f"{self._operand}: expected shape ({size},) or {other}, got {shape}")
         return x
 
-    def _of_tensor(self, product, x):
+    def _of_tensor(self, product: Callable[[Any], Any], x: Any) -> Any:
         """What one of this operator's products gives for a tensor, as a tensor."""
         return tensors.like(product(tensors.plain(x, self._is_on_device)), x)
 
-    def dot(self, x):
+    @overload
+    def dot(self, x: AnyTensor) -> AnyTensor: ...
+
+    @overload
+    def dot(self, x: ArrayLike) -> FloatArray: ...
+
+    def dot(self, x: Any) -> Any:
         """The product with x; of an array on the device, one on the device; of a tensor, a tensor."""
         if tensors.is_tensor(x):
             return self._of_tensor(self.dot, x)
         return self._of_device(x) if processor.is_on_device(x) else super().dot(self._checked(x))
 
-    def __mul__(self, x):
+    @overload
+    def __mul__(self, x: AnyTensor) -> AnyTensor: ...
+
+    @overload
+    def __mul__(self, x: ArrayLike) -> FloatArray: ...
+
+    def __mul__(self, x: Any) -> Any:
         return self.dot(x)
 
-    def __matmul__(self, x):
+    @overload
+    def __matmul__(self, x: AnyTensor) -> AnyTensor: ...
+
+    @overload
+    def __matmul__(self, x: ArrayLike) -> FloatArray: ...
+
+    def __matmul__(self, x: Any) -> Any:
         if tensors.is_tensor(x):
             return self._of_tensor(self.__matmul__, x)
         return self._of_device(x) if processor.is_on_device(x) else super().__matmul__(x)
 
-    def __rmul__(self, x):
+    @overload
+    def __rmul__(self, x: AnyTensor) -> AnyTensor: ...
+
+    @overload
+    def __rmul__(self, x: ArrayLike) -> FloatArray: ...
+
+    def __rmul__(self, x: Any) -> Any:
         return super().__rmul__(self._checked(x, is_left=True))
 
-    def __rmatmul__(self, x):
+    @overload
+    def __rmatmul__(self, x: AnyTensor) -> AnyTensor: ...
+
+    @overload
+    def __rmatmul__(self, x: ArrayLike) -> FloatArray: ...
+
+    def __rmatmul__(self, x: Any) -> Any:
         return super().__rmatmul__(self._checked(x, is_left=True))
 
-    def matvec(self, x):
+    @overload
+    def matvec(self, x: AnyTensor) -> AnyTensor: ...
+
+    @overload
+    def matvec(self, x: ArrayLike) -> FloatArray: ...
+
+    def matvec(self, x: Any) -> Any:
         """The product with a vector (P,) or column (P, 1)."""
         if tensors.is_tensor(x):
             return self._of_tensor(self.matvec, x)
@@ -81,7 +125,13 @@ class SymmetricOperator(LinearOperator):
             raise ValueError(f"{self._operand}: expected shape ({size},) or ({size}, 1), got {np.shape(x)}")
         return super().matvec(x)
 
-    def matmat(self, X):
+    @overload
+    def matmat(self, X: AnyTensor) -> AnyTensor: ...
+
+    @overload
+    def matmat(self, X: ArrayLike) -> FloatArray: ...
+
+    def matmat(self, X: Any) -> Any:
         """The product with a matrix (P, k)."""
         if tensors.is_tensor(X):
             return self._of_tensor(self.matmat, X)
@@ -90,23 +140,29 @@ class SymmetricOperator(LinearOperator):
             raise ValueError(f"{self._operand}: expected shape ({self.shape[0]}, k), got {np.shape(X)}")
         return super().matmat(X)
 
-    rmatvec, rmatmat = matvec, matmat
+    def rmatvec(self, x: Any) -> Any:
+        """`matvec`, since the matrix is symmetric."""
+        return self.matvec(x)
 
-    def _adjoint(self):
+    def rmatmat(self, X: Any) -> Any:
+        """`matmat`, likewise."""
+        return self.matmat(X)
+
+    def _adjoint(self) -> "SymmetricOperator":
         return self
 
     _transpose = _adjoint
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
         """Refused: what takes arrays, and makes one of this, would work with something else than the matrix."""
         raise TypeError(self._no_array())
 
     @property
-    def flags(self):
+    def flags(self) -> Any:
         """No attribute of an operator; functions that take arrays alone, and ask for it, are told the way out."""
         raise AttributeError(self._no_array())
 
-    def _no_array(self):
+    def _no_array(self) -> str:
         return (
             f"{type(self).__name__}: expected something that takes linear operators, since this is one and no array; "
             f"{self._dense}"

@@ -5,8 +5,10 @@ refinement, certificates and determinants are the same code for both. Another ki
 of `system.cpu.Cpu` that its own package gives to `register`.
 """
 
+from typing import Any
+
 # What opens a processor on the stream of an array, by name.
-_OPENERS = {}
+_OPENERS: dict[str, Any] = {}
 
 
 def register(name, opener):

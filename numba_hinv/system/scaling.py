@@ -66,6 +66,12 @@ def state_logarithms(starts, tangents):
     return np.append(logs[0], logs)
 
 
+def matrix_exponent(size, dtype):
+    """k such that ``2^-k`` brings a matrix of this norm near one: 0 where it is near enough for sweeps in ``dtype``."""
+    exponent = math.frexp(size)[1] if size > 0 else 0
+    return 0 if abs(exponent) <= _COMFORT[np.dtype(dtype)] else exponent
+
+
 def choose(logs, skip, size, dtype):
     """The `Scaling` for sweeps in ``dtype``.
 
@@ -79,9 +85,7 @@ def choose(logs, skip, size, dtype):
         Norm of ``H + damping I``.
     """
     dtype = np.dtype(dtype)
-    matrix = math.frexp(size)[1] if size > 0 else 0
-    if abs(matrix) <= _COMFORT[dtype]:
-        matrix = 0
+    matrix = matrix_exponent(size, dtype)
     states, (least, most) = (), extremes(logs)
     if most - least > 2 * _SPREAD or max(most, -least) > _COMFORT[dtype]:
         group = np.concatenate([[0], np.cumsum(skip == 0)])
@@ -92,13 +96,17 @@ def choose(logs, skip, size, dtype):
             states = tuple(exponents.tolist())
             logs = logs - exponents
             logs[0] = logs[1]
-            least, most = extremes(logs)
-    levels = [(0, round(float(logs[0])))]
+    return Scaling(matrix, states, levels_of(logs))
+
+
+def levels_of(logs):
+    """`Scaling.levels` of layers by the logarithms of their inputs and of the output, (L + 1,)."""
+    levels, (least, most) = [(0, round(float(logs[0])))], extremes(logs)
     if most - least > _SPREAD:
         for layer, log in enumerate(logs[:-1].tolist()):
             if abs(log - levels[-1][1]) > _SPREAD:
                 levels.append((layer, round(log)))
-    return Scaling(matrix, states, tuple(levels))
+    return tuple(levels)
 
 
 def scale_blocks(scaling, table, num_samples, params, lin, ldexp=np.ldexp):

@@ -25,6 +25,8 @@ class Shifted:
         In place of what damping and L2 term say, for a matrix close to that one.
     is_dense : bool
         Whether it is multiplied with as one dense matrix, which the system keeps.
+    norm : float, optional
+        Of all of H, where the system has a part of its layers; by default that of the system.
 
     Attributes
     ----------
@@ -34,14 +36,14 @@ class Shifted:
         Estimates of ``2^-k ||H||`` and of an upper bound of ``2^-k ||H + damping I||``.
     """
 
-    def __init__(self, system, damping, dtype, scale=None, blocks=None, eps=None, is_dense=False):
+    def __init__(self, system, damping, dtype, scale=None, blocks=None, eps=None, is_dense=False, norm=None):
         self.system = system
         self.damping = damping
         self.dtype = dtype
         self.scale = system.scaling(damping, dtype) if scale is None else scale
         k = self.scale.matrix
         self.eps = by_power(damping + system.l2, -k) if eps is None else eps
-        self.hessian_norm = by_power(system.norm(), -k)
+        self.hessian_norm = by_power(system.norm() if norm is None else norm, -k)
         self.norm = self.hessian_norm + by_power(abs(damping), -k)
         self._blocks, self._table = blocks, None
         self._is_dense = is_dense

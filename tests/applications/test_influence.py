@@ -75,7 +75,7 @@ NETS = {
 def test_every_kind_of_layer(name, dtype):
     """More test samples than a block, on any number of threads; gradients of single samples by `Network.gradient`."""
     net, rng = NETS[name], np.random.default_rng(0)
-    params = net.init(seed=0, dtype=dtype)
+    params = net.init(rng=0, dtype=dtype)
     X, y, X_test, y_test = (rng.standard_normal(shape) for shape in ((5, 4), (5, 2), (70, 4), (70, 2)))
     wide = params.astype(np.float64)
     A = net.hessian(wide, X, y).todense()
@@ -123,7 +123,7 @@ def test_training_again_without_each_sample():
     X, X_test = rng.uniform(-1.5, 1.5, (120, 3)), rng.uniform(-1.5, 1.5, (12, 3))
     y, y_test = (np.sin(Z @ [1.0, -0.5, 0.3]) + 0.2 * rng.standard_normal(len(Z)) for Z in (X, X_test))
     B, l2 = len(X), 0.03
-    params = train(net, net.init(seed=0), X, y, l2)
+    params = train(net, net.init(rng=0), X, y, l2)
     found = nh.influence(net, params, X, y, X_test, y_test, 0.0, l2)
 
     def losses(params, X, y):

@@ -153,7 +153,7 @@ def test_samples_have_the_posterior_law():
     problem = chain(3, 3, batch=5)
     laplace = nh.Laplace(problem.net, problem.params, problem.X, problem.y, 30.0, "ggn")
     samples = laplace.sample(40, rng=3)
-    standard = laplace.factorization.sample(3, 40)
+    standard = laplace.factorization.sample(40, rng=3)
     np.testing.assert_allclose(samples - problem.params, standard / laplace.scale**0.5, rtol=0, atol=1e-14)
     assert laplace.sample().shape == (problem.size,) and not np.array_equal(laplace.sample(), laplace.sample())
 
@@ -177,7 +177,7 @@ def test_custom_layers_and_losses():
     found = []
     for loss in ("half_squares", "mean_squared_error"):
         net = nh.Network(layers, loss)
-        laplace = nh.Laplace(net, net.init(seed=1), X, y, 2.0, "ggn")
+        laplace = nh.Laplace(net, net.init(rng=1), X, y, 2.0, "ggn")
         found.append((laplace.log_evidence(), *laplace.predict(X)))
     # Normalised by nobody in the first case: 24 factors of the normal density.
     assert found[0][0] == pytest.approx(found[1][0] + 12 * np.log(2 * np.pi), rel=1e-12)

@@ -111,7 +111,7 @@ NETS = {
 def test_all_ways_give_the_same_covariances(name, monkeypatch):
     """The recursion, with checkpoints or without, tangents along the square root, and solves."""
     net, rng = NETS[name], np.random.default_rng(0)
-    params, X, y = net.init(seed=0), rng.standard_normal((6, 4)), rng.standard_normal((6, 2))
+    params, X, y = net.init(rng=0), rng.standard_normal((6, 4)), rng.standard_normal((6, 2))
     data = training_set.TrainingSet(net, params, X, y, "hessian", 0.1)
     A = data.hessian.todense()
     damping = 1.5 * np.linalg.norm(A, 2)
@@ -231,7 +231,7 @@ def trained(kind):
         ),
     }[kind]
     net = nh.Network(layers, loss)
-    return net, train(net, net.init(seed=0), X, y, l2), X, y, l2
+    return net, train(net, net.init(rng=0), X, y, l2), X, y, l2
 
 
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
@@ -290,7 +290,7 @@ def test_folds():
     net = nh.Network([nh.Dense(2, 3), nh.Dense(3, 1, "identity")], "mean_squared_error")
     X = rng.uniform(-1.5, 1.5, (120, 2))
     y = np.tanh(X[:, 0]) + 0.1 * rng.standard_normal(120)
-    params, l2 = train(net, net.init(seed=0), X, y, 0.1), 0.1
+    params, l2 = train(net, net.init(rng=0), X, y, 0.1), 0.1
     found = quietly(net, params, X, y, l2, groups=10)
     assert repr(found).startswith("<Leave-one-out of 120 samples in 10 groups: score 0.")
     assert np.bincount(found.groups).tolist() == [12] * 10 and (np.diff(found.groups) >= 0).all()

@@ -129,9 +129,9 @@ def test_minibatches():
     problem = chain(4, 3, batch=30)
     options = dict(l2=1e-2, batch_size=10, max_iterations=30)
     for method in METHODS:
-        result = nh.minimize(*start_of(problem), method, seed=1, **options)
-        again = nh.minimize(*start_of(problem), method, seed=1, **options)
-        other = nh.minimize(*start_of(problem), method, seed=2, **options)
+        result = nh.minimize(*start_of(problem), method, rng=1, **options)
+        again = nh.minimize(*start_of(problem), method, rng=1, **options)
+        other = nh.minimize(*start_of(problem), method, rng=2, **options)
         np.testing.assert_array_equal(result.x, again.x)
         assert (result.x != other.x).any()
         assert result.fun == problem.net.loss(result.x, problem.X, problem.y, 1e-2)
@@ -359,7 +359,7 @@ def curve(seed, l2=1e-6):
     """8 tanh units for a curve of two waves that dies off: the minima lie in long, curved valleys."""
     net = nh.Network([nh.Dense(1, 8, "tanh"), nh.Dense(8, 1, "identity")], "mean_squared_error")
     X = np.linspace(-3.0, 3.0, 60)[:, None]
-    return (net, net.init(seed=seed), X, np.sin(2.0 * X) * np.exp(-(X**2) / 4)), l2
+    return (net, net.init(rng=seed), X, np.sin(2.0 * X) * np.exp(-(X**2) / 4)), l2
 
 
 @pytest.mark.parametrize("batches", [False, True])
@@ -440,8 +440,8 @@ def test_newton_takes_over_where_it_converges():
     X = rng.standard_normal((80, 3))
     net = nh.Network([nh.Dense(3, 5, "tanh"), nh.Dense(5, 1, "identity")], "mean_squared_error")
     y, options = np.sin(X.sum(axis=1)) + 0.1 * rng.standard_normal(80), dict(l2=1e-3, gtol=1e-11, max_iterations=600)
-    result = nh.minimize(net, net.init(seed=1), X, y, warmup=None, damping=1.0, **options)
-    alone = nh.minimize(net, net.init(seed=1), X, y, "levenberg-marquardt", warmup=None, damping=1.0, **options)
+    result = nh.minimize(net, net.init(rng=1), X, y, warmup=None, damping=1.0, **options)
+    alone = nh.minimize(net, net.init(rng=1), X, y, "levenberg-marquardt", warmup=None, damping=1.0, **options)
     assert result.success and result.method == "trust-region" and result.nit < alone.nit
     is_last = np.isfinite(result.history["radius"])
     assert (is_last ^ np.isfinite(result.history["damping"])).all() and 1 <= is_last.sum() <= 8

@@ -18,7 +18,7 @@ def problem(request):
     X = rng.standard_normal((batch, 3))
     y = np.stack([np.sin(X[:, 0]), X[:, 1] * X[:, 2]], axis=1) + 0.1 * rng.standard_normal((batch, 2))
     net = nh.Network(LAYERS, "mean_squared_error")
-    params = nh.minimize(net, net.init(seed=0), X, y, l2=0.02).x
+    params = nh.minimize(net, net.init(rng=0), X, y, l2=0.02).x
     return net, params, X, y
 
 
@@ -54,7 +54,7 @@ def test_evidence_variances_and_decrement(problem):
     assert np.allclose(laplace.variances(), np.diag(np.linalg.inv(A)), rtol=1e-8)
     slope = laplace.scale * laplace.hessian.gradient + precisions * (params - mean)
     assert abs(laplace.decrement() - 0.5 * slope @ np.linalg.solve(A, slope)) < 1e-7
-    samples = laplace.sample(4000, 0)
+    samples = laplace.sample(4000, rng=0)
     cov = np.linalg.inv(A)
     scale = np.sqrt(np.diag(cov))
     found = (samples - params).T @ (samples - params) / 4000
@@ -149,7 +149,7 @@ def test_with_frozen_layers():
     rng = np.random.default_rng(3)
     X, y = rng.standard_normal((50, 3)), rng.integers(0, 3, 50)
     net = nh.Network([nh.Dense(3, 8), nh.Dense(8, 8), nh.Dense(8, 3, "identity")], "softmax_cross_entropy")
-    params = nh.minimize(net, net.init(seed=0), X, y, l2=0.02).x
+    params = nh.minimize(net, net.init(rng=0), X, y, l2=0.02).x
     head, rest = net.freeze(params, 0)
     laplace = nh.Laplace(head, rest, X, y, prior_precision=[9.0, 1.0, 2.0], curvature="ggn").fit_prior(per_layer=True)
     precisions = laplace.precisions

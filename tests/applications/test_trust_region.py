@@ -99,7 +99,7 @@ def test_degenerate_lowest_eigenvalue_of_a_net(seed):
     net = nh.Network([nh.Dense(3, 4, "tanh"), *hidden, nh.Dense(4, 1, "identity")], "mean_squared_error")
     X = rng.uniform(-1.5, 1.5, (80, 3))
     y = np.sin(X @ (1.0, -0.5, 0.3)) + 0.3 * rng.standard_normal(80)
-    params = nh.minimize(net, net.init(seed=seed), X, y, l2=0.05, max_iterations=300).x
+    params = nh.minimize(net, net.init(rng=seed), X, y, l2=0.05, max_iterations=300).x
     H = net.hessian(params, X, y, l2=0.01)
     values = np.linalg.eigvalsh(H.todense())
     assert values[0] < -0.01 and values[1] - values[0] < 1e-5

@@ -77,12 +77,12 @@ def check(H, hessian, damping, dtype="float64", checkpoint=False):
     if truth.is_positive:
         root = F.solver.factors.square_root(np.eye(len(hessian)))
         whole = np.ldexp(root.T @ root, -F.solver.matrix.scale.matrix)
-        _, warned = caught(lambda: F.sample(0))
+        _, warned = caught(lambda: F.sample(rng=0))
         assert warned or truth.excess(whole, slice(None), dtype) <= 1
         num_warned += warned
     else:
         with pytest.raises(np.linalg.LinAlgError, match=f"{F.inertia.negative} negative"):
-            F.sample(0)
+            F.sample(rng=0)
     return num_warned
 
 
@@ -120,7 +120,7 @@ def test_checkpoints_change_no_bit(name):
         np.testing.assert_array_equal(plain.diagonal(), checkpointed.diagonal())
         for l in range(-1, len(problem.layers)):
             np.testing.assert_array_equal(plain.blocks(l), checkpointed.blocks(l))
-        np.testing.assert_array_equal(plain.sample(3, 5), checkpointed.sample(3, 5))
+        np.testing.assert_array_equal(plain.sample(5, rng=3), checkpointed.sample(5, rng=3))
 
 
 @pytest.mark.parametrize("path", sorted(custom_layers.DATA.glob("*.npz")), ids=lambda path: path.stem)
@@ -152,7 +152,7 @@ def test_convolutions(batch, last):
     rng = np.random.default_rng(5)
     layers = [nh.Conv1d(2, 3, 3, 6, padding=1), nh.Conv1d(3, 3, 3, 6, **last)]
     net = nh.Network([*layers, nh.Dense(layers[-1].out_features, 2, "identity")], "softmax_cross_entropy")
-    H = net.hessian(net.init(seed=0), rng.standard_normal((batch, 12)), rng.integers(0, 2, batch))
+    H = net.hessian(net.init(rng=0), rng.standard_normal((batch, 12)), rng.integers(0, 2, batch))
     dense = H.todense()
     assert check(H, dense, 0.2) == 0
     assert check(H, dense, 0.1 - float(np.linalg.eigvalsh(dense)[0])) == 0
@@ -251,15 +251,15 @@ def test_samples():
     problem = chain(4, 6, batch=3)
     F = problem.hessian.factorize(0.1 - float(problem.eigenvalues[0]))
     normal = np.random.default_rng(7).standard_normal((500, problem.size))
-    samples = F.sample(7, 500)
+    samples = F.sample(500, rng=7)
     np.testing.assert_allclose(
         samples, F.solver.factors.square_root(normal), rtol=0, atol=1e-12 * np.abs(samples).max()
     )
-    np.testing.assert_array_equal(samples, F.sample(np.random.default_rng(7), 500, num_threads=2))
-    np.testing.assert_array_equal(samples, F.sample(7, 500, num_threads=1))
+    np.testing.assert_array_equal(samples, F.sample(500, rng=np.random.default_rng(7), num_threads=2))
+    np.testing.assert_array_equal(samples, F.sample(500, rng=7, num_threads=1))
     rng = np.random.default_rng(7)
-    assert F.sample(rng).shape == (problem.size,) and not np.array_equal(F.sample(rng), F.sample(rng))
-    assert F.sample(7, 0).shape == (0, problem.size) and F.sample(7, 1).shape == (1, problem.size)
+    assert F.sample(rng=rng).shape == (problem.size,) and not np.array_equal(F.sample(rng=rng), F.sample(rng=rng))
+    assert F.sample(0, rng=7).shape == (0, problem.size) and F.sample(1, rng=7).shape == (1, problem.size)
     # The squared length in the matrix's own norm is chi-squared, P degrees each: the mean is within 5 deviations.
     dense = problem.truth.hessian.astype(float) + F.damping * np.eye(problem.size)
     mean = np.einsum("ij,jk,ik->", samples, dense, samples) / 500
@@ -273,11 +273,11 @@ def test_bad_input():
         with pytest.raises(error, match="^l: expected"):
             F.blocks(l)
     for rng in ("seed", -1, 0.5, object()):
-        with pytest.raises((TypeError, ValueError), match="^rng: expected a seed"):
-            F.sample(rng, 2)
+        with pytest.raises((TypeError, ValueError), match="^rng: expected None, a seed"):
+            F.sample(2, rng=rng)
     for n, error in ((-1, ValueError), (1.5, TypeError), ("3", TypeError), (True, TypeError)):
         with pytest.raises(error, match="^n: expected"):
-            F.sample(0, n)
+            F.sample(n, rng=0)
     with pytest.raises(TypeError, match="^progress: expected"):
         F.diagonal(progress=1)
 
@@ -285,8 +285,8 @@ def test_bad_input():
 def test_memory_is_asked_for_first(monkeypatch):
     problem = chain(24, 4, batch=24)
     F = problem.hessian.factorize(100.0)
-    F.sample(0)
+    F.sample(rng=0)
     monkeypatch.setattr(memory_budget, "available_bytes", lambda: 1 << 20)
-    for job in (F.diagonal, lambda: F.blocks(1), lambda: F.sample(0, 100)):
+    for job in (F.diagonal, lambda: F.blocks(1), lambda: F.sample(100, rng=0)):
         with pytest.raises(MemoryError, match="would need"):
             job()

@@ -121,7 +121,7 @@ def test_float64_parameters_with_float32_data_stay_float64():
 
 def test_initial_parameters_can_be_converted():
     net = nh.Network([nh.Dense(3, 3), nh.Dense(3, 2, "identity")], "mean_squared_error")
-    params = net.init(seed=0).astype(np.float32)
+    params = net.init(rng=0).astype(np.float32)
     X, y = np.ones((2, 3), np.float32), np.ones((2, 2), np.float32)
     assert net.forward(params, X).dtype == np.float32
     assert np.isfinite(net.loss(params, X, y))

@@ -55,7 +55,7 @@ def test_nearly_dependent_inputs(noise):
     root = F.solver.correction().sample(F.solver.factors.square_root(np.eye(4)))
     covariance = np.ldexp(root.T @ root, -F.solver.matrix.scale.matrix)
     np.testing.assert_allclose(covariance, inverse.astype(float), rtol=left, atol=left * exact.max())
-    samples = quietly(lambda: F.sample(0, 20000))
+    samples = quietly(lambda: F.sample(20000, rng=0))
     np.testing.assert_allclose(samples.var(axis=0), exact, rtol=0.1)
 
 

@@ -1109,7 +1109,7 @@ def test_what_the_device_does_not_do_is_said():
     H = moved(chain(2, 2, batch=1)).hessian
     for ask in (
         lambda: H.factorize(5.0).diagonal(),
-        lambda: H.factorize(5.0).sample(0),
+        lambda: H.factorize(5.0).sample(rng=0),
         lambda: nh.trust_region_step(H, 1.0),
     ):
         with pytest.raises(ValueError, match="device: expected 'cpu' for"):

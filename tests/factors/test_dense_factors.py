@@ -185,9 +185,9 @@ def test_samples_have_the_inverse_for_their_covariance():
     root = F.solver.factors.square_root(np.eye(H.shape[0]))
     inverse = F.solve(np.eye(H.shape[0]))
     np.testing.assert_allclose(root.T @ root, inverse, rtol=0, atol=1e-13 * np.abs(inverse).max() * F.condition())
-    assert F.sample(0, 5).shape == (5, H.shape[0])
+    assert F.sample(5, rng=0).shape == (5, H.shape[0])
     with pytest.raises(np.linalg.LinAlgError, match="negative eigenvalues"):
-        mixed_hessian().factorize(-0.1, method="dense").sample(0)
+        mixed_hessian().factorize(-0.1, method="dense").sample(rng=0)
 
 
 def test_singular_matrices_are_named():

@@ -108,7 +108,7 @@ def test_inertia_and_determinant(name):
 def test_initial_parameters_of_a_deep_net():
     layers = [nh.Dense(4, 8), *[nh.Dense(8, 8, skip=True) for _ in range(DEPTH - 2)], nh.Dense(8, 3, "identity")]
     net = nh.Network(layers, "softmax_cross_entropy")
-    params = net.init(seed=0)
+    params = net.init(rng=0)
     X = np.random.default_rng(0).standard_normal((1, 4))
     assert np.isfinite(net.forward(params, X)).all()
     H = net.hessian(params, X, np.array([1]))

@@ -83,9 +83,9 @@ def test_a_way_of_factoring_from_outside(damping, gain):
     assert ours.condition() == pytest.approx(theirs.condition(), rel=1e-6)
     if ours.inertia.negative:
         with pytest.raises(np.linalg.LinAlgError, match="negative"):
-            ours.sample(0)
+            ours.sample(rng=0)
     else:
-        assert ours.sample(0, 4).shape == (4, H.shape[0])
+        assert ours.sample(4, rng=0).shape == (4, H.shape[0])
 
 
 def test_singular_matrices_are_found_by_the_same_rules():

@@ -136,7 +136,7 @@ def test_other_uses(tmp_path, any_chain):
     np.testing.assert_array_equal(F.diagonal(), whole.diagonal())
     np.testing.assert_array_equal(F.blocks(3), whole.blocks(3))
     assert F.condition() == pytest.approx(whole.condition(), rel=1e-6)
-    np.testing.assert_allclose(F.sample(0), whole.sample(0), rtol=1e-12)
+    np.testing.assert_allclose(F.sample(rng=0), whole.sample(rng=0), rtol=1e-12)
 
 
 def test_threads_change_no_bit(any_chain, monkeypatch):

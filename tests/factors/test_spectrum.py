@@ -53,7 +53,7 @@ def test_as_those_of_each(few_are_many, hessian, dtype):
     scale = 2.0 ** -many[0].solver.matrix.scale.matrix
     inverse = np.linalg.inv(exact + many[0].damping * np.eye(len(exact)))
     np.testing.assert_allclose(scale * root.T @ root, inverse, rtol=0, atol=1e-12 / H.norm())
-    assert many[0].sample(0, 3).shape == (3, H.shape[0])
+    assert many[0].sample(3, rng=0).shape == (3, H.shape[0])
 
 
 def test_an_l2_term_counts_once(few_are_many):

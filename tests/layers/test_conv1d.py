@@ -60,7 +60,7 @@ def problem(name, dtype=np.float64):
     layers, batch = NETS[name]
     net = nh.Network(layers, "mean_squared_error")
     rng = np.random.default_rng(0)
-    params = net.init(seed=1, gain=1.5) + 0.2 * rng.standard_normal(net.num_params)
+    params = net.init(rng=1, gain=1.5) + 0.2 * rng.standard_normal(net.num_params)
     X = rng.standard_normal((batch, layers[0].in_features))
     return net, params.astype(dtype), X, rng.standard_normal((batch, layers[-1].out_features))
 
@@ -202,8 +202,8 @@ def test_a_kernel_as_long_as_the_input_is_a_dense_layer():
     convolutions = [nh.Conv1d(2, 6, 4, 4), nh.Conv1d(3, 6, 2, 2, "gelu", skip=False), nh.Conv1d(6, 2, 1, 1, "identity")]
     dense = [nh.Dense(8, 6), nh.Dense(6, 6, "gelu"), nh.Dense(6, 2, "identity")]
     one, other = (nh.Network(layers, "mean_squared_error") for layers in (convolutions, dense))
-    params = one.init(seed=3)
-    np.testing.assert_array_equal(params, other.init(seed=3))
+    params = one.init(rng=3)
+    np.testing.assert_array_equal(params, other.init(rng=3))
     rng = np.random.default_rng(0)
     for batch in (2, 20):
         X, y, b = rng.standard_normal((batch, 8)), rng.standard_normal((batch, 2)), rng.standard_normal(params.size)
@@ -258,7 +258,7 @@ def test_scaled_states(name):
     ]
     net = nh.Network(linear, "mean_squared_error")
     rng = np.random.default_rng(0)
-    params = net.init(seed=1)
+    params = net.init(rng=1)
     net.unpack(params)[0][0][:] *= 2.0**-60
     X = 2.0**60 * rng.standard_normal((batch, layers[0].in_features))
     H = net.hessian(params, X, rng.standard_normal((batch, layers[-1].out_features)))
@@ -323,7 +323,7 @@ def test_description():
 
 def test_initial_parameters():
     net = nh.Network([nh.Conv1d(8, 50, 16, 20), nh.Dense(250, 1)], "mean_squared_error")
-    W, c = net.unpack(net.init(seed=0, gain=2.0))[0]
+    W, c = net.unpack(net.init(rng=0, gain=2.0))[0]
     assert abs(W.std() * np.sqrt(8 * 16) - 2.0) < 0.1 and not c.any()
 
 

@@ -160,14 +160,14 @@ def test_norms_of_extreme_inputs(scale):
 def test_starting_values():
     layers = [nh.LayerNorm(2), nh.Dense(2, 4), nh.RMSNorm(4), nh.Gated(2), nh.Dense(2, 1)]
     net = nh.Network(layers, "mean_squared_error")
-    blocks = net.unpack(net.init(seed=3, gain=0.0, dtype=np.float32))
+    blocks = net.unpack(net.init(rng=3, gain=0.0, dtype=np.float32))
     np.testing.assert_array_equal(blocks[0], [1, 1, 0, 0])
     np.testing.assert_array_equal(blocks[2], 1)
     assert blocks[3].size == 0 and blocks[1][0].shape == (4, 2) and blocks[1][0].dtype == np.float32
     blocks[2][:] = 7.0
     drawn = nh.Custom(swish, 2, 2, 2, init=lambda rng: rng.standard_normal(2))
     net = nh.Network([drawn, nh.Dense(2, 1)], net.loss_name)
-    x = net.unpack(net.init(seed=5))[0]
+    x = net.unpack(net.init(rng=5))[0]
     np.testing.assert_array_equal(x, np.random.default_rng(5).standard_normal(2))
     net = nh.Network([nh.Custom(swish, 2, 2, 2, init=[1, 2])], net.loss_name)
     np.testing.assert_array_equal(net.init(), [1, 2])

@@ -66,8 +66,8 @@ def nets(make, loss="mean_squared_error"):
 def test_like_the_compiled_layer(number, dtype):
     ours, other = nets(external())[number], nets(COMPILED)[number]
     rng = np.random.default_rng(number)
-    params = ours.init(seed=1, dtype=dtype)
-    assert np.array_equal(params, other.init(seed=1, dtype=dtype))
+    params = ours.init(rng=1, dtype=dtype)
+    assert np.array_equal(params, other.init(rng=1, dtype=dtype))
     X = rng.standard_normal((5, ours.layers[0].in_features)).astype(dtype)
     y = rng.standard_normal((5, ours.layers[-1].out_features)).astype(dtype)
     tolerance = 20 * np.finfo(dtype).eps
@@ -89,7 +89,7 @@ def test_like_the_compiled_layer(number, dtype):
 def test_pickled_and_saved(tmp_path):
     net = nets(external())[1]
     X, y = np.random.default_rng(0).standard_normal((2, 5, 3))
-    y, params = y[:, :2], net.init(seed=0)
+    y, params = y[:, :2], net.init(rng=0)
     F = pickle.loads(pickle.dumps(net)).hessian(params, X, y).factorize(0.1)
     x = F.solve(params)
     assert np.array_equal(x, net.hessian(params, X, y).factorize(0.1).solve(params))

@@ -95,7 +95,7 @@ def problem(name, dtype=np.float64, batch=None):
     batch = batch or usual
     net = nh.Network(layers, "mean_squared_error")
     rng = np.random.default_rng(0)
-    params = net.init(seed=1, gain=1.5) + 0.2 * rng.standard_normal(net.num_params)
+    params = net.init(rng=1, gain=1.5) + 0.2 * rng.standard_normal(net.num_params)
     X = rng.standard_normal((batch, layers[0].in_features))
     return net, params.astype(dtype), X, rng.standard_normal((batch, layers[-1].out_features))
 
@@ -288,7 +288,7 @@ def test_scaled_states():
               nh.Activation(8, "identity"), nh.Dense(8, 2)]  # fmt: skip
     net = nh.Network(layers, "mean_squared_error")
     rng = np.random.default_rng(0)
-    params, X = net.init(seed=1), 2.0**60 * rng.standard_normal((2, 25))
+    params, X = net.init(rng=1), 2.0**60 * rng.standard_normal((2, 25))
     net.unpack(params)[0][0][:] *= 2.0**-60
     H = net.hessian(params, X, rng.standard_normal((2, 2)))
     A, b = H.todense(), rng.standard_normal(params.size)
@@ -413,7 +413,7 @@ def test_descriptions():
 
 def test_initial_parameters():
     net = nh.Network([nh.Conv2d(8, 50, 4, 5), nh.Dense(200, 1)], "mean_squared_error")
-    W, c = net.unpack(net.init(seed=0, gain=2.0))[0]
+    W, c = net.unpack(net.init(rng=0, gain=2.0))[0]
     assert abs(W.std() * np.sqrt(8 * 16) - 2.0) < 0.1 and not c.any()
 
 

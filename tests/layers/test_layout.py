@@ -34,7 +34,7 @@ def made(monkeypatch):
 
 def solve(net, B):
     rng = np.random.default_rng(B)
-    params = net.init(seed=B)
+    params = net.init(rng=B)
     return net.hessian(params, rng.standard_normal((B, 3)), rng.standard_normal((B, 2))).factorize(0.5).solve(params)
 
 
@@ -64,7 +64,7 @@ def test_other_shapes_have_others():
         np.testing.assert_allclose((H.todense() + 0.1 * np.eye(b.size)) @ x, b, rtol=0, atol=1e-9 * np.linalg.norm(b))
     for B in (1, 2, 3, 2, 1):
         rng = np.random.default_rng(B)
-        params, X, y = NET.init(seed=1), rng.standard_normal((B, 3)), rng.standard_normal((B, 2))
+        params, X, y = NET.init(rng=1), rng.standard_normal((B, 3)), rng.standard_normal((B, 2))
         H = NET.hessian(params, X, y)
         assert H.system.layout.num_samples == B
         x = H.factorize(0.3).solve(params)

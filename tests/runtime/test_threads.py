@@ -238,7 +238,7 @@ def test_threads_that_cannot_be_started(monkeypatch, possible):
 def test_products_of_batches_do_not_depend_on_threads(monkeypatch):
     rng = np.random.default_rng(0)
     net = nh.Network([nh.Dense(3, 4), nh.Dense(4, 2, "identity")], "mean_squared_error")
-    params, X, y = net.init(seed=0), rng.standard_normal((50, 3)), rng.standard_normal((50, 2))
+    params, X, y = net.init(rng=0), rng.standard_normal((50, 3)), rng.standard_normal((50, 2))
     v = rng.standard_normal(net.num_params)
     found = []
     for cores in (1, 4):

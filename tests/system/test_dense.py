@@ -100,7 +100,7 @@ CHAINS = {
 def test_chains_of_all_kinds(name, batch, curvature):
     net = nh.Network(CHAINS[name], "mean_squared_error")
     rng = np.random.default_rng(batch)
-    params = net.init(seed=1, gain=1.5) + 0.2 * rng.standard_normal(net.num_params)
+    params = net.init(rng=1, gain=1.5) + 0.2 * rng.standard_normal(net.num_params)
     X = rng.standard_normal((batch, net.layers[0].in_features))
     y = rng.standard_normal((batch, net.layers[-1].out_features))
     close(net.hessian(params, X, y, curvature=curvature, l2=0.3))
