@@ -180,7 +180,7 @@ def minimize(
     >>> import numba_hinv as nh, numpy as np
     >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
     >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
-    >>> fit = nh.minimize(net, net.init(seed=0), X, y, l2=0.01, gtol=1e-10)
+    >>> fit = nh.minimize(net, net.init(rng=0), X, y, l2=0.01, gtol=1e-10)
     >>> fit.success, bool(np.linalg.norm(fit.jac) <= 1e-10)
     (True, True)
     """

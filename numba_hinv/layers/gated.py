@@ -38,7 +38,7 @@ class Gated(Custom):
     >>> import numba_hinv as nh
     >>> layers = [nh.Dense(4, 12, "identity"), nh.Gated(6, "silu"), nh.Dense(6, 1, "identity")]
     >>> net = nh.Network(layers, "mean_squared_error")
-    >>> net.forward(net.init(seed=0), [[1.0, 2.0, 3.0, 4.0]]).shape
+    >>> net.forward(net.init(rng=0), [[1.0, 2.0, 3.0, 4.0]]).shape
     (1, 1)
     """
 
