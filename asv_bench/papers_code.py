@@ -1,13 +1,13 @@
-"""This library beside the code of the paper whose problem it solves, and beside what else one would write, in one process.
+"""This library beside the code of the paper whose problem it solves, and beside what else one would write.
 
     git clone https://github.com/a-rahimi/hessian
     OPENBLAS_NUM_THREADS=1 python asv_bench/papers_code.py hessian/src
 
-The nets are those that the paper's code builds: dense layers without biases, tanh, softmax cross-entropy with 10 classes.
-Every contender starts from the parameters and ends with the solution of (H + damping I) x = b in float64, contenders take
-turns, and figures are medians over the rounds. CG runs on this library's products until its own test is passed or its
-time is over. The backward error is taken with this library's product. Needs PyTorch (extra: peers). PyTorch's Hessian is
-left out above ``TORCH_PARAMETERS`` parameters, where it would not fit into a few gigabytes.
+The nets are those that the paper's code builds: dense layers without biases, tanh, softmax cross-entropy with 10
+classes. Every contender starts from the parameters and ends with the solution of (H + damping I) x = b in float64,
+contenders take turns, and figures are medians over the rounds. CG runs on this library's products until its own test
+is passed or its time is over. The backward error is taken with this library's product. Needs PyTorch (extra: peers).
+Dense matrices are left out where they would not fit into a few gigabytes, or take minutes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ NETS = (10, 2, 30), (10, 2, 120), (32, 1, 16), (16, 16, 16), (24, 16, 8)  # widt
 CLASSES, DAMPING, ROUNDS = 10, 1e-3, 3
 GAIN = 2.0  # of PyTorch's initial weights, with which signals would vanish after a few layers
 KRYLOV_SECONDS, RTOL = 5.0, 1e-10
-TORCH_PARAMETERS = 5000
+TORCH_PARAMETERS, DENSE_PARAMETERS = 5000, 13000
 
 
 class Case:
@@ -64,6 +64,8 @@ class Case:
         return np.concatenate([part.detach().numpy().ravel() for part in x.flat])
 
     def dense(self):
+        if self.net.num_params > DENSE_PARAMETERS:
+            return None
         A = self.net.hessian(self.params, self.X, self.y).todense()
         A[np.diag_indices_from(A)] += DAMPING
         return scipy.linalg.solve(A, self.b, assume_a="sym", overwrite_a=True, check_finite=False)

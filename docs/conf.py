@@ -46,7 +46,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": os.environ.get("GALLERY", "/(quickstart|embed_in_njit)\\.py"),
-    "ignore_pattern": r"(digits|measure)\.py",
+    "ignore_pattern": r"^(digits|measure)\.py$",
     "remove_config_comments": True,
     "min_reported_time": 1e9,
     "show_memory": False,

@@ -3,7 +3,6 @@
 Run it from anywhere: ``python docs/draw_chart.py``. Nothing but the standard library is needed.
 """
 
-import math
 from pathlib import Path
 
 WIDTH = 16  # units of the layers

@@ -8,6 +8,10 @@ influence_digits.png beside itself. A net of eight layers is trained to converge
 region; `nh.influence` then says how much the loss of each mistaken test image would rise if a training image were left
 out. For the most harmful one of each, the net is trained again without it: these are the images with the strongest
 effects, of which first order catches the sign and a part. May be changed freely: the constants are the whole setting.
+
+In the picture, each mistaken digit stands beside the five most helpful and the five most harmful training images, with
+their labels and the predicted change of the mistaken image's loss without them. Training again without the most harmful
+one confirms the sign; it lowered the loss by 2.0 to 3.1 times as much as predicted.
 """
 
 import argparse

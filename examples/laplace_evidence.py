@@ -8,6 +8,9 @@ Run it with ``python examples/laplace_evidence.py``; it draws ``laplace_evidence
 to a mode of the posterior, with a prior precision that maximises the evidence there, if one does; then the
 log-determinant of the posterior's precision, by either matrix, gives the evidence of the net: how probable it makes the
 training labels before it has seen any of them. No image is held back for the choice; the others only show its worth.
+
+In the picture, the exact Hessian chooses one hidden layer, and so do the images that were not used; the Gauss-Newton
+matrix, whose evidence is 6 to 35 nats higher at the same modes, chooses two.
 """
 
 import argparse

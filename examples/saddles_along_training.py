@@ -10,6 +10,10 @@ negative numbers (all at once, `Hessian.count_below`), Lanczos on the inverse gi
 factorization log det(H + damping I), with a damping that makes the matrix positive definite. Quadrature estimates
 counts and log-determinant from m steps of Lanczos' recurrence, with full orthogonalisation, from each of some random
 starts. May be changed freely: the constants are the whole setting.
+
+In the run of the picture, on a busy machine, all four counts and the log-determinant of a net of 1,000 layers, 72,466
+parameters, took 1.1 to 1.9 s at a checkpoint; the quadrature took 1.4 to 94 s, and its counts were off by 20 to 133 %.
+Log-determinants of positive definite matrices it has to 0.1 % or better.
 """
 
 import argparse

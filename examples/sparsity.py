@@ -8,6 +8,9 @@ matrices are those of one small net, put together from its derivative blocks (`H
 system has the solution of ``(H + damping I) x = b``, and the pivots have the determinant and the inertia of that
 matrix. The letters are those of docs/theory.md, sections 3, 7 and 11. May be changed freely: the constants are the
 whole setting.
+
+The blocks of the lifted system, which the paper eliminates, have p + 2 a rows, for p parameters and a activations of a
+layer; the pivots here have at most as many as the batch has states in a layer.
 """
 
 import argparse

@@ -6,6 +6,8 @@ The spectrum of a Hessian against depth, counted exactly: nets of up to 216,466 
 Run it with ``python examples/spectrum.py`` (extra: examples); it takes under a minute and draws spectrum.png beside
 itself. Every bin's count is the difference of two inertias, so that no eigenvalue is missed and none is estimated. May
 be changed freely: the constants are the whole setting.
+
+In the picture, every eigenvalue of Hessians of up to 216,466 parameters is in its bin, by the inertia at the edges.
 """
 
 import argparse

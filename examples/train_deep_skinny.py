@@ -22,6 +22,8 @@ is not installed. All inputs are handwritten digits:
 Every method has a budget of seconds, and stops at the target, the dotted line; in (a) this library's is the longest.
 Learning rates are not tuned; SGD's is lower in (b), where 0.05 diverges. The first damping in (b) is smaller than the
 default. SciPy's trust-krylov and trust-exact get this library's Hessian.
+
+The picture was drawn before steps of Levenberg and Marquardt had geodesic acceleration.
 """
 
 import argparse

@@ -103,6 +103,14 @@ def solve(
     See Also
     --------
     Hessian.factorize, Factorization.solve : what it does, the errors and the warning.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> nh.solve(net, np.zeros(3), X, y, np.ones(3), damping=0.5).round(3)
+    array([ 0.433,  0.433, -0.062])
     """
     H = network.hessian(params, X, y, progress=progress)
     return H.factorize(damping, progress=progress).solve(b, progress=progress)

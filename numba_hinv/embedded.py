@@ -61,6 +61,14 @@ class System(NamedTuple):
     """``H + damping I`` of a chain: blocks, factors, and the scratch of all sweeps. The caller's, to fill and to reuse.
 
     Made by `chain` or `from_hessian`. The fields are those of the kernels; `blocks` and `terminal` give what to fill.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_hinv import embedded
+    >>> system = embedded.chain([2, 2], [1, 1])
+    >>> system.damping
+    array([0.])
     """
 
     table: Array
@@ -107,6 +115,14 @@ def chain(
         Not such sequences, or not of equal length.
     MemoryError
         The system would not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_hinv import embedded
+    >>> system = embedded.chain([2, 2], [1, 1])
+    >>> [block.shape for block in embedded.blocks(system, 1)]
+    [(2, 1), (2, 2), (1, 1), (1, 2), (2, 2)]
     """
     n_out, p = _as_counts("states", states, 1), _as_counts("parameters", parameters, 0)
     if n_out.size != p.size:
@@ -154,6 +170,19 @@ def from_hessian(H: Hessian, num_vectors: int = 1, dtype: FloatType | None = Non
         Wrong arguments; or H has an L2 term that is not the same for all parameters.
     MemoryError
         The system would not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_hinv import embedded
+    >>> import numba_hinv as nh
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> H = net.hessian(np.zeros(3), np.eye(2), np.ones(2))
+    >>> system, b, x = embedded.from_hessian(H), np.ones((1, 3)), np.empty((1, 3))
+    >>> embedded.factorize(system, 0.5, 0.0)[0] == embedded.OK, embedded.solve(system, b, x, 1)
+    (True, None)
+    >>> np.allclose(H @ x[0] + 0.5 * x[0], b[0])
+    True
     """
     if not isinstance(H, Hessian):
         raise TypeError(f"H: expected a Hessian, got {type(H).__name__}")
@@ -188,6 +217,13 @@ def typed_list(systems: Iterable[System]) -> Any:
     ------
     TypeError, ValueError
         ``systems`` is not such a sequence.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_hinv import embedded
+    >>> len(embedded.typed_list([embedded.chain([2], [1]) for _ in range(4)]))
+    4
     """
     if isinstance(systems, System) or not isinstance(systems, (Sequence, typed.List)):
         raise TypeError(f"systems: expected a sequence of System, got {type(systems).__name__}")
@@ -250,7 +286,15 @@ def _system(
 
 
 def nbytes(system: Any) -> int:
-    """Bytes that the arrays of a system take. In Python."""
+    """Bytes that the arrays of a system take. In Python.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_hinv import embedded
+    >>> embedded.nbytes(embedded.chain([4] * 30, [2] * 30)) > 0
+    True
+    """
     if isinstance(system, np.ndarray):
         return system.nbytes
     return sum(nbytes(part) for part in system if isinstance(part, (np.ndarray, tuple)))
@@ -269,6 +313,14 @@ def blocks(system: System, l: int) -> tuple[Array, Array, Array, Array, Array]:
 
     Of the symmetric ones, both triangles must be filled. With B samples in a net, Dz is B blocks n_out x n_in below one
     another, and so is Dzz.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_hinv import embedded
+    >>> system = embedded.chain([2], [1])
+    >>> Dx, Dz, Dxx, Dzx, Dzz = embedded.blocks(system, 0)
+    >>> Dxx[0, 0] = 3.0
     """
     layer = system.table[l]
     lin = system.lin
@@ -285,7 +337,15 @@ def blocks(system: System, l: int) -> tuple[Array, Array, Array, Array, Array]:
 
 @_view
 def terminal(system: System) -> Array:
-    """View of the curvature of the loss in the last state: (a_L, a_L), or B of them below one another."""
+    """View of the curvature of the loss in the last state: (a_L, a_L), or B of them below one another.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_hinv import embedded
+    >>> system = embedded.chain([2], [1])
+    >>> embedded.terminal(system)[...] = np.eye(2)
+    """
     n = system.lin.curvature.shape[2]
     return matrix(system.lin.curvature, 0, system.lin.curvature.shape[0] * n, n)
 
@@ -311,6 +371,15 @@ def factorize(system: System, damping: float, norm: float) -> tuple[int, int, in
         Negative eigenvalues of ``H + damping I``: exactly, as far as rounding allows.
     num_perturbed : int
         Pivots that were perturbed. Where there are any, solutions need refinement, and num_negative is uncertain.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_hinv import embedded
+    >>> system = embedded.chain([1], [1])
+    >>> embedded.blocks(system, 0)[2][0, 0] = -3.0
+    >>> embedded.factorize(system, 1.0, 0.0)
+    (0, 1, 0)
     """
     pivoting = eliminate.scale_pivoting(system.pivoting, norm, damping)
     system.damping[0] = damping
@@ -339,7 +408,18 @@ def factorize(system: System, damping: float, norm: float) -> tuple[int, int, in
 
 @_kernel
 def multiply(system: System, V: Array, HV: Array) -> None:
-    """``HV = V H`` without the damping; V and HV are contiguous (k, P) arrays of the system's dtype."""
+    """``HV = V H`` without the damping; V and HV are contiguous (k, P) arrays of the system's dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_hinv import embedded
+    >>> system, v, Hv = embedded.chain([1], [1]), np.ones((1, 1)), np.empty((1, 1))
+    >>> embedded.blocks(system, 0)[2][0, 0] = 3.0
+    >>> embedded.multiply(system, v, Hv)
+    >>> Hv
+    array([[3.]])
+    """
     _multiply(system, V, HV, 0.0, matrix(V, 0, 0, V.shape[1]))
 
 
@@ -395,6 +475,18 @@ def solve(system: System, b: Array, x: Array, refinements: int) -> None:
     refinements : int
         Steps of iterative refinement, each a product with H and two sweeps; one is enough in general, none where H is
         well conditioned and positive definite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_hinv import embedded
+    >>> system, b, x = embedded.chain([1], [1]), np.ones((1, 1)), np.empty((1, 1))
+    >>> embedded.blocks(system, 0)[2][0, 0] = 3.0
+    >>> embedded.factorize(system, 1.0, 0.0)[0] == embedded.OK
+    True
+    >>> embedded.solve(system, b, x, 0)
+    >>> x
+    array([[0.25]])
     """
     k, P = b.shape
     _substitute(system, b, x)

@@ -76,9 +76,9 @@ def segments_of(
 
 
 class Factorization(SymmetricOperator):
-    """Inverse of ``H + damping I``. Made by `Hessian.factorize`.
+    """The inverse of ``H + damping I``, which `Hessian.factorize` makes.
 
-    A `scipy.sparse.linalg.LinearOperator`: ``F @ b`` is ``F.solve(b)``.
+    It is a `scipy.sparse.linalg.LinearOperator`: ``F @ b`` is ``F.solve(b)``.
 
     Attributes
     ----------
@@ -97,6 +97,19 @@ class Factorization(SymmetricOperator):
         Precision of the factors.
     nbytes : int
         Bytes that the factors take, with the checkpoints.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> H = net.hessian(np.zeros(3), X, y)
+    >>> F = H.factorize(damping=0.5)
+    >>> x = F.solve(H.gradient)
+    >>> np.allclose(H @ x + 0.5 * x, H.gradient)
+    True
+    >>> F.inertia.positive, F.slogdet()[0]
+    (3, 1.0)
     """
 
     _operand, _dense = "b", "todense() is its array"
@@ -480,10 +493,10 @@ class Factorization(SymmetricOperator):
             Or a tensor of PyTorch, on any device.
         refine : bool
             Whether to refine on the residual in float64, to a normwise backward error
-            ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)`` near machine precision. Without it, the answer of the
-            two sweeps alone. Of a chain given as blocks in which rounding of products with H exceeds the smallest
-            pivots (unstable dynamics, barrier terms) the residual is that of the lifted system in controls, states and
-            multipliers (docs/theory.md, section 11).
+            ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)`` near machine precision. Without it, the answer is that
+            of the two sweeps alone. For a chain given as blocks in which rounding of products with H exceeds the
+            smallest pivots (unstable dynamics, barrier terms) the residual is that of the lifted system in controls,
+            states and multipliers (docs/theory.md, section 11).
         full_output : bool
             Whether to return what is known of the solution, too.
         num_threads : int, optional

@@ -31,17 +31,18 @@ Stack: TypeAlias = ArrayLike | Sequence[ArrayLike] | None
 
 
 class Hessian(SymmetricOperator):
-    """Hessian H of a net's loss in its parameters, (P, P) and symmetric.
+    """The Hessian H of a net's loss in its parameters, a symmetric (P, P) operator.
 
-    Made by `Network.hessian`, or by `Hessian.from_blocks` for any chain whose derivatives are at hand. A
+    `Network.hessian` makes it, or `Hessian.from_blocks` for any chain whose derivatives are at hand. It is a
     `scipy.sparse.linalg.LinearOperator`: ``H @ v`` costs about 6 B P multiply-adds for a net, and H is never stored.
 
     Attributes
     ----------
     loss : float or None
-        None, as the gradient and the network, where H was made from blocks.
+        At the parameters where the Hessian was taken. None where H was made from blocks, and then there is no gradient
+        and no network either.
     gradient : (P,) array or None
-        Of the loss, at the parameters that the Hessian was taken at.
+        Of the loss, at the same parameters.
     network : Network or None
     curvature : str
         "hessian", or "ggn" where this is the Gauss-Newton matrix in its place.
@@ -55,6 +56,21 @@ class Hessian(SymmetricOperator):
         L, with frozen layers.
     dtype : numpy.dtype
         That of the parameters. Products are computed in float64 in any case.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> H = net.hessian(np.zeros(3), X, y)
+    >>> H.shape, H.loss
+    ((3, 3), 7.0)
+    >>> H.todense().round(3)
+    array([[1.333, 0.667, 1.333],
+           [0.667, 1.333, 1.333],
+           [1.333, 1.333, 2.   ]])
+    >>> (H @ np.ones(3)).round(3)
+    array([3.333, 3.333, 4.667])
     """
 
     _operand = "v"
@@ -309,14 +325,14 @@ class Hessian(SymmetricOperator):
         num_threads: int | None = None,
         num_segments: int | None = None,
     ) -> Factorization:
-        """Factorize ``H + damping I`` (docs/theory.md, section 3).
+        """Factorize ``H + damping I``, which makes its inverse an operator (docs/theory.md, section 3).
 
         Parameters
         ----------
         damping : float, or sequence
-            Any real; negative is a shift. 0 works where H is nonsingular. Or one number a layer, or pair (weights,
-            biases), or a (P,) array: a diagonal in place of ``damping I`` (docs/priors.md). One that differs within the
-            weights or biases of a layer needs ``method="dense"``.
+            Any real number: a negative one is a shift, and 0 works where H is nonsingular. Or one number a layer, or
+            pair (weights, biases), or a (P,) array: a diagonal in place of ``damping I`` (docs/priors.md). One that
+            differs within the weights or biases of a layer needs ``method="dense"``.
         factor_dtype : float64 or float32, optional
             Precision of the factors, by default that of the parameters. Solves are refined in float64 all the same.
         checkpoint : bool

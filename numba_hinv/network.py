@@ -43,14 +43,13 @@ Choice: TypeAlias = int | slice | Sequence[int] | Sequence[bool] | BoolArray | I
 
 
 class Network:
-    """Chain of layers with a loss at its end. Immutable; parameters are kept by the caller, as a flat vector.
+    """A chain of layers with a loss at its end. It is immutable; the caller keeps the parameters, as a flat vector.
 
     Parameters
     ----------
     layers : sequence of layers
-        Dense, Conv1d, Conv2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, BatchNorm, Activation, Custom (LayerNorm,
-        RMSNorm, Gated) and External.
-        At least one; the outputs of each are the inputs of the next.
+        At least one of Dense, Conv1d, Conv2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, BatchNorm, Activation, Custom
+        (LayerNorm, RMSNorm, Gated) and External. The outputs of each are the inputs of the next.
     loss : str, Loss or callable
         softmax_cross_entropy (integer labels (B,)), mean_squared_error (mean over all elements, no factor 1/2),
         binary_cross_entropy (of logits), huber, smooth_l1, poisson, gaussian_nll, quantile, or one of `register_loss`;
@@ -67,9 +66,9 @@ class Network:
     loss_definition : Loss
         The loss with its options.
     num_params : int
-        P, the length of the flat vector, in which frozen layers have no part: per dense layer the weight (out x in,
-        row-major), then the bias; of a
-        convolution the same, with a weight out x in x kernel; of the other layers their own parameters.
+        P, the length of the flat vector, in which frozen layers have no part. A dense layer has its weight (out x in,
+        row-major) there, and then its bias; a convolution likewise, with a weight out x in x kernel; the other layers
+        have their own parameters.
     frozen_params : (F,) array
         Read-only; empty where no layer is frozen.
     trainable : (P + F,) array of bool

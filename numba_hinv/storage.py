@@ -71,6 +71,19 @@ def load(path: str | os.PathLike[str]) -> Factorization:
         loss that is not registered. The message says which.
     TypeError, OSError, MemoryError
         ``path`` is not a path, cannot be read, or the arrays would not fit.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> import tempfile, os
+    >>> F = net.hessian(np.zeros(3), X, y).factorize(0.5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     F.save(os.path.join(folder, "factors.npz"))
+    ...     G = nh.load(os.path.join(folder, "factors.npz"))
+    >>> np.array_equal(F.solve(np.ones(3)), G.solve(np.ones(3)))
+    True
     """
     with archive.opened(path) as file:
         header, raw = archive.read_header(file, KIND, READABLE)

@@ -30,7 +30,18 @@ _NAMES = "l2", "sample_weight", "X", "y"
 
 
 class Hypergradient(NamedTuple):
-    """Gradient of a validation loss in what training was given. Made by `hypergradient`."""
+    """Gradient of a validation loss in what training was given. Made by `hypergradient`.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> fit = nh.minimize(net, np.zeros(3), X, y, l2=0.1, gtol=1e-10)
+    >>> found = nh.hypergradient(net, fit.x, (X, y), (X + 0.1, y), "l2", l2=0.1)
+    >>> round(found.gradient, 4)
+    0.7179
+    """
 
     loss: float  # on the validation samples
     gradient: Any  # a float for "l2", else an array; of several things a tuple, in their order

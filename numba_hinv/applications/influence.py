@@ -34,6 +34,16 @@ class Influence:
         were left out; G is the number of groups, by default B.
     factorization : Factorization
         The inverse that they were computed with.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> fit = nh.minimize(net, np.zeros(3), X, y, l2=0.1, gtol=1e-10)
+    >>> found = nh.influence(net, fit.x, X, y, X, y, damping=0.0, l2=0.1)
+    >>> int(found.self_influence.argmax()), found.shape
+    (2, (3, 3))
     """
 
     values: FloatArray
@@ -177,6 +187,16 @@ def influence(
     One factorization; per test sample a gradient, a refined solve and a forward sweep of tangents, whose inner products
     with the gradients of the losses in the outputs are those of all training samples' gradients with the solution. The
     leverages cost about one more factorization.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> fit = nh.minimize(net, np.zeros(3), X, y, l2=0.1, gtol=1e-10)
+    >>> found = nh.influence(net, fit.x, X, y, [[1.0, 0.5]], [2.5], damping=0.0, l2=0.1)
+    >>> found.values.shape
+    (3, 1)
     """
     damping, leverage = as_real("damping", damping), as_flag("leverage", leverage)
     if sample_weight is not None:

@@ -174,6 +174,15 @@ def minimize(
     ----------
     M. Transtrum and J. Sethna, arXiv:1201.5885, 2012 (geodesic acceleration). Y. Dauphin et al., NeurIPS 2014
     (saddle-free).
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> fit = nh.minimize(net, net.init(rng=0), X, y, l2=0.01, gtol=1e-10)
+    >>> fit.success, bool(np.linalg.norm(fit.jac) <= 1e-10)
+    (True, True)
     """
     if not isinstance(net, Network):
         raise TypeError(f"net: expected a Network, got {type(net).__name__}")

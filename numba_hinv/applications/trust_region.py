@@ -44,7 +44,17 @@ _MAX_NEWTON = 30
 
 
 class TrustRegionStep(NamedTuple):
-    """Answer of `trust_region_step`."""
+    """Answer of `trust_region_step`.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> found = nh.trust_region_step(net.hessian(np.zeros(3), X, y), radius=0.5)
+    >>> round(float(np.linalg.norm(found.step)), 6), found.hard_case
+    (0.5, False)
+    """
 
     step: np.ndarray  # (P,)
     multiplier: float  # (H + multiplier I) step = -gradient, with a positive semidefinite matrix
@@ -113,6 +123,15 @@ def trust_region_step(
     the step of least length.
 
     Costs one to three factorizations in general, and 16 products with H for a first guess.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> found = nh.trust_region_step(net.hessian(np.zeros(3), X, y), radius=0.5)
+    >>> net.loss(found.step, X, y) < net.loss(np.zeros(3), X, y)
+    True
     """
     model = QuadraticModel(H, gradient)
     with bar(progress, None, "trust_region_step", "factorization") as shown:

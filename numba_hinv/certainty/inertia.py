@@ -17,6 +17,14 @@ class Inertia(NamedTuple):
     """Number of negative, zero and positive eigenvalues.
 
     ``exact`` is False where pivots had to be perturbed, or where rounding may have changed the sign of one.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> one = nh.LayerBlocks(np.ones((1, 3)), np.ones((1, 0)), np.diag([-1.0, 2.0, 3.0]), np.ones((3, 0)), np.eye(0))
+    >>> H = nh.Hessian.from_blocks([one])
+    >>> H.factorize(-2.5).inertia.negative
+    2
     """
 
     negative: int

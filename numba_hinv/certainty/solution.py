@@ -35,6 +35,16 @@ class SolveInfo(NamedTuple):
     the lifted system: entry by entry relative to the moduli that the residual is the difference of, or how much data
     must change for an effect on x like that of the next correction, if that is less. ``error_bound`` is what this
     correction and random changes of data by rounding do to x.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.Dense(2, 1, "identity")], "mean_squared_error")
+    >>> X, y = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([1.0, 2.0, 4.0])
+    >>> H = net.hessian(np.zeros(3), X, y)
+    >>> x, info = H.factorize(damping=0.5).solve(H.gradient, full_output=True)
+    >>> bool(info.backward_error < 1e-14), info.krylov_steps
+    (True, 0)
     """
 
     backward_error: np.ndarray

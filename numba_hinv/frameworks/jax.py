@@ -69,12 +69,14 @@ def from_equinox(
 
     Examples
     --------
-    ::
-
-        model = eqx.nn.MLP(4, 3, 16, 2, activation=jnp.tanh, key=jax.random.key(0))
-        network, params, unflatten = nh.from_equinox(model, "softmax_cross_entropy")
-        step = nh.solve(network, params, X, y, network.gradient(params, X, y), damping=1e-2)
-        model = unflatten(params - step)
+    >>> import equinox as eqx, jax
+    >>> import numba_hinv as nh, numpy as np
+    >>> model = eqx.nn.MLP(4, 3, 16, 2, activation=jax.nn.tanh, key=jax.random.key(0))
+    >>> network, params, unflatten = nh.from_equinox(model, "softmax_cross_entropy")
+    >>> X, y = np.ones((2, 4)), np.array([0, 2])
+    >>> step = nh.solve(network, params, X, y, network.gradient(params, X, y), damping=1e-2)
+    >>> type(unflatten(params - step)).__name__
+    'MLP'
     """
     models = _models("equinox", "Equinox")
     import equinox
@@ -123,12 +125,15 @@ def from_flax(
 
     Examples
     --------
-    ::
-
-        variables = model.init(jax.random.key(0), X)
-        network, params, unflatten = nh.from_flax(model, "mean_squared_error", variables)
-        F = network.hessian(params, X, y).factorize(1e-2)
-        step = unflatten(F.solve(unflatten.flatten(jax.grad(loss)(variables))))
+    >>> import jax, numpy as np
+    >>> from flax import linen as nn
+    >>> import numba_hinv as nh
+    >>> module, X, y = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(3)]), np.ones((2, 4)), np.array([0, 2])
+    >>> variables = module.init(jax.random.key(0), X)
+    >>> network, params, unflatten = nh.from_flax(module, "softmax_cross_entropy", variables)
+    >>> step = network.hessian(params, X, y).factorize(1e-2).solve(network.gradient(params, X, y))
+    >>> sorted(unflatten(params - step)["params"])
+    ['layers_0', 'layers_2']
     """
     models = _models("flax", "Flax")
     from flax import linen, nnx

@@ -82,6 +82,17 @@ def from_sklearn(model: Any, X: Any = None, y: Any = None, sample_weight: ArrayL
     scikit-learn does not penalise. With ``sample_weight``, which scikit-learn takes from version 1.7 on, both divide by
     the sum of the weights, which B then stands for. In training, B is the size of a mini-batch, whatever that of the
     data.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> from sklearn.neural_network import MLPRegressor
+    >>> X = np.linspace(-1.0, 1.0, 50)[:, None]
+    >>> model = MLPRegressor(hidden_layer_sizes=4, activation="tanh", solver="lbfgs", max_iter=2000, random_state=0)
+    >>> model = model.fit(X, X[:, 0] ** 2)
+    >>> net, params, X, y, damping = nh.from_sklearn(model, X, X[:, 0] ** 2)
+    >>> net.num_params, y.shape
+    (13, (50, 1))
     """
     model, X = _last_step(model, X)
     _check(model)

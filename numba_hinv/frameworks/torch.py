@@ -75,11 +75,12 @@ def from_torch(
 
     Examples
     --------
-    ::
-
-        net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)).double()
-        network, params = nh.from_torch(net, nn.CrossEntropyLoss())
-        H = network.hessian(params, X.numpy(), y.numpy())
+    >>> import numba_hinv as nh
+    >>> from torch import nn
+    >>> module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    >>> net, params = nh.from_torch(module, nn.CrossEntropyLoss())
+    >>> net.num_params, params.dtype
+    (67, dtype('float64'))
     """
     try:
         import torch  # noqa: F401 - what follows needs it

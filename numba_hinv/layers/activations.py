@@ -68,7 +68,14 @@ def register_activation(name: str) -> Callable[[_Function], _Function]:
 
 
 def activation_names() -> list[str]:
-    """Sorted names of the registered activations."""
+    """Sorted names of the registered activations.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh
+    >>> "tanh" in nh.activation_names()
+    True
+    """
     return _registry.names()
 
 

@@ -31,6 +31,12 @@ class Dense:
     ------
     TypeError, ValueError
         The argument that is wrong is named.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh
+    >>> nh.Dense(64, 8, "tanh").num_params
+    520
     """
 
     in_features: int

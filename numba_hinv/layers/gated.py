@@ -32,6 +32,14 @@ class Gated(Custom):
     ------
     TypeError, ValueError
         The argument that is wrong is named.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh
+    >>> layers = [nh.Dense(4, 12, "identity"), nh.Gated(6, "silu"), nh.Dense(6, 1, "identity")]
+    >>> net = nh.Network(layers, "mean_squared_error")
+    >>> net.forward(net.init(rng=0), [[1.0, 2.0, 3.0, 4.0]]).shape
+    (1, 1)
     """
 
     activation: str

@@ -117,7 +117,14 @@ def register_loss(
 
 
 def loss_names() -> list[str]:
-    """Sorted names of the registered losses."""
+    """Sorted names of the registered losses.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh
+    >>> "mean_squared_error" in nh.loss_names()
+    True
+    """
     return _registry.names()
 
 

@@ -67,6 +67,13 @@ class LayerNorm(_Norm):
     Notes
     -----
     The derivatives cost about 20 n^2 flops per sample.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh, numpy as np
+    >>> net = nh.Network([nh.LayerNorm(3, eps=0.0)], "mean_squared_error")
+    >>> net.forward(net.init(), [[1.0, 2.0, 3.0]]).round(3)
+    array([[-1.225,  0.   ,  1.225]])
     """
 
     def __init__(self, features: int, eps: float = 1e-5, bias: bool = True, frozen: bool = False) -> None:
@@ -102,6 +109,13 @@ class RMSNorm(_Norm):
     Notes
     -----
     The derivatives cost about 20 n^2 flops per sample.
+
+    Examples
+    --------
+    >>> import numba_hinv as nh
+    >>> net = nh.Network([nh.RMSNorm(2, eps=0.0)], "mean_squared_error")
+    >>> net.forward(net.init(), [[1.0, 7.0]])
+    array([[0.2, 1.4]])
     """
 
     def __init__(self, features: int, eps: float = 2.0**-52, frozen: bool = False) -> None:
