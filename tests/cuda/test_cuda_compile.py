@@ -32,6 +32,9 @@ from numba_hinv.kernels.steps.row_space import RowSpace
 from numba_hinv.kernels.steps.segment_table import SEGMENT
 from numba_hinv.kernels.sweeps.eliminate import Factors
 from numba_hinv.kernels.sweeps.linearise import Linearisation
+from numba_hinv.layers.activations import activation_function
+from numba_hinv.layers.losses import get_loss
+from numba_hinv.layers.registry import is_own
 
 # Of a multiprocessor, with both compute capabilities (CUDA C programming guide, "Technical specifications").
 REGISTERS, REGISTERS_PER_THREAD = 65536, 255
@@ -41,6 +44,11 @@ SHARED = {(8, 0): 163 * 1024, (9, 0): 227 * 1024}
 
 def array(scalar, ndim=1):
     return types.Array(scalar, ndim, "C")
+
+
+def own(names, function_of):
+    """Those that this package registers: other tests register functions that are for a CPU."""
+    return [name for name in names if is_own(function_of(name))]
 
 
 def named(cls, *fields):
@@ -56,8 +64,8 @@ def kernels():
         for scalar in (float64, float32)
     }
     net = *sweep, vector, lin[float64]
-    yield "forward", linearise.forward_kernel(nh.activation_names()), net
-    for loss in nh.loss_names():
+    yield "forward", linearise.forward_kernel(own(nh.activation_names(), activation_function)), net
+    for loss in own(nh.loss_names(), lambda name: get_loss(name)["function"]):
         arguments = matrix, float64, vector, matrix, matrix, matrix, array(float64, 3), vector
         yield loss, linearise.terminal_kernel(loss), arguments
     yield "backward", linearise.backward, (*net, vector, matrix)
@@ -148,7 +156,7 @@ def wide_kernels(scalar, blocks, factors):
 def wide_sweeps(table, params, lin):
     """Those of linearising and of products."""
     matrix, cube, layer = array(float64, 2), array(float64, 3), (table, int64)
-    yield "wide_forward", linearise.wide_forward_kernel(nh.activation_names()), (*layer, params, lin)
+    yield "wide_forward", linearise.wide_forward_kernel(own(nh.activation_names(), activation_function)), (*layer, params, lin)
     yield "wide_slopes", linearise.wide_slopes, (*layer, lin, matrix)
     yield "wide_gradient", linearise.wide_gradient, (*layer, lin, params)
     yield "wide_inputs", linearise.wide_inputs, (*layer, params, lin, matrix)
