@@ -156,7 +156,8 @@ def wide_kernels(scalar, blocks, factors):
 def wide_sweeps(table, params, lin):
     """Those of linearising and of products."""
     matrix, cube, layer = array(float64, 2), array(float64, 3), (table, int64)
-    yield "wide_forward", linearise.wide_forward_kernel(own(nh.activation_names(), activation_function)), (*layer, params, lin)
+    activations = own(nh.activation_names(), activation_function)
+    yield "wide_forward", linearise.wide_forward_kernel(activations), (*layer, params, lin)
     yield "wide_slopes", linearise.wide_slopes, (*layer, lin, matrix)
     yield "wide_gradient", linearise.wide_gradient, (*layer, lin, params)
     yield "wide_inputs", linearise.wide_inputs, (*layer, params, lin, matrix)
