@@ -201,8 +201,9 @@ LONG = """
     import signal, sys, time, threading, numpy as np, numba_hinv as nh
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may start without
     def problem(n, B, L, out=2):
-        net = nh.Network([nh.Dense(n, n, skip=True) for _ in range(L)] + [nh.Dense(n, out, "identity")],
-        "mean_squared_error") params = net.init(0)
+        layers = [nh.Dense(n, n, skip=True) for _ in range(L)] + [nh.Dense(n, out, "identity")]
+        net = nh.Network(layers, "mean_squared_error")
+        params = net.init(0)
         X = np.random.default_rng(0).standard_normal((B, n))
         return net, params, X, np.zeros((B, out))
     net, params, X, y = problem(3, 2, 4)
