@@ -231,7 +231,7 @@ def test_a_matrix_that_would_not_fit(monkeypatch):
         ({"l2": -1.0}, ValueError),
         ({"curvature": "fisher"}, ValueError),
         ({"num_threads": 0}, ValueError),
-        ({"progress": None}, TypeError),
+        ({"progress": "yes"}, TypeError),
         ({"groups": 9}, ValueError),
         ({"leverage": 1}, TypeError),
     ],
