@@ -49,7 +49,7 @@ def method_of(system: Any, method: str, checkpoint: bool) -> str:
         what = "method: expected 'dense' or 'auto'" if method == "layers" else "checkpoint: expected False"
         why = "a Hessian of samples in batches, which has no layers to eliminate"
         way_out = "samples in one array and one batch have them"
-        if system.by_parameter:
+        if system.ridge_needs_dense:
             why = "an L2 term or damping by parameter of a layer with fewer samples than inputs"
             way_out = "one number for all weights of such a layer, and one for its biases, can be eliminated by layers"
         given = repr(method) if method == "layers" else checkpoint

@@ -152,8 +152,8 @@ class Matrix(abc.ABC):
         yield random_signs(0, self.num_params)
 
     @property
-    def by_parameter(self):
-        """Whether the ridge differs within the weights or biases of a layer."""
+    def ridge_needs_dense(self):
+        """Whether it is for its ridge that the matrix has no layers to eliminate."""
         return False
 
     def bare(self):

@@ -189,7 +189,7 @@ class System(Matrix):
         return found
 
     @property
-    def by_parameter(self):
+    def ridge_needs_dense(self):
         return not self.has_layers
 
     def table_at(self, k):
