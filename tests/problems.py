@@ -152,6 +152,28 @@ def problems(draw, max_layers=5, max_width=5, max_batch=7, smooth=False):
     return make(layers, loss, batch, seed, gain)
 
 
+# Nets with convolutions, norms and gates, for what is done to all kinds of layers.
+STRUCTURED = {
+    "convolutions": [
+        nh.Conv1d(2, 3, 3, 9, stride=2, padding=1),
+        nh.Conv1d(3, 3, 3, 5, padding=1, skip=True),
+        nh.Conv1d(3, 2, 2, 5, "sin", dilation=2, padding=1, bias=False),
+        nh.Dense(10, 2, "identity"),
+    ],
+    "mixed": [
+        nh.Dense(6, 12),
+        nh.Conv1d(3, 3, 3, 4, padding=1, skip=True),
+        nh.LayerNorm(12),
+        nh.Dense(12, 12, skip=True),
+        nh.Gated(6),
+        nh.Dense(6, 8),
+        nh.RMSNorm(8),
+        nh.Conv1d(2, 2, 2, 4, "softplus", stride=2),
+        nh.Dense(4, 2, bias=False),
+    ],
+    "norm first": [nh.LayerNorm(5), nh.Dense(5, 3), nh.RMSNorm(3)],
+}
+
 # Widths and activations that all differ.
 RAGGED = [
     layer(3, 2),

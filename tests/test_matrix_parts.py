@@ -7,30 +7,13 @@ import numpy as np
 import pytest
 from custom_layers import golden as custom_golden
 from external_layers import twist
-from problems import DATA, GOLDEN, golden
+from problems import DATA, GOLDEN, STRUCTURED, golden
 
 import numba_hinv as nh
 from numba_hinv.runtime import memory_budget
 
 NETS = {
-    "convolutions": [
-        nh.Conv1d(2, 3, 3, 9, stride=2, padding=1),
-        nh.Conv1d(3, 3, 3, 5, padding=1, skip=True),
-        nh.Conv1d(3, 2, 2, 5, "sin", dilation=2, padding=1, bias=False),
-        nh.Dense(10, 2, "identity"),
-    ],
-    "mixed": [
-        nh.Dense(6, 12),
-        nh.Conv1d(3, 3, 3, 4, padding=1, skip=True),
-        nh.LayerNorm(12),
-        nh.Dense(12, 12, skip=True),
-        nh.Gated(6),
-        nh.Dense(6, 8),
-        nh.RMSNorm(8),
-        nh.Conv1d(2, 2, 2, 4, "softplus", stride=2),
-        nh.Dense(4, 2, bias=False),
-    ],
-    "norm first": [nh.LayerNorm(5), nh.Dense(5, 3), nh.RMSNorm(3)],
+    **STRUCTURED,
     "external": [twist(3), nh.Dense(3, 4), twist(4), nh.Dense(4, 2, skip=False)],
     "skip first": [nh.Dense(4, 4, "softplus", skip=True), nh.Dense(4, 2, "identity")],
 }

@@ -13,7 +13,7 @@ from custom_layers import golden as custom_golden
 from external_layers import twist
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import DATA, GOLDEN, Problem, chain, golden, layer, make, problems
+from problems import DATA, GOLDEN, STRUCTURED, Problem, chain, golden, layer, make, problems
 
 import numba_hinv as nh
 from numba_hinv.kernels.steps import assembly_table
@@ -71,24 +71,7 @@ def test_golden_custom_layers(name):
 
 
 CHAINS = {
-    "convolutions": [
-        nh.Conv1d(2, 3, 3, 9, stride=2, padding=1),
-        nh.Conv1d(3, 3, 3, 5, padding=1, skip=True),
-        nh.Conv1d(3, 2, 2, 5, "sin", dilation=2, padding=1, bias=False),
-        nh.Dense(10, 2, "identity"),
-    ],
-    "mixed": [
-        nh.Dense(6, 12),
-        nh.Conv1d(3, 3, 3, 4, padding=1, skip=True),
-        nh.LayerNorm(12),
-        nh.Dense(12, 12, skip=True),
-        nh.Gated(6),
-        nh.Dense(6, 8),
-        nh.RMSNorm(8),
-        nh.Conv1d(2, 2, 2, 4, "softplus", stride=2),
-        nh.Dense(4, 2, bias=False),
-    ],
-    "norm first": [nh.LayerNorm(5), nh.Dense(5, 3), nh.RMSNorm(3)],
+    **STRUCTURED,
     "alone": [nh.Conv1d(3, 2, 2, 4, "softplus", stride=2)],
     "long": [nh.Conv1d(1, 2, 3, 30), nh.Conv1d(2, 1, 4, 28), nh.Dense(25, 2)],
 }
