@@ -43,10 +43,14 @@ class Solver:
         self.matrix, self.factors = matrix, factors
         self._rescuer = self._contraction = self._is_exact = self._inverse_norm = None
         self._correction, self._is_corrected = None, False
-        self._is_lifted, self.stage_rounding, self._decided = None, None, None
+        self._is_lifted, self.stage_rounding = None, None
+        # None where this solver decides by itself: one that held itself would stay in memory, factors and all, until
+        # the garbage collector comes by.
+        self._decider, self._is_decided = None, False
 
     def __getstate__(self):
-        return {**self.__dict__, "_rescuer": None, "_decided": None, "_correction": None, "_is_corrected": False}
+        forgotten = {"_rescuer": None, "_correction": None, "_is_corrected": False}
+        return {**self.__dict__, **forgotten, "_decider": None, "_is_decided": False}
 
     @classmethod
     def factorize(cls, matrix, method="auto", checkpoint=False, tick=choice.no_tick, num_segments=None):
@@ -92,12 +96,12 @@ class Solver:
 
         Where there is no memory for the fallback it is this solver, whose inertia is not certain.
         """
-        if self._decided is None:
-            self._decided = self
+        if not self._is_decided:
+            self._is_decided = True
             if self.factors.has_fallback and not self.is_exact():
                 with contextlib.suppress(MemoryError):
-                    self._decided = self.whole().settled()
-        return self._decided
+                    self._decider = self.whole().settled()
+        return self if self._decider is None else self._decider
 
     def _as_lifted(self):
         """This solver, or one with pivots as they are, if `is_lifted`; else None."""
@@ -139,7 +143,7 @@ class Solver:
         """The solver with the fallback of these factors; this one where there is none."""
         if not self.factors.has_fallback:
             return self
-        return self.with_factors() if self._decided in (None, self) else self._decided
+        return self.with_factors() if self._decider is None else self._decider
 
     def with_factors(self, **changes):
         """The solver of the same matrix with factors that are made again, as `choice.again` says."""

@@ -1,13 +1,17 @@
 """Memory: `factor_nbytes` states the peak of a factorization before it starts; with checkpoints it grows as sqrt(L)."""
 
+import contextlib
+import gc
 import pickle
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
 from problems import chain, layer, make
 
 import numba_hinv as nh
+from numba_hinv.factorization import Factorization
 from numba_hinv.kernels.dense.microkernel import BLOCK_STRIDE, PANEL_ROWS
 from numba_hinv.runtime import memory_budget
 
@@ -22,6 +26,17 @@ def peak_of(job):
         return tracemalloc.get_traced_memory()[1] - before, result
     finally:
         tracemalloc.stop()
+
+
+@contextlib.contextmanager
+def without_collector():
+    """What is freed here is freed by reference counts alone."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def deep(depth, width=12, batch=1, skip=True, gain=0.3, seed=0):
@@ -220,3 +235,38 @@ def test_refused_memory_names_ways_out(monkeypatch):
         H.factorize_many([0.1, 0.2])
     with pytest.raises(MemoryError, match="; take H @ v, which needs no more than vectors$"):
         H.todense()
+
+
+@pytest.mark.parametrize("route", ["layers", "dense"])
+def test_factors_are_freed_as_soon_as_nobody_holds_them(route):
+    """Not when the garbage collector comes by, which counts objects and not bytes: a run of `minimize` would hold all
+    factors that it has made until then.
+    """
+    problem = deep(4, width=6, batch=3)
+    net, params, X, y = problem.net, problem.params, problem.X, problem.y
+    with without_collector():
+        H = net.hessian(params, X, y, l2=0.1)
+        F = H.factorize(0.5, method=route)
+        F.solve(np.ones(net.num_params))
+        assert sum(F.inertia[:3]) == net.num_params and np.isfinite(F.slogdet()[1]) and F.condition() > 0
+        held = [weakref.ref(thing) for thing in (H, F, F.solver, F.solver.factors)]
+        del F, H
+        assert [thing() for thing in held] == [None] * len(held)
+
+
+def test_a_trust_region_frees_the_factors_that_it_has_made():
+    problem = deep(4, width=6, batch=3)
+    net, params, X, y = problem.net, problem.params, problem.X, problem.y
+    made = []
+    compute = Factorization.compute.__func__
+
+    def counted(*args, **kwargs):
+        F = compute(*args, **kwargs)
+        made.append(weakref.ref(F))
+        return F
+
+    with without_collector(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Factorization, "compute", classmethod(counted))
+        H = net.hessian(params, X, y)
+        nh.trust_region_step(H, 0.1, np.ones(net.num_params))
+        assert made and not any(F() for F in made)
