@@ -133,14 +133,15 @@ def test_unstable_chain(num_steps, damping):
 
 
 def test_kept_in_other_ways(tmp_path):
-    """With checkpoints, from a file and a pickle the same bits; with factors in float32 the same digits."""
+    """From a file and a pickle the same bits; with checkpoints, and with factors in float32, the same digits."""
     H = nh.Hessian.from_blocks(*controlled(STEP, DRIVE, 60))
     b = np.random.default_rng(0).standard_normal((60, 2))
     F = H.factorize(0.0)
     x = F.solve(b)
     F.save(tmp_path / "f")
     for other in (H.factorize(0.0, checkpoint=True), nh.load(tmp_path / "f"), pickle.loads(pickle.dumps(F))):
-        np.testing.assert_array_equal(other.solve(b), x)
+        tolerance = 1e-14 if other.checkpoint else 0.0
+        np.testing.assert_allclose(other.solve(b), x, rtol=0, atol=tolerance * np.abs(x).max())
         assert other.inertia == F.inertia == (0, 0, 60, True)
     one, other = H.factorize_many([0.0, 0.5])
     np.testing.assert_array_equal(one.solve(b), x)
@@ -165,7 +166,8 @@ def test_solutions_that_are_not_refined():
 
 def test_a_chain_whose_solutions_stay_wrong_is_not_lifted(monkeypatch):
     """Whatever its pivots say: products with H then have the last word, for which this one is singular."""
-    H, refine = nh.Hessian.from_blocks(*controlled(STEP, DRIVE, 100)), lifted_system.refine
+    # Of 100 stages it is by rounding that their estimate of the smallest singular value shows it, or does not.
+    H, refine = nh.Hessian.from_blocks(*controlled(STEP, DRIVE, 150)), lifted_system.refine
     assert H.factorize(0.0).solver.is_lifted()
     monkeypatch.setattr(lifted_system, "refine", lambda *args: refine(*args)._replace(backward_error=np.ones(1)))
     with pytest.raises(np.linalg.LinAlgError, match="singular to working precision"):
