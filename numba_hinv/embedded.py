@@ -45,6 +45,7 @@ __all__ = [
     "blocks",
     "chain",
     "factorize",
+    "factorize_and_solve",
     "from_hessian",
     "multiply",
     "nbytes",
@@ -264,7 +265,7 @@ def _require(sizes: Any, num_samples: int, num_vectors: int, dtype: np.dtype[Any
 def _system(
     table: Array, sizes: Any, params: Array, lin: linearise.Linearisation, space: RowSpace, k: int, dtype: np.dtype[Any]
 ) -> System:
-    CPU.load(dtype)
+    CPU.load(dtype, table)
     B = lin.output.shape[0]
     factors = eliminate.allocate(sizes, table.size, dtype)
     for block in factors:
@@ -395,15 +396,21 @@ def factorize(system: System, damping: float, norm: float) -> tuple[int, int, in
         system.factors,
         system.elimination,
     )
-    num_negative, num_perturbed = 0, 0
-    if code == OK:
-        for l in range(system.table.size):
-            layer = system.table[l]
-            num_negative += layer.m - system.factors.num_positive[l]
-            num_perturbed += system.factors.num_perturbed[l]
-            if damping < 0.0:
-                num_negative += layer.n_out * (layer.d - layer.r)
+    num_negative, num_perturbed = _count(system, damping) if code == OK else (0, 0)
     return code, num_negative, num_perturbed
+
+
+@_kernel
+def _count(system: System, damping: float) -> tuple[int, int]:
+    """Negative and perturbed pivots of the factors."""
+    num_negative, num_perturbed = 0, 0
+    for l in range(system.table.size):
+        layer = system.table[l]
+        num_negative += layer.m - system.factors.num_positive[l]
+        num_perturbed += system.factors.num_perturbed[l]
+        if damping < 0.0:
+            num_negative += layer.n_out * (layer.d - layer.r)
+    return num_negative, num_perturbed
 
 
 @_kernel
@@ -448,6 +455,11 @@ def _substitute(system: System, b: Array, x: Array) -> None:
         x,
         system.substitution,
     )
+    _substitute_forth(system, b, x)
+
+
+@_kernel
+def _substitute_forth(system: System, b: Array, x: Array) -> None:
     substitute.substitute_forth(
         system.table,
         0,
@@ -461,6 +473,53 @@ def _substitute(system: System, b: Array, x: Array) -> None:
         x,
         system.substitution,
     )
+
+
+@_kernel
+def factorize_and_solve(
+    system: System, damping: float, norm: float, b: Array, x: Array, refinements: int
+) -> tuple[int, int, int]:
+    """`factorize`, then `solve`: with one right-hand side of a positive definite chain in one sweep less.
+
+    Parameters
+    ----------
+    system : System
+    damping, norm : float
+        As for `factorize`.
+    b, x : (k, P) contiguous arrays of the system's dtype
+        As for `solve`.
+    refinements : int
+        As for `solve`.
+
+    Returns
+    -------
+    code, num_negative, num_perturbed : int
+        As from `factorize`; x holds nothing of use unless the code is OK.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_hinv import embedded
+    >>> system, b, x = embedded.chain([1], [1]), np.ones((1, 1)), np.empty((1, 1))
+    >>> embedded.blocks(system, 0)[2][0, 0] = 3.0
+    >>> embedded.factorize_and_solve(system, 1.0, 0.0, b, x, 0)
+    (0, 0, 0)
+    >>> x
+    array([[0.25]])
+    """
+    if b.shape[0] == 1:
+        pivoting = eliminate.scale_pivoting(system.pivoting, norm, damping)
+        if eliminate.eliminate_and_substitute_back(
+            system.table, system.lin, damping, pivoting, system.factors, system.elimination, b, x
+        ):
+            system.damping[0] = damping
+            _substitute_forth(system, b, x)
+            _refine(system, b, x, refinements)
+            return OK, 0, 0
+    code, num_negative, num_perturbed = factorize(system, damping, norm)
+    if code == OK:
+        solve(system, b, x, refinements)
+    return code, num_negative, num_perturbed
 
 
 @_kernel
@@ -488,8 +547,13 @@ def solve(system: System, b: Array, x: Array, refinements: int) -> None:
     >>> x
     array([[0.25]])
     """
-    k, P = b.shape
     _substitute(system, b, x)
+    _refine(system, b, x, refinements)
+
+
+@_kernel
+def _refine(system: System, b: Array, x: Array, refinements: int) -> None:
+    k, P = b.shape
     for _ in range(refinements):
         residual, correction = matrix(system.residual, 0, k, P), matrix(system.correction, 0, k, P)
         _multiply(system, x, residual, system.damping[0], b)

@@ -17,7 +17,7 @@ def solvers(system, dampings, dtype, method="auto", checkpoint=False, num_thread
     scales = [system.scaling(damping, dtype) for damping in dampings]
     method = choice.chosen(system, dtype, method, checkpoint, len(dampings))
     choice.require(system, dtype, method, checkpoint, dict.fromkeys(scales), len(dampings), workers)
-    on.load(dtype)
+    on.load(dtype, system.table)
     blocks = choice.shared_blocks(system, dtype, method, scales)
     matrices = [Shifted(system, damping, dtype, scale, blocks[scale]) for damping, scale in zip(dampings, scales)]
     with bar(progress, len(dampings) * system.num_layers, "factorize_many", "layer") as shown:

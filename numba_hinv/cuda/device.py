@@ -53,7 +53,7 @@ class Device:
             return cls()
         return cls(numba.cuda.per_thread_default_stream() if stream == 2 else numba.cuda.external_stream(stream))
 
-    def load(self, dtype):
+    def load(self, dtype, table=None):
         """Nothing: kernels are compiled where they are launched first."""
 
     def num_workers(self, num_threads, num_jobs, reach_blas):

@@ -102,7 +102,7 @@ def eliminate(segment, task, logarithms):
     # States that hardly move matter as little.
     logarithms = np.maximum(logarithms, -most)
     system, dtype, (start, stop) = segment.system, task.dtype, (segment.start, segment.stop)
-    system.on.load(dtype)
+    system.on.load(dtype, system.table)
     # The entry goes with the first layer.
     levels = levels_of(np.append(logarithms[:1], logarithms) if start else logarithms)
     matrix = _matrix(segment, task, levels)

@@ -220,7 +220,7 @@ def _run(elimination, way, tick, plan=None, num_segments=None):
     matrix = elimination.matrix
     system, checkpoint, scales = matrix.system, way is Checkpoints, () if matrix.has_blocks else (matrix.scale,)
     require(system, matrix.dtype, "layers", checkpoint, scales, num_segments=num_segments)
-    system.on.load(matrix.dtype)
+    system.on.load(matrix.dtype, system.table)
     if checkpoint or (plan is None and not system.on.elimination.batches):
         return way.eliminate(elimination, tick)
     (found,) = batched.eliminate([elimination], plan, tick)
@@ -255,7 +255,7 @@ def factorize_batch(matrices, tick=no_tick):
 
 def from_arrays(matrix, header, arrays):
     """`Factors` of a matrix from what `Factors.to_arrays` gave, and perhaps more."""
-    matrix.system.on.load(matrix.dtype)
+    matrix.system.on.load(matrix.dtype, matrix.system.table)
     if header.get("method") == "dense":
         return _dense_from_arrays(matrix.as_dense(), header, arrays)
     arrays = Arrays(*(arrays[f"factors_{name}"] for name in Arrays._fields))

@@ -222,10 +222,13 @@ class Cpu:
     segments = cpu_segments.CpuSegments()
     num_workers = staticmethod(threads.num_workers)
 
-    def load(self, dtype):
-        """Have all kernels for a dtype at hand, and the number of BLAS's threads, which may have changed."""
+    def load(self, dtype, table=None):
+        """Have all kernels for a dtype at hand, and the number of BLAS's threads, which may have changed.
+
+        Those that eliminate some chains alone only for a table that says so.
+        """
         blas.tell_threads(threads.blas_threads())
-        binding.load(dtype)
+        binding.load(dtype, "roots" if table is not None and table["rooted"].any() else None)
 
 
 CPU = Cpu()

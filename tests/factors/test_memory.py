@@ -143,10 +143,16 @@ def test_checkpoints_of_a_chain_of_blocks():
     for damping in (5.0, -0.3):
         F, C = (H.factorize(damping, checkpoint=c) for c in (False, True))
         assert len(C.solver.factors.stretches) > 3
-        np.testing.assert_array_equal(C.solve(b), F.solve(b))
+        # Not the same bits: where a stretch ends, a front is a matrix, and not its Cholesky factor. Both have a backward
+        # error of at most 1e-15.
+        bound = 2e-15 * np.linalg.cond(dense + damping * np.eye(len(dense)))
+        x = F.solve(b)
+        assert np.linalg.norm(C.solve(b) - x) < bound * np.linalg.norm(x)
         assert np.linalg.norm(dense @ C.solve(b) + damping * C.solve(b) - b) <= 1e-12 * np.linalg.norm(b)
         assert C.inertia.negative == (np.linalg.eigvalsh(dense) < -damping).sum()
-        assert C.slogdet() == F.slogdet()
+        (sign, found), (expected_sign, expected) = C.slogdet(), F.slogdet()
+        # Each of the pivots is off by a few units in the last place, times the condition number.
+        assert sign == expected_sign and abs(found - expected) < len(dense) * bound
 
 
 def test_checkpoints_with_a_tiny_damping():

@@ -212,7 +212,7 @@ def _emit_dot_tile(emitter, group, rows, arguments):
     builder.position_at_end(finish)
     sums = merge(sums, edge, tail_sums, tail_end)
     mask = emitter.mask(columns, group)
-    emitter.write(alpha, beta, [(_sum_lanes(emitter, sums[r * group:(r + 1) * group]),
+    emitter.write(alpha, beta, [(sum_lanes(emitter, sums[r * group:(r + 1) * group]),
                                  emitter.at(c, builder.mul(ir.Constant(I64, r), ldc)), mask) for r in range(rows)])
 
 
@@ -224,7 +224,7 @@ def _pair_lanes(width, span):
     return low, [lane + span for lane in low]
 
 
-def _sum_lanes(emitter, vectors):
+def sum_lanes(emitter, vectors):
     """The vector whose lane g is the sum of the lanes of vectors[g], by a tree of shuffles and additions."""
     width, span = emitter.width, 1
     while len(vectors) > 1:

@@ -18,7 +18,7 @@ def int64(value):
     return ir.Constant(I64, value)
 
 
-def _function(module, name, result, kinds, emit, dtype):
+def _function(module, name, result, kinds, emit, dtype, width):
     """Get or emit an out-of-line function of this module; kinds: i (integer), s (scalar), p (pointer)."""
     name = f"numba_hinv_{name}_f{dtype.bitwidth}"
     if name in module.globals:
@@ -29,7 +29,8 @@ def _function(module, name, result, kinds, emit, dtype):
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
     function.attributes.add("nounwind")
-    emit(Emitter(ir.IRBuilder(function.append_basic_block("entry")), dtype, vector_width(dtype)), function.args)
+    width = width or vector_width(dtype)
+    emit(Emitter(ir.IRBuilder(function.append_basic_block("entry")), dtype, width), function.args)
     return function
 
 
@@ -44,7 +45,9 @@ def over_columns(emitter, columns, sweep, done, strips=(VECTORS, 1)):
     sweep ends with a branch to next; done() is emitted at the end.
     """
     builder, width = emitter.builder, emitter.width
-    place = builder.alloca(I64)
+    # At the start of the function, since this may stand in a loop.
+    with builder.goto_entry_block():
+        place = builder.alloca(I64)
     builder.store(int64(0), place)
     heads = [emitter.block("strips") for _ in (*strips, None)]
     builder.branch(heads[0])
@@ -66,8 +69,8 @@ def over_columns(emitter, columns, sweep, done, strips=(VECTORS, 1)):
     done()
 
 
-def accumulate(emitter, depth, u, ldu, b, ldb, j, masks, row_offsets, start):
-    """start (rows x vectors) - U^T B in the columns from j on."""
+def accumulate(emitter, depth, u, ldu, b, ldb, j, masks, row_offsets, start, sign=-1):
+    """start (rows x vectors) - U^T B in the columns from j on, or with a sign of 1 their sum."""
     builder, width = emitter.builder, emitter.width
     vectors = len(masks)
     before = builder.block
@@ -82,7 +85,12 @@ def accumulate(emitter, depth, u, ldu, b, ldb, j, masks, row_offsets, start):
         new = []
         for r, offset in enumerate(row_offsets):
             x = emitter.splat(emitter.load_scalar(emitter.at(u_row, offset)))
-            new += [minus_product(builder, x, b_vectors[v], sums[r * vectors + v]) for v in range(vectors)]
+            for v in range(vectors):
+                total = sums[r * vectors + v]
+                if sign < 0:
+                    new.append(minus_product(builder, x, b_vectors[v], total))
+                else:
+                    new.append(emitter.multiply_add(x, b_vectors[v], total))
         return new
 
     sums = emitter.loop(int64(0), 1, depth, start, body)
@@ -98,12 +106,15 @@ def accumulate(emitter, depth, u, ldu, b, ldb, j, masks, row_offsets, start):
     return merged
 
 
-def caller(name, result, kinds, emit, sig, position):
-    """codegen of an intrinsic that calls one of the functions above, of the dtype of the pointer at this position."""
+def caller(name, result, kinds, emit, sig, position, width=None):
+    """codegen of an intrinsic that calls one of the functions above, of the dtype of the pointer at this position.
+
+    width : lanes of its vectors, where they are not those of the machine's.
+    """
 
     def codegen(context, builder, sig, args):
-        llvm_result = I64 if result == types.int64 else ir.VoidType()
-        value = builder.call(_function(builder.module, name, llvm_result, kinds, emit, sig.args[position].dtype), args)
+        llvm_result, dtype = I64 if result == types.int64 else ir.VoidType(), sig.args[position].dtype
+        value = builder.call(_function(builder.module, name, llvm_result, kinds, emit, dtype, width), args)
         return value if result == types.int64 else context.get_dummy_value()
 
     return sig, codegen

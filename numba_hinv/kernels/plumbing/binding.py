@@ -26,15 +26,15 @@ from .compiled import compiled
 SIZE, SCALAR, POINTER = "size", "scalar", "pointer"
 
 _entries = {types.float64: [], types.float32: []}
-# Dtypes of which all entries are compiled.
+# Dtypes, with a family or None, of which all entries are compiled.
 _loaded = set()
 
 
 class _Entry:
     """The slot of one kernel for one dtype."""
 
-    def __init__(self, function, symbol, arguments, dtype):
-        self.function, self.symbol, self.is_compiled = function, symbol, False
+    def __init__(self, function, symbol, arguments, dtype, family=None):
+        self.function, self.symbol, self.family, self.is_compiled = function, symbol, family, False
         kinds = {SIZE: types.int64, SCALAR: dtype, POINTER: types.CPointer(dtype)}
         self.argument_types = [kinds[kind] for kind in arguments]
         scalar = ctypes.c_double if dtype == types.float64 else ctypes.c_float
@@ -73,7 +73,7 @@ class _Entry:
         return status
 
 
-def compiled_once(name, *arguments):
+def compiled_once(name, *arguments, family=None):
     """Decorator: a kernel without return value, compiled separately for float64 and float32.
 
     Parameters
@@ -83,13 +83,15 @@ def compiled_once(name, *arguments):
     arguments : SIZE, SCALAR or POINTER, one per argument
         A 64-bit integer, a scalar of the kernel's dtype, a pointer to such scalars. At least one is a pointer: its
         dtype, at the call, selects the compiled function.
+    family : str, optional
+        Of kernels that only some chains need: `load` compiles them where it is asked for this family.
     """
 
     def decorate(function):
         symbols = {}
         for dtype, entries in _entries.items():
             _loaded.clear()
-            entries.append(_Entry(function, f"numba_hinv_slot_{name}_{dtype.name}", arguments, dtype))
+            entries.append(_Entry(function, f"numba_hinv_slot_{name}_{dtype.name}", arguments, dtype, family))
             symbols[dtype] = entries[-1].symbol, entries[-1].argument_types
         first_pointer = arguments.index(POINTER)
 
@@ -151,12 +153,16 @@ def check_convention():
         )
 
 
-def load(dtype):
-    """Compile every kernel for a dtype, or load it from the disk cache; immediate once done."""
-    if dtype in _loaded:
+def load(dtype, family=None):
+    """Compile every kernel for a dtype, or load it from the disk cache; immediate once done.
+
+    Kernels of a family only if it is that one.
+    """
+    if (dtype, family) in _loaded:
         return
     check_convention()
     for entry in _entries[from_dtype(dtype)]:
-        entry.compile()
+        if entry.family in (None, family):
+            entry.compile()
     # Only now: another thread that asks meanwhile is not to go on before they are there.
-    _loaded.add(dtype)
+    _loaded.add((dtype, family))

@@ -109,6 +109,14 @@ def move(count, source, to):
         to[i] = source[i]
 
 
+def aligned(size, dtype):
+    """An uninitialised array that starts on a cache line."""
+    dtype = np.dtype(dtype)
+    room = np.empty(size + 64 // dtype.itemsize, dtype)
+    start = -room.ctypes.data % 64 // dtype.itemsize
+    return room[start : start + size]
+
+
 def together(sizes, dtype):
     """Uninitialised arrays of these sizes, each on a cache line of its own, in one piece of memory.
 

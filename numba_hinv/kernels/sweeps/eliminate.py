@@ -5,6 +5,9 @@ out. The layer's own parameters give a pivot M, a coupling K to the layer's inpu
 themselves (:mod:`numba_hinv.kernels.steps.front`); then
 
     M = F diag(sigma) F^T,   Y = F^-1 K,   P' = P' - Y^T diag(sigma) Y
+
+As long as P is positive definite and layers are given as blocks of one sample, it is its Cholesky factor that is handed
+down (:mod:`numba_hinv.kernels.steps.root_front`).
 """
 
 import math
@@ -12,15 +15,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..dense import blas
+from ..dense.microkernel import pointer
 from ..dense.norm import squared_norm
 from ..dense.pivot_arithmetic import enlarge
+from ..dense.product import gemm_tn_upper
 from ..dense.rank_update import signed_rank_update
 from ..dense.signed_cholesky import pack_size, signed_cholesky, work_size
 from ..dense.triangular import forward_rows
 from ..plumbing.compiled import inner, kernel, shared
-from ..plumbing.memory import matrix, vector
+from ..plumbing.memory import aligned, matrix, vector
 from ..plumbing.status import NOT_FINITE, OK
 from ..steps.front import form_front
+from ..steps.root_front import FACTORED, GROWTH, LOGABSDET, REST, root_of, root_step, rounded
+
+# The most layers that a chain whose fronts were not definite goes on without asking whether they are now.
+MOST_PATIENCE = 64
+# The most parameters and incoming states of a layer whose front is kept as a Cholesky factor, where BLAS has threads
+# that share the products which are taken otherwise.
+SHARED_COLUMNS = 384
 
 
 class Factors(NamedTuple):
@@ -95,6 +108,9 @@ class Workspace(NamedTuple):
     mixed: np.ndarray  # (R (x) I) V and E, then scratch of the triangular solve
     M: np.ndarray
     cholesky: np.ndarray
+    root: np.ndarray  # the factor of a front, where it is kept as one
+    root_work: np.ndarray
+    nu: np.ndarray  # n_out
 
 
 def workspace(sizes, dtype):
@@ -104,12 +120,16 @@ def workspace(sizes, dtype):
         np.empty(sizes.mixed, dtype),
         np.empty(sizes.m * sizes.m, dtype),
         np.empty(work_size(sizes.m), dtype),
+        aligned(sizes.root, dtype),
+        aligned(sizes.root_work, dtype),
+        np.empty(sizes.width, dtype),
     )
 
 
 def work_bytes(sizes, dtype):
     """Bytes of `workspace`."""
-    return dtype.itemsize * (2 * sizes.front + sizes.mixed + sizes.m**2 + int(work_size(sizes.m)))
+    roots = sizes.root + sizes.root_work + sizes.width
+    return dtype.itemsize * (2 * sizes.front + sizes.mixed + sizes.m**2 + int(work_size(sizes.m)) + roots)
 
 
 @inner
@@ -139,6 +159,55 @@ def _limit_growth(Y, pivots, scales, pivoting):
     return growth, num_enlarged, added
 
 
+@inner
+def _is_rooted(layer):
+    """Whether the layer can be eliminated with its front as a Cholesky factor, and that is likely to be faster."""
+    return layer.rooted and (layer.m + layer.N <= SHARED_COLUMNS or not blas.has_threads())
+
+
+@inner
+def _eliminate_root(layer, lin, damping, pivoting, factors, work, l, with_vector, b, x):
+    """Eliminate layer l with the factor of its front, and leave that of the next; False where they are not definite.
+
+    With a vector, the sweep back of the solve is done as well: b, x and ``work.nu`` are then as `root_step` has them.
+    """
+    m, scratch = layer.m, pointer(work.root_work, 0)
+    root_step(
+        layer.n_out, m, layer.N, with_vector, damping, pivoting.singular, pivoting.limit, pivoting.largest,
+        pointer(work.root, 0), pointer(lin.Dx, layer.Dx), pointer(lin.Dz, layer.Dz), pointer(lin.Dxx, layer.Dxx),
+        pointer(lin.Dzx, layer.Dzx), pointer(lin.Dzz, layer.Dzz), pointer(b, layer.parameters),
+        pointer(factors.L, layer.L), pointer(factors.scales, layer.scales), pointer(factors.Y, layer.Y),
+        pointer(x, layer.parameters), pointer(work.nu, 0), scratch,
+    )  # fmt: skip
+    if scratch[FACTORED] == 0:
+        return False
+    pivots = vector(factors.pivots, layer.pivots, 2 * m)
+    for k in range(m):
+        pivots[k] = k
+        pivots[m + k] = k
+    factors.num_positive[l], factors.num_perturbed[l], factors.growth[l] = m, 0, float(scratch[GROWTH])
+    factors.logabsdet[l] = float(scratch[LOGABSDET]) + float(scratch[REST])
+    return True
+
+
+@inner
+def _take_root(n, P, work):
+    """Whether the front P (n x n) has a Cholesky factor; then that is in the workspace."""
+    root_of(n, pointer(P, 0), pointer(work.root, 0), pointer(work.root_work, 0))
+    return work.root_work[FACTORED] != 0
+
+
+@inner
+def _leave_root(n, work, P):
+    """The front P (n x n, upper triangle) of the factor in the workspace."""
+    U, ldu = pointer(work.root, 0), rounded(n)
+    # What stands below its diagonal has not been written so far.
+    for i in range(n):
+        for j in range(i):
+            U[i * ldu + j] = 0
+    gemm_tn_upper(n, n, n, 1, U, ldu, U, ldu, 0, pointer(P, 0), n)
+
+
 @kernel
 def eliminate(table, start, stop, params, lin, row_space, damping, pivoting, factors, work):
     """Eliminate layers stop-1, ..., start; layers after them must have been eliminated with the same workspace.
@@ -147,14 +216,35 @@ def eliminate(table, start, stop, params, lin, row_space, damping, pivoting, fac
     Returns (status, layer at which the sweep ended).
     """
     B = lin.output.shape[0]
+    is_root, waiting, patience = False, 0, 1
     for l in range(stop - 1, start - 1, -1):
         layer = table[l]
         m, N, a = layer.m, layer.N, B * layer.n_out
-        M = matrix(work.M, 0, m, m)
-        K = matrix(factors.Y, layer.Y, m, N)
+        is_last = l == table.size - 1
         P = matrix(work.front, ((l + 1) % 2) * work.front.shape[1], a, a)
         P_next = matrix(work.front, (l % 2) * work.front.shape[1], N, N)
-        form_front(layer, l == table.size - 1, params, lin, row_space, damping + layer.ridge, P, K, P_next, work)
+        rooted = _is_rooted(layer)
+        if rooted and not is_root:
+            # A chain whose fronts are not definite is asked ever more rarely whether they have become so.
+            if waiting > 0:
+                waiting -= 1
+            else:
+                is_root = _take_root(a, matrix(lin.curvature, 0, a, a) if is_last else P, work)
+                if not is_root:
+                    waiting, patience = patience, min(2 * patience, MOST_PATIENCE)
+        if is_root:
+            is_root = rooted and _eliminate_root(
+                layer, lin, damping + layer.ridge, pivoting, factors, work, l, 0, work.nu, work.nu
+            )
+            if is_root:
+                if l == start or not _is_rooted(table[l - 1]):
+                    _leave_root(N, work, P_next)
+                    is_root = False
+                continue
+            _leave_root(a, work, P)
+        M = matrix(work.M, 0, m, m)
+        K = matrix(factors.Y, layer.Y, m, N)
+        form_front(layer, is_last, params, lin, row_space, damping + layer.ridge, P, K, P_next, work)
         L = vector(factors.L, layer.L, pack_size(m))
         pivots = vector(factors.pivots, layer.pivots, 2 * m)
         scales = matrix(factors.scales, layer.scales, m, 2)
@@ -178,3 +268,24 @@ def eliminate(table, start, stop, params, lin, row_space, damping, pivoting, fac
             factors.logabsdet[l] += added
             signed_rank_update(Y, m - num_negative, P_next)
     return OK, start
+
+
+@kernel
+def eliminate_and_substitute_back(table, lin, damping, pivoting, factors, work, b, x):
+    """`eliminate` and `substitute_back` of one right-hand side in one sweep over all layers, each read once.
+
+    Only of chains whose layers can all be eliminated with their fronts as Cholesky factors: False where one cannot, and
+    where a front is not definite; factors and x are not worth anything then.
+    """
+    last = table[table.size - 1]
+    if not _is_rooted(last) or not _take_root(last.n_out, matrix(lin.curvature, 0, last.n_out, last.n_out), work):
+        return False
+    for i in range(last.n_out):
+        work.nu[i] = 0
+    for l in range(table.size - 1, -1, -1):
+        layer = table[l]
+        if not _is_rooted(layer) or not _eliminate_root(
+            layer, lin, damping + layer.ridge, pivoting, factors, work, l, 1, b, x
+        ):
+            return False
+    return True
