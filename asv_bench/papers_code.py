@@ -3,6 +3,9 @@
     git clone https://github.com/a-rahimi/hessian
     OPENBLAS_NUM_THREADS=1 python asv_bench/papers_code.py hessian/src
 
+The paper's code needs Python 3.12 or later: some of its annotations do not parse before that. They can be stripped from
+a copy for an older Python, since nothing is computed from them.
+
 The nets are those that the paper's code builds: dense layers without biases, tanh, softmax cross-entropy with 10
 classes. Every contender starts from the parameters and ends with the solution of (H + damping I) x = b in float64,
 contenders take turns, and figures are medians over the rounds. CG runs on this library's products until its own test

@@ -64,9 +64,13 @@ def add_picture(app, docname, source):
 
 
 def public_members(app, what, name, obj, skip, options):
-    """Leave out what a class inherits from SciPy's LinearOperator, Python's tuples or scikit-learn's routing."""
+    """Leave out what a class inherits from SciPy's LinearOperator, Python's tuples or scikit-learn's routing.
+
+    Fields of named tuples are described where the class describes its attributes.
+    """
     routing = name == "get_metadata_routing" or re.fullmatch(r"set_\w+_request", name)
-    return skip or bool(routing) or (inspect.isfunction(obj) and not (obj.__doc__ or "").strip()) or None
+    is_field = (getattr(obj, "__doc__", None) or "").startswith("Alias for field number")
+    return skip or bool(routing) or is_field or (inspect.isfunction(obj) and not (obj.__doc__ or "").strip()) or None
 
 
 def setup(app):

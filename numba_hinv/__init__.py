@@ -83,26 +83,37 @@ def solve(
     damping: float,
     progress: bool | None = None,
 ) -> Any:
-    """Solve ``(H + damping I) x = b``, H being the Hessian of the loss: linearise, factorize, solve, refine.
+    """Solve ``(H + damping I) x = b``, where H is the Hessian of a net's loss.
+
+    In one call, the loss is linearised, its Hessian factorized, and the solution computed and refined.
 
     Parameters
     ----------
     network : Network
+        The net.
     params : (P,) array
+        The parameters at which the Hessian is taken.
     X : (B, in_features) array
-    y : targets, as `Network.gradient` takes them
+        The samples, one in each row.
+    y : array
+        The targets, as `Network.gradient` takes them.
     b : (P,) or (P, k) array
+        One right-hand side, or several as columns.
     damping : float
+        The number that is added to the diagonal of H.
     progress : bool, optional
         Show progress bars, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
     x : array of the shape of b
+        The solution.
 
     See Also
     --------
-    Hessian.factorize, Factorization.solve : what it does, the errors and the warning.
+    Network.hessian : The Hessian as an operator, for more than one solve.
+    Hessian.factorize : The factorization, with its errors.
+    Factorization.solve : The solve, with its errors and its warning.
 
     Examples
     --------

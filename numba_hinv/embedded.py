@@ -1,20 +1,20 @@
 """Factorize and solve inside your own compiled code: the sweeps as functions for ``@njit``, on memory made beforehand.
 
-In Python, once: `chain` or `from_hessian` makes a `System`, a named tuple of plain arrays that holds the derivative
-blocks of a chain, its factors and all scratch. In compiled code, as often as you like::
+In Python, once, `chain` or `from_hessian` makes a `System`, a named tuple of plain arrays that holds the derivative
+blocks of a chain, its factors and all scratch arrays. In compiled code, as often as you like::
 
     Dx, Dz, Dxx, Dzx, Dzz = embedded.blocks(system, l)      # views: fill them
     code, num_negative, num_perturbed = embedded.factorize(system, damping, 0.0)
     embedded.solve(system, b, x, 0)                         # b and x are (k, P): right-hand sides are rows
 
-Nothing in there allocates, raises, checks shapes, or needs the interpreter's lock. A system is for one thread at a
-time: parallel code makes one for each, and takes them from what `typed_list` makes of them in a ``prange``. What
+These functions do not allocate, raise, check shapes or need the interpreter's lock. A system serves one thread at a
+time: parallel code makes one for each thread, puts them into a `typed_list` and indexes that in a ``prange``. What
 `Hessian` and `Factorization` do around the same sweeps is left to the caller: validation, scaling of states (numbers
 should be within some powers of ten of one), estimating ||H||, and deciding whether a solution is good enough.
 
-A system must be made, in every process, before compiled code that uses it is entered: that loads the kernels. It holds
-for functions with ``cache=True`` as well; these must be compiled anew, by emptying Numba's cache, when this package is
-upgraded, since Numba does not see that. See ``examples/embed_in_njit.py``.
+In every process, a system must be made before compiled code that uses one is entered, since this loads the kernels. It
+is so for functions with ``cache=True``, too. When this package is upgraded, Numba's cache of such functions must be
+emptied so that they are compiled again, since Numba does not notice the upgrade. See ``examples/embed_in_njit.py``.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -59,9 +59,20 @@ _Compiled = TypeVar("_Compiled", bound=Callable[..., Any])
 
 
 class System(NamedTuple):
-    """``H + damping I`` of a chain: blocks, factors, and the scratch of all sweeps. The caller's, to fill and to reuse.
+    """``H + damping I`` of a chain: its derivative blocks, its factors and the scratch arrays of all sweeps.
 
-    Made by `chain` or `from_hessian`. The fields are those of the kernels; `blocks` and `terminal` give what to fill.
+    `chain` and `from_hessian` make it, and the caller fills and reuses it. Its fields are arguments of the kernels, and
+    are not meant to be used directly: `blocks` and `terminal` give the arrays to fill.
+
+    Attributes
+    ----------
+    table, params, lin, row_space, pivoting, factors : array or tuple of arrays
+        The layers, their parameters and derivative blocks, row spaces, thresholds of pivots in units of ||H||, and the
+        factors.
+    damping : (1,) array
+        The damping of the factors.
+    elimination, substitution, tangents, residual, correction : array or tuple of arrays
+        Scratch arrays.
 
     Examples
     --------
@@ -92,28 +103,29 @@ def chain(
     num_vectors: int = 1,
     dtype: FloatType = np.float64,
 ) -> System:
-    """A `System` for a chain of layers given as derivative blocks (docs/theory.md, section 7), all zero.
+    """Make a `System` for a chain of layers given by derivative blocks (docs/theory.md, section 7), all zero.
 
     Parameters
     ----------
     states : (L,) sequence of int
-        How many states each layer leaves, a; the next one takes as many. The first takes none: its incoming states are
-        fixed.
+        How many states each layer leaves, which is how many the next one takes. The first layer takes none, since its
+        incoming states are fixed.
     parameters : (L,) sequence of int
-        p of each layer.
+        How many parameters each layer has.
     num_vectors : int
-        The most right-hand sides in one call of `solve` or `multiply`.
+        The largest number of right-hand sides in one call of `solve` or `multiply`.
     dtype : float64 or float32
-        Of all arrays, those of the caller included.
+        The dtype of all arrays, those that the caller passes included.
 
     Returns
     -------
     System
+        The system.
 
     Raises
     ------
     TypeError, ValueError
-        Not such sequences, or not of equal length.
+        ``states`` and ``parameters`` are not such sequences, or have different lengths.
     MemoryError
         The system would not fit.
 
@@ -147,28 +159,30 @@ def chain(
 
 
 def from_hessian(H: Hessian, num_vectors: int = 1, dtype: FloatType | None = None) -> System:
-    """A `System` with a copy of a `Hessian`'s blocks, be it a net's or not.
+    """Make a `System` with a copy of the derivative blocks of a `Hessian`, of a net or of any chain.
 
-    Its values may then be changed in compiled code: with `blocks` where layers are given as blocks. What is known of a
-    dense layer depends on its inputs and is left as it is, except for the damping. An L2 term of H is not among the
-    blocks: add ``H.l2`` to the damping.
+    Compiled code may then change the values of layers that were given by blocks, through `blocks`. The derivatives of a
+    dense layer depend on its inputs and stay as they are; only the damping can be changed. An L2 term of H is not part
+    of the blocks: add ``H.l2`` to the damping.
 
     Parameters
     ----------
     H : Hessian
+        The Hessian.
     num_vectors : int
-        The most right-hand sides in one call of `solve` or `multiply`.
+        The largest number of right-hand sides in one call of `solve` or `multiply`.
     dtype : float64 or float32, optional
-        Of all arrays; by default that of H.
+        The dtype of all arrays, by default that of H.
 
     Returns
     -------
     System
+        The system.
 
     Raises
     ------
     TypeError, ValueError
-        Wrong arguments; or H has an L2 term that is not the same for all parameters.
+        An argument is not what is expected, or H has an L2 term that is not the same for all parameters.
     MemoryError
         The system would not fit.
 
@@ -201,18 +215,19 @@ def from_hessian(H: Hessian, num_vectors: int = 1, dtype: FloatType | None = Non
 
 
 def typed_list(systems: Iterable[System]) -> Any:
-    """Systems of one kind in a container that a ``prange`` can go through, one system an iteration.
+    """Put systems into a container that a ``prange`` can index, one system in each iteration.
 
-    Numba takes tuples of named tuples for no such container; its error then says nothing of that.
+    A plain tuple of systems does not work in a ``prange``, and Numba's error does not say why.
 
     Parameters
     ----------
     systems : sequence of System
-        At least one, and of one dtype. Their arrays are not copied.
+        At least one system, all of one dtype. Their arrays are not copied.
 
     Returns
     -------
     numba.typed.List
+        The container.
 
     Raises
     ------
@@ -287,7 +302,17 @@ def _system(
 
 
 def nbytes(system: Any) -> int:
-    """Bytes that the arrays of a system take. In Python.
+    """Compute how many bytes the arrays of a system take. To be called from Python.
+
+    Parameters
+    ----------
+    system : System
+        The system.
+
+    Returns
+    -------
+    num_bytes : int
+        The number of bytes.
 
     Examples
     --------
@@ -310,10 +335,22 @@ _kernel: Callable[[_Compiled], _Compiled] = kernel
 
 @_view
 def blocks(system: System, l: int) -> tuple[Array, Array, Array, Array, Array]:
-    """Views (Dx, Dz, Dxx, Dzx, Dzz) of layer ``l``, as in `LayerBlocks`, to read or to fill. Not for dense layers.
+    """Give views of the derivative blocks of layer ``l``, to read or to fill. Not for dense layers.
 
-    Of the symmetric ones, both triangles must be filled. With B samples in a net, Dz is B blocks n_out x n_in below one
-    another, and so is Dzz.
+    In the symmetric ones, both triangles must be filled. With B samples in a net, Dz consists of B blocks of
+    n_out x n_in below one another, and Dzz likewise of B blocks.
+
+    Parameters
+    ----------
+    system : System
+        The system.
+    l : int
+        The layer, counted from 0.
+
+    Returns
+    -------
+    Dx, Dz, Dxx, Dzx, Dzz : array
+        The blocks, as in `LayerBlocks`.
 
     Examples
     --------
@@ -338,7 +375,17 @@ def blocks(system: System, l: int) -> tuple[Array, Array, Array, Array, Array]:
 
 @_view
 def terminal(system: System) -> Array:
-    """View of the curvature of the loss in the last state: (a_L, a_L), or B of them below one another.
+    """Give a view of the curvature of the loss with respect to the last state, to read or to fill.
+
+    Parameters
+    ----------
+    system : System
+        The system.
+
+    Returns
+    -------
+    curvature : (a_L, a_L) array
+        The curvature. For a net with B samples there are B such blocks below one another.
 
     Examples
     --------
@@ -353,25 +400,26 @@ def terminal(system: System) -> Array:
 
 @_kernel
 def factorize(system: System, damping: float, norm: float) -> tuple[int, int, int]:
-    """Factorize ``H + damping I`` from the blocks of the system, over the factors that it had.
+    """Factorize ``H + damping I`` from the blocks of the system, and overwrite the factors that it had.
 
     Parameters
     ----------
     system : System
+        The system.
     damping : float
-        Not 0 where a dense layer has more weights per output than there are samples.
+        The damping. It must not be 0 if a dense layer has more weights per output than there are samples.
     norm : float
-        About ||H||: pivots below 1e-10 of it (1e-6 in float32) are taken as singular and perturbed. With 0.0 pivots are
-        taken as they are, which is right where ``H + damping I`` is known to be positive definite.
+        About ||H||. Pivots below 1e-10 of it (1e-6 in float32) are treated as singular and perturbed. With 0.0 pivots
+        are taken as they are, which is right if ``H + damping I`` is known to be positive definite.
 
     Returns
     -------
     code : int
-        OK; SINGULAR_PIVOT: a pivot was 0 and ``norm`` too; NOT_FINITE: there were infinite numbers or none.
+        OK; or SINGULAR_PIVOT if a pivot was 0 and ``norm`` was 0.0; or NOT_FINITE if numbers were infinite or NaN.
     num_negative : int
-        Negative eigenvalues of ``H + damping I``: exactly, as far as rounding allows.
+        The number of negative eigenvalues of ``H + damping I``, exact as far as rounding allows.
     num_perturbed : int
-        Pivots that were perturbed. Where there are any, solutions need refinement, and num_negative is uncertain.
+        How many pivots were perturbed. If any were, solutions need refinement, and num_negative is uncertain.
 
     Examples
     --------
@@ -415,7 +463,14 @@ def _count(system: System, damping: float) -> tuple[int, int]:
 
 @_kernel
 def multiply(system: System, V: Array, HV: Array) -> None:
-    """``HV = V H`` without the damping; V and HV are contiguous (k, P) arrays of the system's dtype.
+    """Compute ``HV = V H``, without the damping.
+
+    Parameters
+    ----------
+    system : System
+        The system.
+    V, HV : (k, P) contiguous arrays of the system's dtype
+        The vectors, which are rows, and the products, which are overwritten.
 
     Examples
     --------
@@ -524,16 +579,18 @@ def factorize_and_solve(
 
 @_kernel
 def solve(system: System, b: Array, x: Array, refinements: int) -> None:
-    """Solve ``(H + damping I) x = b`` with the factors that `factorize` has left.
+    """Solve ``(H + damping I) x = b`` with the factors that `factorize` has computed.
 
     Parameters
     ----------
     system : System
+        The system.
     b, x : (k, P) contiguous arrays of the system's dtype
-        Right-hand sides are rows, at most ``num_vectors``. x is overwritten, and is not b.
+        The right-hand sides, which are rows, at most ``num_vectors``; and the solutions, which are overwritten. x must
+        not be b.
     refinements : int
-        Steps of iterative refinement, each a product with H and two sweeps; one is enough in general, none where H is
-        well conditioned and positive definite.
+        How many steps of iterative refinement to take, each of which costs a product with H and two sweeps. One is
+        enough as a rule, and none is needed if ``H + damping I`` is well conditioned and positive definite.
 
     Examples
     --------

@@ -83,20 +83,22 @@ class Factorization(SymmetricOperator):
     Attributes
     ----------
     hessian : Hessian
+        The Hessian H.
     damping : float or (P,) array
-        An array where it is not the same for all parameters.
+        The damping; an array if it is not the same for all parameters.
     inertia : Inertia
-        Of ``H + damping I``, by Sylvester's law from the signs of the pivots.
+        The numbers of negative, zero and positive eigenvalues of ``H + damping I``, by Sylvester's law from the signs
+        of the pivots.
     num_perturbed : int
-        Pivots that were singular to working precision and were perturbed.
+        How many pivots were singular to working precision and were perturbed.
     method : str
-        "layers" or "dense": how it was factored.
+        How the matrix was factored: "layers" or "dense".
     checkpoint : bool
-        Whether the factors of all but a few layers are made again in every solve.
+        Whether the factors of all but a few layers are computed again in every solve.
     factor_dtype : numpy.dtype
-        Precision of the factors.
+        The precision of the factors.
     nbytes : int
-        Bytes that the factors take, with the checkpoints.
+        How many bytes the factors take, checkpoints included.
 
     Examples
     --------
@@ -138,7 +140,24 @@ class Factorization(SymmetricOperator):
         num_segments: int | None = None,
         dampings: Array | None = None,
     ) -> "Factorization":
-        """`Hessian.factorize`; ``dampings`` is a (P,) array beside the damping, for which nothing is parsed."""
+        """Factorize a Hessian, which is what `Hessian.factorize` calls.
+
+        Parameters
+        ----------
+        hessian : Hessian
+            The Hessian H.
+        damping : float, or sequence
+            As for `Hessian.factorize`.
+        factor_dtype, checkpoint, progress, method, num_threads, num_segments : as for `Hessian.factorize`
+            How to factorize it.
+        dampings : (P,) array, optional
+            A diagonal to add beside ``damping``, which then is a number.
+
+        Returns
+        -------
+        Factorization
+            The inverse of ``H + damping I`` as an operator.
+        """
         system = hessian.system
         if dampings is None:
             damping, dampings = as_ridge("damping", damping, system.chain, system.first)
@@ -200,25 +219,31 @@ class Factorization(SymmetricOperator):
         return Inertia(negative, 0, self.shape[0] - negative, solver.is_exact())
 
     def todense(self, progress: bool | None = None) -> FloatArray:
-        """``(H + damping I)^-1`` as a (P, P) array, exactly symmetric, in the dtype of the parameters.
+        """Compute ``(H + damping I)^-1`` as an array.
 
         Parameters
         ----------
         progress : bool, optional
             Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
+        Returns
+        -------
+        array : (P, P) array
+            The inverse, exactly symmetric, in the dtype of the parameters.
+
         Raises
         ------
         MemoryError
-            It would not fit; nothing has been allocated.
+            The inverse would not fit; nothing has been allocated.
 
         See Also
         --------
-        diagonal, blocks : parts of it, without the rest. solve : what is better where it is only to be multiplied with.
+        diagonal, blocks : Parts of the inverse, without computing the rest.
+        solve : The better way where the inverse is only multiplied with vectors.
 
         Notes
         -----
-        P solves, with their refinement and its warning; 24 P^2 bytes.
+        Costs P solves, with their refinement and its warning, and 24 P^2 bytes.
         """
         P = self.shape[0]
         memory_budget.require(24 * P * P, f"the dense inverse of P = {P} parameters", "take F.solve, or F.diagonal()")
@@ -226,7 +251,7 @@ class Factorization(SymmetricOperator):
         return (0.5 * (found + found.T)).astype(self.dtype, copy=False)
 
     def slogdet(self, progress: bool | None = None) -> tuple[float, float]:
-        """Sign and logarithm of the magnitude of ``det(H + damping I)``.
+        """Compute the sign and the logarithm of the magnitude of ``det(H + damping I)``.
 
         Parameters
         ----------
@@ -236,19 +261,21 @@ class Factorization(SymmetricOperator):
         Returns
         -------
         sign : float
-            1.0 or -1.0, by ``inertia``: not to be trusted unless ``inertia.exact`` is True.
+            1.0 or -1.0, which follows from ``inertia``: it is certain only if ``inertia.exact`` is True.
         logabsdet : float
+            The natural logarithm of the magnitude of the determinant.
 
         Warns
         -----
         scipy.linalg.LinAlgWarning
-            ``logabsdet`` may be off by more than 1e-10 (1e-4 with factors in float32) of it, or of 1 where it is less;
-            the message says by how much.
+            The relative error of ``logabsdet`` (the absolute one if it is less than 1) may be above 1e-10, or 1e-4
+            with factors in float32; the message says by how much it may be off.
 
         Notes
         -----
-        Free in float64 where no pivot is small. Else one to six solves, and where digits are missing one factorization
-        in float64, if there is memory for it, or eight with nearby dampings (docs/theory.md, section 9.6). Done once.
+        Costs nothing in float64 if no pivot is small. Otherwise it takes one to six solves and, if digits are missing,
+        one factorization in float64, for which there must be memory, or eight factorizations with nearby dampings
+        (docs/theory.md, section 9.6). The work is done once.
         """
         if self._determinant is None:
             with bar(progress, None, "slogdet", "step") as shown:
@@ -257,9 +284,9 @@ class Factorization(SymmetricOperator):
         return self._determinant.sign, self._determinant.logabsdet
 
     def diagonal(self, progress: bool | None = None) -> FloatArray:
-        """The diagonal of ``(H + damping I)^-1``: variances, where that is positive definite.
+        """Compute the diagonal of ``(H + damping I)^-1``: variances, if that is positive definite.
 
-        By one recursion over the layers (docs/theory.md, section 6), in time linear in L; `blocks` is for one layer.
+        This takes one recursion over the layers (docs/theory.md, section 6), in time linear in their number L.
 
         Parameters
         ----------
@@ -269,49 +296,51 @@ class Factorization(SymmetricOperator):
         Returns
         -------
         diagonal : (P,) array
-
-        Warns
-        -----
-        scipy.linalg.LinAlgWarning
-            An entry may be off by more than 1e-8 (1e-3 with factors in float32) of it or, where H + damping I is
-            indefinite, of the norm of its column of the inverse; the message says by how much.
+            The diagonal, in the dtype of the parameters.
 
         Raises
         ------
         numpy.linalg.LinAlgError
-            Numbers that are not finite.
+            Some entries are not finite.
         MemoryError
-            It would not fit; nothing has been allocated.
+            The recursion would not fit into memory; nothing has been allocated.
+
+        Warns
+        -----
+        scipy.linalg.LinAlgWarning
+            The error of an entry may be above 1e-8 (1e-3 with factors in float32), relative to the entry or, if
+            H + damping I is indefinite, to the norm of its column of the inverse; the message says by how much it may
+            be off.
+
+        See Also
+        --------
+        blocks : The block of one layer.
+        solve : With unit vectors, it gives single columns, which are refined.
 
         Notes
         -----
-        Not refined. That hardly matters where H + damping I is positive definite; where it is indefinite, pivots near
-        zero amplify rounding (docs/theory.md, section 9.6). ``solve`` with unit vectors is refined: single columns.
+        The diagonal is not refined. That hardly matters if H + damping I is positive definite; if it is indefinite,
+        pivots near zero amplify rounding (docs/theory.md, section 9.6).
 
-        Costs two to six factorizations where layers are large, eleven where they have a dozen parameters; twice that
-        where the matrix is indefinite. That includes three solves that judge it.
+        Costs as much as two to six factorizations if layers are large, and eleven if they have a dozen parameters;
+        twice that if the matrix is indefinite. That includes three solves that estimate the error.
         """
         return covariance.diagonal(self.solver, self.dtype, progress=progress)
 
     def blocks(self, l: int, progress: bool | None = None) -> FloatArray:
-        """The diagonal block of ``(H + damping I)^-1`` for the parameters of layer ``l``: their covariance.
+        """Compute the diagonal block of ``(H + damping I)^-1`` for the parameters of layer ``l``: their covariance.
 
         Parameters
         ----------
         l : int
-            From 0; negative from the end.
+            The layer, counted from 0, or from the end if negative.
         progress : bool, optional
             Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
         block : (p, p) symmetric array
-            In the order of the flat parameter vector; empty of a frozen layer.
-
-        Warns
-        -----
-        scipy.linalg.LinAlgWarning
-            As for `diagonal`; entries off the diagonal are judged by the roots of the scales of their row and column.
+            The block, in the order of the flat vector of parameters; empty for a frozen layer.
 
         Raises
         ------
@@ -320,10 +349,16 @@ class Factorization(SymmetricOperator):
         numpy.linalg.LinAlgError, MemoryError
             As for `diagonal`.
 
+        Warns
+        -----
+        scipy.linalg.LinAlgWarning
+            As for `diagonal`. The error of an entry off the diagonal is taken relative to the geometric mean of the
+            scales of its row and its column.
+
         Notes
         -----
-        Costs the recursion of `diagonal` up to layer l, once, about 6 p^2 (m + N) flops and 5 p^2 numbers for the
-        block, and six solves that judge it.
+        Costs the recursion of `diagonal` up to layer l, which is done once, about 6 p^2 (m + N) flops and memory for
+        5 p^2 numbers for the block, and six solves that estimate the error.
         """
         l = as_layer("l", l, self.hessian.num_layers) - self.solver.matrix.system.first
         if l < 0 or not self.solver.matrix.system.chain.p[l]:
@@ -334,41 +369,42 @@ class Factorization(SymmetricOperator):
     def sample(
         self, n: int | None = None, *, rng: Rng = None, num_threads: int | None = None, progress: bool | None = None
     ) -> FloatArray:
-        """Samples of the normal distribution with mean 0 and covariance ``(H + damping I)^-1``.
+        """Draw samples of the normal distribution with mean 0 and covariance ``(H + damping I)^-1``.
 
         Parameters
         ----------
         n : int, optional
-            How many; by default one, without an axis of its own.
+            How many samples to draw; by default one, without an axis of its own.
         rng : int, numpy.random.Generator or None
-            A seed, or the generator to draw from; by default other samples each time. By name alone.
+            A seed, or the generator to draw from, given by name only. By default samples are different each time.
         num_threads : int, optional
-            As for `solve`; changes no bit.
+            As for `solve`. The samples do not depend on it, bit for bit.
         progress : bool, optional
             Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
         samples : (n, P) or (P,) array
-
-        Warns
-        -----
-        scipy.linalg.LinAlgWarning
-            The variance in some direction may be off by more than 1e-8 (1e-3 with factors in float32), relatively.
+            The samples, one in each row.
 
         Raises
         ------
         numpy.linalg.LinAlgError
-            H + damping I is not positive definite: the message gives its inertia.
+            H + damping I is not positive definite; the message gives its inertia.
         TypeError, ValueError
             ``rng`` or ``n`` is not what is expected.
         MemoryError
-            They would not fit; nothing has been allocated.
+            The samples would not fit; nothing has been allocated.
+
+        Warns
+        -----
+        scipy.linalg.LinAlgWarning
+            The relative error of the variance in some direction may be above 1e-8 (1e-3 with factors in float32).
 
         Notes
         -----
-        A square root of the inverse, applied to standard normal numbers: exactly that law, up to rounding. Half a solve
-        each, and six solves, once, for the warning.
+        A square root of the inverse is applied to standard normal numbers, so that up to rounding the samples have
+        exactly this distribution. Costs half a solve for each sample and, once, six solves for the warning.
         """
         rng, count = as_generator("rng", rng), 1 if n is None else as_size("n", n, 0)
         samples = covariance.sample(self.solver, rng, count, self.dtype, num_threads, progress)
@@ -377,12 +413,13 @@ class Factorization(SymmetricOperator):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the factorization, with its Hessian and net, to a file that `load` reads.
 
-        An npz archive of plain arrays with a checksum; no pickle. Written completely or not at all.
+        The file is an npz archive of plain arrays with a checksum, without pickles. It is written completely or not at
+        all.
 
         Parameters
         ----------
         path : str or os.PathLike
-            The name is taken as it is. An existing file is replaced.
+            Where to write; no suffix is added. An existing file is replaced.
 
         Raises
         ------
@@ -403,12 +440,12 @@ class Factorization(SymmetricOperator):
         archive.write(path, *(functools.reduce(operator.or_, parts) for parts in zip((header, {}), *found)))
 
     def condition(self, progress: bool | None = None) -> float:
-        """Estimate of the condition number ``||A||_1 ||A^-1||_1`` of ``A = H + damping I``, in the 1-norm.
+        """Estimate the condition number ``||A||_1 ||A^-1||_1`` of ``A = H + damping I`` in the 1-norm.
 
-        A lower bound up to rounding, whatever the precision of the factors, and at least half of the condition
-        number in every case tried (`numba_hinv.certainty.condition`); exact where there are at most 16 parameters. The
-        condition number in the 2-norm, which backward errors are measured in, is at most this one and at least this one
-        over the number of parameters. Always the same answer.
+        Up to rounding the estimate is a lower bound, whatever the precision of the factors. In every case tried it was
+        at least half of the condition number (`numba_hinv.certainty.condition`), and with at most 16 parameters it is
+        exact. The condition number in the 2-norm, in which backward errors are measured, is at most the one in the
+        1-norm and at least that one over the number of parameters. The answer is always the same.
 
         Parameters
         ----------
@@ -418,10 +455,11 @@ class Factorization(SymmetricOperator):
         Returns
         -------
         condition : float
+            The estimate.
 
         Notes
         -----
-        About thirty solves, six at a time, and as many products with H. Each solve is refined.
+        Costs about thirty solves, six at a time, and as many products with H. Each solve is refined.
         """
         inverse: Callable[[Array], Any] = self.solver.inverse
         size, multiply = self.shape[0], self.solver.matrix.multiply
@@ -490,35 +528,30 @@ class Factorization(SymmetricOperator):
         Parameters
         ----------
         b : (P,) or (P, k) array
-            Or a tensor of PyTorch, on any device.
+            One right-hand side, or several as columns. It may be a PyTorch tensor on any device.
         refine : bool
-            Whether to refine on the residual in float64, to a normwise backward error
-            ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)`` near machine precision. Without it, the answer is that
-            of the two sweeps alone. For a chain given as blocks in which rounding of products with H exceeds the
-            smallest pivots (unstable dynamics, barrier terms) the residual is that of the lifted system in controls,
-            states and multipliers (docs/theory.md, section 11).
+            Whether to refine the solution with residuals in float64, until its normwise backward error
+            ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)`` is near machine precision. Without refinement, the
+            answer is that of the two sweeps of substitution alone. For a chain given as blocks in which rounding of
+            products with H exceeds the smallest pivots (unstable dynamics, barrier terms), the residual is that of the
+            lifted system in controls, states and multipliers (docs/theory.md, section 11).
         full_output : bool
-            Whether to return what is known of the solution, too.
+            Whether to return the errors and the refinement steps of the solution as well.
         num_threads : int, optional
-            Right-hand sides are solved in blocks, of 16 where there are many parameters, at most so many blocks at a
-            time; by default one a core, or as many as leave BLAS its own threads (`Hessian.factorize_many`). The answer
-            is the same for every number.
+            Right-hand sides are solved in blocks, of 16 if there are many parameters, and this is how many blocks are
+            solved at the same time at most; by default one for each core, or as many as leave BLAS its own threads
+            (`Hessian.factorize_many`). The answer does not depend on it.
         progress : bool, optional
             Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
         x : array of the shape of b
-            In the wider dtype of b and the parameters, and in Fortran order: every solution is contiguous. For a
-            tensor, a tensor in its dtype and on its device, which autograd takes for a constant (docs/pytorch.md has a
-            recipe).
+            The solution, in the wider dtype of b and the parameters, and in Fortran order, so that every column is
+            contiguous. If b is a tensor, a tensor with its dtype and on its device, which autograd treats as a constant
+            (docs/pytorch.md shows how to differentiate through a solve).
         info : SolveInfo
-            Only with ``full_output``.
-
-        Warns
-        -----
-        scipy.linalg.LinAlgWarning
-            The backward error stays above 1e-14 (1e-7 for float32 answers); the message gives it.
+            The errors and the numbers of refinement steps. Returned only with ``full_output``.
 
         Raises
         ------
@@ -527,13 +560,19 @@ class Factorization(SymmetricOperator):
         numpy.linalg.LinAlgError
             The solution overflows.
         ImportError
-            A progress bar is asked for and tqdm is not there.
+            A progress bar is asked for and tqdm is not installed.
+
+        Warns
+        -----
+        scipy.linalg.LinAlgWarning
+            The backward error stays above 1e-14 (1e-7 for float32 answers); the message gives it.
 
         Notes
         -----
-        Reads the factors twice, and the blocks once a refinement step. A b in Fortran order is read where it lies; of
-        others each thread has a copy of a block. ``full_output`` costs one product more a column and, once for a
-        factorization, four refined solves that estimate the norm of the inverse.
+        Reads the factors twice, and the derivative blocks once in every refinement step. A b in Fortran order is not
+        copied; otherwise each thread copies the block of columns that it works on. ``full_output`` costs one more
+        product for each column and, once for a factorization, four refined solves that estimate the norm of the
+        inverse.
         """
         refine, full_output = as_flag("refine", refine), as_flag("full_output", full_output)
         solver, on = self.solver, self.hessian.system.on

@@ -31,31 +31,34 @@ Stack: TypeAlias = ArrayLike | Sequence[ArrayLike] | None
 
 
 class Hessian(SymmetricOperator):
-    """The Hessian H of a net's loss in its parameters, a symmetric (P, P) operator.
+    """The Hessian H of a net's loss with respect to its parameters, a symmetric (P, P) operator.
 
-    `Network.hessian` makes it, or `Hessian.from_blocks` for any chain whose derivatives are at hand. It is a
-    `scipy.sparse.linalg.LinearOperator`: ``H @ v`` costs about 6 B P multiply-adds for a net, and H is never stored.
+    `Network.hessian` makes it for a net, and `Hessian.from_blocks` for any chain of layers whose derivatives are known.
+    It is a `scipy.sparse.linalg.LinearOperator`: ``H @ v`` costs about 6 B P multiply-adds for a net, and H is never
+    stored.
 
     Attributes
     ----------
     loss : float or None
-        At the parameters where the Hessian was taken. None where H was made from blocks, and then there is no gradient
-        and no network either.
+        The loss at the parameters where the Hessian was taken. None if H was made from blocks, in which case there is
+        no gradient and no network either.
     gradient : (P,) array or None
-        Of the loss, at the same parameters.
+        The gradient of the loss at the same parameters.
     network : Network or None
+        The net whose loss this is the Hessian of.
     curvature : str
-        "hessian", or "ggn" where this is the Gauss-Newton matrix in its place.
+        "hessian", or "ggn" if this is the Gauss-Newton matrix in place of the Hessian.
     l2 : float or (P,) array
-        What an L2 term has added to the diagonal; part of H. An array where it is not the same for all parameters.
+        What an L2 term has added to the diagonal; it is part of H. An array if it is not the same for all parameters.
     device : str
-        "cpu", or "cuda" where the derivative blocks lie on a GPU and everything is computed there.
+        "cpu", or "cuda" if the derivative blocks are stored on a GPU and everything is computed there.
     total_weight : float or None
-        The sum of the weights of the samples, times those of their classes; of unweighted ones their number.
+        The sum of the weights of the samples, each times the weight of its class; without weights, the number of
+        samples.
     num_layers : int
-        L, with frozen layers.
+        L, the number of layers, frozen ones included.
     dtype : numpy.dtype
-        That of the parameters. Products are computed in float64 in any case.
+        The dtype of the parameters. Products are computed in float64 in any case.
 
     Examples
     --------
@@ -109,37 +112,37 @@ class Hessian(SymmetricOperator):
         Dzx: Stack = None,
         Dzz: Stack = None,
     ) -> "Hessian":
-        """The Hessian of any chain ``z_l = f_l(z_{l-1}; x_l)`` from the derivatives of its layers.
+        """Make the Hessian of any chain ``z_l = f_l(z_{l-1}; x_l)`` from the derivatives of its layers.
 
         Parameters
         ----------
         blocks : sequence of LayerBlocks
-            First layer first. The states that layer l takes are as many as layer l - 1 leaves; those of the first layer
-            are fixed, so that its Dz, Dzx and Dzz do not matter.
+            The layers, first layer first. Layer l takes as many states as layer l - 1 leaves. The states that come into
+            the first layer are fixed, so that its Dz, Dzx and Dzz do not matter.
         terminal : (a_L, a_L) symmetric array, optional
-            Curvature of the loss in the last state; 0 by default.
+            Curvature of the loss with respect to the last state; 0 by default.
         device : "cpu" or "cuda"
             As for `Network.hessian`.
         Dx, Dz, Dxx, Dzx, Dzz : (L, a, p), (L, a, a), (L, p, p), (L, p, a), (L, a, a) arrays, or sequences of matrices
-            In place of ``blocks``: those of all layers, as `LayerBlocks` has them. Arrays are the fast way, for layers
-            of one size.
+            The blocks of all layers, named as in `LayerBlocks`, in place of ``blocks``. For layers of one size, arrays
+            are the fastest way.
 
         Returns
         -------
         Hessian
-            In the parameters of all layers, first layer first; float32 where all blocks are.
+            The Hessian with respect to the parameters of all layers, first layer first; float32 if all blocks are.
 
         Raises
         ------
         TypeError, ValueError
-            The layers do not meet, or a block is not finite or not symmetric: which one. Or there are blocks and
-            arrays, or not all of the arrays.
+            A layer does not take as many states as the one before it leaves, or a block is not finite or not symmetric;
+            the message says which. Or both blocks and arrays are given, or only some of the arrays.
 
         Notes
         -----
-        The mathematics is in docs/theory.md, section 7. The blocks are copied, in one pass that checks them. With a
-        states, p parameters and a_in incoming states, a factorization costs about
-        2 a^2 (p + a_in) + a (p + a_in)^2 + p^3/3 + p^2 a_in + p a_in^2 flops a layer.
+        The mathematics is in docs/theory.md, section 7. The blocks are copied, in one pass that also checks them. For
+        a layer with a states, p parameters and a_in incoming states, a factorization costs about
+        2 a^2 (p + a_in) + a (p + a_in)^2 + p^3/3 + p^2 a_in + p a_in^2 flops.
 
         Examples
         --------
@@ -165,20 +168,21 @@ class Hessian(SymmetricOperator):
 
     @classmethod
     def combine(cls, hessians: Iterable["Hessian"], weights: ArrayLike | None = None) -> "Hessian":
-        """The weighted sum of Hessians of one net at the same parameters, such as those of two batches.
+        """Make the weighted sum of Hessians of one net at the same parameters, such as those of two batches.
 
         Parameters
         ----------
         hessians : sequence of Hessian
-            On the CPU. Their derivative blocks are shared, not copied.
+            The Hessians, all on the CPU. Their derivative blocks are shared, not copied.
         weights : (k,) array, optional
-            By default the shares of the samples, with their own weights, so that the sum is the Hessian of the mean
-            loss over all samples; 1 where the loss is a sum. ``H1 + H2`` is the plain sum, with weights of 1.
+            The weight of each Hessian. By default its share of the samples, each of which counts with its own weight,
+            so that the sum is the Hessian of the mean loss over all samples; 1 if the loss is a sum over samples.
+            ``H1 + H2`` is the plain sum, with weights of 1.
 
         Returns
         -------
         Hessian
-            Its loss, gradient and l2 are weighted, too. It is factored by ``method="dense"``.
+            The weighted sum. Its loss, gradient and l2 are weighted sums, too. It is factored by ``method="dense"``.
 
         Raises
         ------
@@ -220,7 +224,7 @@ class Hessian(SymmetricOperator):
         return cls(system, first.dtype, loss, first.network, first.curvature, total_weight)
 
     def __add__(self, other: Any) -> Any:
-        """The plain sum, which factorizes; of a Hessian and another linear operator, a linear operator."""
+        """The plain sum, which can be factorized; with an operator that is no Hessian, SciPy's lazy sum."""
         return Hessian.combine([self, other], (1.0, 1.0)) if isinstance(other, Hessian) else super().__add__(other)
 
     def __repr__(self) -> str:
@@ -268,37 +272,42 @@ class Hessian(SymmetricOperator):
 
     @property
     def num_samples(self) -> int:
-        """B, the samples that the loss is the mean over."""
+        """B, the number of samples in the loss."""
         return self.system.num_samples
 
     @property
     def terminal(self) -> FloatArray:
-        """Curvature of the loss in the last state, (B n_L, B n_L), block diagonal over the samples."""
+        """Curvature of the loss with respect to the last state, (B n_L, B n_L), block diagonal over the samples."""
         self._require_layers("the terminal's curvature")
         curvature = self.system.on.memory.take(self.system.lin.curvature)
         return layer_blocks.block_diagonal(curvature).astype(self.dtype, copy=False)
 
     def blocks(self, l: int) -> layer_blocks.LayerBlocks:
-        """The derivatives of layer ``l`` as `LayerBlocks`: what the elimination is about, whatever structure it uses.
+        """Give the derivatives of layer ``l`` as `LayerBlocks`, without the structure that the library makes use of.
 
-        ``Hessian.from_blocks([H.blocks(l) for l in range(H.num_layers)], H.terminal)`` is H again. The states of B
+        ``Hessian.from_blocks([H.blocks(l) for l in range(H.num_layers)], H.terminal)`` is H again. The states of the B
         samples follow one another; the first layer takes none (a_in = 0).
 
         Parameters
         ----------
         l : int
-            From 0; negative from the end.
+            The layer, counted from 0, or from the end if negative.
+
+        Returns
+        -------
+        LayerBlocks
+            The derivative blocks of the layer.
 
         Raises
         ------
         TypeError, IndexError
             ``l`` is not an integer, or there is no such layer.
         ValueError
-            H is of a sum over batches; or the layer is frozen, and all layers before it are.
+            H is a sum over batches, or this layer and all layers before it are frozen.
 
         Notes
         -----
-        Takes 8 (a + a_in + p) (a_in + p) bytes, a = B n_out and a_in = B n_in.
+        Takes 8 (a + a_in + p) (a_in + p) bytes, where a = B n_out and a_in = B n_in.
         """
         self._require_layers("derivative blocks")
         first, index = self.system.first, as_layer("l", l, self.num_layers)
@@ -330,59 +339,63 @@ class Hessian(SymmetricOperator):
         Parameters
         ----------
         damping : float, or sequence
-            Any real number: a negative one is a shift, and 0 works where H is nonsingular. Or one number a layer, or
-            pair (weights, biases), or a (P,) array: a diagonal in place of ``damping I`` (docs/priors.md). One that
-            differs within the weights or biases of a layer needs ``method="dense"``.
+            Any real number: a negative one is a shift, and 0 works if H is nonsingular. It may also be one number for
+            each layer, one pair (weights, biases) for each layer, or a (P,) array, which is a diagonal in place of
+            ``damping I`` (docs/priors.md). A diagonal that differs within the weights or within the biases of a layer
+            needs ``method="dense"``.
         factor_dtype : float64 or float32, optional
             Precision of the factors, by default that of the parameters. Solves are refined in float64 all the same.
         checkpoint : bool
-            Keep the factors of about sqrt(L) of the L layers, and make the rest again in every solve, from fronts kept
-            at every sqrt(L)-th layer. The answers are the same, bit for bit (on a GPU, of a chain that would be cut in
-            segments, up to rounding). Every solve, and every step of its
-            refinement, then costs two eliminations more, for all right-hand sides of a call together.
+            Keep the factors of about sqrt(L) of the L layers only, and compute the others again in every solve, from
+            fronts kept at every sqrt(L)-th layer. The answers are the same, bit for bit (up to rounding on a GPU, for a
+            chain that would otherwise be cut into segments). Every solve, and every step of its refinement, then costs
+            two eliminations more, for all right-hand sides of a call together.
         progress : bool, optional
             Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
         method : "auto", "layers" or "dense"
             "layers" eliminates layer by layer, in time and memory linear in depth. "dense" forms H and factors it
-            on all cores, in P^3/3 flops and 8 P^2 bytes for H and half as many for each factorization (another 8 P^2
-            for matrices that need interchanges over all rows), whatever the number of samples: for data sets rather
-            than minibatches. "auto" takes the one with less work, and ``F.method`` says which. Answers and promises are
-            the same. On a GPU, and with ``checkpoint``, there are layers alone.
+            on all cores, whatever the number of samples, in P^3/3 flops; H takes 8 P^2 bytes, each factorization half
+            as many, and a matrix that needs interchanges over all rows another 8 P^2. It is meant for data sets rather
+            than minibatches. "auto" chooses the one with less work, and ``F.method`` says which that was. Both give the
+            same answers with the same guarantees. On a GPU, and with ``checkpoint``, only "layers" is available.
         num_threads : int, optional
-            Threads for one elimination by layers, which by default has one: a long chain with fronts of at most 96 rows
-            is cut into as many segments, which are eliminated at the same time, and so are its solves. That is up to
-            three times as much work, and a solve and a product more, which certify the inertia: with two threads it
-            took longer than with one (docs/theory.md, section 10). Dense matrices are factored on so many threads at
-            most, by default one a core.
+            How many threads work on one elimination by layers, by default one. With more, a long chain with fronts of
+            at most 96 rows is cut into as many segments, which are eliminated, and solved with, at the same time. That
+            is up to three times as much work, and needs one more solve and one more product to certify the inertia:
+            with two threads it took longer than with one (docs/theory.md, section 10). A dense matrix is factored on at
+            most so many threads, by default one for each core.
         num_segments : int, optional
-            Into how many segments such a chain is cut at most, by default ``num_threads``. Answers depend on it in
-            rounding alone, and not on the number of threads: with the same number they are the same everywhere.
+            Into how many segments such a chain is cut at most, by default ``num_threads``. Answers differ with the
+            number of segments in rounding only, and do not depend on the number of threads.
 
         Returns
         -------
         Factorization
+            The inverse of ``H + damping I`` as an operator.
 
         Raises
         ------
         numpy.linalg.LinAlgError
-            ``H + damping I`` is singular to working precision; the layer is named.
+            ``H + damping I`` is singular to working precision; the message names the layer.
         MemoryError
             The factors would not fit; nothing has been allocated.
         ValueError, TypeError
-            ``damping`` is not a finite real number, or ``method`` is none of those, or not to be had here, or
+            ``damping`` is not a finite real number, ``method`` is not one of the three or is not available here, or
             ``num_threads`` or ``num_segments`` is not a positive integer.
         ImportError
-            A progress bar is asked for and tqdm is not there.
+            A progress bar is asked for and tqdm is not installed.
 
         See Also
         --------
-        factorize_many : for many dampings. factor_nbytes : the memory that it takes.
+        factorize_many : The same for many dampings at once.
+        factor_nbytes : The memory that it takes.
 
         Notes
         -----
-        Per layer, with m = n_out min(B, d) and N = B n_in: m^3/3 + m^2 N + m N^2 flops and m^2/2 + m N numbers kept. On
-        a GPU, long chains with fronts of at most 96 rows are eliminated in segments at the same time, which takes more
-        flops in all, and keeps up to m max(N) numbers more a layer.
+        With m = n_out min(B, d) and N = B n_in, a layer takes m^3/3 + m^2 N + m N^2 flops and its factors m^2/2 + m N
+        numbers, where d is the number of columns of its weight and bias. On a GPU, long chains with fronts of at most
+        96 rows are eliminated in segments at the same time, which takes more flops in all, and keeps up to m max(N)
+        more numbers for each layer.
         """
         return Factorization.compute(
             self, damping, factor_dtype, checkpoint, progress, method, num_threads, num_segments
@@ -402,34 +415,41 @@ class Hessian(SymmetricOperator):
         Parameters
         ----------
         dampings : (k,) array
-        factor_dtype, checkpoint, method : as for `factorize`
+            The dampings, each one number.
+        factor_dtype, checkpoint : as for `factorize`
+            The precision of the factors, and whether only some of them are kept.
         num_threads : int, optional
-            At most so many dampings at the same time; by default as many as this process has cores. Pivots of about 190
-            rows or more go to BLAS, which has threads of its own: then as many at the same time as leave every one its
-            BLAS threads, so with OPENBLAS_NUM_THREADS=1 (set before Python starts) one a core.
+            How many dampings to work on at the same time at most; by default as many as this process has cores. Pivots
+            of about 190 rows or more are handed to BLAS, which has threads of its own. Then the default is as many as
+            leave each damping its BLAS threads, which with OPENBLAS_NUM_THREADS=1 (set before Python starts) is one for
+            each core.
         progress : bool, optional
             Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
+        method : "auto", "layers" or "dense"
+            As for `factorize`.
 
         Returns
         -------
         list of Factorization
-            Each bitwise that of `factorize`, in the order of the dampings; but 24 or more of the dense matrix share one
-            eigendecomposition, as much work as some twenty factorizations, and equal those up to rounding.
+            One for each damping, in their order, the same as that of `factorize` bit for bit. But 24 or more of the
+            dense matrix share one eigendecomposition, which is as much work as some twenty factorizations, and agree
+            with those of `factorize` up to rounding.
 
         Raises
         ------
         numpy.linalg.LinAlgError
-            One of the matrices is singular: the first such damping and its index are named, and nothing is returned.
+            One of the matrices is singular: the message names the first such damping and its index, and nothing is
+            returned.
         MemoryError
-            They would not fit all together; nothing has been allocated.
+            There is no room for all of them together; nothing has been allocated.
         ValueError, TypeError
             ``dampings`` is not an array of finite real numbers.
 
         Notes
         -----
-        Norm, row spaces and scaled blocks are computed once. Each elimination at work needs its workspace, two fronts
-        and a few blocks, beside the factors that are kept. On a GPU all are at work at the same time, and the memory of
-        their factors is given back with the last of them.
+        Norm, row spaces and scaled blocks are computed once. Each elimination at work needs a workspace of its own, two
+        fronts and a few blocks, beside the factors that are kept. On a GPU all are at work at the same time, and the
+        memory of their factors is freed together with the last of them.
         """
         dampings = as_array("dampings", dampings, (None,), np.float64).tolist()
         dtype, checkpoint = factor_dtype_of(self, factor_dtype), as_flag("checkpoint", checkpoint)
@@ -439,29 +459,32 @@ class Hessian(SymmetricOperator):
 
     @property
     def factor_nbytes(self) -> int:
-        """Bytes that ``factorize`` takes at its peak, as `nbytes_to_factorize` gives them for its defaults."""
+        """How many bytes ``factorize`` takes at its peak with its default arguments (`nbytes_to_factorize`)."""
         return self.nbytes_to_factorize()
 
     def nbytes_to_factorize(
         self, factor_dtype: FloatType | None = None, checkpoint: bool = False, method: Method = "auto"
     ) -> int:
-        """Bytes that `factorize` takes at its peak, beyond what this Hessian has in memory already.
+        """Compute how many bytes `factorize` takes at its peak, beyond what this Hessian has in memory already.
 
-        Factors, two fronts and the workspace of one layer, and what factorizations of this Hessian share: row spaces,
-        and scaled or narrower copies of the derivative blocks. A few vectors of P numbers, for estimates and solves,
-        come and go at other times and are not counted.
+        They are the factors, two fronts and the workspace of one layer, and what all factorizations of this Hessian
+        share: row spaces, and scaled or narrower copies of the derivative blocks. The few vectors of P numbers that
+        estimates and solves need for a while are not counted.
 
         Parameters
         ----------
         factor_dtype, checkpoint, method : as for `factorize`
+            The arguments that `factorize` would be called with.
 
         Returns
         -------
         num_bytes : int
+            The number of bytes.
 
         Notes
         -----
-        Allocates none of it. Costs the five products with H of a first factorization, once.
+        Allocates none of them. The first call costs the five products with H that a first factorization needs, which
+        are then not needed again.
         """
         dtype, checkpoint = factor_dtype_of(self, factor_dtype), as_flag("checkpoint", checkpoint)
         method = choice.chosen(self.system, dtype, method_of(self.system, method, checkpoint), checkpoint)
@@ -476,49 +499,50 @@ class Hessian(SymmetricOperator):
     ) -> IntArray: ...
 
     def count_below(self, t: Any, num_threads: int | None = None, progress: bool | None = None) -> Any:
-        """How many eigenvalues of H are less than ``t``, exactly: of one number, or of many at once.
+        """Count exactly how many eigenvalues of H are less than ``t``, for one number or for many at once.
 
-        By Sylvester's law from the signs of the pivots of ``H - t I``. Refinement with the factors must contract, which
-        shows that rounding has changed no sign; where it does not, the counts at two shifts closely around ``t`` must
-        agree.
+        By Sylvester's law, the signs of the pivots of ``H - t I`` give the count. Refinement with the factors must
+        contract, which shows that rounding has changed no sign; where it does not, the counts at two shifts closely
+        around ``t`` must agree.
 
         Parameters
         ----------
         t : float or (k,) array
+            The number, or the numbers, below which eigenvalues are counted.
         num_threads : int, optional
-            At most so many of an array's numbers at the same time; by default one a core, as for `factorize_many`. The
-            counts are the same for every number.
+            For an array, how many numbers to work on at the same time at most; by default one for each core, as for
+            `factorize_many`. The counts do not depend on it.
         progress : bool, optional
-            Show a progress bar of an array's numbers, for which tqdm must be installed; by default what `set_progress`
-            says.
+            For an array, show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
-        count : int, or (k,) array of integers
+        count : int, or (k,) array of int
+            The number of eigenvalues below each ``t``.
 
         Raises
         ------
         numpy.linalg.LinAlgError
-            An eigenvalue is too close to ``t`` to say on which side it lies, or H is too ill-conditioned there; of an
-            array, the index of the first such number is given.
+            An eigenvalue is too close to ``t`` to say on which side it lies, or H is too ill-conditioned there. For an
+            array, the message gives the index of the first such number.
         MemoryError
             The factorizations at work would not fit.
         TypeError, ValueError
-            ``t`` is not a finite real number, or an array of these.
+            ``t`` is neither a finite real number nor an array of these.
         ImportError
-            A progress bar is asked for and tqdm is not there.
+            A progress bar is asked for and tqdm is not installed.
 
         See Also
         --------
-        numba_hinv.eigenvalues_in : the eigenvalues themselves.
-        numba_hinv.spectral_density : their histogram, whose edges may be eigenvalues.
+        numba_hinv.eigenvalues_in : The eigenvalues themselves.
+        numba_hinv.spectral_density : Their histogram, whose edges may be eigenvalues.
 
         Notes
         -----
-        Costs one factorization and one solve, in doubt a dozen; at worst, fourteen factorizations. 24 or more numbers
-        for an H that is factored as one dense matrix share one eigendecomposition. "Exactly" rests on
-        two estimates, of a norm and of a spectral radius, which random vectors make: thousands of random cases with
-        shifts on and near eigenvalues of H and of its trailing blocks have found no wrong count.
+        Costs one factorization and one solve, in doubtful cases a dozen solves, and at worst fourteen factorizations.
+        24 or more numbers for an H that is factored as one dense matrix share one eigendecomposition. "Exactly" rests
+        on two estimates with random vectors, of a norm and of a spectral radius: thousands of random cases with shifts
+        on and near eigenvalues of H and of its trailing blocks have found no wrong count.
 
         Examples
         --------
@@ -537,24 +561,29 @@ class Hessian(SymmetricOperator):
         return np.array(found, np.int64)
 
     def todense(self, num_threads: int | None = None, progress: bool | None = None) -> FloatArray:
-        """H as a (P, P) array, exactly symmetric, in the dtype of the parameters; computed in float64.
+        """Compute H as an array.
 
         Parameters
         ----------
         num_threads : int, optional
-            By default one a core. The result is the same, bit for bit.
+            How many threads to use, by default one for each core. The result does not depend on it, bit for bit.
         progress : bool, optional
             Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
+
+        Returns
+        -------
+        array : (P, P) array
+            H, exactly symmetric, computed in float64 and returned in the dtype of the parameters.
 
         Raises
         ------
         numpy.linalg.LinAlgError, MemoryError
-            H overflows, or would not fit: then nothing has been allocated.
+            H overflows, or would not fit; in the latter case nothing has been allocated.
 
         Notes
         -----
         The mathematics is in docs/theory.md, section 13. Costs about B P^2 flops at the rate of matrix products, and
-        8 P^2 bytes; where P products with H cost less, H is made of those.
+        8 P^2 bytes. Where P products with H cost less, H is computed by these.
         """
         dense = self.system.dense(num_threads=num_threads, progress=progress)
         if self.dtype != np.float64:
@@ -562,23 +591,28 @@ class Hessian(SymmetricOperator):
         return dense.astype(self.dtype, copy=False)
 
     def diagonal(self, progress: bool | None = None) -> FloatArray:
-        """The diagonal of H, (P,), in the dtype of the parameters; exact to rounding.
+        """Compute the diagonal of H, exact up to rounding.
 
         Parameters
         ----------
         progress : bool, optional
             Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
+        Returns
+        -------
+        diagonal : (P,) array
+            The diagonal, in the dtype of the parameters.
+
         Raises
         ------
         ValueError
             H is on a GPU.
         numpy.linalg.LinAlgError
-            It overflows.
+            The diagonal overflows.
 
         Notes
         -----
-        Costs about 6 n^3 flops a sample and layer of width n, on one core, and never forms H.
+        Costs about 6 n^3 flops for each sample and each layer of width n, on one core, and never forms H.
         """
         system = self.system
         require_cpu(system.on, "the diagonal of H")
@@ -598,38 +632,51 @@ class Hessian(SymmetricOperator):
         return found.astype(self.dtype, copy=False)
 
     def trace(self, progress: bool | None = None) -> float:
-        """The trace of H, the sum of its eigenvalues, as a float; as `diagonal`."""
+        """Compute the trace of H, which is the sum of its eigenvalues, from the `diagonal`.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
+
+        Returns
+        -------
+        trace : float
+            The trace.
+        """
         return float(self.diagonal(progress).sum(dtype=np.float64))
 
     def block(self, l: int, k: int | None = None, progress: bool | None = None) -> FloatArray:
-        """The block of H in the parameters of layer ``l`` (rows) and of layer ``k`` (columns).
+        """Compute the block of H for the parameters of layer ``l`` (rows) and of layer ``k`` (columns).
 
         Parameters
         ----------
         l, k : int
-            From 0; negative from the end. By default ``k = l``: a block on the diagonal, which is exactly symmetric.
+            The layers, counted from 0, or from the end if negative. By default ``k = l``, which gives a block on the
+            diagonal; it is exactly symmetric.
         progress : bool, optional
             Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
         block : (p_l, p_k) array
-            In the order of the flat parameter vector and the dtype of the parameters.
+            The block, in the order of the flat vector of parameters and in their dtype.
 
         Raises
         ------
         TypeError, IndexError
             ``l`` or ``k`` is not an integer, or there is no such layer.
         MemoryError
-            It would not fit; nothing has been allocated.
+            The block would not fit; nothing has been allocated.
 
         See Also
         --------
-        blocks : the derivatives of one layer. Factorization.blocks : blocks of the inverse.
+        blocks : The derivatives of one layer.
+        Factorization.blocks : Blocks of the inverse.
 
         Notes
         -----
-        Costs as many products with H as the smaller of the two layers has parameters, 6 B P flops each.
+        Costs as many products with H as the smaller of the two layers has parameters, of 6 B P flops each.
         """
         sizes = np.append(np.zeros(self.system.first, np.int64), self.system.chain.p)
         l = as_layer("l", l, sizes.size)
@@ -655,7 +702,13 @@ class Hessian(SymmetricOperator):
         return (found if few == l else found.T).astype(self.dtype)
 
     def norm(self) -> float:
-        """Estimate of the 2-norm of H from below, by a few products; computed once, always from the same start."""
+        """Estimate the 2-norm of H from below by a few products, which are done once and always start the same way.
+
+        Returns
+        -------
+        norm : float
+            The estimate.
+        """
         return self.system.norm()
 
     @property

@@ -1,8 +1,8 @@
-"""Losses with their options, for ``nh.Network(layers, loss)``: what each is, and how outputs and targets lie.
+"""Losses with their options, for ``nh.Network(layers, loss)``: their definitions and the shapes of their targets.
 
-Each function returns a `Loss`. Names and definitions are those of PyTorch 2 unless something else is said. Below, z is
-an output of the net, t its target and r = z - t. ``reduction="mean"`` is over all targets (of labels, over the
-samples), each with the weight of its sample; ``reduction="sum"`` is the weighted sum.
+Each function returns a `Loss`. Names and definitions are those of PyTorch 2 unless a function says otherwise. Below, z
+is an output of the net, t its target and r = z - t. ``reduction="mean"`` is the mean over all targets, or over all
+samples if targets are labels, where each counts with the weight of its sample; ``reduction="sum"`` is the weighted sum.
 """
 
 from numpy.typing import ArrayLike
@@ -34,23 +34,26 @@ def softmax_cross_entropy(
     Parameters
     ----------
     class_weights : float or (n,) array
-        w, at least 0. The mean is divided by the sum of the labels' weights (each times that of its sample).
+        The weights w of the classes, at least 0. In the mean, the sum is divided by the sum of the weights of the
+        labels, each times the weight of its sample.
     label_smoothing : float
         From 0 to 1. The loss of a sample becomes ``-(1 - label_smoothing) w[label] log p[label] - label_smoothing / n
-        sum_c w[c] log p[c]``; what the mean is divided by stays.
+        sum_c w[c] log p[c]``. The mean is divided by the same number as without smoothing.
     ignore_index : int, optional
-        A label, perhaps beyond 0..n-1, whose samples do not count, in the mean neither. PyTorch's default is -100; here
-        there is none.
+        Samples with this label, which may lie outside of 0..n-1, do not count, neither in the sum nor in what the mean
+        is divided by. PyTorch's default is -100; here no label is ignored by default.
     reduction : "mean" or "sum"
+        Whether the loss is the mean or the sum over samples.
 
     Returns
     -------
     Loss
+        The loss, which `Network` takes.
 
     Raises
     ------
     TypeError, ValueError
-        An option is not what is expected; class_weights of a wrong length when the network is made.
+        An option is not what is expected. A wrong length of class_weights is found when the network is made.
 
     Examples
     --------
@@ -62,20 +65,22 @@ def softmax_cross_entropy(
 
 
 def mean_squared_error(reduction: str = "mean") -> Loss:
-    """``r^2``, without a factor 1/2; targets (B, n).
+    """Squared error ``r^2``, without a factor 1/2, for targets (B, n).
 
     Parameters
     ----------
     reduction : "mean" or "sum"
+        Whether the loss is the mean or the sum over samples.
 
     Returns
     -------
     Loss
+        The loss, which `Network` takes.
 
     Raises
     ------
     ValueError
-        ``reduction`` is neither of these.
+        ``reduction`` is neither "mean" nor "sum".
 
     Examples
     --------
@@ -89,15 +94,19 @@ def mean_squared_error(reduction: str = "mean") -> Loss:
 def binary_cross_entropy(pos_weight: ArrayLike = 1.0, reduction: str = "mean") -> Loss:
     """Cross-entropy of targets t from 0 to 1, (B, n), and logits z: ``-pos_weight t log p - (1 - t) log(1 - p)``.
 
+    Here p is the logistic function of z.
+
     Parameters
     ----------
     pos_weight : float or (n,) array
-        At least 0. The mean is divided by the number of targets, whatever this is.
+        The weight of the first term, at least 0. The mean is divided by the number of targets, whatever this weight is.
     reduction : "mean" or "sum"
+        Whether the loss is the mean or the sum over samples.
 
     Returns
     -------
     Loss
+        The loss, which `Network` takes.
 
     Raises
     ------
@@ -114,19 +123,21 @@ def binary_cross_entropy(pos_weight: ArrayLike = 1.0, reduction: str = "mean") -
 
 
 def huber(delta: ArrayLike = 1.0, reduction: str = "mean") -> Loss:
-    """``r^2 / 2`` where ``|r| <= delta``, else ``delta (|r| - delta / 2)``; targets (B, n).
+    """Huber's loss: ``r^2 / 2`` where ``|r| <= delta``, else ``delta (|r| - delta / 2)``, for targets (B, n).
 
-    The curvature is 1 in the middle and 0 outside of it.
+    Its curvature is 1 where ``|r| <= delta`` and 0 elsewhere.
 
     Parameters
     ----------
     delta : float or (n,) array
-        Positive.
+        Where the loss becomes linear; positive.
     reduction : "mean" or "sum"
+        Whether the loss is the mean or the sum over samples.
 
     Returns
     -------
     Loss
+        The loss, which `Network` takes.
 
     Raises
     ------
@@ -144,19 +155,22 @@ def huber(delta: ArrayLike = 1.0, reduction: str = "mean") -> Loss:
 
 
 def smooth_l1(beta: ArrayLike = 1.0, reduction: str = "mean") -> Loss:
-    """``r^2 / (2 beta)`` where ``|r| < beta``, else ``|r| - beta / 2``; targets (B, n).
+    """Smooth absolute error: ``r^2 / (2 beta)`` where ``|r| < beta``, else ``|r| - beta / 2``, for targets (B, n).
 
-    The curvature is ``1 / beta`` in the middle and 0 outside of it. With ``beta=0`` it is ``|r|``, of curvature 0.
+    Its curvature is ``1 / beta`` where ``|r| < beta`` and 0 elsewhere. With ``beta=0`` the loss is ``|r|``, whose
+    curvature is 0.
 
     Parameters
     ----------
     beta : float or (n,) array
-        At least 0.
+        Where the loss becomes linear; at least 0.
     reduction : "mean" or "sum"
+        Whether the loss is the mean or the sum over samples.
 
     Returns
     -------
     Loss
+        The loss, which `Network` takes.
 
     Raises
     ------
@@ -173,22 +187,24 @@ def smooth_l1(beta: ArrayLike = 1.0, reduction: str = "mean") -> Loss:
 
 
 def poisson(log_input: bool = True, full: bool = False, eps: float = 1e-8, reduction: str = "mean") -> Loss:
-    """Minus the log-likelihood of counts t, (B, n), without what does not depend on z: ``exp(z) - t z``.
+    """Minus the log-likelihood of counts t, (B, n), without the terms that do not depend on z: ``exp(z) - t z``.
 
     Parameters
     ----------
     log_input : bool
-        Whether outputs are the logarithms of rates. Where they are rates, the loss is ``z - t log(z + eps)``, and there
-        is none where ``z + eps`` is negative.
+        Whether outputs are the logarithms of rates. If they are the rates themselves, the loss is
+        ``z - t log(z + eps)``, which is not defined where ``z + eps`` is negative.
     full : bool
-        Add Stirling's approximation of ``log t!`` where t > 1: ``t log t - t + log(2 pi t) / 2``.
+        Whether to add Stirling's approximation of ``log t!`` where t > 1: ``t log t - t + log(2 pi t) / 2``.
     eps : float
-        At least 0; only where outputs are rates.
+        A small number, at least 0, which is used only if outputs are rates.
     reduction : "mean" or "sum"
+        Whether the loss is the mean or the sum over samples.
 
     Returns
     -------
     Loss
+        The loss, which `Network` takes.
 
     Raises
     ------
@@ -205,27 +221,29 @@ def poisson(log_input: bool = True, full: bool = False, eps: float = 1e-8, reduc
 
 
 def gaussian_nll(full: bool = False, reduction: str = "mean") -> Loss:
-    """Minus the log-likelihood of normal targets t, (B, m), of which the net gives mean and log-variance.
+    """Minus the log-likelihood of normal targets t, (B, m), whose means and log-variances the net predicts.
 
-    Of 2 m outputs, the first m are the means and the last m the natural logarithms s of the variances, in the same
-    order: ``(s + r^2 exp(-s)) / 2``. PyTorch takes variances, which it makes at least 1e-6; here there is no such
-    bound. Not convex in the outputs: the Gauss-Newton matrix may have negative eigenvalues.
+    Of the 2 m outputs, the first m are the means and the last m the natural logarithms s of the variances, in the same
+    order. The loss is ``(s + r^2 exp(-s)) / 2``. PyTorch takes variances instead, and raises those below 1e-6 to that
+    number; here there is no such bound. The loss is not convex in the outputs, so that the Gauss-Newton matrix may have
+    negative eigenvalues.
 
     Parameters
     ----------
     full : bool
-        Add ``log(2 pi) / 2``.
+        Whether to add ``log(2 pi) / 2``.
     reduction : "mean" or "sum"
-        The mean is over the B m targets.
+        Whether the loss is the mean over the B m targets or the sum over them.
 
     Returns
     -------
     Loss
+        The loss, which `Network` takes.
 
     Raises
     ------
     TypeError, ValueError
-        An option is not what is expected; an odd number of outputs when the network is made.
+        An option is not what is expected. An odd number of outputs is found when the network is made.
 
     Examples
     --------
@@ -238,20 +256,23 @@ def gaussian_nll(full: bool = False, reduction: str = "mean") -> Loss:
 
 
 def quantile(quantile: ArrayLike = 0.5, reduction: str = "mean") -> Loss:
-    """The pinball loss, ``quantile * -r`` where ``r <= 0``, else ``(1 - quantile) r``; targets (B, n).
+    """The pinball loss: ``quantile * -r`` where ``r <= 0``, else ``(1 - quantile) r``, for targets (B, n).
 
-    As ``sklearn.metrics.mean_pinball_loss`` has it. Its curvature is 0 everywhere: H is what the net's own second
-    derivatives make of the slopes, and the Gauss-Newton matrix is 0.
+    It is that of ``sklearn.metrics.mean_pinball_loss``. Its curvature is 0 everywhere, so that H comes from the second
+    derivatives of the net alone, and the Gauss-Newton matrix is 0.
 
     Parameters
     ----------
     quantile : float or (n,) array
-        Between 0 and 1. Several outputs may be several quantiles of a number that is repeated in the targets.
+        Which quantile to predict, between 0 and 1. Several outputs may predict several quantiles of one number, which
+        the targets then repeat.
     reduction : "mean" or "sum"
+        Whether the loss is the mean or the sum over samples.
 
     Returns
     -------
     Loss
+        The loss, which `Network` takes.
 
     Raises
     ------

@@ -45,40 +45,44 @@ Choice: TypeAlias = int | slice | Sequence[int] | Sequence[bool] | BoolArray | I
 class Network:
     """A chain of layers with a loss at its end. It is immutable; the caller keeps the parameters, as a flat vector.
 
+    Three letters describe shapes everywhere: B is the number of samples, P that of parameters and L that of layers.
+
     Parameters
     ----------
     layers : sequence of layers
         At least one of Dense, Conv1d, Conv2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, BatchNorm, Activation, Custom
         (LayerNorm, RMSNorm, Gated) and External. The outputs of each are the inputs of the next.
     loss : str, Loss or callable
-        softmax_cross_entropy (integer labels (B,)), mean_squared_error (mean over all elements, no factor 1/2),
-        binary_cross_entropy (of logits), huber, smooth_l1, poisson, gaussian_nll, quantile, or one of `register_loss`;
-        with options, as in ``nh.losses.huber(delta=2.0)``. Other libraries' names and functions ("mse",
-        ``torch.nn.functional.cross_entropy``) stand for these.
+        One of "softmax_cross_entropy" (of integer labels (B,)), "mean_squared_error" (the mean over all elements,
+        without a factor 1/2), "binary_cross_entropy" (of logits), "huber", "smooth_l1", "poisson", "gaussian_nll",
+        "quantile", or a name given to `register_loss`. Options are set as in ``nh.losses.huber(delta=2.0)``. Names and
+        functions of other libraries ("mse", ``torch.nn.functional.cross_entropy``) are understood as well.
     frozen_params : (F,) array, optional
-        The parameters of layers with ``frozen=True``, first layer first. The net holds them; `freeze` is the short way
-        to such a net from one that is trained already.
+        The parameters of the layers with ``frozen=True``, first layer first, which the net keeps as constants. `freeze`
+        makes such a net from one that is trained already.
 
     Attributes
     ----------
     layers : tuple
+        The layers, first layer first.
     loss_name : str
+        The name under which the loss is registered.
     loss_definition : Loss
         The loss with its options.
     num_params : int
-        P, the length of the flat vector, in which frozen layers have no part. A dense layer has its weight (out x in,
-        row-major) there, and then its bias; a convolution likewise, with a weight out x in x kernel; the other layers
-        have their own parameters.
+        P, the length of the flat vector of parameters, which holds nothing of frozen layers. For a dense layer it holds
+        the weight (out x in, row-major) and then the bias; for a convolution the same, with a weight of
+        out x in x kernel; for any other layer what that layer describes.
     frozen_params : (F,) array
-        Read-only; empty where no layer is frozen.
+        The parameters of frozen layers; read-only, and empty where no layer is frozen.
     trainable : (P + F,) array of bool
-        Which of the parameters of all layers are those of the flat vector.
+        For the parameters of all layers in order, whether each belongs to the flat vector.
 
     Raises
     ------
     TypeError, ValueError
-        The layers do not meet, or the loss is unknown or not for so many outputs; or all layers are frozen, or
-        ``frozen_params`` are not as many as their parameters.
+        A layer does not have as many inputs as the one before it has outputs; the loss is unknown or not defined for
+        that number of outputs; all layers are frozen; or ``frozen_params`` has another length than frozen layers need.
 
     Examples
     --------
@@ -124,24 +128,27 @@ class Network:
     def freeze(self, params: ArrayLike, layers: Choice) -> tuple["Network", FloatArray]: ...
 
     def freeze(self, params: Any, layers: Choice) -> tuple["Network", Any]:
-        """The same net with some more of its layers frozen, as they are now.
+        """Return the same net with some more of its layers frozen at the parameters that they have now.
 
         Parameters
         ----------
         params : (P,) array
+            The parameters of this net.
         layers : int, slice, sequence of int, or (L,) sequence of bool
-            Which ones, from 0; negative from the end. ``slice(-1)``, or ``range(L - 1)``, are all but the last.
+            The layers to freeze, counted from 0, or from the end if negative. ``slice(-1)`` and ``range(L - 1)`` both
+            mean all layers but the last.
 
         Returns
         -------
         net : Network
+            The net with these layers frozen.
         params : array
-            Those of ``params`` that it still has; a tensor where params are one.
+            What remains of ``params`` for that net; a tensor if ``params`` is one.
 
         Raises
         ------
         TypeError, ValueError, IndexError
-            There is no such layer, or no parameter would be left.
+            There is no such layer, or no parameter would be left to train.
 
         Examples
         --------
@@ -160,18 +167,21 @@ class Network:
     def unfreeze(self, params: ArrayLike, layers: Choice = ...) -> tuple["Network", FloatArray]: ...
 
     def unfreeze(self, params: Any, layers: Choice = slice(None)) -> tuple["Network", Any]:
-        """The same net with none of these layers frozen, by default none at all: the inverse of `freeze`.
+        """Return the same net with some layers no longer frozen, by default all of them: the inverse of `freeze`.
 
         Parameters
         ----------
         params : (P,) array
-        layers : as for `freeze`
+            The parameters of this net.
+        layers : int, slice, sequence of int, or (L,) sequence of bool, optional
+            The layers to unfreeze, as for `freeze`.
 
         Returns
         -------
         net : Network
+            The net in which these layers are not frozen.
         params : array
-            ``params`` with those that the net has held, each in its layer's place.
+            ``params`` together with those that the net has kept, each in the place of its layer.
 
         Examples
         --------
@@ -202,7 +212,13 @@ class Network:
         return repr(self.loss_name) if text == f"Loss({self.loss_name!r})" else text
 
     def describe(self) -> dict[str, Any] | None:
-        """The net as plain data for a file; None where its layers are more than that."""
+        """Describe the net as plain data for a file.
+
+        Returns
+        -------
+        description : dict or None
+            The layers and the loss; None where some layer cannot be written as plain data.
+        """
         if not all(type(layer) in PLAIN for layer in self.layers):
             return None
         layers: Any = self.layers
@@ -211,23 +227,32 @@ class Network:
 
     @formerly_seed
     def init(self, rng: Rng = 0, gain: float = 1.0, dtype: FloatType = np.float64) -> FloatArray:
-        """Random parameters.
+        """Draw random parameters for the layers that are not frozen.
 
-        Of layers that are not frozen. Weights are normal with standard deviation ``gain / sqrt(in_features)`` (of
-        convolutions, in_channels times the kernel's elements), those of layers with a skip divided by the square root
-        of the number of such layers, so that
-        depth does not blow the activations up; biases are 0. Other layers start as they say, whatever ``gain`` is.
+        Weights are normal with standard deviation ``gain / sqrt(in_features)``, where a convolution counts in_channels
+        times the elements of its kernel. In layers with a skip they are also divided by the square root of the number
+        of such layers, so that activations do not grow with depth. Biases are 0. All other layers start as their own
+        descriptions say, whatever ``gain`` is.
 
         Parameters
         ----------
         rng : int, numpy.random.Generator or None
-            A seed, by default always the same one, or the generator to draw from; None for other parameters each time.
+            A seed, by default always the same one, or the generator to draw from. With None, parameters are different
+            each time.
         gain : float
+            The factor of the standard deviation of the weights.
         dtype : float64 or float32
+            The dtype of the result.
 
         Returns
         -------
         params : (P,) array
+            The parameters as one flat vector.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is not what is expected, or ``gain`` makes weights that ``dtype`` cannot hold.
         """
         dtype = as_float_dtype("dtype", dtype)
         gain = as_real("gain", gain)
@@ -248,20 +273,25 @@ class Network:
         return params
 
     def unpack(self, params: Array) -> list[Any]:
-        """Views of ``params``, one entry per layer; of frozen layers, read-only ones of what the net holds.
-
-        Per dense layer ``(weight, bias)`` of shape (out, in) and (out,), bias being None without one; of convolutions
-        the same, with a weight of shape (out, in, kernel), or (out, in, kernel height, kernel width); of the other
-        layers their parameters, (num_params,).
+        """Split ``params`` into views, one entry for each layer.
 
         Parameters
         ----------
-        params : (P,) contiguous array
+        params : (P,) array
+            It must be contiguous.
+
+        Returns
+        -------
+        entries : list
+            For a dense layer ``(weight, bias)`` of shapes (out, in) and (out,), where bias is None if the layer has
+            none. For a convolution the same, with a weight of shape (out, in, kernel) or (out, in, kernel height,
+            kernel width). For any other layer its parameters, (num_params,). Entries of frozen layers are read-only
+            views of what the net keeps.
 
         Raises
         ------
         TypeError, ValueError
-            Not an array of that shape, or not contiguous, so that views would be copies.
+            ``params`` is not an array of that shape, or is not contiguous, so that views would be copies.
         """
         if not isinstance(params, np.ndarray):
             raise TypeError(f"params: expected a NumPy array to take views of, got {type(params).__name__}")
@@ -288,18 +318,20 @@ class Network:
     def forward(self, params: ArrayLike, X: ArrayLike) -> FloatArray: ...
 
     def forward(self, params: Any, X: ArrayLike) -> Any:
-        """The net's output.
+        """Compute the outputs of the net.
 
         Parameters
         ----------
         params : (P,) array
-            float32 is kept and decides the precision; everything else becomes float64. Or a tensor of PyTorch.
+            An array or a PyTorch tensor. Parameters in float32 make all work be done in float32; any other dtype is
+            converted to float64.
         X : (B, in_features of the first layer) array
+            The samples, one in each row.
 
         Returns
         -------
         output : (B, out_features of the last layer) array
-            For params in a tensor, a tensor in its dtype and on its device.
+            The outputs. If ``params`` is a tensor, a tensor with its dtype and on its device.
         """
         given, params = params, self.model.check_params(params)
         return tensors.like(self.model.forward(params, self.model.check_X(X, params.dtype)), given)
@@ -311,17 +343,20 @@ class Network:
     def jacobian(self, params: ArrayLike, X: ArrayLike) -> FloatArray: ...
 
     def jacobian(self, params: Any, X: ArrayLike) -> Any:
-        """Derivatives of the outputs of each sample in the parameters.
+        """Compute the derivatives of the outputs of each sample with respect to the parameters.
 
         Parameters
         ----------
         params : (P,) array
+            As for `forward`.
         X : (B, in_features of the first layer) array
+            The samples, one in each row.
 
         Returns
         -------
         jacobian : (B, n_L, P) array
-            Computed in float64; in the dtype of ``params``, as a tensor where that is one.
+            The derivatives, where n_L is the number of outputs. They are computed in float64 and returned in the dtype
+            of ``params``, as a tensor if that is one.
 
         Raises
         ------
@@ -330,7 +365,7 @@ class Network:
 
         Notes
         -----
-        Costs about 4 n_L P flops a sample, or those of one Jacobian of the states for convolutions and other layers.
+        Costs about 4 n_L P flops a sample; convolutions and other layers cost one Jacobian of their states.
 
         Examples
         --------
@@ -351,29 +386,31 @@ class Network:
     def input_hessian(self, params: ArrayLike, X: ArrayLike, y: ArrayLike) -> FloatArray: ...
 
     def input_hessian(self, params: Any, X: ArrayLike, y: ArrayLike) -> Any:
-        """Hessian of the loss of each sample, taken alone, in its inputs.
+        """Compute, for each sample alone, the Hessian of its loss with respect to its inputs.
 
         Parameters
         ----------
         params : (P,) array
-        X, y
-            As for `gradient`, in memory.
+            As for `gradient`.
+        X, y : array
+            The samples and their targets as for `gradient`, as arrays in memory.
 
         Returns
         -------
         hessian : (B, n, n) array
-            n being the inputs of the first layer. Computed in float64; in the dtype of ``params``, as a tensor where
-            that is one. Of the mean loss over the batch, it is these over B.
+            The Hessians, where n is the number of inputs of the first layer. They are computed in float64 and returned
+            in the dtype of ``params``, as a tensor if that is one. Those of the mean loss over the batch are these
+            divided by B.
 
         Raises
         ------
         MemoryError
-            8 B n^2 bytes would not fit, or the derivative blocks of 256 samples; nothing has been allocated.
+            There is no room for 8 B n^2 bytes, or for the derivative blocks of 256 samples; nothing has been allocated.
 
         Notes
         -----
-        The recursion ``P <- J^T P J + A^T diag(D) A`` of docs/theory.md, section 13, down to the inputs: about 6 n^3
-        flops a layer of width n, and sample.
+        The recursion ``P <- J^T P J + A^T diag(D) A`` of docs/theory.md, section 13, is carried on down to the inputs,
+        for about 6 n^3 flops in each layer of width n and each sample.
 
         Examples
         --------
@@ -398,7 +435,18 @@ class Network:
         sample_weight: ArrayLike | None = None,
         progress: bool | None = None,
     ) -> float:
-        """The loss, averaged as `Network` says, as a float. Arguments as for `gradient`."""
+        """Compute the loss, averaged as `Network` describes.
+
+        Parameters
+        ----------
+        params, X, y, l2, sample_weight, progress : as for `gradient`
+            All arguments are those of `gradient`.
+
+        Returns
+        -------
+        loss : float
+            The loss, with its L2 term.
+        """
         l2, params = self._as_l2(l2), self.model.check_params(params)
 
         def evaluate(X: Array, targets: Any, normaliser: float) -> tuple[float, None]:
@@ -438,31 +486,32 @@ class Network:
         sample_weight: ArrayLike | None = None,
         progress: bool | None = None,
     ) -> Any:
-        """Gradient of the loss in the parameters.
+        """Compute the gradient of the loss with respect to the parameters.
 
         Parameters
         ----------
         params : (P,) array
-            As X and y, it may be a tensor of PyTorch on any device.
+            The parameters as one flat vector. This, X and y may also be PyTorch tensors on any device.
         X : (B, in_features of the first layer) array, or batches
-            Anything that slices like an array and is not in memory (`numpy.memmap`, data sets of h5py and zarr) is read
-            a batch at a time. So are batches, where y is None: pairs ``(X, y)`` from a list, a DataLoader of PyTorch,
-            or a function that returns a generator, of any sizes; or triples, of which the third has their weights.
-        y : (B,) integer labels or (B, out_features of the last layer) array
-            As the loss asks for; (B,) numbers are taken where there is one output.
+            The samples, one in each row. What can be sliced like an array but is not in memory (`numpy.memmap`, data
+            sets of h5py and zarr) is read one batch at a time. With ``y=None``, X may instead be batches of any sizes:
+            pairs ``(X, y)`` from a list, from a DataLoader of PyTorch or from a function that returns a generator; or
+            triples, in which the weights of the samples come third.
+        y : (B,) array of int, or (B, out_features of the last layer) array
+            Labels or numbers, as the loss asks for. Where there is one output, (B,) numbers are accepted.
         l2 : float, or sequence
-            Weight of the term ``l2/2 ||params||^2`` in the loss; at least 0. Or one number a layer, or pair (weights,
-            biases), or a (P,) array (docs/priors.md).
+            Weight of the term ``l2/2 ||params||^2`` in the loss; at least 0. It may also be one number for each layer,
+            one pair (weights, biases) for each layer, or a (P,) array (docs/priors.md).
         sample_weight : (B,) array, optional
-            How often each sample counts: at least 0, and 1 by default. The loss is then the weighted mean, the sum of
-            the weighted losses over that of the weights, or their sum where that is the loss's reduction.
+            How often each sample counts: at least 0, and 1 by default. The loss is then the weighted mean, which is the
+            sum of the weighted losses over the sum of the weights; with ``reduction="sum"`` it is the former sum alone.
         progress : bool, optional
             Show a progress bar of the samples, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
         gradient : (P,) array
-            In the dtype of ``params``; where that is a tensor, a tensor on its device.
+            The gradient, in the dtype of ``params``. If that is a tensor, a tensor on its device.
         """
         return self.loss_and_gradient(params, X, y, l2, sample_weight, progress)[1]
 
@@ -497,15 +546,21 @@ class Network:
         sample_weight: ArrayLike | None = None,
         progress: bool | None = None,
     ) -> Any:
-        """The loss and its gradient, in one pass over the samples; arguments as for `gradient`.
+        """Compute the loss and its gradient in one pass over the samples.
 
-        What optimisers of SciPy take with ``jac=True``.
+        SciPy's optimisers take this function with ``jac=True``.
+
+        Parameters
+        ----------
+        params, X, y, l2, sample_weight, progress : as for `gradient`
+            All arguments are those of `gradient`.
 
         Returns
         -------
         loss : float
+            The loss, with its L2 term.
         gradient : (P,) array
-            In the dtype of ``params``; where that is a tensor, a tensor on its device.
+            The gradient, in the dtype of ``params``. If that is a tensor, a tensor on its device.
         """
         given, l2, params = params, self._as_l2(l2), self.model.check_params(params)
 
@@ -593,54 +648,60 @@ class Network:
         progress: bool | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Hessian:
-        """Hessian of the loss in the parameters, or its Gauss-Newton matrix, as a `Hessian` operator.
+        """Take the Hessian of the loss with respect to the parameters, or its Gauss-Newton matrix, as a `Hessian`.
 
-        Linearised in float64 whatever the dtype of ``params``, which decides the dtype of the answers.
+        The net is linearised in float64 whatever the dtype of ``params``, which decides the dtype of the answers.
 
         Parameters
         ----------
-        params, X, y
-            As for `gradient`.
+        params, X, y : as for `gradient`
+            The parameters, the samples and their targets.
         curvature : "hessian" or "ggn"
             With "ggn" the generalized Gauss-Newton matrix ``J^T C J`` (N. Schraudolph, Neural Computation 14, 2002)
-            takes the place of H: J is the Jacobian of the net's outputs, and C the loss's curvature in them. It is
-            positive semidefinite where the loss is convex in the outputs, as all that come with the library are but
-            gaussian_nll, and weights are not negative.
+            takes the place of H, where J is the Jacobian of the net's outputs and C the curvature of the loss in them.
+            It is positive semidefinite if no weight is negative and the loss is convex in the outputs, as all losses
+            of the library are except gaussian_nll.
         l2 : float, or sequence
             Weight of the term ``l2/2 ||params||^2`` in the loss, its gradient and H, as for `gradient`.
         device : "cpu" or "cuda"
-            Where the derivative blocks lie, and products, factorizations and solves are computed: "cuda" is an NVIDIA
-            GPU, for nets of dense layers (extra `cuda`). Then params, X, y, right-hand sides and vectors may be arrays
-            there (anything with ``__cuda_array_interface__``), which are not copied to the host; solutions and products
-            are where b and v are. All work goes to the stream that the interface of ``params`` names, if it does.
+            Where the derivative blocks are stored and where products, factorizations and solves are computed. "cuda" is
+            an NVIDIA GPU, for nets of dense layers (extra `cuda`). Then params, X, y, right-hand sides and vectors may
+            be arrays on the GPU (anything with ``__cuda_array_interface__``), which are not copied to the host, and
+            solutions and products are returned where b and v are. All work is queued on the stream that the interface
+            of ``params`` names, if it names one.
         batch_size : int, optional
-            Read so many samples at a time. By default, all samples of arrays are one batch if their derivative blocks
-            fit in ``keep_bytes``; where they do not, and for samples that come in batches already, it follows from the
-            net, and is at least 512. Sums depend on it in rounding; and H of several batches is factored by
-            ``method="dense"`` alone.
+            How many samples to read at a time. By default, samples in arrays are one batch if their derivative blocks
+            fit in ``keep_bytes``. Where they do not fit, and for samples that come in batches already, the size is
+            computed from the net and is at least 512. Sums differ with it in rounding only. An H of several batches can
+            be factored by ``method="dense"`` alone.
         keep_bytes : int, optional
-            Keep so many bytes of derivative blocks, and make those of further batches again whenever H is multiplied
-            with or assembled. By default what memory allows, or half of that for samples in batches.
+            How many bytes of derivative blocks to keep. The blocks of further batches are computed again whenever H is
+            multiplied or assembled. By default what memory allows, or half of that for samples in batches.
         progress : bool, optional
             Show a progress bar of the batches, for which tqdm must be installed; by default what `set_progress` says.
         sample_weight : (B,) array, optional
-            As for `gradient`, but weights may be negative as well, to remove samples; of a mean, the sum must be
+            As for `gradient`, but weights may also be negative, to remove samples. For a mean, their sum must be
             positive.
+
+        Returns
+        -------
+        H : Hessian
+            The matrix as an operator, with the loss and the gradient at the same parameters.
 
         Raises
         ------
         ImportError, RuntimeError
             ``device`` is "cuda" and numba-cuda is not installed, or finds no GPU.
         TypeError, ValueError
-            An argument is not what is expected; of samples in batches, the message says which batch. Or the batches are
-            not the same samples in a later pass, in whatever order.
+            An argument is not what is expected; for samples in batches, the message says which batch. Or a later pass
+            over the batches gives other samples than the first, in whatever order.
         MemoryError
-            On a GPU: the derivative blocks would not fit.
+            The derivative blocks would not fit on the GPU.
 
         Notes
         -----
-        Costs about three times the flops of the loss. Beside the blocks that are kept, samples in batches take memory
-        for one batch at a time.
+        Costs about three times the flops of the loss. Samples in batches take memory for one batch at a time, beside
+        the blocks that are kept.
         """
         params, X, y = (tensors.plain(given, device != "cpu") for given in (params, X, y))
         on = processor.get(device, params)

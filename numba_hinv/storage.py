@@ -48,27 +48,28 @@ _LARGEST_COUNT = 1 << 58
 
 
 def load(path: str | os.PathLike[str]) -> Factorization:
-    """Load a factorization that `Factorization.save` wrote.
+    """Load a factorization that `Factorization.save` has written.
 
-    Runs no code from the file. The net's activations and loss are looked up by name: those that the user registered
-    must have been registered again, as the same functions. Where the Hessian came from blocks, or the net has layers
-    that are code (layer norms, gated, custom and external ones), the factorization works as it did, and
-    ``hessian.network`` is None.
+    No code from the file is run. The net's activations and loss are looked up by name, so that those which you have
+    registered must be registered again, as the same functions, before. If the Hessian was made from blocks, or if the
+    net has layers that are code (layer norms, gated, custom and external layers), the factorization works as before,
+    but ``hessian.network`` is None.
 
     Parameters
     ----------
     path : str or os.PathLike
+        The file.
 
     Returns
     -------
     Factorization
-        Its solves are bitwise those of the one that was saved, on the same machine.
+        The factorization. On the same machine, its solves are those of the saved one bit for bit.
 
     Raises
     ------
     ValueError
-        The file is no such file, is truncated or altered, has another format version, or refers to an activation or a
-        loss that is not registered. The message says which.
+        The file was not written by `Factorization.save`, is truncated or altered, has another format version, or refers
+        to an activation or a loss that is not registered. The message says which.
     TypeError, OSError, MemoryError
         ``path`` is not a path, cannot be read, or the arrays would not fit.
 

@@ -66,38 +66,41 @@ def eigenvalues(
     which: Literal["nearest", "lowest", "highest"] = "nearest",
     progress: bool | None = None,
 ) -> Any:
-    """The k eigenvalues of H nearest to ``near``, or the k lowest or highest.
+    """Compute the k eigenvalues of H nearest to ``near``, or the k lowest or highest.
 
-    By SciPy's eigsh (implicitly restarted Lanczos) on the inverse of ``H - near I``, from a fixed start. Of a multiple
-    eigenvalue Lanczos may find one vector only; the inertia of H at both sides of what has been found says how many are
-    missing, which are then looked for beside it. For the outermost eigenvalues, counts of those below numbers bracket
-    them first, and the shift lies beside them.
+    They are found by SciPy's eigsh (implicitly restarted Lanczos) on the inverse of ``H - near I``, from a fixed start.
+    For a multiple eigenvalue Lanczos may find one vector only. The inertia of H on both sides of what has been found
+    then says how many are missing, and the search goes on for these. For the lowest or highest eigenvalues, counts of
+    the eigenvalues below a number bracket them first, and the shift is put beside them.
 
     Parameters
     ----------
     H : Hessian
+        The Hessian.
     k : int
-        From 1 to P.
+        How many eigenvalues to compute, from 1 to P.
     near : float, optional
-        0 by default. May itself be an eigenvalue: the shift is then moved by 1e-8 ||H||.
+        The shift, by default 0. It may itself be an eigenvalue, in which case it is moved by 1e-8 ||H||.
     return_eigenvectors : bool
+        Whether to return the eigenvectors as well.
     which : "nearest", "lowest" or "highest"
-        Those nearest to ``near``, which the others go without, or those at an end of the spectrum.
+        Which eigenvalues to compute: those nearest to ``near``, or those at one end of the spectrum, for which ``near``
+        must not be given.
     progress : bool, optional
         Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
     values : (k,) array
-        Ascending, in float64; multiple ones as often as they occur.
+        The eigenvalues, ascending and in float64. A multiple eigenvalue is repeated as often as it occurs.
     vectors : (P, k) array
-        Orthonormal columns. Only with ``return_eigenvectors``.
+        The eigenvectors, as orthonormal columns. Returned only with ``return_eigenvectors``.
 
     Raises
     ------
     TypeError, ValueError
-        H is not a `Hessian`, there are no k eigenvalues, ``near`` is not a finite real number, or ``which`` none of
-        those.
+        H is not a `Hessian`, it does not have k eigenvalues, ``near`` is not a finite real number, or ``which`` is not
+        one of the three.
     numpy.linalg.LinAlgError
         H is too ill-conditioned around ``near``, or Lanczos does not find k eigenvalues there.
     MemoryError
@@ -107,19 +110,20 @@ def eigenvalues(
     -----
     scipy.linalg.LinAlgWarning
         A residual ``||H v - value v||`` is above 1e-12 ||H||, or the inertia does not confirm that these are the
-        ones asked for; the message says which, and by how much.
+        eigenvalues asked for; the message says which, and by how much.
 
     See Also
     --------
-    eigenvalues_in : all those of an interval. Hessian.count_below : how many there are.
+    eigenvalues_in : All eigenvalues in an interval.
+    Hessian.count_below : How many there are below a number.
 
     Notes
     -----
-    Costs three factorizations, one at the shift and two for the counts, up to thirty more where the outermost ones are
-    bracketed, and, in a net of 1,906 parameters, 27 to 167 solves for k from 1 to 30; more where eigenvalues are
-    missing. They are the nearest up to 1e-12 ||H|| as a rule, and up to 1e-6 ||H|| where counts are not to be had
-    closer to an eigenvalue. Where 2 k + 20 is P or more, or Lanczos misses some and P is at most 2,000, H is made
-    dense, by P products.
+    Costs three factorizations, one at the shift and two for the counts, and up to thirty more to bracket the lowest or
+    highest eigenvalues. In a net of 1,906 parameters it took 27 to 167 solves for k from 1 to 30; more are needed if
+    eigenvalues are missing. The result is the nearest eigenvalues up to 1e-12 ||H|| as a rule, and up to 1e-6 ||H|| if
+    eigenvalues cannot be counted closer to one of them. If 2 k + 20 is P or more, or if Lanczos misses some and P is at
+    most 2,000, H is formed as a dense matrix by P products.
 
     Examples
     --------
@@ -250,27 +254,30 @@ def _num_missing(H: Hessian, values: Array, near: float, k: int) -> int:
 def eigenvalues_in(
     H: Hessian, low: float, high: float, num_threads: int | None = None, progress: bool | None = None
 ) -> NDArray[np.float64]:
-    """All eigenvalues of H in the half-open interval [low, high), by spectrum slicing.
+    """Compute all eigenvalues of H in the half-open interval [low, high), by spectrum slicing.
 
-    The inertia of ``H - t I`` says how many eigenvalues are below t (`Hessian.count_below`). The interval is cut until
-    in each slice Lanczos finds as many as there are by that count, or until the slice is as narrow as rounding: then
-    its eigenvalues are one multiple eigenvalue, such as the zeros of parameters that do not act on the loss.
+    The inertia of ``H - t I`` says how many eigenvalues are below t (`Hessian.count_below`). The interval is cut into
+    slices until Lanczos finds as many eigenvalues in each slice as that count says, or until the slice is as narrow as
+    rounding errors. In the latter case its eigenvalues are taken as one multiple eigenvalue, such as the zeros of
+    parameters that do not affect the loss.
 
     Parameters
     ----------
     H : Hessian
+        The Hessian.
     low, high : float
-        May be infinite. Neither may be an eigenvalue, for which 0 is a candidate.
+        The ends of the interval, which may be infinite. Neither may be an eigenvalue, as 0 often is.
     num_threads : int, optional
-        At most so many slices at the same time; by default one a core, as for `Hessian.factorize_many`. The answer is
-        the same for every number.
+        How many slices to work on at the same time at most; by default one for each core, as for
+        `Hessian.factorize_many`. The answer does not depend on it.
     progress : bool, optional
         Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
     values : (k,) array
-        Ascending, in float64, each as often as it occurs; k is ``H.count_below(high) - H.count_below(low)``.
+        The eigenvalues, ascending and in float64, each as often as it occurs. Their number k is
+        ``H.count_below(high) - H.count_below(low)``.
 
     Raises
     ------
@@ -279,23 +286,24 @@ def eigenvalues_in(
     TypeError, ValueError
         H is not a `Hessian`, or the bounds are not real numbers with low <= high.
     ImportError
-        A progress bar is asked for and tqdm is not there.
+        A progress bar is asked for and tqdm is not installed.
 
     Warns
     -----
     scipy.linalg.LinAlgWarning
-        More than 24 eigenvalues lie in an interval that is wider than 1e-8 ||H|| and in which none can be counted; the
-        message gives their number and the width.
+        More than 24 eigenvalues lie in an interval that is wider than 1e-8 ||H|| and inside of which eigenvalues cannot
+        be counted; the message gives their number and the width.
 
     See Also
     --------
-    eigenvalues : the nearest to a shift, with eigenvectors. spectral_density : counts alone, far cheaper.
+    eigenvalues : The eigenvalues nearest to a shift, with eigenvectors.
+    spectral_density : Only the counts, which are far cheaper.
 
     Notes
     -----
     In a net of 1,906 parameters, 124 positive eigenvalues cost 21 factorizations and 735 solves, and 882 zeros 24
-    factorizations and 78 solves. Eigenvalues are right to a few 1e-12 ||H||, as the residuals prove; of more than 24
-    that counts do not tell apart, one is found and stands for all.
+    factorizations and 78 solves. Eigenvalues are right to a few 1e-12 ||H||, as their residuals prove. If more than 24
+    cannot be told apart by counting, one of them is computed and stands for all.
 
     Examples
     --------

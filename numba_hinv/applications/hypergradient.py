@@ -30,7 +30,20 @@ _NAMES = "l2", "sample_weight", "X", "y"
 
 
 class Hypergradient(NamedTuple):
-    """Gradient of a validation loss in what training was given. Made by `hypergradient`.
+    """Gradient of a validation loss with respect to what training was given, which `hypergradient` computes.
+
+    Attributes
+    ----------
+    loss : float
+        The loss on the validation samples.
+    gradient : float, array or tuple of these
+        The gradient: a float or an array, or a tuple of these in the order in which they were asked for.
+    adjoint : (P,) array
+        u, which is ``(H + damping I)^-1`` times the gradient of the validation loss.
+    newton_step : (P,) array
+        The step from the parameters to the minimum of the quadratic model of the training loss.
+    factorization : Factorization
+        The inverse of ``H + damping I``.
 
     Examples
     --------
@@ -43,11 +56,11 @@ class Hypergradient(NamedTuple):
     0.7179
     """
 
-    loss: float  # on the validation samples
-    gradient: Any  # a float for "l2", else an array; of several things a tuple, in their order
-    adjoint: np.ndarray  # (P,): u = (H + damping I)^-1 times the gradient of the validation loss
-    newton_step: np.ndarray  # (P,): from params to where the training loss's minimum is by its quadratic model
-    factorization: Factorization  # of H + damping I
+    loss: float
+    gradient: Any
+    adjoint: np.ndarray
+    newton_step: np.ndarray
+    factorization: Factorization
 
     def __repr__(self) -> str:
         return representation.line(type(self).__name__, self._asdict())
@@ -70,37 +83,39 @@ def hypergradient(
     keep_bytes: int | None = None,
     progress: bool | None = None,
 ) -> Hypergradient:
-    """Gradient of a validation loss in the weight decay, the samples' weights, inputs or targets of the training.
+    """Compute the gradient of a validation loss with respect to weight decay, weights or data of the training.
 
-    Training leads to the minimum of ``F(params; phi) = net.loss(params, X, y, l2, sample_weight)``, phi being any of
-    what F depends on. The minimum moves with phi, so that the validation loss V there has the gradient
+    Training leads to a minimum of ``F(params; phi) = net.loss(params, X, y, l2, sample_weight)``, where phi is anything
+    that F depends on: the L2 term, the weights of the samples, their inputs or targets. The minimum moves with phi, and
+    the validation loss V at the minimum has the gradient
 
         dV/dphi = -(d/dphi (u . grad F)),    (H + damping I) u = grad V,
 
-    in which H is the Hessian of F and u is held fixed: one solve for all of phi, however much there is. Nothing is
-    trained again, and nothing is approximated: mixed derivatives of the gradient are exact, too.
+    in which H is the Hessian of F and u is held fixed. One solve serves all of phi, however large it is. Nothing is
+    trained again, and nothing is approximated: the mixed derivatives of F are exact, too.
 
     Parameters
     ----------
     net : Network
+        The net that was trained.
     params : (P,) array
-        A minimum of the training loss, up to a small gradient: as `minimize` leads to.
+        A minimum of the training loss, where its gradient is small, such as `minimize` finds.
     train : (X, y)
-        The training samples: arrays as for `Network.gradient`, perhaps on a disk.
+        The training samples as arrays, as for `Network.gradient`, in memory or on a disk.
     validation : (X, y) or callable
-        Other samples, whose mean loss without an L2 term is V; or ``validation(params)``, which returns V and its
-        gradient (P,) in the parameters.
+        Other samples, whose mean loss without an L2 term is V; or a function ``validation(params)`` that returns V and
+        its gradient (P,) with respect to the parameters.
     with_respect_to : "l2", "sample_weight", "X", "y", callable, or a tuple of these
-        What the gradient is in. A callable ``product(params, u)`` is for whatever else F may depend on: it returns the
-        derivative of ``u . grad F(params; phi)`` in phi, of any shape, and minus that is the gradient (vector-Jacobian
-        product of the training loss's gradient). Where the inputs or targets are themselves functions of phi, take "X"
-        or "y" and pull these gradients back through that function.
-    l2 : float, or one number or pair (weights, biases) a layer, or (P,) array
-        Weight of the term ``l2/2 ||params||^2`` that the loss was minimised with.
+        What the gradient is taken with respect to. A callable ``product(params, u)`` is for anything else that F may
+        depend on: it returns the derivative of ``u . grad F(params; phi)`` with respect to phi, of any shape, which is
+        a vector-Jacobian product of the gradient of F; the result is minus that. If inputs or targets are themselves
+        functions of phi, take "X" or "y" and multiply these gradients by the derivative of that function.
+    l2 : float, or one number or pair (weights, biases) for each layer, or (P,) array
+        Weight of the term ``l2/2 ||params||^2`` that the training loss was minimised with.
     sample_weight : (B,) array, optional
-        Of the training samples, likewise; ones by default.
+        The weights of the training samples that the training loss was minimised with; ones by default.
     damping : float
-        Added to H, and no part of the loss: where H is singular.
+        A number to add to H if H is singular. It is no part of the loss.
     method : str
         As for `Hessian.factorize`.
     batch_size, keep_bytes : int, optional
@@ -111,9 +126,9 @@ def hypergradient(
     Returns
     -------
     Hypergradient
-        Its gradient has the form of ``l2`` for "l2": a float, (L,), (L, 2) where some layer has a pair, or (P,). It is
-        (B,) for "sample_weight", (B, n) for "X", and has the shape of y for "y"; for a callable that of what it
-        returns. All in float64.
+        The gradient and what it was computed from, in float64. For "l2" the gradient has the form of ``l2``: a float,
+        (L,), (L, 2) if some layer has a pair, or (P,). For "sample_weight" it is (B,), for "X" it is (B, n), for "y" it
+        has the shape of y, and for a callable that of what the callable returns.
 
     Raises
     ------
@@ -127,19 +142,20 @@ def hypergradient(
     Warns
     -----
     scipy.linalg.LinAlgWarning
-        ``params`` are not the minimum: a Newton step from them would be longer than 1e-5 of their length, or
+        ``params`` are not a minimum: a Newton step from them would be longer than 1e-5 of their length, or
         H + damping I has negative eigenvalues or may have some. Or the solve is inaccurate, as for
         `Factorization.solve`.
 
     See Also
     --------
-    influence : the first-order effect of leaving a sample out on each test sample.
+    influence : The first-order effect of leaving a sample out on each test sample.
 
     Notes
     -----
-    One factorization, a solve with two right-hand sides, and about the cost of two gradients for each thing asked for.
-    The error is of the order of the Newton step, which ``newton_step`` has. "y" compiles the loss for numbers that
-    carry derivatives at its first use, some seconds; a loss of one's own must be arithmetic on single entries for that.
+    Costs one factorization, a solve with two right-hand sides, and about two gradients for each thing asked for. The
+    error is of the order of the Newton step, which is returned as ``newton_step``. The first use of "y" compiles the
+    loss for numbers that carry derivatives, which takes some seconds; for that, a loss of your own must consist of
+    arithmetic on single entries.
 
     Examples
     --------

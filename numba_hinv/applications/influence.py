@@ -25,15 +25,19 @@ from .training_set import TrainingSet
 
 
 class Influence:
-    """Influences of training samples on test samples. Made by `influence`; an array to NumPy: ``np.asarray(found)``.
+    """Influences of training samples on test samples, which `influence` computes.
+
+    NumPy takes it for the array of its values: ``np.asarray(found)``.
 
     Attributes
     ----------
     values : (G, T) array
-        ``values[i, j]`` is the predicted change of the loss of test sample j if training sample i, or group i of them,
-        were left out; G is the number of groups, by default B.
+        ``values[i, j]`` is the predicted change of the loss of test sample j if training sample i, or the i-th group of
+        samples, were left out. G is the number of groups, by default the number B of samples.
+    shape : (int, int)
+        The shape of ``values``.
     factorization : Factorization
-        The inverse that they were computed with.
+        The inverse that the values were computed with.
 
     Examples
     --------
@@ -79,10 +83,10 @@ class Influence:
 
     @property
     def self_influence(self) -> FloatArray:
-        """(G,) array: the predicted change of each training sample's own loss, or the sum of a group's, without it.
+        """The predicted change (G,) of the loss of each training sample, or group of them, if it were left out.
 
-        Of large values are samples that the others do not explain, such as those with a wrong label. Computed at the
-        first use, by the covariances of the outputs (docs/theory.md, section 14).
+        It is large for samples that the others do not explain, such as those with a wrong label. It is computed at its
+        first use, from the covariances of the outputs (docs/theory.md, section 14).
         """
         if self._self_influence is None:
             own = np.empty(self._groups.count)
@@ -115,78 +119,82 @@ def influence(
     leverage: bool = False,
     sample_weight: ArrayLike | None = None,
 ) -> Influence:
-    """Influence of every training sample, or group of them, on the loss of every test sample.
+    """Compute the influence of every training sample, or group of them, on the loss of every test sample.
 
-    With ``A = H + damping I``, H being the Hessian of the mean loss over the B training samples and its L2 term, and
-    g the gradients of one sample's loss,
+    With ``A = H + damping I``, where H is the Hessian of the mean loss over the B training samples and of its L2 term,
+    and with the gradients g of the loss of single samples,
 
         values[i, j] = g_test[j]^T A^-1 g[i] / B.
 
-    That is the change of test sample j's loss, to first order, if training sample i were left out and the parameters
-    minimised again: positive where sample i helps. The other samples keep their weight of 1/B, and the L2 term its own.
-    Prediction and truth agree where ``params`` is a minimum of ``net.loss(params, X, y, l2)`` and ``damping`` is 0 or
-    tiny, but for what is of second order: a sample that is left out takes its own part of the curvature with it. With
-    ``leverage=True`` the change is that of a Newton step on the loss of the others, in which this part is taken as
-    Gauss-Newton: for the outputs of the sample or group, with the covariance ``J A^-1 J^T`` of these and the gradient r
-    and curvature C of the loss in them, r becomes ``(I - C J A^-1 J^T)^-1 r`` (docs/theory.md, section 14).
+    This is, to first order, how much the loss of test sample j would change if training sample i were left out and the
+    loss minimised again. It is positive if sample i helps. The other samples keep their weight of 1/B, and the L2 term
+    its own weight. The prediction is right to first order if ``params`` is a minimum of ``net.loss(params, X, y, l2)``
+    and ``damping`` is 0 or tiny. What it leaves out is of second order: a sample that is left out takes its own part of
+    the curvature with it. With ``leverage=True`` the change is that of a Newton step on the loss of the other samples,
+    in which this part of the curvature is replaced by its Gauss-Newton matrix. Then, for the outputs of the sample or
+    group, with their covariance ``J A^-1 J^T`` and the gradient r and curvature C of the loss with respect to them, r
+    becomes ``(I - C J A^-1 J^T)^-1 r`` (docs/theory.md, section 14).
 
     Parameters
     ----------
     net : Network
+        The net that was trained.
     params : (P,) array
-    X, y : the training samples, as for `Network.gradient`
-        Arrays, perhaps on a disk: batches from a loader have no order that says which sample is which.
-    X_test, y_test : T test samples, likewise
+        The parameters that training has found.
+    X, y : as for `Network.gradient`
+        The training samples as arrays, in memory or on a disk. Batches from a loader are not accepted, since their
+        order does not say which sample is which.
+    X_test, y_test : as for `Network.gradient`
+        The T test samples as arrays.
     damping : float
-        Added to H, and no part of the loss: where H is singular or params are not quite at a minimum.
+        A number to add to H if H is singular or if ``params`` are not quite at a minimum. It is no part of the loss.
     l2 : float, or sequence
         Weight of the term ``l2/2 ||params||^2`` that the loss was minimised with, as for `Network.gradient`.
     curvature : "hessian" or "ggn"
         As for `Network.hessian`.
     num_threads : int, optional
-        At most so many blocks of test samples at the same time; by default one a core, or as many as leave BLAS its
-        own threads. The answer is the same for every number.
+        How many blocks of test samples to work on at the same time at most; by default one for each core, or as many as
+        leave BLAS its own threads. The answer does not depend on it.
     progress : bool, optional
         Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
     batch_size, keep_bytes : int, optional
-        As for `Network.hessian`. Where H is factored as one dense matrix, many samples are read in batches by default.
+        As for `Network.hessian`. If H is factored as one dense matrix, many samples are read in batches by default.
     groups : int or (B,) array, optional
-        Leave out groups instead of single samples, as for `leave_one_out`; to first order, the influences of a group's
-        samples add up.
+        Leave out groups instead of single samples, as for `leave_one_out`. To first order, the influence of a group is
+        the sum of those of its samples.
     leverage : bool
-        Whether to allow for the leverage of what is left out.
+        Whether to take into account the leverage of what is left out, as described above.
     sample_weight : (B,) array, optional
-        Of the training samples, as for `Network.gradient`: they have w[i] / sum(w) in place of 1/B above. Where the
-        loss weighs classes, the loss of a sample is its term in the sum, so with the weight of its class.
+        The weights w of the training samples, as for `Network.gradient`: they have w[i] / sum(w) in place of 1/B above.
+        If the loss gives weights to classes, the loss of a sample is its term in the sum, with the weight of its class.
 
     Returns
     -------
     Influence
-        Holds the (B, T) matrix, or one row a group, and the influence of each training sample on itself.
+        The (B, T) matrix, or one with a row for each group, and the influence of each training sample on itself.
 
     Raises
     ------
     TypeError, ValueError
-        An argument is not as described; it is named.
+        An argument is not as described; the message names it.
     numpy.linalg.LinAlgError
         H + damping I is singular.
     MemoryError
-        Factors, matrix and the blocks at work would not fit; there are no more of the latter for more test samples.
+        The factors, the matrix and the blocks at work would not fit. More test samples do not need more such blocks.
     ImportError
-        A progress bar is asked for and tqdm is not there.
+        A progress bar is asked for and tqdm is not installed.
 
     Warns
     -----
     scipy.linalg.LinAlgWarning
-        H + damping I has negative eigenvalues, or may have some, so that the parameters are no minimum;
-        or a solution is inaccurate, as
-        for `Factorization.solve`.
+        H + damping I has negative eigenvalues, or may have some, so that the parameters are no minimum; or a solution
+        is inaccurate, as for `Factorization.solve`.
 
     Notes
     -----
-    One factorization; per test sample a gradient, a refined solve and a forward sweep of tangents, whose inner products
-    with the gradients of the losses in the outputs are those of all training samples' gradients with the solution. The
-    leverages cost about one more factorization.
+    Costs one factorization and, for each test sample, a gradient, a refined solve and a forward sweep of tangents. The
+    inner products of these tangents with the gradients of the losses with respect to the outputs are those of the
+    solution with the gradients of all training samples. The leverages cost about one more factorization.
 
     Examples
     --------

@@ -43,66 +43,74 @@ _TOLERANCE = 1e-8
 
 
 class Laplace:
-    """Normal posterior of a net's parameters around ``params``, which should be a mode: a trained net.
+    """The Laplace approximation: a normal posterior of the parameters of a trained net.
+
+    The normal distribution has its mean at ``params``, which should be a mode of the posterior, and the inverse of the
+    Hessian of minus the log posterior there as covariance.
 
     Parameters
     ----------
     net : Network
-        Its loss decides the likelihood: softmax_cross_entropy is that of labels, binary_cross_entropy that of
-        independent 0s and 1s, mean_squared_error a normal one with ``noise_variance``. The value of any other loss,
-        as it was registered, is taken as minus the logarithm of the likelihood of a sample.
+        The net. Its loss decides the likelihood: "softmax_cross_entropy" is that of labels, "binary_cross_entropy" that
+        of independent zeros and ones, and "mean_squared_error" a normal one with ``noise_variance``. The value of any
+        other loss for a sample is taken as minus the logarithm of the likelihood of that sample.
     params : (P,) array
-        Where the posterior is the largest: trained on this loss with ``l2 = prior_precision / s``, s being `scale`.
-    X, y
-        The training data, as `Network.gradient` takes them: arrays, in memory or on a disk, or batches.
+        The parameters where the posterior is the largest: those of a net trained on this loss with
+        ``l2 = prior_precision / s``, where s is `scale`.
+    X, y : as for `Network.gradient`
+        The training data: arrays in memory or on a disk, or batches.
     prior_precision : float, or sequence
-        The prior of every parameter is normal with this precision; positive. Or one number a layer, or pair (weights,
-        biases), or a (P,) array (docs/priors.md).
+        The prior of every parameter is normal with this precision, which is positive. It may also be one number for
+        each layer, one pair (weights, biases) for each layer, or a (P,) array (docs/priors.md).
     curvature : "hessian" or "ggn"
-        As for `Network.hessian`. Where the loss is convex in the outputs, as are those of the library, the Gauss-Newton
-        matrix is positive semidefinite, so that there is a posterior everywhere.
+        As for `Network.hessian`. If the loss is convex in the outputs, as all losses of the library but gaussian_nll
+        are, the Gauss-Newton matrix is positive semidefinite, so that there is a posterior at any parameters.
     noise_variance : float, optional
-        Of the targets, for mean_squared_error alone; 1 by default.
+        The variance of the targets about the outputs, for "mean_squared_error" only; 1 by default.
     factor_dtype : float64 or float32, optional
         As for `Hessian.factorize`.
     batch_size, keep_bytes : int, optional
         As for `Network.hessian`.
     progress : bool, optional
-        Show progress bars while the training data are gone through and of the factorization, for which tqdm must be
+        Show progress bars of the pass over the training data and of the factorization, for which tqdm must be
         installed; by default what `set_progress` says.
     sample_weight : (B,) array, optional
         As for `Network.gradient`: how many observations each sample stands for, in the likelihood and in `scale`.
     prior_mean : float, or sequence
-        Of the prior, likewise; 0 by default. ``params`` should have been trained with that prior: the L2 term of this
-        library's own training has a mean of 0.
+        The mean of the prior, in the forms of ``prior_precision``; 0 by default. ``params`` should have been trained
+        with that prior; the L2 term of this library's own training has a mean of 0.
 
     Attributes
     ----------
     hessian : Hessian
-        Of the mean loss, linearised once.
+        The Hessian of the mean loss, linearised once.
     factorization : Factorization
-        Of ``H + (prior_precision / scale) I``; ``scale`` times that is the precision of the posterior.
+        The inverse of ``H + (prior_precision / scale) I``. The precision of the posterior is ``scale`` times that
+        matrix.
     scale : float
-        What makes the negative log-likelihood of the mean loss.
+        The factor that turns the mean loss into the negative log-likelihood.
     prior_precision : float, or (L,), (L, 2) or (P,) array
-    prior_mean : likewise
+        The prior precision that was given, or the one that `fit_prior` has found.
+    prior_mean : float, or (L,), (L, 2) or (P,) array
+        The prior mean that was given.
     noise_variance : float or None
-        Those given, or what `fit_prior` has found. The last is None for other losses than mean_squared_error.
+        The noise variance that was given, or the one that `fit_prior` has found. None for losses other than
+        "mean_squared_error".
     precisions : float or (P,) array
         The prior precision of every parameter.
 
     Raises
     ------
     numpy.linalg.LinAlgError
-        The precision of the posterior is not positive definite: the message gives its inertia and says what to do.
-        Where rounding leaves that open, and no pivot is negative, it is a `scipy.linalg.LinAlgWarning`.
+        The precision of the posterior is not positive definite; the message gives its inertia and says what to do.
+        If rounding leaves that undecided, and no pivot is negative, there is a `scipy.linalg.LinAlgWarning` instead.
     TypeError, ValueError
         An argument is not what is expected.
 
     Notes
     -----
-    Costs one linearisation and one factorization, which for a training set of more samples than a minibatch has is that
-    of the dense matrix: P^3/3 flops and what it takes to form H, in memory for P^2 numbers.
+    Costs one linearisation and one factorization. For a training set of more samples than a minibatch has, the latter
+    is that of the dense matrix: P^3/3 flops, the cost of forming H, and memory for P^2 numbers.
 
     Examples
     --------
@@ -186,11 +194,22 @@ class Laplace:
 
     @property
     def count(self) -> float:
-        """Observations: what the noise variance is the mean over."""
+        """The number of observations, over which the noise variance is a mean."""
         return self._count
 
     def scale_with(self, noise_variance: float | None) -> float:
-        """`scale`, with another noise variance."""
+        """Compute what `scale` would be with another noise variance.
+
+        Parameters
+        ----------
+        noise_variance : float or None
+            The noise variance; None for losses that have none.
+
+        Returns
+        -------
+        scale : float
+            The factor that turns the mean loss into the negative log-likelihood.
+        """
         return self._normaliser / (1.0 if noise_variance is None else 2.0 * noise_variance)
 
     def _factorize(self, damping: Any, progress: bool | None = None) -> Factorization:
@@ -199,11 +218,30 @@ class Laplace:
         return Factorization.compute(self.hessian, 0.0, self._factor_dtype, progress=progress, dampings=damping)
 
     def from_mean(self) -> FloatArray:
-        """How far the parameters are from the prior's mean, (P,)."""
+        """Compute the difference of the parameters and the mean of the prior.
+
+        Returns
+        -------
+        difference : (P,) array
+            The parameters minus the mean of the prior.
+        """
         return self.hessian.system.params - self._mean
 
     def evidence_at(self, precisions: Array, noise_variance: float | None) -> tuple[float, FloatArray] | None:
-        """(log evidence, posterior variances (P,)) with other precisions (P,); None where there is no posterior."""
+        """Compute the log evidence and the posterior variances with another prior.
+
+        Parameters
+        ----------
+        precisions : (P,) array
+            The prior precision of every parameter.
+        noise_variance : float or None
+            The noise variance; None for losses that have none.
+
+        Returns
+        -------
+        found : (float, (P,) array) or None
+            The log evidence and the variances; None if the precision of the posterior is not positive definite.
+        """
         scale = self.scale_with(noise_variance)
         try:
             factorization = self._factorize(precisions / scale)
@@ -242,10 +280,10 @@ class Laplace:
         )
 
     def log_evidence(self, progress: bool | None = None) -> float:
-        """Logarithm of the evidence ``p(y | X)``, in the Laplace approximation.
+        """Compute the logarithm of the evidence ``p(y | X)`` in the Laplace approximation.
 
-        ``log p(y | X, params) + log p(params) + P/2 log(2 pi) - 1/2 log det(posterior precision)``, with all
-        constants, so that nets may be compared. For a linear net with squared errors, at the mode, it is exact.
+        It is ``log p(y | X, params) + log p(params) + P/2 log(2 pi) - 1/2 log det(posterior precision)`` with all
+        constants, so that different nets can be compared. At the mode of a linear net with squared errors it is exact.
 
         Parameters
         ----------
@@ -255,12 +293,12 @@ class Laplace:
         Returns
         -------
         log_evidence : float
-            Supposes that ``params`` is a mode; `decrement` says how far it is from one.
+            The log evidence, under the assumption that ``params`` is a mode; `decrement` says how far it is from one.
 
         Warns
         -----
         scipy.linalg.LinAlgWarning
-            Digits of the log-determinant are in doubt (`Factorization.slogdet`).
+            Some digits of the log-determinant are uncertain (`Factorization.slogdet`).
         """
         return self._log_evidence(self.precisions, self.noise_variance, self.factorization, progress)
 
@@ -280,10 +318,20 @@ class Laplace:
         return float(log_likelihood + log_prior - 0.5 * (size * np.log(scale) + factorization.slogdet(progress)[1]))
 
     def decrement(self, progress: bool | None = None) -> float:
-        """How many nats a Newton step would add to the log posterior, by the quadratic model: 0 at a mode.
+        """Compute by how many nats a Newton step would increase the log posterior, by its quadratic model.
 
-        Half the squared Newton decrement, ``1/2 g^T (posterior precision)^-1 g`` with g the gradient. One solve, with
-        a progress bar as `Factorization.solve` has it.
+        This is half the squared Newton decrement, ``1/2 g^T (posterior precision)^-1 g``, where g is the gradient. It
+        costs one solve.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
+
+        Returns
+        -------
+        decrement : float
+            The increase; 0 at a mode.
         """
         gradient = (
             self.scale * cast(Array, self.hessian.gradient).astype(np.float64) + self.precisions * self.from_mean()
@@ -293,43 +341,47 @@ class Laplace:
     def fit_prior(
         self, noise: bool = False, per_layer: bool | Literal["pairs"] = False, progress: bool | None = None
     ) -> "Laplace":
-        """Set the prior precision to a maximum of the evidence, with params and curvature as they are.
+        """Set the prior precision to a maximum of the evidence, while parameters and curvature stay as they are.
 
-        D. MacKay's condition, ``prior_precision ||params||^2 = gamma``, is solved by bisection and interpolation in the
-        logarithm, from the present value on. ``gamma = P - prior_precision trace(posterior covariance)`` is the number
-        of well-determined parameters; the trace is that of the exact diagonal of the inverse.
+        D. MacKay's condition, ``prior_precision ||params||^2 = gamma``, is solved by bisection and interpolation of the
+        logarithm of the precision, starting from the present value. Here
+        ``gamma = P - prior_precision trace(posterior covariance)`` is the number of well-determined parameters, and the
+        trace comes from the exact diagonal of the inverse.
 
         Parameters
         ----------
         noise : bool
-            Whether to set the noise variance as well, of mean_squared_error: to ``|residuals|^2 / (count - gamma)``.
+            Whether to set the noise variance of "mean_squared_error" as well, to ``|residuals|^2 / (count - gamma)``.
         per_layer : bool or "pairs"
-            Whether each layer has a precision of its own, of which `prior_precision` is an (L,) array then; with
-            "pairs" its weights and its biases have, and it is (L, 2). Entries of layers without parameters in P are 1.
+            Whether each layer gets a precision of its own, which makes `prior_precision` an (L,) array. With "pairs"
+            the weights and the biases of each layer get one each, which makes it (L, 2). Entries that belong to no
+            parameter are 1.
         progress : bool, optional
-            Show a progress bar of the values tried, for which tqdm must be installed;
-            by default what `set_progress` says.
+            Show a progress bar of the values tried, for which tqdm must be installed; by default what `set_progress`
+            says.
 
         Returns
         -------
         Laplace
-            Itself, so that ``laplace.fit_prior().log_evidence()`` reads well.
+            The object itself, so that one can write ``laplace.fit_prior().log_evidence()``.
 
         Raises
         ------
         numpy.linalg.LinAlgError
-            There is no maximum: the evidence grows until the precision is no longer positive definite, as happens where
-            params are not at a mode, or for ever. Nothing is changed then.
+            There is no maximum: the evidence grows without end, or until the precision of the posterior is no longer
+            positive definite, as happens if ``params`` are not at a mode. Then nothing is changed.
         TypeError, ValueError
-            ``noise`` is not a bool, or True for another loss; or ``per_layer`` is none of those.
+            ``noise`` is not a bool, or is True for a loss other than "mean_squared_error"; or ``per_layer`` is not one
+            of the three.
 
         Notes
         -----
-        Where the Hessian has negative eigenvalues, the evidence goes to infinity as the precision becomes singular;
-        that is no maximum and is not returned. The mode moves with the prior: train again with the precision found, and
-        fit again, until it stays. Costs a factorization and a diagonal for each of about ten values; or, where H is
-        factored as one dense matrix, its eigenvalues once, which say the number for every value. By layer, L-BFGS in
-        the logarithms, with exact slopes: a factorization and a diagonal for each of a few dozen steps.
+        If the Hessian has negative eigenvalues, the evidence goes to infinity as the precision becomes singular, which
+        is no maximum and is not returned. The mode moves with the prior: train again with the precision found, and fit
+        again, until the precision stays the same. Costs a factorization and a diagonal for each of about ten values;
+        or, if H is factored as one dense matrix, its eigenvalues once, which give gamma for every value. With
+        ``per_layer``, L-BFGS maximises over the logarithms of the precisions, with exact slopes, which costs a
+        factorization and a diagonal for each of a few dozen steps.
         """
         if as_flag("noise", noise) and self.noise_variance is None:
             raise ValueError(f"noise: expected False with the loss {self.network.loss_name}, which has no noise")
@@ -441,24 +493,25 @@ class Laplace:
         return damping * self.scale_with(noise_variance), noise_variance
 
     def sample(self, n: int | None = None, *, rng: Rng = None, progress: bool | None = None) -> FloatArray:
-        """Parameters drawn from the posterior.
+        """Draw parameters from the posterior.
 
         Parameters
         ----------
         n : int, optional
-            How many; by default one, without an axis of its own.
+            How many samples to draw; by default one, without an axis of its own.
         rng : int, numpy.random.Generator or None
-            A seed, or the generator to draw from; by default other samples each time. By name alone.
+            A seed, or the generator to draw from, given by name only. By default samples are different each time.
         progress : bool, optional
             Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
         samples : (n, P) or (P,) array
+            The samples, one in each row.
 
         See Also
         --------
-        Factorization.sample : the cost and the warning.
+        Factorization.sample : The cost and the warning.
         """
         samples = self.factorization.sample(n, rng=rng, progress=progress)
         samples *= self.scale**-0.5
@@ -466,36 +519,49 @@ class Laplace:
         return samples
 
     def variances(self, progress: bool | None = None) -> FloatArray:
-        """Posterior variance of every parameter, (P,): exact, by `Factorization.diagonal`, which shows the progress."""
+        """Compute the exact posterior variance of every parameter, by `Factorization.diagonal`.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
+
+        Returns
+        -------
+        variances : (P,) array
+            The variances.
+        """
         return self.factorization.diagonal(progress) / self.scale
 
     def predict(self, X: ArrayLike, progress: bool | None = None) -> tuple[FloatArray, FloatArray]:
-        """Mean and covariance of the net's outputs, linearised in the parameters.
+        """Compute mean and covariance of the net's outputs, which are linearised in the parameters.
 
         Parameters
         ----------
         X : (n, in_features) array
+            New samples, one in each row.
         progress : bool, optional
             Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
         Returns
         -------
         mean : (n, n_L) array
-            The net's outputs: for classification, logits.
+            The outputs of the net with the parameters ``params``; for classification these are logits.
         covariance : (n, n_L, n_L) array
-            ``J (posterior covariance) J^T`` of each sample's outputs, J being their Jacobian: what the parameters leave
-            uncertain. Targets of mean_squared_error vary by ``noise_variance`` about the outputs beside that.
+            For the outputs of each sample, ``J (posterior covariance) J^T``, where J is their Jacobian: how uncertain
+            the parameters leave them. Targets of "mean_squared_error" vary about the outputs by ``noise_variance`` in
+            addition.
 
         Warns
         -----
         scipy.linalg.LinAlgWarning
-            Solutions are inexact (`Factorization.solve`).
+            Solutions are inaccurate (`Factorization.solve`).
 
         Notes
         -----
-        One solve for every output of every sample, several at a time, unrefined where that costs no more than ten
-        digits; or, of many samples and one dense matrix, what the inverse's square root costs, P^3 flops, and a pass of
-        P tangents.
+        Costs one solve for every output of every sample, several at a time, without refinement if at least ten digits
+        remain right. For many samples and one dense matrix, it costs the square root of the inverse, which is P^3
+        flops, and a pass of P tangents.
         """
         net, params = self.network, self.hessian.system.params
         X = net.model.check_X(X, np.float64)

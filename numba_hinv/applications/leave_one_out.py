@@ -41,26 +41,27 @@ _NAMED = 10
 
 
 class LeaveOneOut:
-    """Predictions without each sample. Made by `leave_one_out`.
+    """Predictions for each sample by a net trained without it, which `leave_one_out` computes.
 
     Attributes
     ----------
     predictions : (B, n_L) array
-        Outputs of the net for each sample without that sample, or without its group, in the training data.
+        The outputs of the net for each sample if that sample, or its group, were not in the training data.
     losses : (B,) array
-        The loss of each sample at these.
+        The loss of each sample at these predictions.
     fitted_losses : (B,) array
         The loss of each sample at the outputs of the net as it is.
     leverage : (B,) array
-        The largest eigenvalue of ``A_i C_i``, of the sample's group: how much the fit of its outputs rests on their own
-        targets. The diagonal of the hat matrix, for a linear net of one output and squared errors.
+        The largest eigenvalue of ``A_i C_i`` for the sample's group, which says how much the fit of its outputs depends
+        on their own targets. For a linear net with one output and squared errors this is the diagonal of the hat
+        matrix.
     errors : (B,) array
-        The length of what one more step would add to each prediction; NaN where that was not asked for, or where
-        training again did not end in a minimum, and 0 where it did.
+        How much one more step would change each prediction. It is NaN if that was not checked or if training again did
+        not end in a minimum, and 0 if training again did.
     reliable : (B,) array of bool
-        Whether the step bears the removal of the sample's group.
+        Whether the prediction for the sample's group can be relied on.
     refitted : (B,) array of bool
-        Whether the prediction is that of training again.
+        Whether the prediction was found by training again.
     groups : (B,) array of int
         The group of every sample.
 
@@ -98,7 +99,7 @@ class LeaveOneOut:
 
     @property
     def score(self) -> float:
-        """The mean of ``losses``: what the loss of the net, without an L2 term, is to be expected on new samples."""
+        """The mean of ``losses``, which estimates the loss of the net on new samples, without an L2 term."""
         return float(self.losses.mean())
 
     def __repr__(self) -> str:
@@ -122,13 +123,14 @@ class LeaveOneOut:
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
-            By default that of a new figure.
+            Where to draw; by default the axes of a new figure.
         **kwargs
-            For `matplotlib.axes.Axes.scatter`.
+            Further arguments of `matplotlib.axes.Axes.scatter`.
 
         Returns
         -------
         ax : matplotlib.axes.Axes
+            The axes drawn in.
         """
         ax = axes.given_or_new(ax)
         both = np.concatenate([self.fitted_losses, self.losses[np.isfinite(self.losses)]])
@@ -167,84 +169,89 @@ def leave_one_out(
     batch_size: int | None = None,
     keep_bytes: int | None = None,
 ) -> LeaveOneOut:
-    """What the net would predict for each sample if it were trained again without it.
+    """Predict each sample as the net would if it were trained again without that sample.
 
-    Training again means: minimise the mean loss of the other samples, with the same weight of the L2 term, from where
-    the net is. One factorization gives an approximation for every sample, which is exact for a linear net and squared
-    errors.
+    Training again means to minimise the mean loss of the other samples, with the same weight of the L2 term, starting
+    from ``params``. One factorization gives an approximation for every sample, which is exact for a linear net with
+    squared errors.
 
     Parameters
     ----------
     net : Network
+        The net that was trained.
     params : (P,) array
-        A minimum of ``net.loss(params, X, y, l2)``. Where the gradient is not quite 0 there, the step allows for it.
-    X, y : the training samples, as for `Network.gradient`
-        Arrays, perhaps on a disk: batches from a loader have no order that says which sample is which.
+        A minimum of ``net.loss(params, X, y, l2)``. If the gradient is not quite 0 there, this is taken into account.
+    X, y : as for `Network.gradient`
+        The training samples as arrays, in memory or on a disk. Batches from a loader are not accepted, since their
+        order does not say which sample is which.
     l2 : float, or sequence
         Weight of the term ``l2/2 ||params||^2`` that the loss was minimised with, as for `Network.gradient`.
     curvature : "hessian" or "ggn"
         As for `Network.hessian`.
     groups : int or (B,) array, optional
-        Leave out groups instead of single samples: so many folds of consecutive samples, or all samples with the same
-        label (integers or strings). At least two groups.
+        Leave out groups instead of single samples: a number of folds of consecutive samples, or an array that gives
+        all samples of a group the same label (integers or strings). There must be at least two groups.
     damping : float
-        Added to H, and no part of the loss: where H is singular.
+        A number to add to H if H is singular. It is no part of the loss.
     refit : False, True or "trust-region"
-        What to do about groups that the step does not bear: nothing but a warning; train again without each of them, by
-        `minimize` from ``params``; or take at most 5 exact trust-region steps of it. Where these converge, the group is
-        reliable.
+        What to do about groups whose prediction is not reliable. False only warns. True trains again without each of
+        them, by `minimize` from ``params``: by L-BFGS first and then exact steps. "trust-region" takes at most 5 exact
+        trust-region steps instead. If training converges, the group is reliable.
     check : bool, optional
-        Whether to verify each step by the gradient of the others' loss where it ends. By default for up to 1,000
-        samples in memory.
+        Whether to verify each prediction by the gradient of the loss of the other samples at the predicted parameters.
+        By default this is done for up to 1,000 samples in memory.
     method : "auto", "layers" or "dense"
         As for `Hessian.factorize`.
     num_threads : int, optional
-        Of blocks of samples at the same time; by default one a core. The answer is the same for every number.
+        How many blocks of samples to work on at the same time at most; by default one for each core. The answer does
+        not depend on it.
     progress : bool, optional
-        Show a progress bar of the verified steps, for which tqdm must be installed; by default what
+        Show a progress bar of the verified predictions, for which tqdm must be installed; by default what
         `set_progress` says.
     batch_size, keep_bytes : int, optional
-        As for `Network.hessian`. Where H is factored as one dense matrix, many samples are read in batches by default.
+        As for `Network.hessian`. If H is factored as one dense matrix, many samples are read in batches by default.
 
     Returns
     -------
     LeaveOneOut
+        The predictions, their losses and whether they are reliable.
 
     Raises
     ------
     TypeError, ValueError
-        An argument is not as described; it is named.
+        An argument is not as described; the message names it.
     numpy.linalg.LinAlgError
-        H is singular: give an L2 term or a damping.
+        H is singular; an L2 term or a damping helps.
     MemoryError
-        Factors, covariances of outputs or the blocks at work would not fit.
+        The factors, the covariances of the outputs or the blocks at work would not fit.
 
     Warns
     -----
     scipy.linalg.LinAlgWarning
-        Some samples are not reliable: they are named. Or H has negative eigenvalues, so that params are no minimum, and
-        no sample is reliable.
+        Some samples are not reliable; the message names them. Or H has negative eigenvalues, so that ``params`` are no
+        minimum, and no sample is reliable.
 
     See Also
     --------
-    influence : the effect of each sample on the losses of others.
+    influence : The effect of each sample on the losses of others.
 
     Notes
     -----
-    With ``A_i = J_i A^-1 J_i^T``, J_i being the Jacobian of sample i's outputs, and r_i and C_i gradient and curvature
-    of its loss in these, with the mean's 1/B inside, the outputs move by ``(I - A_i C_i)^-1 (A_i r_i + q_i)``. For k
-    samples left out of B, the others' loss with a mean over B - k is, times (B - k)/B, their part of the mean over B
-    and an L2 term of weight ``l2 (1 - k/B)``. So A is the Gauss-Newton matrix and ``1 - k/B`` times what H and the L2
-    term have beside it (the layers' second derivatives of a sample being taken as the average ones), plus the damping;
-    q_i is what the L2 term and the gradient at params contribute (docs/theory.md, section 14).
+    Let J_i be the Jacobian of the outputs of sample i, r_i and C_i the gradient and the curvature of its loss with
+    respect to them, with the factor 1/B of the mean, and ``A_i = J_i A^-1 J_i^T``. Then the outputs move by
+    ``(I - A_i C_i)^-1 (A_i r_i + q_i)``. If k of B samples are left out, (B - k)/B times the loss of the others, which
+    is a mean over B - k, is their part of the mean over B and an L2 term of weight ``l2 (1 - k/B)``. So A is the
+    Gauss-Newton matrix, plus ``1 - k/B`` times all other parts of H and of the L2 term, where the second derivatives
+    of the layers are taken to be the same for every sample, plus the damping. q_i is what the L2 term and the gradient
+    at ``params`` contribute (docs/theory.md, section 14).
 
-    A sample is reliable if its leverage is at most 0.99, another step would move its predictions by at most 2 % of the
-    change, and be at most 5 % as long as the first in the norm of A; unverified, if its leverage is at most 0.2. What
-    no step can see is a second minimum to which training again goes.
+    A sample is reliable if its leverage is at most 0.99 and one more step would move its predictions by at most 2 % of
+    the change and be at most 5 % as long as the first step in the norm of A. Without verification it is reliable if its
+    leverage is at most 0.2. What no step can see is another minimum at which training again would end.
 
-    Costs a factorization, and once more about as much for the covariances; one of each for every size of groups.
-    Verifying takes a gradient of all samples and two solves for each group. Groups of k samples take ``(k n_L)^2``
-    numbers each.
+    Costs one factorization, and about as much again for the covariances, for every size of groups. Verifying takes a
+    gradient of all samples and two solves for each group. Groups of k samples take memory for ``(k n_L)^2`` numbers
+    each.
 
     Examples
     --------

@@ -76,95 +76,109 @@ def minimize(
     sample_weight: ArrayLike | None = None,
     acceleration: bool = True,
 ) -> "OptimizeResult":
-    """Train a net with exact second-order steps.
+    """Train a net: by L-BFGS first, and then by exact second-order steps.
 
     Parameters
     ----------
     net : Network
+        The net.
     params : (P,) array
-        The start; not modified. Training is in float64 whatever its dtype.
-    X, y
-        As for `Network.gradient`; batches are all taken in every step.
+        The parameters to start from, which are not modified. Training is done in float64 whatever their dtype.
+    X, y : as for `Network.gradient`
+        The training samples. If they come in batches, every step takes all batches.
     method : str
-        "auto": Levenberg-Marquardt for squared errors whose loss, after the warm-up, is at most a hundredth of that of
-        the best constant. With all samples at a time, a Newton step is then tried every 15 iterations; where H is
-        positive definite and that step does what it promises, the trust region takes over, which converges
-        quadratically. The trust region in all other cases. A radius or damping that is given decides instead: the
-        trust region, or Levenberg-Marquardt for squared errors and saddle-free for other losses.
-        "trust-region": the global minimiser of the quadratic model in a ball (`trust_region_step`). Of up to
-        200 parameters by the eigenvalues of H, else by factorizations, by layers or dense (`Hessian.factorize`). What
-        is known of H serves again after a rejected step.
-        "levenberg-marquardt": the Gauss-Newton matrix with a damping, and ``acceleration``.
-        "saddle-free": ``-(|H| + damping I)^-1 gradient``. Directions of negative curvature are turned round: those
-        below -damping, by inertia and Lanczos on the inverse. Where there are more than 30 (or P / 2), or Lanczos does
-        not find them all, the damping is raised. Those between -damping and 0 are damped alone.
+        One of four. "auto" takes Levenberg-Marquardt for squared errors if the loss after the warm-up is at most a
+        hundredth of that of the best constant. If each step takes all samples, it then tries a Newton step every 15
+        iterations; where H is positive definite and that step lowers the loss as predicted, the trust region takes
+        over, since it converges quadratically. In all other cases "auto" takes the trust region from the beginning.
+        If ``radius`` is given, it takes the trust region; if ``damping`` is given, Levenberg-Marquardt for squared
+        errors and the saddle-free method for other losses.
+
+        "trust-region" goes to the global minimiser of the quadratic model in a ball (`trust_region_step`), which is
+        found from the eigenvalues of H for up to 200 parameters, and otherwise from factorizations, by layers or dense
+        (`Hessian.factorize`). After a rejected step, what was computed of H is used again.
+
+        "levenberg-marquardt" takes the Gauss-Newton matrix with a damping, and ``acceleration``.
+
+        "saddle-free" steps by ``-(|H| + damping I)^-1 gradient``. Directions whose curvature is below -damping are
+        found by inertia and by Lanczos on the inverse, and the sign of their curvature is reversed. If there are more
+        than 30 (or P / 2) of them, or if Lanczos does not find them all, the damping is raised. Directions whose
+        curvature lies between -damping and 0 are only damped.
     l2 : float, or sequence
         Weight of the term ``l2/2 ||params||^2``, as for `Network.gradient`.
     batch_size : int, optional
-        Samples per step, shuffled anew in every epoch; by default all. gtol and loss_target then refer to all samples,
-        once an epoch.
+        How many samples to take in a step, by default all. Samples are shuffled again before every epoch, and gtol and
+        loss_target are checked once in an epoch, with all samples.
     rng : int, numpy.random.Generator or None
-        For the shuffling: a seed, by default always the same one, or the generator to draw from; None for another order
-        each time.
+        For the shuffling, a seed, by default always the same one, or the generator to draw from. With None the order is
+        different each time.
     gtol : float
-        Stop where the gradient's 2-norm is at most this.
+        Stop when the 2-norm of the gradient is at most this.
     ftol : float
-        Stop where a step lowers the loss by at most this times the loss; 0 for never. All samples at a time only.
+        Stop when a step lowers the loss by at most this times the loss; 0 means never. It is used only if each step
+        takes all samples.
     loss_target : float, optional
-        Stop where the loss is at most this.
+        Stop when the loss is at most this.
     max_iterations : int
-        Steps, whether taken or rejected.
+        The largest number of steps, rejected ones included.
     time_limit : float, optional
-        Seconds; looked at between steps.
+        The largest number of seconds, which is checked between steps.
     radius, damping : float, optional
-        The first radius (trust-region; by default 1) or damping (the others; by default 1e-3 ||H||).
+        The first radius of the trust region, by default 1, or the first damping of the other methods, by default
+        1e-3 ||H||.
     callback : callable, optional
-        Called with a `scipy.optimize.OptimizeResult` of x, fun, jac and nit after every step; may raise StopIteration.
+        Called after every step with a `scipy.optimize.OptimizeResult` that has x, fun, jac and nit. It may raise
+        StopIteration to end the training.
     progress : bool, optional
         Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
     warmup : "auto", "l-bfgs" or None
-        How to come near a minimum before the first exact step: "l-bfgs" is SciPy's, until the loss falls by less than
-        1 per cent in 20 iterations, or 1,000 of them. "auto" is that where no radius or damping is given and all
-        samples are taken at a time, else None.
+        How to come near a minimum before the first exact step. "l-bfgs" runs SciPy's L-BFGS until the loss falls by
+        less than 1 per cent in 20 iterations, for at most 1,000 iterations. "auto" does so if no radius or damping is
+        given and each step takes all samples. None means no warm-up.
     sample_weight : (B,) array, optional
-        As for `Network.gradient`. With ``batch_size`` every step's loss is the weighted mean of its own samples, and
-        those of weight 0 are left out.
+        As for `Network.gradient`. With ``batch_size``, the loss of a step is the weighted mean over its own samples,
+        and samples of weight 0 are left out.
     acceleration : bool
-        Whether steps of Levenberg-Marquardt have a second-order term that keeps the outputs on a straight line
-        (geodesic acceleration), where it is at most 0.375 of the step. Takes one solve with the same factors, a
-        gradient, and two evaluations of the net at a hundredth of the step to either side, whose central difference
-        is the second derivative of the outputs.
+        Whether Levenberg-Marquardt adds a second-order term to its steps that keeps the outputs on a straight line
+        (geodesic acceleration), wherever that term is at most 0.375 of the step. It takes one solve with the same
+        factors, a gradient, and two evaluations of the net at a hundredth of the step to either side, whose central
+        difference is the second derivative of the outputs.
 
     Returns
     -------
     result : scipy.optimize.OptimizeResult
-        ``x``, ``fun``, ``jac`` (of all samples), ``success``, ``status``, ``message``, ``nit``, ``nfev``, ``njev``,
-        ``nhev``, ``num_factorizations``, and ``history``: a dict of arrays with an entry an iteration: ``loss`` and
-        ``gradient_norm`` where the step started, ``radius`` or ``damping``, ``taken``, ``seconds`` since the start at
-        its end, ``factorizations`` that it took, and ``negative``, the negative eigenvalues of the matrix that was
-        factorized, NaN where unknown (an eigendecomposition counts as one). Where steps of both kinds were made, there
-        are both ``radius`` and ``damping``, NaN for the other kind. ``method`` names the last steps' method;
-        ``negative`` is the number of negative eigenvalues of H at x that matter, None where it was not counted.
-        ``warmup_iterations`` counts those of L-BFGS, which are not in nit or history.
-        A KeyboardInterrupt returns what there is (status 7).
+        It has ``x``, ``fun`` and ``jac`` (of all samples), ``success``, ``status``, ``message``, ``nit``, ``nfev``,
+        ``njev``, ``nhev`` and ``num_factorizations``. ``method`` is the method of the last step. ``negative`` is the
+        number of negative eigenvalues of H at x that matter, or None if they were not counted. ``warmup_iterations`` is
+        the number of iterations of L-BFGS, which are not in ``nit`` or ``history``.
+
+        ``history`` is a dict of arrays with one entry for each iteration: ``loss`` and ``gradient_norm`` where the step
+        started; ``radius`` or ``damping``; ``taken``; ``seconds`` from the start of the training to the end of the
+        step; ``factorizations`` that the step took, where an eigendecomposition counts as one; and ``negative``, the
+        number of negative eigenvalues of the factorized matrix, NaN if it is not known. If steps of both kinds were
+        made, there are both ``radius`` and ``damping``, which are NaN for steps of the other kind.
+
+        A KeyboardInterrupt ends the training, and what was reached is returned (status 7).
 
     Raises
     ------
     TypeError, ValueError
-        An argument is not of that kind, or the loss is not finite at the start.
+        An argument is not what is expected, or the loss is not finite at the start.
     MemoryError
         A factorization would not fit.
 
     Notes
     -----
-    A trial point where the loss or its gradient is not finite is a rejected step. Where the decrease is below the
-    rounding of the loss, steps are taken as long as they lower the gradient's norm; then it ends with success.
+    A step to a point where the loss or its gradient is not finite is rejected. When the decrease of the loss is below
+    its rounding errors, steps are taken as long as they lower the norm of the gradient; then training ends with
+    success.
 
-    Before it ends because the gradient is small or the loss cannot be lowered, the negative eigenvalues of H (of all
-    samples) are counted by the inertia of one factorization. Those count that make a slope above gtol within a step as
-    long as the parameters, or 1, and are below -1e-8 ||H||. Where there are some, a step of `trust_region_step` goes
-    down from the saddle and training goes on; where none lowers the loss, it ends without success (status 9; 10 where
-    they cannot be counted). The same holds where ftol ends it: a step down is to lower the loss by more than that.
+    Before training ends because the gradient is small or the loss cannot be lowered, the negative eigenvalues of H (of
+    all samples) are counted by the inertia of one factorization. An eigenvalue matters if it is below -1e-8 ||H|| and
+    makes a slope above gtol within a step that is as long as the parameters, or 1 if that is longer. If there are such
+    eigenvalues, a step of `trust_region_step` goes down from the saddle and training goes on. If no such step lowers
+    the loss, training ends without success (status 9; status 10 if the eigenvalues cannot be counted). The same is done
+    where ftol would end the training, and a step down must then lower the loss by more than ftol times the loss.
 
     For 1-8-1 tanh units, 60 points of a curve and l2=1e-6, from two starts, Levenberg-Marquardt with acceleration took
     118 and 144 steps after L-BFGS to a gradient of 1e-8; without it, or with the other methods, 150 steps came to 5e-2

@@ -51,44 +51,50 @@ def trust_region(
     progress: bool | None = None,
     **unknown: Any,
 ) -> "OptimizeResult":
-    """A method for `scipy.optimize.minimize`: exact steps for any objective whose Hessian is a `Hessian`.
+    """Minimise by exact trust-region steps, as a method for `scipy.optimize.minimize`.
 
-    ``scipy.optimize.minimize(fun, x0, jac=..., hess=..., method=nh.trust_region, options={...})``: the loss of a net,
-    or that and a function whose second derivatives are a multiple of the identity. For training alone, `minimize` has
-    more.
+    It is passed as ``scipy.optimize.minimize(fun, x0, jac=..., hess=..., method=nh.trust_region, options={...})``, for
+    any objective whose Hessian is a `Hessian`: the loss of a net, or the sum of that and a function whose second
+    derivatives are a multiple of the identity. For training nets, `minimize` has more to offer.
 
     Parameters
     ----------
-    fun, x0, args, jac, callback
-        As `scipy.optimize.minimize` takes them; jac is a function, or True where fun returns the gradient as well. The
-        callback gets x, or an ``intermediate_result`` where it takes an argument of that name.
+    fun, x0, args : as for `scipy.optimize.minimize`
+        The objective, the start, and further arguments of the functions.
+    jac : callable or True
+        The gradient, as `scipy.optimize.minimize` takes it. True means that ``fun`` returns the gradient as well.
     hess : callable
-        ``hess(x, *args)`` returns the `Hessian`; of its gradient and loss nothing is used.
-    hessp, bounds, constraints
-        There are none.
+        ``hess(x, *args)`` returns the `Hessian`, whose gradient and loss are not used.
+    hessp, bounds, constraints : None or empty
+        Not supported; SciPy passes them to every method.
+    callback : callable, optional
+        Called after every step with x, or with an ``intermediate_result`` if it takes an argument of that name.
     tol, gtol : float
-        It ends where the gradient's 2-norm is at most this; tol is SciPy's name for it.
+        Stop when the 2-norm of the gradient is at most this. ``tol`` is SciPy's own name for it.
     maxiter : int
-        Steps, whether taken or rejected.
+        The largest number of steps, rejected ones included.
     initial_trust_radius : float
+        The radius of the first step.
     progress : bool, optional
         Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
+    **unknown
+        Other options, which are refused with an error that names them.
 
     Returns
     -------
     result : scipy.optimize.OptimizeResult
-        With ``num_factorizations`` and ``negative``, the negative eigenvalues at the end, None where they were not
-        counted. A small gradient is a success only where there are none that matter.
+        SciPy's result, with ``num_factorizations`` and with ``negative``, the number of negative eigenvalues at the
+        end, or None if they were not counted. A small gradient is a success only if none of them matters.
 
     Raises
     ------
     TypeError, ValueError
-        An argument is not of that kind, or the objective is not finite at the start.
+        An argument is not what is expected, or the objective is not finite at the start.
 
     Notes
     -----
-    Every step is the global minimum of the model in the ball (`trust_region_step`), however indefinite H is: one to
-    three factorizations each. SciPy's own trust-exact does so with dense arrays, in P^3 flops.
+    Every step is the global minimum of the model in the ball (`trust_region_step`), however indefinite H is, and costs
+    one to three factorizations. SciPy's own trust-exact does the same with dense arrays, in P^3 flops.
 
     Examples
     --------

@@ -13,7 +13,22 @@ from .eigenvalues import as_hessian
 
 
 class SpectralDensity(NamedTuple):
-    """Exact histogram of the eigenvalues of a Hessian. Made by `spectral_density`.
+    """Exact histogram of the eigenvalues of a Hessian, which `spectral_density` makes.
+
+    Attributes
+    ----------
+    edges : (n + 1,) array
+        The edges of the bins, ascending.
+    counts : (n,) array of int
+        The number of eigenvalues in each bin ``[edges[i], edges[i + 1])``; the last bin includes its right edge.
+    below : int
+        The number of eigenvalues below ``edges[0]``.
+    above : int
+        The number of eigenvalues above ``edges[n]``.
+    on_edges : (n + 1,) array of int
+        How many eigenvalues cannot be told from each edge, and are counted as lying on it.
+    widths : (n + 1,) array
+        How far from the edge these may lie; 0 where there are none.
 
     Examples
     --------
@@ -25,12 +40,12 @@ class SpectralDensity(NamedTuple):
     array([0.167, 0.133, 0.222])
     """
 
-    edges: np.ndarray  # (n + 1,), ascending
-    counts: np.ndarray  # (n,) integers: the eigenvalues in [edges[i], edges[i + 1]); the last bin is closed
-    below: int  # eigenvalues below edges[0]
-    above: int  # above edges[n]
-    on_edges: np.ndarray  # (n + 1,) integers: eigenvalues that cannot be told from the edge, and count as on it
-    widths: np.ndarray  # (n + 1,): how far from the edge those may lie; 0 where there are none
+    edges: np.ndarray
+    counts: np.ndarray
+    below: int
+    above: int
+    on_edges: np.ndarray
+    widths: np.ndarray
 
     def __repr__(self) -> str:
         return representation.line("SpectralDensity", self._facts())
@@ -47,22 +62,26 @@ class SpectralDensity(NamedTuple):
 
     @property
     def density(self) -> NDArray[np.float64]:
-        """(n,) array: counts over widths and number of eigenvalues; the integral is the share in the bins."""
+        """The density (n,): counts over the widths of the bins and the number of all eigenvalues.
+
+        Its integral is the share of the eigenvalues that lie in the bins.
+        """
         return self.counts / (np.diff(self.edges) * (self.below + self.counts.sum() + self.above))
 
     def plot(self, ax: Any = None, **kwargs: Any) -> Any:
-        """Draw the counts as steps, with a logarithmic axis, for which matplotlib must be installed.
+        """Draw the counts as steps with a logarithmic axis, for which matplotlib must be installed.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
-            By default that of a new figure.
+            Where to draw; by default the axes of a new figure.
         **kwargs
-            For `matplotlib.axes.Axes.stairs`.
+            Further arguments of `matplotlib.axes.Axes.stairs`.
 
         Returns
         -------
         ax : matplotlib.axes.Axes
+            The axes drawn in.
         """
         ax = axes.given_or_new(ax)
         ax.stairs(self.counts, self.edges, **{"fill": True, **kwargs})
@@ -75,40 +94,44 @@ class SpectralDensity(NamedTuple):
 def spectral_density(
     H: Hessian, grid: ArrayLike, num_threads: int | None = None, progress: bool | None = None
 ) -> SpectralDensity:
-    """Exact histogram of the eigenvalues of H.
+    """Compute an exact histogram of the eigenvalues of H.
 
     Parameters
     ----------
     H : Hessian
+        The Hessian.
     grid : (n + 1,) array
-        Edges of the bins, strictly ascending. They may meet eigenvalues, as 0 does for most nets: bins are half-open,
-        but for the last, as those of `numpy.histogram`.
+        The edges of the bins, strictly ascending. They may be eigenvalues, as 0 is for most nets: all bins but the last
+        exclude their right edge, as those of `numpy.histogram` do.
     num_threads : int, optional
-        At most so many edges at the same time; by default one a core, as for `Hessian.factorize_many`.
+        How many edges to work on at the same time at most; by default one for each core, as for
+        `Hessian.factorize_many`.
     progress : bool, optional
         Show a progress bar, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
     SpectralDensity
+        The histogram.
 
     Raises
     ------
     TypeError, ValueError
-        H is not a `Hessian`, or the grid not an ascending array of finite real numbers.
+        H is not a `Hessian`, or the grid is not an ascending array of finite real numbers.
     numpy.linalg.LinAlgError
-        Counts are uncertain at all distances from an edge, up to a hundredth of ||H||: its index is given.
+        Counts are uncertain at all distances up to a hundredth of ||H|| from an edge, whose index the message gives.
     MemoryError
         The factorizations at work would not fit; nothing has been allocated.
     ImportError
-        A progress bar is asked for and tqdm is not there.
+        A progress bar is asked for and tqdm is not installed.
 
     Notes
     -----
-    The counts are differences of inertias, of one factorization an edge, with multiplicities and whatever the number of
-    parameters. Where that is not certain, because an eigenvalue is as close to the edge as rounding, up to twenty-two
-    more find the closest shifts at both sides that are. What lies between them is in ``on_edges``, and in the bin that
-    the edge belongs to; ``widths`` says how close that is, as a rule 1e-12 to 1e-10 ||H||.
+    The counts are differences of inertias, from one factorization for each edge, whatever the number of parameters;
+    multiple eigenvalues count as often as they occur. Where an inertia is not certain, because an eigenvalue lies as
+    close to the edge as rounding, up to twenty-two more factorizations find the closest shifts on both sides whose
+    inertias are certain. The eigenvalues between these shifts are counted in ``on_edges``, and in the bin that the edge
+    belongs to; ``widths`` says how far apart they are, as a rule 1e-12 to 1e-10 ||H||.
 
     Examples
     --------

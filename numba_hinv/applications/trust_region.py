@@ -44,7 +44,23 @@ _MAX_NEWTON = 30
 
 
 class TrustRegionStep(NamedTuple):
-    """Answer of `trust_region_step`.
+    """The step that `trust_region_step` finds.
+
+    Attributes
+    ----------
+    step : (P,) array
+        The step.
+    multiplier : float
+        ``(H + multiplier I) step = -gradient``, with a positive semidefinite matrix.
+    predicted_decrease : float
+        By how much the model decreases: ``-gradient^T step - step^T H step / 2``.
+    hard_case : bool
+        Whether the gradient has hardly any part along the lowest eigenvector, so that a multiple of that eigenvector
+        was added to the step.
+    on_boundary : bool
+        Whether the step is as long as the radius.
+    num_factorizations : int
+        How many factorizations were needed.
 
     Examples
     --------
@@ -56,11 +72,11 @@ class TrustRegionStep(NamedTuple):
     (0.5, False)
     """
 
-    step: np.ndarray  # (P,)
-    multiplier: float  # (H + multiplier I) step = -gradient, with a positive semidefinite matrix
-    predicted_decrease: float  # of the model: -gradient^T step - step^T H step / 2
-    hard_case: bool  # the gradient hardly acts on the lowest eigenvector, of which the step then has a multiple
-    on_boundary: bool  # the step is as long as the radius
+    step: np.ndarray
+    multiplier: float
+    predicted_decrease: float
+    hard_case: bool
+    on_boundary: bool
     num_factorizations: int
 
     def __repr__(self) -> str:
@@ -83,16 +99,17 @@ def trust_region_step(
     Parameters
     ----------
     H : Hessian
-        Indefinite or singular as it may be.
+        The Hessian, which may be indefinite or singular.
     radius : float
-        Positive.
+        The radius of the ball; positive.
     gradient : (P,) array, optional
-        By default that of ``H``; needed where H was made from blocks.
+        By default the gradient that ``H`` has; it must be given if H was made from blocks.
     multiplier : float, optional
-        A guess, such as the multiplier of the last step; at least 0. Saves the products that a guess costs otherwise.
+        A first guess of the multiplier, such as that of the last step; at least 0. It saves the products that finding
+        a guess costs otherwise.
     rtol : float
-        Relative accuracy to which a step on the boundary meets the radius, from 0 to 0.5. Training needs no more than
-        0.1.
+        The relative accuracy to which the length of a step on the boundary equals the radius, from 0 to 0.5. For
+        training, 0.1 is accurate enough.
     progress : bool, optional
         Show a progress bar of the factorizations, for which tqdm must be installed;
         by default what `set_progress` says.
@@ -100,29 +117,31 @@ def trust_region_step(
     Returns
     -------
     TrustRegionStep
+        The step, its multiplier and the decrease that it promises.
 
     Raises
     ------
     TypeError, ValueError
-        An argument is not of that kind, or H has no gradient and none is given.
+        An argument is not what is expected, or H has no gradient and none is given.
     numpy.linalg.LinAlgError
         The multiplier overflows.
 
     See Also
     --------
-    minimize : training with such steps.
+    minimize : Training with such steps.
 
     Notes
     -----
-    ``p`` is the answer if and only if ``(H + multiplier I) p = -gradient`` with a positive semidefinite matrix, and
-    multiplier = 0 or ``||p|| = radius``. Definiteness is shown by the inertia of a factorization at the multiplier, or
-    at most half as far again from the singular matrix. Then the model's value is the minimum to about ``rtol^2`` and
-    rounding, relative; in the hard case it is shown to be the minimum to 1e-8 ||H|| radius^2, and is so to rounding as
-    far as the lowest eigenvector is (inverse iteration). Eigenvalues closer to 0 than 1e-10 ||H|| cannot be told from
-    0 where H is singular because no sample sees some parameters: there the answer is the limit of small multipliers,
-    the step of least length.
+    ``p`` is the answer if and only if ``(H + multiplier I) p = -gradient``, where ``H + multiplier I`` is positive
+    semidefinite and either multiplier = 0 or ``||p|| = radius``. Definiteness is shown by the inertia of a
+    factorization at the multiplier, or at one that is at most half as far again from the singular matrix. Then the
+    value of the model is the minimum up to a relative error of about ``rtol^2`` and rounding. In the hard case it is
+    shown to be the minimum to 1e-8 ||H|| radius^2, and is so up to rounding if the lowest eigenvector, which inverse
+    iteration finds, is that accurate. If H is singular because no sample depends on some parameters, eigenvalues closer
+    to 0 than 1e-10 ||H|| cannot be told from 0: the answer then is the limit for small multipliers, which is the
+    shortest step.
 
-    Costs one to three factorizations in general, and 16 products with H for a first guess.
+    Costs one to three factorizations as a rule, and 16 products with H for a first guess.
 
     Examples
     --------

@@ -14,9 +14,18 @@ CONTRACTION = 0.5
 
 
 class Inertia(NamedTuple):
-    """Number of negative, zero and positive eigenvalues.
+    """How many eigenvalues of a matrix are negative, zero and positive.
 
-    ``exact`` is False where pivots had to be perturbed, or where rounding may have changed the sign of one.
+    Attributes
+    ----------
+    negative : int
+        The number of negative eigenvalues.
+    zero : int
+        The number of zero eigenvalues: 0, since singular matrices are not factorized.
+    positive : int
+        The number of positive eigenvalues.
+    exact : bool
+        False if pivots had to be perturbed, or if rounding may have changed the sign of a pivot.
 
     Examples
     --------

@@ -24,17 +24,30 @@ _LARGEST = {np.dtype(dtype): float(np.finfo(dtype).max) for dtype in (np.float64
 
 
 class SolveInfo(NamedTuple):
-    """What is known of the solutions of one `Factorization.solve`, per column of b (0-dimensional for a vector b).
+    """How accurate the solutions of one `Factorization.solve` are, and how they were refined.
 
-    ``backward_error`` is ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)``. ``error_bound`` bounds
-    ``||x - exact x|| / ||exact x||``, by that residual and its own rounding times an estimate of
-    ``||(H + damping I)^-1||``. All norms are 2-norms, those of matrices estimates from below that seldom miss by more
-    than a factor of 2, which the bound allows for.
+    Attributes
+    ----------
+    backward_error : (k,) array
+        For each column of b, ``||b - (H + damping I) x|| / (||H|| ||x|| + ||b||)``. It is 0-dimensional if b is a
+        vector.
+    error_bound : (k,) array
+        For each column, a bound of ``||x - exact x|| / ||exact x||``, which is the residual with its own rounding,
+        times an estimate of ``||(H + damping I)^-1||``. It is 0-dimensional if b is a vector.
+    refinement_steps : int
+        The largest number of refinement steps of a column.
+    krylov_steps : int
+        The largest number of Krylov steps of a column, which help where refinement stalls.
 
-    Of chains whose residual is formed on the lifted system (docs/theory.md, section 11) the backward error is that of
-    the lifted system: entry by entry relative to the moduli that the residual is the difference of, or how much data
-    must change for an effect on x like that of the next correction, if that is less. ``error_bound`` is what this
-    correction and random changes of data by rounding do to x.
+    Notes
+    -----
+    All norms are 2-norms. Those of matrices are estimates from below that are seldom too small by more than a factor of
+    2, which the bound allows for.
+
+    For chains whose residual is formed on the lifted system (docs/theory.md, section 11), the backward error is that of
+    the lifted system. It compares each entry of the residual with the magnitudes of the terms that it is the difference
+    of; or, if that is less, it says how much the data would have to change to move x as far as the next correction
+    does. Then ``error_bound`` is how far this correction and random changes of the data by rounding move x.
 
     Examples
     --------
@@ -49,8 +62,8 @@ class SolveInfo(NamedTuple):
 
     backward_error: np.ndarray
     error_bound: np.ndarray
-    refinement_steps: int  # the most that a column took
-    krylov_steps: int  # likewise
+    refinement_steps: int
+    krylov_steps: int
 
     def __repr__(self) -> str:
         return representation.line(type(self).__name__, self._asdict())

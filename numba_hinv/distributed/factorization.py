@@ -29,13 +29,28 @@ _VECTORS = 6
 class DistributedFactorization:
     """The inverse of ``H + damping I``, in segments on the workers of a cluster.
 
-    Made by `distributed.factorize` and `DistributedHessian.factorize`.
+    `distributed.factorize` and `DistributedHessian.factorize` make it.
 
     Attributes
     ----------
     hessian : DistributedHessian
+        The Hessian H.
     damping : float
+        The damping.
     shape : (int, int)
+        (P, P), where P is the number of parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numba_hinv as nh
+    >>> one, zero = np.ones((1000, 1, 1)), np.zeros((1000, 1, 1))
+    >>> chain = nh.Hessian.from_blocks(Dx=one, Dz=0.5 * one, Dxx=one, Dzx=zero, Dzz=one)
+    >>> from distributed import Client  # doctest: +SKIP
+    >>> with Client(n_workers=2) as client:  # doctest: +SKIP
+    ...     F = nh.distributed.hessian(chain, client).factorize(0.1)
+    ...     print(F.inertia.positive)
+    1000
     """
 
     hessian: Any
@@ -82,27 +97,28 @@ class DistributedFactorization:
 
         Parameters
         ----------
-        b : (P,) or (P, k)
-            An array; or parts of so many rows as the segments have parameters (`DistributedHessian.sizes`), in a list
-            of futures or arrays, or as the chunks of a dask array, so that no machine has all of b or x.
+        b : (P,) or (P, k) array, list or dask array
+            One right-hand side, or several as columns. It may be given in parts, so that no machine holds all of b or
+            x: as a list of futures or arrays, or as a dask array, with one part for each segment that has as many rows
+            as the segment has parameters (`DistributedHessian.sizes`).
         refine : bool
-            Whether to refine on the true residual, with Krylov steps where that stalls.
+            Whether to refine the solution with true residuals, and with Krylov steps where that stalls.
         full_output : bool
             Whether to return a `SolveInfo` as well, which takes four more solves.
 
         Returns
         -------
         x : like b
-            Float64: an array, a list of futures, or a dask array whose chunks are on the workers.
+            The solution in float64: an array, a list of futures, or a dask array whose chunks are on the workers.
         info : SolveInfo
-            If ``full_output``.
+            How accurate the solution is. Returned only with ``full_output``.
 
         Raises
         ------
         TypeError, ValueError
             b has another shape, or numbers that are not finite.
         MemoryError
-            The vectors would not fit on a worker, which is named.
+            The vectors would not fit on a worker, which the message names.
         numpy.linalg.LinAlgError
             The matrix is singular to working precision.
         RuntimeError
@@ -190,7 +206,7 @@ class DistributedFactorization:
 
     @functools.cached_property
     def num_perturbed(self) -> int:
-        """Pivots that had to be perturbed."""
+        """How many pivots had to be perturbed."""
         return sum(pivots.num_perturbed for pivots in self._pivots)
 
     @functools.cached_property
@@ -211,7 +227,20 @@ class DistributedFactorization:
         return Inertia(negative, 0, H.shape[0] - negative, bool(is_exact))
 
     def slogdet(self) -> tuple[float, float]:
-        """(sign, logarithm of the magnitude) of the determinant of ``H + damping I``, from the pivots."""
+        """Compute sign and logarithm of the magnitude of ``det(H + damping I)`` from the pivots.
+
+        Returns
+        -------
+        sign : float
+            1.0 or -1.0.
+        logabsdet : float
+            The natural logarithm of the magnitude of the determinant.
+
+        Warns
+        -----
+        scipy.linalg.LinAlgWarning
+            Pivots were perturbed, so that this is the determinant of another matrix.
+        """
         H, (negative, logabsdet, _) = self.hessian, self._summary
         negative += sum(pivots.num_negative for pivots in self._pivots)
         logabsdet += sum(pivots.logabsdet for pivots in self._pivots)

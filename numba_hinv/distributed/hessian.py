@@ -25,18 +25,35 @@ _LESS = "take more workers, workers with more memory, or factor_dtype='float32'"
 
 
 class DistributedHessian:
-    """Hessian H of a chain of layers, in segments on the workers of a cluster. Made by `distributed.hessian`.
+    """The Hessian H of a chain of layers, in segments on the workers of a cluster.
+
+    `distributed.hessian` makes it. ``H @ v`` multiplies it with an array, or with parts by segment (a list of futures
+    or arrays, or a dask array).
 
     Attributes
     ----------
     shape : (int, int)
+        (P, P), where P is the number of parameters.
     dtype : numpy.dtype
-        That of the blocks. Products are computed in float64 in any case.
+        The dtype of the blocks. Products are computed in float64 in any case.
     num_layers : int
+        The number of layers.
     sizes : tuple of int
-        Parameters of every segment: the chunks in which vectors are.
+        The number of parameters of each segment. Vectors are split into chunks of these sizes.
     workers : tuple of str
-        Where the segments were made.
+        The addresses of the workers where the segments were made.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numba_hinv as nh
+    >>> one, zero = np.ones((1000, 1, 1)), np.zeros((1000, 1, 1))
+    >>> chain = nh.Hessian.from_blocks(Dx=one, Dz=0.5 * one, Dxx=one, Dzx=zero, Dzz=one)
+    >>> from distributed import Client  # doctest: +SKIP
+    >>> with Client(n_workers=2) as client:  # doctest: +SKIP
+    ...     H = nh.distributed.hessian(chain, client)
+    ...     print(H.count_below(0.0))
+    0
     """
 
     cluster: Any
@@ -98,7 +115,24 @@ class DistributedHessian:
         return list(zip(states, adjoints[::-1]))
 
     def multiply(self, vectors: Any, shift: float = 0.0, b: Any = None, squares: Any = None) -> Any:
-        """`Vectors` times ``H + shift I``, or b minus that; adds squared norms of these and of those to ``squares``."""
+        """Multiply vectors that are on the workers already with ``H + shift I``, for use inside the library.
+
+        Parameters
+        ----------
+        vectors : Vectors
+            The vectors.
+        shift : float
+            The number added to the diagonal.
+        b : Vectors, optional
+            If given, the product is subtracted from these.
+        squares : array, optional
+            An array to which the squared norms of the results and of ``b`` are added.
+
+        Returns
+        -------
+        products : Vectors
+            The products, or ``b`` minus these.
+        """
         cluster, count = self.cluster, len(self.sizes)
         given = [None] * count if b is None else b.parts
         arguments = self.segments, vectors.parts, self._seams(vectors), [shift] * count, given
@@ -113,7 +147,13 @@ class DistributedHessian:
         return form.give(self.multiply(vectors))
 
     def norm(self) -> float:
-        """Estimate of the 2-norm of H from below, by at most four products; computed once."""
+        """Estimate the 2-norm of H from below by at most four products, which are done once.
+
+        Returns
+        -------
+        norm : float
+            The estimate.
+        """
         if self._norm is None:
 
             def multiply(v, out):
@@ -125,7 +165,13 @@ class DistributedHessian:
         return self._norm
 
     def logarithms(self) -> Any:
-        """Futures of how far random parameters move the states of every segment; made once."""
+        """Measure how far random parameters move the states of every segment, once, for use inside the library.
+
+        Returns
+        -------
+        logarithms : list of futures
+            The logarithms to base 2 for each segment.
+        """
         if self._logarithms is None:
             v = random(self.cluster, "random_entries", 3, self.sizes)
             self._logarithms = self.cluster.map(Segment.logarithms, self.segments, v.parts, self._seams(v))
@@ -134,17 +180,17 @@ class DistributedHessian:
     # ---- factorizations ---------------------------------------------------------------------------------------------
 
     def memory(self, factor_dtype: FloatType | None = None) -> tuple[dict[str, int], dict[str, int]]:
-        """Bytes that a factorization keeps, and needs at its peak, on every worker; asked of the segments.
+        """Compute how many bytes a factorization keeps, and needs at its peak, on every worker.
 
         Parameters
         ----------
         factor_dtype : float64 or float32, optional
-            By default that of the Hessian.
+            The precision of the factors, by default that of the Hessian.
 
         Returns
         -------
         kept, peak : dict of str to int
-            By the address of the worker.
+            The numbers of bytes, by the address of the worker.
         """
         kept, needed = self._num_bytes(as_float_dtype("factor_dtype", factor_dtype or self.dtype))
         found: tuple[dict[str, int], dict[str, int]] = {}, {}
@@ -165,20 +211,21 @@ class DistributedHessian:
         Parameters
         ----------
         damping : float
-            Any real; negative is a shift.
+            Any real number; a negative one is a shift.
         factor_dtype : float64 or float32, optional
             Precision of the factors, by default that of the Hessian. Solves are refined in float64 all the same.
 
         Returns
         -------
         DistributedFactorization
+            The inverse of ``H + damping I``.
 
         Raises
         ------
         MemoryError
-            The factors would not fit on a worker, which is named; nothing has been allocated.
+            The factors would not fit on a worker, which the message names; nothing has been allocated.
         numpy.linalg.LinAlgError
-            The matrix is singular, or numbers are not finite; or the states are of scales that are too different.
+            The matrix is singular, some numbers are not finite, or the scales of the states are too different.
         RuntimeError
             Something was lost with a worker and cannot be made again.
         """
@@ -187,7 +234,20 @@ class DistributedHessian:
     def factorize_many(
         self, dampings: Iterable[float], factor_dtype: FloatType | None = None
     ) -> list[DistributedFactorization]:
-        """A `DistributedFactorization` for each of several dampings: all at work at the same time; as `factorize`."""
+        """Factorize ``H + damping I`` for several dampings, all at the same time.
+
+        Parameters
+        ----------
+        dampings : sequence of float
+            The dampings.
+        factor_dtype : float64 or float32, optional
+            As for `factorize`, whose errors it raises as well.
+
+        Returns
+        -------
+        list of DistributedFactorization
+            One for each damping, in their order.
+        """
         dampings = [as_real("damping", damping) for damping in dampings]
         dtype = as_float_dtype("factor_dtype", self.dtype if factor_dtype is None else factor_dtype)
         kept, needed = self._num_bytes(dtype)
@@ -202,7 +262,23 @@ class DistributedHessian:
         return [DistributedFactorization(self, task) for task in tasks]
 
     def count_below(self, t: float) -> int:
-        """How many eigenvalues of H are below t, for certain; ``LinAlgError`` where one is too close to say."""
+        """Count exactly how many eigenvalues of H are below ``t``.
+
+        Parameters
+        ----------
+        t : float
+            The number below which eigenvalues are counted.
+
+        Returns
+        -------
+        count : int
+            The number of eigenvalues below ``t``.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            An eigenvalue is too close to ``t`` to say on which side it lies.
+        """
         inertia = self.factorize(-as_real("t", t)).inertia
         if not inertia.exact:
             raise np.linalg.LinAlgError(
@@ -215,43 +291,48 @@ class DistributedHessian:
 def hessian(
     pieces: Any, client: Any, terminal: ArrayLike | None = None, num_segments: int | None = None, shapes: Any = None
 ) -> DistributedHessian:
-    """The Hessian of a chain in segments on the workers of a cluster.
+    """Make the Hessian of a chain in segments on the workers of a cluster.
 
     Parameters
     ----------
     pieces : Hessian, or sequence
-        A Hessian that is at hand, which is cut; or a piece for every segment, first layers first: a function without
-        arguments, a tuple of a function and its arguments, a future or a dask Delayed. It gives what
-        `Hessian.from_blocks` takes, a sequence of `LayerBlocks` or a dictionary of the arrays Dx, Dz, Dxx, Dzx and Dzz.
-        Functions run on the workers, and again where a worker is lost, so that they must give the same every time.
+        Either a Hessian, which is cut into segments, or one piece for each segment, first layers first. A piece is a
+        function without arguments, a tuple of a function and its arguments, a future or a dask Delayed. Its result is
+        what `Hessian.from_blocks` takes: a sequence of `LayerBlocks`, or a dictionary of the arrays Dx, Dz, Dxx, Dzx
+        and Dzz. Functions run on the workers, and run again if a worker is lost, so that they must return the same
+        every time.
     client : distributed.Client
+        The client of the cluster.
     terminal : (a_L, a_L) symmetric array, optional
-        Curvature of the loss in the last state, where there are pieces; 0 by default.
+        If pieces are given, the curvature of the loss with respect to the last state; 0 by default.
     num_segments : int, optional
-        Into how many segments a Hessian is cut, by default as many as all workers have threads.
+        Into how many segments to cut a Hessian, by default as many as all workers together have threads.
     shapes : sequence of (layers, states, parameters), optional
-        Of each piece, of which every layer has so many states and parameters. Then the memory for its blocks, as they
-        are given and as they are kept, is asked for before anything is made.
+        For each piece, its number of layers and how many states and parameters each of these has. With it, the memory
+        for the blocks, as they are made and as they are kept, is checked before anything is made.
 
     Returns
     -------
     DistributedHessian
+        The Hessian.
 
     Raises
     ------
     TypeError, ValueError
-        As for `Hessian.from_blocks`, with the number of the piece; or the Hessian has no chain that can be cut.
+        As for `Hessian.from_blocks`, where the message gives the number of the piece; or the Hessian has no chain that
+        can be cut.
     MemoryError
-        The blocks of a Hessian, or of pieces with ``shapes``, would not fit on a worker, which is named. Nothing has
-        been allocated.
+        The blocks of a Hessian, or of pieces with ``shapes``, would not fit on a worker, which the message names.
+        Nothing has been allocated.
     RuntimeError
         A piece was lost with its worker and cannot be made again.
 
     Notes
     -----
-    The mathematics is in docs/theory.md, section 10. Between workers move the ends of segments alone, whatever the
-    widths inside: with N states that come in and c that go out, 8 (N^2 + c N + c^2) bytes for the curvatures of a
-    segment, 8 (N^2 + c N) once for products with H, and 16 (N + c) bytes for each vector of a solve or product.
+    The mathematics is in docs/theory.md, section 10. Only what belongs to the ends of segments is sent between workers,
+    whatever the widths inside. For a segment with N incoming and c outgoing states, that is 8 (N^2 + c N + c^2) bytes
+    for its curvatures, 8 (N^2 + c N) bytes once for products with H, and 16 (N + c) bytes for each vector of a solve or
+    product.
 
     Examples
     --------
@@ -297,19 +378,35 @@ def factorize(
     shapes: Any = None,
     factor_dtype: FloatType | None = None,
 ) -> Any:
-    """`hessian` and `DistributedHessian.factorize` in one call.
+    """Make a Hessian and factorize it in one call: `hessian`, then `DistributedHessian.factorize`.
 
     Parameters
     ----------
-    pieces, client, terminal, num_segments, shapes
+    pieces : Hessian, or sequence
         As for `hessian`.
     damping : float, or sequence of float
-        A sequence gives a list of factorizations, which share the segments.
+        The damping. With a sequence, the result is a list of factorizations, which share the segments.
+    client, terminal, num_segments, shapes : as for `hessian`
+        The cluster, and further descriptions of the chain.
     factor_dtype : float64 or float32, optional
+        The precision of the factors, by default that of the Hessian.
 
     Returns
     -------
-    DistributedFactorization, or list of them
+    DistributedFactorization, or list of DistributedFactorization
+        The inverse of ``H + damping I``, or one for each damping.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numba_hinv as nh
+    >>> one, zero = np.ones((1000, 1, 1)), np.zeros((1000, 1, 1))
+    >>> chain = nh.Hessian.from_blocks(Dx=one, Dz=0.5 * one, Dxx=one, Dzx=zero, Dzz=one)
+    >>> from distributed import Client  # doctest: +SKIP
+    >>> with Client(n_workers=2) as client:  # doctest: +SKIP
+    ...     F = nh.distributed.factorize(chain, 0.1, client)
+    ...     print(F.solve(np.ones(1000)).shape)
+    (1000,)
     """
     H = hessian(pieces, client, terminal, num_segments, shapes)
     if isinstance(damping, (list, tuple, np.ndarray)):

@@ -16,56 +16,57 @@ def from_equinox(
     input_shape: int | tuple[int, ...] | None = None,
     progress: bool | None = None,
 ) -> tuple[Network, FloatArray, Unflatten]:
-    """The network that an ``equinox.Module`` and a loss are, its parameters, and the way back.
+    """Convert an ``equinox.Module`` and a loss into a network, its parameters, and the way back.
 
     Parameters
     ----------
     module : equinox.Module
-        Called with one sample: ``equinox.nn.MLP``, ``equinox.nn.Sequential``, or one of your own.
+        The module, which is called with one sample: ``equinox.nn.MLP``, ``equinox.nn.Sequential``, or one of your own.
     loss : function, Loss or str
         ``optax.softmax_cross_entropy_with_integer_labels``, ``optax.squared_error`` or
-        ``optax.sigmoid_binary_cross_entropy``, of which the network takes the mean; or a loss of this
-        library.
+        ``optax.sigmoid_binary_cross_entropy``, of which the network takes the mean; or a loss of this library.
     input_shape : int or tuple of int, optional
-        Of one sample. Needed where the shapes of the parameters do not tell it.
+        The shape of one sample. It must be given if the shapes of the parameters do not determine it.
     progress : bool, optional
-        Show a progress bar of the layers, for which tqdm must be installed; by default what
-        `set_progress` says.
+        Show a progress bar of the layers, for which tqdm must be installed; by default what `set_progress` says.
 
     Returns
     -------
     network : Network
-        Its inputs, states and outputs are the module's, each sample's flattened row by row.
+        The network. Its inputs, states and outputs are those of the module, where each sample is flattened row by row.
     params : (P,) array
-        Layer by layer as in `Network`, whatever order the module has: float32 where all parameters are, else float64.
+        The parameters layer by layer as in `Network`, whatever order the module has, in float32 if all of them are,
+        otherwise in float64.
     unflatten : callable
-        ``unflatten(vector)`` is the module with other parameters, and ``unflatten.flatten(tree)`` the vector of such a
-        module or of a gradient in its form. Both may be used in ``jax.jit`` and be differentiated.
+        ``unflatten(vector)`` gives the module with other parameters, and ``unflatten.flatten(tree)`` the vector for
+        such a module, or for a gradient of the same structure. Both can be used in ``jax.jit`` and differentiated.
 
     Raises
     ------
     ImportError
         JAX or Equinox is not installed.
     TypeError, ValueError
-        The module cannot be converted: why. Among the reasons: it is random (dropout), computes in a precision of its
-        own, has parameters that do nothing or of a dtype other than float32 and float64, or cannot be differentiated
-        twice.
+        The module cannot be converted; the message says why. Among the reasons: it is random (dropout), computes in a
+        precision of its own, has parameters that do nothing or that are neither in float32 nor in float64, or cannot be
+        differentiated twice.
     MemoryError
-        A part has to be an external layer of more parameters than a Hessian of one sample has memory for: which one.
+        A part, which the message names, would have to be an external layer of more parameters than there is memory for
+        in a Hessian of one sample.
 
     Notes
     -----
-    What the module does is seen by tracing it in float64, so that it may be written in any way. It is cut wherever one
-    array alone goes on. Products with a weight become `Dense`, with a bias, an activation and a skip around them;
-    convolutions in one dimension, channels first, `Conv1d`; norms over all features `LayerNorm` and `RMSNorm`. An
-    activation is told by its values: any registered one, so that ``register_activation`` has others recognised, too.
-    ``jax.nn.gelu`` is not ours, unless ``approximate=False``. Loops over layers (``jax.lax.scan``) are unrolled.
+    What the module does is found by tracing it in float64, so that it may be written in any way. The trace is cut
+    wherever a single array carries all that follows. A product with a weight becomes a `Dense` layer, together with a
+    bias, an activation and a skip around it; a convolution in one dimension with channels first becomes a `Conv1d`; a
+    norm over all features becomes a `LayerNorm` or an `RMSNorm`. An activation is recognised by its values, among all
+    registered ones, so that ``register_activation`` adds others. ``jax.nn.gelu`` is recognised with
+    ``approximate=False`` only. Loops over layers (``jax.lax.scan``) are unrolled.
 
-    Every other part becomes one `External` layer, differentiated by JAX in float64 on the CPU: 16 p^2 bytes for p
-    parameters, and a pivot of all p rows. ``network.layers`` shows what became of everything. Such a network cannot be
-    pickled. Parameters that are used in two places have all between them in one such layer.
+    Every other part becomes one `External` layer, which JAX differentiates in float64 on the CPU. It takes 16 p^2 bytes
+    for p parameters, and a pivot of all p rows. ``network.layers`` shows what each part has become. A network with such
+    a layer cannot be pickled. If parameters are used in two places, everything between these is in one such layer.
 
-    At the end the outputs of the network are compared with the module's, on random samples.
+    At the end the outputs of the network are compared with those of the module, on random samples.
 
     Examples
     --------
@@ -93,34 +94,37 @@ def from_flax(
     input_shape: int | tuple[int, ...] | None = None,
     progress: bool | None = None,
 ) -> tuple[Network, FloatArray, Unflatten]:
-    """The network that a module of Flax, linen or nnx, and a loss are, its parameters, and the way back.
+    """Convert a Flax module, of linen or nnx, and a loss into a network, its parameters, and the way back.
 
     Parameters
     ----------
     module : flax.linen.Module or flax.nnx.Module
-        Called with a batch. It is not changed.
-    loss, input_shape
-        As in `from_equinox`.
-    variables : dict
-        Of a linen module, as its ``init`` returns it: ``{"params": ..., ...}``. Other collections are constants. None
-        for a module of nnx, which has its variables; those that are no ``nnx.Param`` are constants.
+        The module, which is called with a batch. It is not changed.
+    loss : function, Loss or str
+        As for `from_equinox`.
+    variables : dict, optional
+        For a linen module, what its ``init`` returns: ``{"params": ..., ...}``. Collections other than "params" are
+        constants. None for a module of nnx, which has its own variables; those that are no ``nnx.Param`` are constants.
+    input_shape : int or tuple of int, optional
+        As for `from_equinox`.
     progress : bool, optional
-        As in `from_equinox`.
+        As for `from_equinox`.
 
     Returns
     -------
     network : Network
+        The network.
     params : (P,) array
-        Layer by layer as in `Network`: weights out x in, then the bias. That is another order than that of
-        ``jax.flatten_util.ravel_pytree``, which has biases first and kernels in x out, and which no check can tell
-        apart: use ``unflatten.flatten``.
+        The parameters layer by layer as in `Network`: the weight as out x in, then the bias. This is not the order of
+        ``jax.flatten_util.ravel_pytree``, which has biases first and kernels as in x out. No check can tell the two
+        apart, so use ``unflatten.flatten``.
     unflatten : callable
-        As in `from_equinox`: ``unflatten(vector)`` gives variables for ``module.apply``, or a module of nnx.
+        As for `from_equinox`, where ``unflatten(vector)`` gives variables for ``module.apply``, or a module of nnx.
 
     Raises
     ------
     ImportError, TypeError, ValueError, MemoryError
-        As `from_equinox`; also where a batch has other outputs than its samples alone (batch normalisation while
+        As for `from_equinox`; also if a batch has other outputs than its samples have alone (batch normalisation while
         training).
 
     Examples

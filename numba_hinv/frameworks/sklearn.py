@@ -24,10 +24,10 @@ _SCALES = {"softmax_cross_entropy": 1.0, "binary_cross_entropy": 1.0, "mean_squa
 
 
 def from_sklearn(model: Any, X: Any = None, y: Any = None, sample_weight: ArrayLike | None = None) -> Any:
-    """The network of a fitted ``MLPClassifier`` or ``MLPRegressor``, or of a Pipeline that ends in one, and its
-    parameters.
+    """Convert a fitted ``MLPClassifier`` or ``MLPRegressor``, or a Pipeline that ends in one, into a network.
 
-    With data it also gives the targets as the network wants them, and the L2 term of scikit-learn as damping::
+    With data it also returns the targets in the form that the network takes, and the L2 term of scikit-learn as a
+    damping::
 
         net, params, X, y, damping = nh.from_sklearn(model, X, y)
         step = nh.solve(net, params, X, y, net.gradient(params, X, y), damping)
@@ -35,12 +35,12 @@ def from_sklearn(model: Any, X: Any = None, y: Any = None, sample_weight: ArrayL
     Parameters
     ----------
     model : sklearn.neural_network.MLPClassifier or MLPRegressor, or sklearn.pipeline.Pipeline
-        Fitted. It is not changed, and later changes of it do not reach what was returned. Of a Pipeline that ends in
-        one, the network is that of the last step. What the steps before make of X is what it takes: they are no part of
-        the net, so that parameters, Hessian and penalty are those that were trained. So a Pipeline needs data; for new
-        samples there is ``model[:-1].transform(X)``.
+        The fitted model. It is not changed, and later changes of it do not affect what was returned. For a Pipeline,
+        the network is that of the last step, and takes what the steps before make of X. These are no part of the net,
+        so that parameters, Hessian and penalty are those that were trained. Therefore a Pipeline needs data; new
+        samples are transformed by ``model[:-1].transform(X)``.
     X : (B, n_features) array, optional
-        Samples, not sparse, as the model or Pipeline takes them. X and y come together or not at all.
+        Samples, not sparse, as the model or Pipeline takes them. X and y must be given together or not at all.
     y : (B,) or (B, n_outputs) array, optional
         Targets as ``model.fit`` takes them: classes, indicators of several labels, or numbers.
     sample_weight : (B,) array, optional
@@ -49,16 +49,18 @@ def from_sklearn(model: Any, X: Any = None, y: Any = None, sample_weight: ArrayL
     Returns
     -------
     network : Network
-        With the last activation in the loss: its outputs are what goes into softmax, the logistic function or, for
-        ``loss="poisson"``, the exponential.
+        The network. Its last activation is part of the loss: the outputs are the arguments of softmax, of the logistic
+        function or, for ``loss="poisson"``, of the exponential.
     params : (P,) array
-        In the dtype of ``model.coefs_``. Per layer the transpose of ``coefs_``, row by row, then ``intercepts_``.
+        The parameters, in the dtype of ``model.coefs_``: for each layer the transpose of ``coefs_``, row by row, and
+        then ``intercepts_``.
     X : (B, n_features) array
-        With data only, as the two that follow: in the dtype of ``params``, after the steps of a Pipeline.
+        The samples after the steps of a Pipeline, in the dtype of ``params``. This and what follows is returned only if
+        data were given.
     y : array
-        Positions in ``model.classes_`` where there are more than two classes, otherwise (B, n_outputs) numbers.
+        Positions in ``model.classes_`` if there are more than two classes, otherwise (B, n_outputs) numbers.
     damping : float
-        ``alpha / (B scale)``, B being the sum of the weights where there are some; see below.
+        ``alpha / (B scale)``, where B is the sum of the weights if there are any; see the notes.
 
     Raises
     ------
@@ -66,7 +68,7 @@ def from_sklearn(model: Any, X: Any = None, y: Any = None, sample_weight: ArrayL
         scikit-learn is not installed.
     TypeError, ValueError
         ``model`` is something else, is not fitted, or has a loss or an activation that this library lacks; or the data
-        do not fit it.
+        do not match it.
 
     Notes
     -----

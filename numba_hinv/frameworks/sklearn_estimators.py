@@ -1,4 +1,4 @@
-"""Estimators of scikit-learn: nets that are trained by exact steps, with a prior and uncertainty from the evidence.
+"""Estimators of scikit-learn: nets trained by L-BFGS and then exact steps, with a prior from the evidence.
 
 The training is `numba_hinv.applications.evidence`; here are scikit-learn's conventions. Needs the extra `sklearn`.
 """
@@ -133,7 +133,7 @@ class _NetEstimator(BaseEstimator):
 
     @property
     def log_evidence_(self) -> float:
-        """Logarithm of the evidence of the fitted net, by which nets may be compared; of the scaled targets."""
+        """Logarithm of the evidence of the training data with scaled targets, by which nets can be compared."""
         check_is_fitted(self)
         if self.laplace_ is None:
             raise AttributeError("alpha: expected a positive number or 'evidence' for an evidence, got 0")
@@ -141,58 +141,62 @@ class _NetEstimator(BaseEstimator):
 
 
 class NetRegressor(RegressorMixin, _NetEstimator):
-    """Regression with a net of dense layers, trained by exact second-order steps, that knows how sure it is.
+    """Regression with a net of dense layers that says how certain its predictions are.
 
-    Squared errors, least by L-BFGS and then exact trust-region steps (`minimize`); the prior and the noise variance by
-    the evidence; predictive standard deviations by the Laplace approximation (`Laplace`). For data sets and nets whose
-    Hessian can be formed: up to some thousands of parameters, and any number of samples.
+    Squared errors are minimised by L-BFGS first and then by exact second-order steps (`minimize`). The prior and the
+    noise variance maximise the evidence, and predictive standard deviations come from the Laplace approximation
+    (`Laplace`). It is for nets whose Hessian can be formed, which is up to some thousands of parameters, and for any
+    number of samples.
 
     Parameters
     ----------
     hidden_layer_sizes : int or sequence of int
-        Units of the hidden layers; ``()`` for a linear model.
+        The number of units of each hidden layer; ``()`` for a linear model.
     activation : str
-        Of the hidden layers, by any name that `Dense` takes ("tanh", "relu", "logistic", ...).
+        The activation of the hidden layers, by any name that `Dense` takes ("tanh", "relu", "logistic", ...).
     alpha : "evidence" or float
-        Strength of the L2 term, in the units of scikit-learn's ``MLPRegressor``, but that intercepts are penalised,
-        too, and the targets are the scaled ones. By default it is where the evidence of the training data is the
-        largest (D. MacKay, Neural Computation 4, 1992), of two maxima that are searched for, and there is nothing to
+        Strength of the L2 term, in the units of scikit-learn's ``MLPRegressor``; but intercepts are penalised as well,
+        and targets are scaled. By default it is chosen so that the evidence of the training data is the largest
+        (D. MacKay, Neural Computation 4, 1992), among two maxima that are searched for, so that there is nothing to
         tune. With 0 there is no posterior, and no uncertainty.
     standardize : bool
-        Whether every input and target is scaled to a mean of 0 and a variance of 1 for training, as the prior supposes
-        them to be.
+        Whether every input and target is scaled to a mean of 0 and a variance of 1 for training, which the prior
+        assumes.
     curvature : "ggn" or "hessian"
-        Of the posterior, as for `Laplace`. The first goes with outputs linearised in the parameters.
+        The curvature of the posterior, as for `Laplace`. The former agrees with outputs that are linearised in the
+        parameters.
     max_iter : int
-        Exact steps, at most, with each of the priors that are tried, some ten as a rule.
+        The largest number of exact steps with each of the priors that are tried, of which there are some ten as a rule.
     tol : float
-        Training ends where the gradient's norm is at most this.
+        Training ends when the norm of the gradient is at most this.
     random_state : int, RandomState or None
-        Of the first parameters.
+        The seed or generator of the first parameters.
 
     Attributes
     ----------
     network_ : Network
+        The net.
     params_ : (P,) array
+        The trained parameters.
     laplace_ : Laplace or None
-        The posterior, for the scaled samples.
+        The posterior, for the scaled samples. None if ``alpha`` is 0.
     alpha_ : float
-        The one that was given or found.
+        The strength of the L2 term that was given or found.
     log_evidence_ : float
-        Of the training data, with scaled targets; to compare nets with.
+        The logarithm of the evidence of the training data with scaled targets, by which nets can be compared.
     noise_variance_ : float or (n_outputs,) array
-        Of the targets, in their own units, squared.
+        The variance of the noise of the targets, in the square of their own units.
     n_iter_ : int
-        Iterations of L-BFGS and exact steps, for all priors that were tried.
-    n_features_in_, feature_names_in_
-        As in scikit-learn.
+        The number of iterations of L-BFGS and of exact steps, for all priors that were tried.
+    n_features_in_, feature_names_in_ : int, array of str
+        As for every estimator of scikit-learn.
 
     Raises
     ------
     TypeError, ValueError
-        An argument or the data are not what is expected; of a data frame, the column is named.
+        An argument or the data are not what is expected. For a data frame, the message names the column.
     numpy.linalg.LinAlgError
-        With ``curvature="hessian"``: training has not ended at a minimum.
+        With ``curvature="hessian"``, training has not ended at a minimum.
 
     Warns
     -----
@@ -201,9 +205,9 @@ class NetRegressor(RegressorMixin, _NetEstimator):
 
     Notes
     -----
-    A step costs about B P^2 + P^3/3 flops, P being the number of parameters and B that of samples; a prior that is
-    tried about 4 P^3 more. Predicting means costs a pass of the net; standard deviations, a solve of P^2 flops a
-    sample.
+    A step costs about B P^2 + P^3/3 flops, where P is the number of parameters and B that of samples, and each prior
+    that is tried about 4 P^3 more. Predicting means costs a pass of the net; standard deviations cost a solve of P^2
+    flops for each sample.
 
     Examples
     --------
@@ -220,9 +224,21 @@ class NetRegressor(RegressorMixin, _NetEstimator):
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "NetRegressor":
-        """Train on samples X (B, n_features) and targets y (B,) or (B, n_outputs); returns the estimator.
+        """Train the net.
 
-        sample_weight : (B,) array, at least 0: how often each sample counts.
+        Parameters
+        ----------
+        X : (B, n_features) array
+            The samples, one in each row.
+        y : (B,) or (B, n_outputs) array
+            The targets.
+        sample_weight : (B,) array, optional
+            How often each sample counts, at least 0; 1 by default.
+
+        Returns
+        -------
+        NetRegressor
+            The estimator itself.
         """
         frames.plain("X", X)
         y = frames.plain("y", y)
@@ -251,9 +267,21 @@ class NetRegressor(RegressorMixin, _NetEstimator):
         return values[:, 0] if self._is_flat else values
 
     def predict(self, X: ArrayLike, return_std: bool = False) -> Any:
-        """The mean of the targets of X (n, n_features): (n,) or (n, n_outputs), as y was.
+        """Predict the means of the targets.
 
-        With ``return_std``, a pair of that and `predict_std`, as regressors of scikit-learn that know it have it.
+        Parameters
+        ----------
+        X : (n, n_features) array
+            New samples, one in each row.
+        return_std : bool
+            Whether to return `predict_std` as well, as scikit-learn's own regressors with uncertainty do.
+
+        Returns
+        -------
+        mean : (n,) or (n, n_outputs) array
+            The means, of the shape that y had in `fit`.
+        std : array of the same shape
+            The standard deviations. Returned only with ``return_std``.
         """
         if return_std:
             return self._mean_and_std(X, True)
@@ -261,10 +289,22 @@ class NetRegressor(RegressorMixin, _NetEstimator):
         return self._in_units(self.network_.forward(self.params_, inputs))
 
     def predict_std(self, X: ArrayLike, include_noise: bool = True) -> FloatArray:
-        """Standard deviation of the targets of X, in the shape of `predict`.
+        """Predict the standard deviations of the targets.
 
-        It has two parts: what the training data leave uncertain of the net, and, with ``include_noise``, the noise of
-        targets about it.
+        They have two parts: how uncertain the training data leave the outputs of the net, and, with ``include_noise``,
+        the noise of targets about these.
+
+        Parameters
+        ----------
+        X : (n, n_features) array
+            New samples, one in each row.
+        include_noise : bool
+            Whether to include the noise of the targets.
+
+        Returns
+        -------
+        std : (n,) or (n, n_outputs) array
+            The standard deviations, in the shape of `predict`.
         """
         return self._mean_and_std(X, as_flag("include_noise", include_noise))[1]
 
@@ -284,9 +324,24 @@ class NetRegressor(RegressorMixin, _NetEstimator):
     def predict_interval(
         self, X: ArrayLike, coverage: float = 0.95, include_noise: bool = True
     ) -> tuple[FloatArray, FloatArray]:
-        """Lower and upper bounds that the targets of X lie within with the given probability, each as `predict`.
+        """Predict bounds between which the targets lie with a given probability.
 
-        Those of a normal distribution, as the Laplace approximation has it, with the same mass outside on both sides.
+        They are those of a normal distribution, as the Laplace approximation has it, with equal probabilities below and
+        above.
+
+        Parameters
+        ----------
+        X : (n, n_features) array
+            New samples, one in each row.
+        coverage : float
+            The probability, between 0 and 1.
+        include_noise : bool
+            Whether to include the noise of the targets.
+
+        Returns
+        -------
+        lower, upper : (n,) or (n, n_outputs) array
+            The bounds, each in the shape of `predict`.
         """
         coverage = as_real("coverage", coverage)
         if not 0.0 < coverage < 1.0:
@@ -306,59 +361,61 @@ class NetRegressor(RegressorMixin, _NetEstimator):
 
 
 class NetClassifier(ClassifierMixin, _NetEstimator):
-    """Classification with a net of dense layers, trained by exact second-order steps; probabilities are averaged.
+    """Classification with a net of dense layers, with probabilities that are averaged over the posterior.
 
-    Cross-entropy, least by L-BFGS and then exact trust-region steps (`minimize`); the prior by the evidence;
-    probabilities averaged over the posterior of the Laplace approximation (`Laplace`), so that far from the training
-    data they are nearer to each other than those of one net. For data sets and nets whose Hessian can be formed: up to
-    some thousands of parameters, and any number of samples.
+    Cross-entropy is minimised by L-BFGS first and then by exact second-order steps (`minimize`), and the prior
+    maximises the evidence. Probabilities are averaged over the posterior of the Laplace approximation (`Laplace`), so
+    that far from the training data they are closer to one another than those of a single net. It is for nets whose
+    Hessian can be formed, which is up to some thousands of parameters, and for any number of samples.
 
     Parameters
     ----------
     hidden_layer_sizes : int or sequence of int
-        Units of the hidden layers; ``()`` for a linear model.
+        The number of units of each hidden layer; ``()`` for a linear model.
     activation : str
-        Of the hidden layers, by any name that `Dense` takes ("tanh", "relu", "logistic", ...).
+        The activation of the hidden layers, by any name that `Dense` takes ("tanh", "relu", "logistic", ...).
     alpha : "evidence" or float
-        Strength of the L2 term, in the units of scikit-learn's ``MLPClassifier``, but that intercepts are penalised,
-        too. By default it is where the evidence of the training data is the largest (D. MacKay, Neural Computation 4,
-        1992), of two maxima that are searched for, and there is nothing to tune. With 0 there is no posterior, and no
-        uncertainty.
+        Strength of the L2 term, in the units of scikit-learn's ``MLPClassifier``; but intercepts are penalised as well.
+        By default it is chosen so that the evidence of the training data is the largest (D. MacKay, Neural Computation
+        4, 1992), among two maxima that are searched for, so that there is nothing to tune. With 0 there is no
+        posterior, and no uncertainty.
     standardize : bool
-        Whether every input is scaled to a mean of 0 and a variance of 1 for training, as the prior supposes
-        them to be.
+        Whether every input is scaled to a mean of 0 and a variance of 1 for training, which the prior assumes.
     curvature : "ggn" or "hessian"
-        Of the posterior, as for `Laplace`. The first goes with outputs linearised in the parameters.
+        The curvature of the posterior, as for `Laplace`. The former agrees with outputs that are linearised in the
+        parameters.
     max_iter : int
-        Exact steps, at most, with each of the priors that are tried, some ten as a rule.
+        The largest number of exact steps with each of the priors that are tried, of which there are some ten as a rule.
     tol : float
-        Training ends where the gradient's norm is at most this.
+        Training ends when the norm of the gradient is at most this.
     random_state : int, RandomState or None
-        Of the first parameters.
+        The seed or generator of the first parameters.
 
     Attributes
     ----------
     network_ : Network
+        The net.
     params_ : (P,) array
+        The trained parameters.
     laplace_ : Laplace or None
-        The posterior, for the scaled samples.
+        The posterior, for the scaled samples. None if ``alpha`` is 0.
     alpha_ : float
-        The one that was given or found.
+        The strength of the L2 term that was given or found.
     log_evidence_ : float
-        Of the training data; to compare nets with.
+        The logarithm of the evidence of the training data, by which nets can be compared.
     classes_ : (n_classes,) array
-        Labels, of any kind that sorts, such as strings.
+        The labels, sorted. They may be of any kind that can be sorted, such as strings.
     n_iter_ : int
-        Iterations of L-BFGS and exact steps, for all priors that were tried.
-    n_features_in_, feature_names_in_
-        As in scikit-learn.
+        The number of iterations of L-BFGS and of exact steps, for all priors that were tried.
+    n_features_in_, feature_names_in_ : int, array of str
+        As for every estimator of scikit-learn.
 
     Raises
     ------
     TypeError, ValueError
-        An argument or the data are not what is expected; of a data frame, the column is named.
+        An argument or the data are not what is expected. For a data frame, the message names the column.
     numpy.linalg.LinAlgError
-        With ``curvature="hessian"``: training has not ended at a minimum.
+        With ``curvature="hessian"``, training has not ended at a minimum.
 
     Warns
     -----
@@ -367,8 +424,8 @@ class NetClassifier(ClassifierMixin, _NetEstimator):
 
     Notes
     -----
-    Two classes are one output with the logistic function, more are one output each with softmax. Costs are those of
-    `NetRegressor`; predicting takes a solve of P^2 flops for every sample and output.
+    For two classes the net has one output, with the logistic function; for more, it has one output for each, with
+    softmax. Costs are those of `NetRegressor`; predicting takes a solve of P^2 flops for every sample and output.
 
     Examples
     --------
@@ -384,9 +441,21 @@ class NetClassifier(ClassifierMixin, _NetEstimator):
     classes_: Array
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "NetClassifier":
-        """Train on samples X (B, n_features) and labels y (B,); returns the estimator.
+        """Train the net.
 
-        sample_weight : (B,) array, at least 0: how often each sample counts.
+        Parameters
+        ----------
+        X : (B, n_features) array
+            The samples, one in each row.
+        y : (B,) array
+            The labels.
+        sample_weight : (B,) array, optional
+            How often each sample counts, at least 0; 1 by default.
+
+        Returns
+        -------
+        NetClassifier
+            The estimator itself.
         """
         frames.plain("X", X)
         if y is not None:
@@ -406,16 +475,37 @@ class NetClassifier(ClassifierMixin, _NetEstimator):
         return alpha / total_weight
 
     def predict(self, X: ArrayLike) -> Array:
-        """The most probable class of each sample of X (n, n_features), (n,)."""
+        """Predict the most probable class of each sample.
+
+        Parameters
+        ----------
+        X : (n, n_features) array
+            New samples, one in each row.
+
+        Returns
+        -------
+        labels : (n,) array
+            The classes.
+        """
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(axis=1)]
 
     def predict_proba(self, X: ArrayLike) -> FloatArray:
-        """Probabilities of the classes, (n, n_classes), in the order of ``classes_``.
+        """Predict the probabilities of the classes, averaged over the posterior.
 
-        The average over the posterior, by D. MacKay's approximation (Neural Computation 4, 1992): logits are divided by
-        ``sqrt(1 + pi/8 variance)``; of more than two classes, those about their mean, since no more than their
-        differences matter.
+        The average is D. MacKay's approximation (Neural Computation 4, 1992): logits are divided by
+        ``sqrt(1 + pi/8 variance)``. For more than two classes, the mean of the logits is subtracted before, since only
+        their differences matter.
+
+        Parameters
+        ----------
+        X : (n, n_features) array
+            New samples, one in each row.
+
+        Returns
+        -------
+        probabilities : (n, n_classes) array
+            The probabilities, in the order of ``classes_``.
         """
         logits, covariance = self._outputs(self._checked(X))
         if self.classes_.size == 2:

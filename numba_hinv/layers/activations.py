@@ -28,19 +28,19 @@ _TRIED = 0.003, *(0.117 + 0.236 * k for k in range(28)), 7.31, 9.43, 13.7, 29.3,
 
 
 def register_activation(name: str) -> Callable[[_Function], _Function]:
-    """Decorator that registers an activation under ``name``.
+    """Register an activation under ``name``, by a decorator.
 
     Parameters
     ----------
     name : str
-        What ``Dense(..., activation=name)`` will refer to. A name can be registered again: the new function is used
-        by networks made from then on; where it is refused, the old one stays.
+        The name that ``Dense(..., activation=name)`` will refer to. A name can be registered again: networks made from
+        then on use the new function. If the new function is refused, the old one stays.
 
     Returns
     -------
     decorator : callable
-        Takes ``function(u)``, a scalar function that Numba can compile in nopython mode (plain or ``@njit``) and that
-        returns ``(value, first derivative, second derivative)``; returns it unchanged.
+        It takes ``function(u)``, a scalar function that Numba can compile in nopython mode (plain or ``@njit``) and
+        that returns ``(value, first derivative, second derivative)``, and returns it unchanged.
 
     Raises
     ------
@@ -54,8 +54,8 @@ def register_activation(name: str) -> Callable[[_Function], _Function]:
     Notes
     -----
     The trial compiles the function once, and compares derivatives with differences at arguments from -87 to 87,
-    wherever they are finite, but not beside kinks, where a slope is that of one side. An exception cannot leave the
-    function once it is in use: NaN says that there is no value.
+    wherever they are finite, except close to kinks, where the slope is that of one side. Once it is in use, the
+    function cannot raise an exception; it returns NaN where there is no value.
 
     Examples
     --------
@@ -68,7 +68,12 @@ def register_activation(name: str) -> Callable[[_Function], _Function]:
 
 
 def activation_names() -> list[str]:
-    """Sorted names of the registered activations.
+    """List the names of the registered activations.
+
+    Returns
+    -------
+    names : list of str
+        The names, sorted.
 
     Examples
     --------

@@ -15,34 +15,35 @@ from .local import Local
 
 @dataclass(frozen=True)
 class BatchNorm(Local):
-    """``weight * (z - mean) / sqrt(variance + eps) + bias``, with a number of each for every channel. Immutable.
+    """Batch norm at prediction time: ``weight * (z - mean) / sqrt(variance + eps) + bias``. Immutable.
 
-    As torch.nn.BatchNorm1d and BatchNorm2d in eval mode: means and variances are constants, which training left, so
-    that samples do not mix. The parameters are the weight, which starts at 1, then the bias, which starts at 0, both
-    (channels,).
+    There is one number of each for every channel. It is torch.nn.BatchNorm1d and BatchNorm2d in eval mode: means and
+    variances are the constants that training has left, so that samples do not affect one another. The parameters are
+    the weight, which starts at 1, and then the bias, which starts at 0, both (channels,).
 
     Parameters
     ----------
     mean, variance : (channels,) array
-        Variances are at least 0.
+        The constants. Variances are at least 0.
     positions : int
-        Numbers of a channel, which lie side by side: the positions of a convolution before it; 1 after a dense layer.
+        How many numbers a channel has, which lie side by side: the positions of the convolution before it, or 1 after a
+        dense layer.
     eps : float
-        At least 0; all of ``variance + eps`` must be positive.
+        What is added to the variances, at least 0. All of ``variance + eps`` must be positive.
     affine : bool
-        Whether there are weight and bias.
+        Whether there are a weight and a bias.
     frozen : bool
-        Whether these are held by the net instead of being unknowns (docs/frozen_layers.md).
+        Whether the net keeps these as constants instead of training them (docs/frozen_layers.md).
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named.
+        An argument is not what is expected; the message names it.
 
     Notes
     -----
-    The Hessian is in weight and bias, not in those of the layer before, into which a prediction could fold them. As a
-    pivot the layer has its 2 channels parameters.
+    The Hessian is taken with respect to this weight and this bias, which are not merged into those of the layer before.
+    The pivot of the layer has one row for each of its 2 channels parameters.
 
     Examples
     --------
@@ -95,25 +96,47 @@ class BatchNorm(Local):
 
     @property
     def in_features(self) -> int:
-        """Numbers of the input: those of the channels times ``positions``."""
+        """Size of the input: the number of channels times ``positions``."""
         return len(self.mean) * self.positions
 
     out_features = in_features
 
     @property
     def num_params(self) -> int:
-        """Number of parameters: two a channel, or none."""
+        """Number of parameters: two for each channel, or none."""
         return 2 * len(self.mean) * self.affine
 
     @property
     def window(self) -> tuple[int, ...]:
-        """Fields of the layer table."""
+        """Fields of the layer table that describe the positions."""
         return self.positions, *ONE_PLACE[1:], *ONE_PLACE
 
     def addresses(self, dtype: DTypeLike) -> tuple[int, int, int]:
-        """The address of means and of 1 over standard deviations."""
+        """Give the address of the means and of the reciprocal standard deviations, for the layer table.
+
+        Parameters
+        ----------
+        dtype : float64 or float32
+            The dtype of the sweep.
+
+        Returns
+        -------
+        addresses : (int, int, int)
+            The address, and two zeros.
+        """
         return self._constants.ctypes.data, 0, 0
 
     def initial_params(self, rng: np.random.Generator) -> Array:
-        """Weights of 1 and biases of 0, (num_params,)."""
+        """Give weights of 1 and biases of 0.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Not used.
+
+        Returns
+        -------
+        params : (num_params,) array
+            The parameters.
+        """
         return np.repeat([1.0, 0.0], self.num_params // 2)

@@ -29,22 +29,30 @@ _FEW_LAYERS = 4096
 
 
 class LayerBlocks:
-    """First and second derivatives of one layer ``z' = f(z; x)``, the second ones contracted with dLoss/dz'.
+    """First and second derivatives of one layer ``z' = f(z; x)``.
+
+    The second derivatives are those of ``g^T f``, where g = dLoss/dz'. The layer has a states, p parameters and a_in
+    incoming states: a is at least 1, p = 0 means a layer without parameters, and a_in = 0 one without incoming states.
+    Arrays in float64 or float32 are kept as they are given, neither copied nor changed; `Hessian.from_blocks` checks
+    their values.
 
     Parameters
     ----------
     Dx : (a, p) array
-        df/dx.
+        The derivatives of f with respect to x.
     Dz : (a, a_in) array
-        df/dz.
+        The derivatives of f with respect to z.
     Dxx : (p, p) symmetric array
-        Second derivatives of ``g^T f`` in x, twice, where g = dLoss/dz'; and so on.
+        The second derivatives of ``g^T f`` with respect to x.
     Dzx : (p, a_in) array
-        In x, then in z.
+        The mixed second derivatives, with rows for x and columns for z.
     Dzz : (a_in, a_in) symmetric array
+        The second derivatives with respect to z.
 
-    a is at least 1; p = 0 is a layer without parameters, and a_in = 0 one without incoming states. Arrays are kept as
-    they are given, in float64 or float32, neither copied nor changed; `Hessian.from_blocks` checks their values.
+    Attributes
+    ----------
+    Dx, Dz, Dxx, Dzx, Dzz : array
+        The derivatives that were given.
 
     Raises
     ------
@@ -86,7 +94,7 @@ class LayerBlocks:
 
     @property
     def num_params(self) -> int:
-        """p."""
+        """Number of parameters p."""
         return self.Dx.shape[1]
 
     def __repr__(self) -> str:

@@ -22,7 +22,7 @@ class _Convolution:
 
     @property
     def axes(self) -> tuple[window.Axis, ...]:
-        """Of a channel of the input."""
+        """The axes of a channel of the input, and what the kernel does along them."""
         raise NotImplementedError
 
     def _check(self) -> None:
@@ -45,27 +45,27 @@ class _Convolution:
 
     @property
     def window(self) -> tuple[int, ...]:
-        """Fields of the layer table."""
+        """How the kernel is moved over the input, as fields of the layer table."""
         return window.fields(self.axes)
 
     @property
     def in_features(self) -> int:
-        """Numbers of the input: ``in_channels`` times its positions."""
+        """Size of the input: ``in_channels`` times its positions."""
         return self.in_channels * math.prod(axis.length for axis in self.axes)
 
     @property
     def out_features(self) -> int:
-        """Numbers of the output: ``out_channels`` times its positions."""
+        """Size of the output: ``out_channels`` times its positions."""
         return self.out_channels * math.prod(axis.places for axis in self.axes)
 
     @property
     def num_params(self) -> int:
-        """Number of parameters: ``out_channels * (in_channels * kernel + bias)``, the kernel's elements counted."""
+        """Number of parameters: ``out_channels * (in_channels * elements of the kernel + bias)``."""
         return math.prod(self.weight_shape) + self.out_channels * self.bias
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """Shape of W: ``(out_channels, in_channels, kernel)``, or with the kernel's two sizes."""
+        """Shape of W: ``(out_channels, in_channels, kernel_size)``, where an image's kernel has two sizes."""
         return self.out_channels, self.in_channels, *(axis.kernel for axis in self.axes)
 
 
@@ -73,38 +73,39 @@ class _Convolution:
 class Conv1d(window.Line, _Convolution):
     """1-d convolution: ``output = activation(W * input + c)``, plus ``input`` with a skip. Immutable.
 
-    ``W * input`` is the cross-correlation that torch calls a convolution: element (a, t) is the sum over channels and
-    k of ``W[a, channel, k] input[channel, stride t + dilation k - padding]``, the input being 0 outside. States lie
-    channels first, (channels, length) row-major, as torch flattens them; parameters are W, (out_channels, in_channels,
-    kernel_size) row-major, then c, (out_channels,).
+    ``W * input`` is the cross-correlation that PyTorch calls a convolution: element (a, t) is the sum over channels and
+    k of ``W[a, channel, k] input[channel, stride t + dilation k - padding]``, where the input is 0 outside of its
+    positions. States have their channels first, as (channels, length) in row-major order, which is how PyTorch flattens
+    them. The parameters are W, (out_channels, in_channels, kernel_size) in row-major order, and then c,
+    (out_channels,).
 
     Parameters
     ----------
     in_channels, out_channels, kernel_size : int
-        At least 1.
+        The numbers of channels of input and output and the size of the kernel, at least 1.
     length : int
-        Positions of the input.
+        How many positions the input has.
     activation : str
         As in `Dense`.
     bias : bool
-        Whether the layer has c.
+        Whether the layer has a bias c.
     skip : bool
-        Whether the input is added to the output, which must have its shape.
+        Whether the input is added to the output, which must then have the same shape.
     stride, padding, dilation : int
-        As in torch; padding is by zeros, on both sides.
+        As in PyTorch. Padding is by zeros, on both sides.
     frozen : bool
-        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
+        Whether the net keeps the parameters as constants instead of training them (docs/frozen_layers.md).
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named.
+        An argument is not what is expected; the message names it.
 
     Notes
     -----
-    Eliminated as a dense layer of d = in_channels kernel_size + 1 columns on the B out_length rows of its patches
-    (docs/theory.md, section 3): its pivot has out_channels min(B out_length, d) rows, its coupling B in_channels length
-    columns.
+    The layer is eliminated as a dense layer of d = in_channels kernel_size + 1 columns that acts on the B out_length
+    rows of its patches (docs/theory.md, section 3): its pivot has out_channels min(B out_length, d) rows, and its
+    coupling B in_channels length columns.
 
     Examples
     --------
@@ -138,34 +139,36 @@ class Conv1d(window.Line, _Convolution):
 class Conv2d(window.Plane, _Convolution):
     """2-d convolution: ``output = activation(W * input + c)``, plus ``input`` with a skip. Immutable.
 
-    As `Conv1d`, over images: element (a, y, x) of ``W * input`` is the sum over channels, h and k of
+    This is `Conv1d` for images: element (a, y, x) of ``W * input`` is the sum over channels, h and k of
     ``W[a, channel, h, k] input[channel, stride[0] y + dilation[0] h - padding[0], stride[1] x + dilation[1] k -
-    padding[1]]``, the input being 0 outside. States lie channels first, (channels, height, width) row-major, as torch
-    flattens them, so that nothing has to be done where a `Dense` layer follows; parameters are W, (out_channels,
-    in_channels, height, width) of the kernel row-major, then c, (out_channels,).
+    padding[1]]``, where the input is 0 outside of the image. States have their channels first, as (channels, height,
+    width) in row-major order, which is how PyTorch flattens them, so that a `Dense` layer may follow directly. The
+    parameters are W, (out_channels, in_channels, kernel height, kernel width) in row-major order, and then c,
+    (out_channels,).
 
     Parameters
     ----------
     in_channels, out_channels : int
-        At least 1.
+        The numbers of channels of input and output, at least 1.
     kernel_size, size : int or (int, int)
-        Height and width of the kernel and of the input; one number is both.
-    activation, bias, skip
-        As in `Conv1d`.
+        Height and width of the kernel and of the input. One number stands for both.
+    activation, bias, skip : as for `Conv1d`
+        The activation, whether there is a bias, and whether the input is added to the output.
     stride, padding, dilation : int or (int, int)
-        As in torch; padding is by zeros, on all sides.
+        As in PyTorch. Padding is by zeros, on all sides.
     frozen : bool
         As in `Conv1d`.
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named.
+        An argument is not what is expected; the message names it.
 
     Notes
     -----
-    Eliminated as a dense layer of d = in_channels kernel_size[0] kernel_size[1] + 1 columns on the rows of its patches,
-    B times the positions of the output (docs/theory.md, section 3). docs/convolutions.md says when which route pays.
+    The layer is eliminated as a dense layer of d = in_channels kernel_size[0] kernel_size[1] + 1 columns that acts on
+    the rows of its patches, which are B times the positions of the output (docs/theory.md, section 3).
+    docs/convolutions.md says when elimination by layers pays, and when the dense matrix does.
 
     Examples
     --------

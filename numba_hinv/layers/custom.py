@@ -19,50 +19,52 @@ from .trial import attempt, check_function, check_symmetric, gist, plain_functio
 
 @dataclass(frozen=True, repr=False)
 class Custom:
-    """Layer of a user's own: ``function(z, x, out)`` for one sample, differentiated automatically. Immutable.
+    """A layer of your own: ``function(z, x, out)`` for one sample, differentiated automatically. Immutable.
 
     Parameters
     ----------
     function : callable
-        Plain or ``@njit``. Reads z (in_features,), the layer's input, and x (num_params,), its parameters, and writes
-        all of out (out_features,). It is compiled in nopython mode, for arrays of floats and for arrays of hyper-dual
-        numbers (`numba_hinv.layers.autodiff`): loops, branches, calls, slices, reshapes and ``empty_like``, but scalar
-        arithmetic, comparisons and functions only (those of ``math`` and their namesakes in NumPy, ``**``, abs, and max
-        and min of two). Division by zero gives an infinity. An exception cannot leave it: NaN says that there is no
-        value. At a kink the slope is that of one side (0 for abs), and the curvature is 0.
+        A plain or ``@njit`` function. It reads z (in_features,), the input of the layer, and x (num_params,), its
+        parameters, and writes all entries of out (out_features,). It is compiled in nopython mode, for arrays of floats
+        and for arrays of hyper-dual numbers (`numba_hinv.layers.autodiff`). Loops, branches, calls, slices, reshapes
+        and ``empty_like`` are allowed, but arithmetic, comparisons and functions must be scalar (the functions are
+        those of ``math`` and their namesakes in NumPy, ``**``, abs, and max and min of two numbers). Division by zero
+        gives an infinity. The function cannot raise an exception; it returns NaN where there is no value. At a kink,
+        the slope is that of one side (0 for abs) and the curvature is 0.
     in_features, out_features : int
-        At least 1.
+        The numbers of inputs and outputs, at least 1.
     num_params : int
-        May be 0.
+        The number of parameters, which may be 0.
     init : float, array of shape (num_params,), or callable
-        The parameters that `Network.init` starts from; a callable is given a ``numpy.random.Generator`` and returns
+        The parameters that `Network.init` starts from. A callable is given a ``numpy.random.Generator`` and returns
         such an array.
     jacobian : callable, optional
-        ``jacobian(z, x, Dz, Dx)`` sets Dz (out_features, in_features) and Dx (out_features, num_params), which hold
-        zeros, to the derivatives of out in z and x. Compiled for arrays of floats alone.
+        ``jacobian(z, x, Dz, Dx)`` sets Dz (out_features, in_features) and Dx (out_features, num_params), which are zero
+        before, to the derivatives of out with respect to z and x. It is compiled for arrays of floats only.
     curvature : callable, optional
-        ``curvature(z, x, g, Dxx, Dzx, Dzz)`` adds the second derivatives of ``g . out``, g (out_features,), to Dxx
-        (num_params, num_params), Dzx (num_params, in_features) and Dzz (in_features, in_features): all entries, also
-        those below the diagonal.
+        ``curvature(z, x, g, Dxx, Dzx, Dzz)`` adds the second derivatives of ``g . out``, where g is (out_features,), to
+        Dxx (num_params, num_params), Dzx (num_params, in_features) and Dzz (in_features, in_features): to all entries,
+        also to those below the diagonal.
     frozen : bool
-        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
+        Whether the net keeps the parameters as constants instead of training them (docs/frozen_layers.md).
 
     Raises
     ------
     TypeError
-        An argument is of the wrong kind, or a function cannot be compiled, or not for hyper-dual numbers.
+        An argument is of the wrong kind, or a function cannot be compiled, perhaps only for hyper-dual numbers.
     ValueError
         A size is wrong, or a trial with random input shows that a function reads or writes out of bounds, raises,
         leaves entries of out unwritten, changes its inputs or returns an asymmetric curvature.
 
     Notes
     -----
-    Of a sample, the derivatives cost (p + n_in) / 4 evaluations on numbers of ten scalars, the second ones
-    (p + n_in)^2 / 8. The layer's blocks are dense: its pivot has all p = num_params rows, so that parameters which
-    enter as a matrix times the input belong in a `Dense` layer before or after. The first use of a function compiles
-    it, which takes a few seconds; layers with the same functions share the compiled code, whatever their sizes.
+    For each sample, first derivatives cost (p + n_in) / 4 evaluations on numbers of ten scalars, and second derivatives
+    (p + n_in)^2 / 8. The derivative blocks of the layer are dense and its pivot has all p = num_params rows, so that
+    parameters that multiply the input as a matrix are better put into a `Dense` layer before or after this one. The
+    first use of a function compiles it, which takes a few seconds; layers with the same functions share the compiled
+    code, whatever their sizes.
 
-    A pickle holds the functions as pickle does, which for plain ones is by name.
+    Pickling stores the functions as pickle does, which is by name for plain functions.
 
     Examples
     --------
@@ -103,11 +105,33 @@ class Custom:
         return f"Custom({self.function.__name__}, {sizes}{', frozen=True' if self.frozen else ''})"
 
     def initial_params(self, rng: np.random.Generator) -> Array:
-        """Parameters to start from, (num_params,), drawn with the generator ``rng`` where ``init`` is a callable."""
+        """Give the parameters that `Network.init` starts from.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            The generator that ``init`` is called with, if it is a callable.
+
+        Returns
+        -------
+        params : (num_params,) array
+            The parameters.
+        """
         return initial_params(self.init, self.num_params, rng)
 
     def addresses(self, dtype: DTypeLike) -> tuple[int, int, int]:
-        """Addresses of the compiled value, jacobian and curvature (0 for float32: Hessians are taken in float64)."""
+        """Give the addresses of the compiled value, Jacobian and curvature, for the layer table.
+
+        Parameters
+        ----------
+        dtype : float64 or float32
+            The dtype of the sweep.
+
+        Returns
+        -------
+        addresses : (int, int, int)
+            The addresses. The last two are 0 for float32, since Hessians are taken in float64.
+        """
         forms = _forms(self.function, self.jacobian, self.curvature, self._cache)
         scalar = numba.from_dtype(dtype)
         kinds = ("value", "jacobian", "curvature") if scalar == types.float64 else ("value", "jacobian")
@@ -115,7 +139,10 @@ class Custom:
 
     @property
     def work_size(self) -> int:
-        """Scalars of workspace that the compiled derivatives need; where frozen, with room for those in parameters."""
+        """How many scalars of workspace the compiled derivatives need.
+
+        If the layer is frozen, that includes the derivatives with respect to the parameters.
+        """
         n_in, n_out, p = self.in_features, self.out_features, self.num_params
         return autodiff.work_size(n_in, n_out, p) + self.frozen * p * (n_out + p + n_in)
 

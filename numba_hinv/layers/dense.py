@@ -15,22 +15,22 @@ class Dense:
     Parameters
     ----------
     in_features, out_features : int
-        At least 1; equal where ``skip``.
+        The numbers of inputs and outputs, at least 1. With ``skip`` they must be equal.
     activation : str or callable
-        A registered name: identity, tanh, sigmoid, softplus, silu, gelu (the exact one, with erf), sin, relu (its
-        second derivative is taken as 0), or one of `register_activation`. Names that other libraries use ("ReLU",
-        "swish") and their functions (``np.tanh``, ``torch.nn.functional.silu``) stand for these.
+        One of "identity", "tanh", "sigmoid", "softplus", "silu", "gelu" (the exact one, with erf), "sin" and "relu"
+        (whose second derivative is taken as 0), or a name given to `register_activation`. Names and functions of other
+        libraries ("ReLU", "swish", ``np.tanh``, ``torch.nn.functional.silu``) are understood as well.
     bias : bool
-        Whether the layer has c.
+        Whether the layer has a bias c.
     skip : bool
         Whether the input is added to the output.
     frozen : bool
-        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
+        Whether the net keeps the parameters as constants instead of training them (docs/frozen_layers.md).
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named.
+        An argument is not what is expected; the message names it.
 
     Examples
     --------

@@ -14,22 +14,22 @@ from .local import Local
 
 @dataclass(frozen=True)
 class Activation(Local):
-    """``activation(z)`` of every number of the state. Immutable, without parameters.
+    """Apply an activation to every number of the state. Immutable, without parameters.
 
-    `Dense`, `Conv1d` and `Conv2d` have an activation of their own, at no cost. This one is for what comes after
-    pooling, a norm, or another activation.
+    `Dense`, `Conv1d` and `Conv2d` have activations of their own, at no extra cost. This layer is for an activation
+    after pooling, after a norm or after another activation.
 
     Parameters
     ----------
     features : int
-        Numbers of the state.
+        How many numbers the state has.
     activation : str
         As in `Dense`.
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named.
+        An argument is not what is expected; the message names it.
 
     Examples
     --------
@@ -53,11 +53,22 @@ class Activation(Local):
 
     @property
     def in_features(self) -> int:
-        """``features``."""
+        """Size of the input, which is ``features``."""
         return self.features
 
     out_features = in_features
 
     def addresses(self, dtype: DTypeLike) -> tuple[int, int, int]:
-        """The address of the compiled activation."""
+        """Give the address of the compiled activation, for the layer table.
+
+        Parameters
+        ----------
+        dtype : float64 or float32
+            The dtype of the sweep.
+
+        Returns
+        -------
+        addresses : (int, int, int)
+            The address, and two zeros.
+        """
         return activation_address(self.activation, dtype), 0, 0

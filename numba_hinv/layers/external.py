@@ -21,43 +21,45 @@ _WAY_OUT = "take fewer samples, or split the layer: parameters of Dense and Conv
 
 @dataclass(frozen=True, repr=False)
 class External:
-    """Layer whose values and derivatives come from Python functions of a whole batch. Immutable.
+    """A layer whose values and derivatives come from Python functions of a whole batch. Immutable.
 
-    For what Numba cannot compile: another framework's module, a simulator, a table. What it can is faster as a `Custom`
-    layer. Each sample is mapped on its own: row i of every result belongs to row i of Z.
+    It is for what Numba cannot compile: a module of another framework, a simulator or a table. What Numba can compile
+    is faster as a `Custom` layer. Each sample is mapped on its own: row i of every result belongs to row i of Z.
 
     Parameters
     ----------
     function : callable
-        ``function(Z, x)`` gives the outputs (B, out_features), Z (B, in_features) being the layer's inputs and x
-        (num_params,) its parameters: read-only arrays, float64 for Hessians, otherwise in the dtype of the parameters.
+        ``function(Z, x)`` returns the outputs (B, out_features), where Z (B, in_features) are the inputs of the layer
+        and x (num_params,) are its parameters. Both are read-only arrays, in float64 for Hessians and otherwise in the
+        dtype of the parameters.
     jacobian : callable
-        ``jacobian(Z, x)`` gives Dz (B, out_features, in_features) and Dx (B, out_features, num_params), the derivatives
-        of each sample's outputs in its inputs and in x.
+        ``jacobian(Z, x)`` returns Dz (B, out_features, in_features) and Dx (B, out_features, num_params), the
+        derivatives of each sample's outputs with respect to its inputs and to x.
     curvature : callable
-        ``curvature(Z, x, G)`` gives the second derivatives of ``sum_i G[i] . output[i]``, G (B, out_features): Dxx
-        (num_params, num_params), summed over the samples, and per sample Dzx (B, num_params, in_features) and Dzz
-        (B, in_features, in_features).
+        ``curvature(Z, x, G)`` returns the second derivatives of ``sum_i G[i] . output[i]``, where G is
+        (B, out_features): Dxx (num_params, num_params), summed over the samples, and for each sample Dzx
+        (B, num_params, in_features) and Dzz (B, in_features, in_features).
     in_features, out_features : int
-        At least 1.
+        The numbers of inputs and outputs, at least 1.
     num_params : int
-        May be 0.
+        The number of parameters, which may be 0.
     init : float, array of shape (num_params,), or callable
-        The parameters that `Network.init` starts from; a callable is given a ``numpy.random.Generator`` and returns
+        The parameters that `Network.init` starts from. A callable is given a ``numpy.random.Generator`` and returns
         such an array.
     frozen : bool
-        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
+        Whether the net keeps the parameters as constants instead of training them (docs/frozen_layers.md).
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named. Results of a wrong shape, not finite or, where they should be symmetric,
-        not symmetric are a ``ValueError`` of `Network.forward`, `Network.gradient` or `Network.hessian`.
+        An argument is not what is expected; the message names it. If a function returns results that have a wrong
+        shape, are not finite, or are not symmetric where they should be, `Network.forward`, `Network.gradient` or
+        `Network.hessian` raise a ``ValueError``.
 
     Notes
     -----
-    In the sweeps it is a layer of blocks (docs/theory.md, section 7): its pivot has all num_params rows at any B. A
-    pickle holds the functions as pickle does, which for plain ones is by name.
+    The layer is treated as one given by its derivative blocks (docs/theory.md, section 7): its pivot has all num_params
+    rows, whatever B is. Pickling stores the functions as pickle does, which is by name for plain functions.
 
     Examples
     --------
@@ -97,7 +99,18 @@ class External:
         return f"External({name}, {sizes}{', frozen=True' if self.frozen else ''})"
 
     def initial_params(self, rng: np.random.Generator) -> Array:
-        """Parameters to start from, (num_params,), drawn with the generator ``rng`` where ``init`` is a callable."""
+        """Give the parameters that `Network.init` starts from.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            The generator that ``init`` is called with, if it is a callable.
+
+        Returns
+        -------
+        params : (num_params,) array
+            The parameters.
+        """
         return initial_params(self.init, self.num_params, rng)
 
 

@@ -15,23 +15,24 @@ from .registry import distinguish, is_own
 class Gated(Custom):
     """``z[:features] * activation(z[features:])``: one half of the input is gated by the other. Immutable.
 
-    A gated linear unit is a dense layer and this one: ``Dense(n, 2 * m, "identity"), Gated(m)`` is
-    ``(W z + b) * sigmoid(V z + c)``, with W, then V, in the rows of the dense layer's weight. Kept apart, the dense
-    half keeps its fast elimination: its pivot has ``2 m min(B, n + 1)`` rows, where one layer of both would have all
-    ``2 m (n + 1)`` parameters for a pivot at any B. With "identity" the two are the bilinear layer
-    ``(W z + b) * (V z + c)``, with "silu" or "gelu" SwiGLU and GEGLU (N. Shazeer, arXiv:2002.05202).
+    A gated linear unit is a dense layer followed by this one: ``Dense(n, 2 * m, "identity"), Gated(m)`` is
+    ``(W z + b) * sigmoid(V z + c)``, where the rows of the dense layer's weight are those of W and then those of V. As
+    a layer of its own, the dense part keeps its fast elimination: its pivot has ``2 m min(B, n + 1)`` rows, while the
+    pivot of one layer that does both would have all ``2 m (n + 1)`` parameters whatever B is. With "identity" the two
+    layers are the bilinear layer ``(W z + b) * (V z + c)``; with "silu" and "gelu" they are SwiGLU and GEGLU
+    (N. Shazeer, arXiv:2002.05202).
 
     Parameters
     ----------
     features : int
-        m, the outputs; there are 2 m inputs.
+        The number m of outputs; there are 2 m inputs.
     activation : str
         A registered name, as for `Dense`. With "sigmoid" this is torch.nn.GLU.
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named.
+        An argument is not what is expected; the message names it.
 
     Examples
     --------

@@ -26,9 +26,31 @@ class Local:
     _constants: Array
 
     def addresses(self, dtype: DTypeLike) -> tuple[int, int, int]:
-        """Addresses of what the compiled code needs beside the layer table, for parameters of a dtype."""
+        """Give the addresses of what compiled code needs of the layer beside the layer table.
+
+        Parameters
+        ----------
+        dtype : float64 or float32
+            The dtype of the sweep.
+
+        Returns
+        -------
+        addresses : (int, int, int)
+            The addresses, 0 where none is needed.
+        """
         return 0, 0, 0
 
     def initial_params(self, rng: np.random.Generator) -> Array:
-        """Parameters to start from, (num_params,)."""
+        """Give the parameters that `Network.init` starts from.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            The generator to draw from.
+
+        Returns
+        -------
+        params : (num_params,) array
+            The parameters.
+        """
         return np.empty(0)

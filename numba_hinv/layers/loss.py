@@ -18,30 +18,36 @@ _REDUCTIONS = "mean", "sum"
 class Loss:
     """A registered loss with its options. Immutable.
 
-    `numba_hinv.losses` has a function for each that ships, which says what its parameters are.
+    For each loss of the library, a function in `numba_hinv.losses` describes its parameters.
 
     Parameters
     ----------
     name : str or callable
-        A registered name, an alias that other libraries use ("mse", "cross_entropy", "HuberLoss"), or a function or
-        class of PyTorch or scikit-learn of that name, whose options then are the defaults.
+        A registered name, an alias from another library ("mse", "cross_entropy", "HuberLoss"), or the function or class
+        of PyTorch or scikit-learn with that name, which stands for the loss with default options.
     reduction : "mean" or "sum"
-        Over the samples or all targets, as the loss was registered. Samples count in a mean with their weights.
+        Whether the loss is the mean or the sum over the samples or over all targets, as it was registered. Samples
+        count with their weights.
     ignore_index : int, optional
-        Of losses of labels: samples with this label count as if their weights were 0.
-    parameters : numbers or arrays (n,)
-        By the names that the loss was registered with; arrays have a number for each output.
+        For losses of labels: samples with this label count as if their weights were 0.
+    **parameters : float, bool or (n,) array
+        The parameters of the loss, by the names that it was registered with. An array has one number for each output.
 
     Attributes
     ----------
-    name, reduction, ignore_index
+    name : str
+        The registered name.
+    reduction : "mean" or "sum"
+        The reduction that was given.
+    ignore_index : int or None
+        The label that is ignored.
     parameters : dict
-        All of them, floats, tuples of floats or bools.
+        The values of all parameters: floats, tuples of floats or bools.
 
     Raises
     ------
     TypeError, ValueError
-        There is no such loss, or an option is none of its, or out of range.
+        There is no such loss, or it does not have such an option, or the value of an option is out of range.
 
     Examples
     --------
@@ -93,7 +99,13 @@ class Loss:
         return hash((self.name, self.reduction, self.ignore_index, *self.parameters.items()))
 
     def describe(self) -> dict[str, Any]:
-        """Name and options as plain data for a file."""
+        """Describe name and options as plain data for a file.
+
+        Returns
+        -------
+        description : dict
+            What `from_description` takes.
+        """
         return {
             "name": self.name, "reduction": self.reduction, "ignore_index": self.ignore_index,
             "parameters": {name: list(v) if isinstance(v, tuple) else v for name, v in self.parameters.items()},
@@ -101,11 +113,22 @@ class Loss:
 
     @classmethod
     def from_description(cls, found: dict[str, Any]) -> "Loss":
-        """The inverse of `describe`."""
+        """Make the loss that `describe` has described.
+
+        Parameters
+        ----------
+        found : dict
+            What `describe` returned.
+
+        Returns
+        -------
+        Loss
+            An equal loss.
+        """
         return cls(found["name"], found["reduction"], found["ignore_index"], **found["parameters"])
 
     def check_registered(self) -> None:
-        """``ValueError`` where the name has been registered again since, with other parameters."""
+        """Raise a ``ValueError`` if the name has been registered again since then, with other parameters."""
         if list(get_loss(self.name)["parameters"]) != list(self.parameters):
             raise ValueError(
                 f"loss: expected {self.name!r} with the parameters that it had when the network was made, got it "
@@ -114,32 +137,65 @@ class Loss:
 
     @property
     def has_labels(self) -> bool:
-        """Whether y is (B,) labels."""
+        """Whether targets are labels, (B,)."""
         return get_loss(self.name)["targets"] == "labels"
 
     @property
     def is_mean_over_samples(self) -> bool:
-        """Whether the values are divided by the samples' weights alone, and not by the targets of each as well."""
+        """Whether the mean is over samples, and not over all targets of all samples."""
         return get_loss(self.name)["mean_over"] == "samples"
 
     @property
     def counts_differ(self) -> bool:
-        """Whether samples without weights may count differently in the mean: by their classes, or as ignored ones."""
+        """Whether samples may count differently in the mean without weights of their own: by class, or if ignored."""
         is_weighed = self.has_labels and self.parameters.get("class_weights") not in (None, 1.0)
         return self.reduction == "mean" and (is_weighed or self.ignore_index is not None)
 
     def num_targets(self, num_outputs: int) -> int:
-        """Numbers of y for each sample, where it has no labels."""
+        """Compute how many numbers the targets of a sample have, for losses that have no labels.
+
+        Parameters
+        ----------
+        num_outputs : int
+            The number of outputs of the net.
+
+        Returns
+        -------
+        num_targets : int
+            The number of targets.
+        """
         return num_outputs // get_loss(self.name)["outputs_per_target"]
 
     def packed(self, num_outputs: int) -> Array:
-        """The parameters as compiled losses read them, (number of parameters, num_outputs); checks both."""
+        """Check the parameters and give them as compiled losses read them.
+
+        Parameters
+        ----------
+        num_outputs : int
+            The number of outputs of the net.
+
+        Returns
+        -------
+        packed : (number of parameters, num_outputs) array
+            The value of each parameter for each output.
+        """
         found = pack(self.parameters, num_outputs)
         check_loss(self.name, num_outputs, found)
         return found
 
     def class_weights(self, num_outputs: int) -> Array | None:
-        """(n,) weights of the classes where a mean is over their sum, else None."""
+        """Give the weights of the classes, if the mean is divided by their sum.
+
+        Parameters
+        ----------
+        num_outputs : int
+            The number n of outputs of the net.
+
+        Returns
+        -------
+        weights : (n,) array or None
+            The weights; None if classes have no weights.
+        """
         given = self.parameters.get("class_weights")
         return np.full(num_outputs, given, np.float64) if self.has_labels and given not in (None, 1.0) else None
 

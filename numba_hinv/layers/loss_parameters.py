@@ -11,18 +11,19 @@ from ..runtime.validation import as_array, as_flag, as_real
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a parameter of a loss may be. Immutable.
+    """Declaration of a parameter of a loss: its default and the values that it may have. Immutable.
 
     Parameters
     ----------
     default : float or bool
-        A bool makes it a switch, which is True or False and reaches the compiled loss as 1 or 0.
+        The default. With a bool the parameter is a switch, which is True or False and is passed to the compiled loss as
+        1 or 0.
     low, high : float
-        Its least and largest value.
+        The least and the largest value.
     is_open : bool
         Whether these two are themselves excluded.
     per_output : bool
-        Whether it may be an array (n,), a number for each output, as well as one number for all.
+        Whether the parameter may also be an array (n,) with one number for each output.
 
     Raises
     ------
@@ -46,11 +47,29 @@ class Parameter:
 
     @property
     def is_switch(self) -> bool:
-        """Whether it is True or False."""
+        """Whether the parameter is a switch, which is True or False."""
         return isinstance(self.default, bool)
 
     def check(self, name: str, given: Any) -> Any:
-        """``given`` as a float or a tuple of floats, or a bool; ``TypeError`` or ``ValueError`` about ``name``."""
+        """Check a value of the parameter.
+
+        Parameters
+        ----------
+        name : str
+            The name of the parameter, for messages.
+        given : object
+            The value.
+
+        Returns
+        -------
+        value : float, tuple of float or bool
+            The value as it is kept.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``given`` is not such a value.
+        """
         if self.is_switch:
             return as_flag(name, given)
         if self.per_output and not isinstance(given, str) and np.ndim(_on_host(given)):

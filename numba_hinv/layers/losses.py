@@ -26,34 +26,34 @@ def register_loss(
     parameters: Mapping[str, Any] | None = None,
     outputs_per_target: int = 1,
 ) -> Callable[[_Function], _Function]:
-    """Decorator that registers a loss under ``name``.
+    """Register a loss under ``name``, by a decorator.
 
     Parameters
     ----------
     name : str
-        What ``Network(..., loss=name)`` will refer to. A name can be registered again; where the new function is
+        The name that ``Network(..., loss=name)`` will refer to. A name can be registered again. If the new function is
         refused, the old one stays.
     mean_over : {"samples", "elements"}
-        What the sum of the values of all samples is divided by: their number, or that of all targets. Samples count
-        with their weights.
+        What the sum of the values of all samples is divided by: the number of samples, or that of all targets. Samples
+        count with their weights.
     targets : {"values", "labels"}
         Whether y is (B, n) numbers or (B,) integer labels in 0..n-1, n being the number of outputs.
     parameters : dict, optional
-        Names and defaults of numbers that the loss depends on, which ``nh.Loss(name, ...)`` may set; instead of a
-        default, `losses.Parameter` says more. The function then takes a fifth argument, an array (number of parameters,
-        n) of float64: a row for each, in this order, with its value for each output. It is compiled once, whatever they
-        are. One called class_weights, of a loss of labels, must be the weights of the classes, for the mean is over the
-        sum of these, as in PyTorch.
+        Names and defaults of numbers that the loss depends on, which ``nh.Loss(name, ...)`` may set. In place of a
+        default, a `losses.Parameter` says which values are allowed. The function then takes a fifth argument, an array
+        (number of parameters, n) of float64, with a row for each parameter in this order that holds its value for each
+        output. The function is compiled once, whatever the values are. For a loss of labels, a parameter called
+        class_weights must be the weights of the classes, since the mean is divided by their sum, as in PyTorch.
     outputs_per_target : int
-        Of the net, where y is numbers: with 2, say, y is (B, n/2).
+        If targets are numbers, how many outputs of the net belong to each: with 2, for example, y is (B, n/2).
 
     Returns
     -------
     decorator : callable
-        Takes ``function(z, y, gradient, curvature)``, plain or ``@njit``, which for one sample reads z (n,), the
-        network's output, and y (n,), the target (or (1,), holding the label), fills gradient (n,) and the symmetric
-        curvature (n, n), both first and second derivatives in z, and returns the value. All entries are to be written:
-        they hold anything before. Returns it unchanged.
+        It takes ``function(z, y, gradient, curvature)``, plain or ``@njit``, and returns it unchanged. For one sample,
+        the function reads z (n,), the output of the net, and y, the target (n,) or the label (1,). It fills gradient
+        (n,) and the symmetric curvature (n, n) with the first and second derivatives with respect to z, and returns the
+        value. It must write all entries, since these hold anything before.
 
     Raises
     ------
@@ -67,16 +67,17 @@ def register_loss(
 
     Notes
     -----
-    The trial compiles the function once, with bounds checks, which takes about a second; of compiled functions that it
-    calls, it finds those that write out of bounds, but not those that read there. It calls it with 1, 2, 3 and 5
-    targets (labels: 2, 3 and 5) or, where it raises for all of these, with the least number up to 256 for which it
-    does not; parameters have their defaults. A loss that is made for certain numbers of outputs should raise
-    for others; networks with these are refused. Derivatives are compared with differences wherever they are finite, z
-    being of either sign, but not beside kinks, where a slope is that of one side. They must be right for one kind of y
-    at least: any numbers, 0 and 1, -1 and 1, what sums to 1, or one 1 among zeros; labels are all tried.
+    The trial compiles the function once, with bounds checks, which takes about a second. If the function calls other
+    compiled functions, the trial finds those that write out of bounds, but not those that read there. It is called with
+    1, 2, 3 and 5 targets (2, 3 and 5 classes for labels) or, if it raises for all of these, with the least number up to
+    256 for which it does not; parameters have their defaults. A loss that is made for certain numbers of outputs should
+    raise for others, and networks with those are refused. Derivatives are compared with differences at z of either sign
+    wherever they are finite, except close to kinks, where the slope is that of one side. They must be right for at
+    least one kind of y: any numbers, 0 and 1, -1 and 1, numbers that sum to 1, or one 1 among zeros. Of labels, all are
+    tried.
 
-    An exception cannot leave the function once it is in use: a value of NaN says that there is none, and becomes an
-    error.
+    Once it is in use, the function cannot raise an exception. It returns NaN where there is no value, and that becomes
+    an error.
 
     Examples
     --------
@@ -117,7 +118,12 @@ def register_loss(
 
 
 def loss_names() -> list[str]:
-    """Sorted names of the registered losses.
+    """List the names of the registered losses.
+
+    Returns
+    -------
+    names : list of str
+        The names, sorted.
 
     Examples
     --------

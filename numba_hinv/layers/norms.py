@@ -45,24 +45,24 @@ class _Norm(Custom):
 class LayerNorm(_Norm):
     """``weight * (z - mean(z)) / sqrt(var(z) + eps) + bias``, over the features of one sample. Immutable.
 
-    As torch.nn.LayerNorm over the last dimension: the variance is the mean square, and the parameters are weight, which
-    starts at 1, then bias, which starts at 0.
+    It is torch.nn.LayerNorm over the last dimension: the variance is the mean squared deviation, and the parameters are
+    the weight, which starts at 1, and then the bias, which starts at 0.
 
     Parameters
     ----------
     features : int
-        n, at least 1.
+        The number n of features, at least 1.
     eps : float
-        At least 0.
+        What is added to the variance, at least 0.
     bias : bool
         Whether there is a bias.
     frozen : bool
-        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
+        Whether the net keeps the parameters as constants instead of training them (docs/frozen_layers.md).
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named.
+        An argument is not what is expected; the message names it.
 
     Notes
     -----
@@ -90,21 +90,21 @@ class LayerNorm(_Norm):
 class RMSNorm(_Norm):
     """``weight * z / sqrt(mean(z^2) + eps)``, over the features of one sample. Immutable.
 
-    As torch.nn.RMSNorm over the last dimension; the parameters are the weight, which starts at 1.
+    It is torch.nn.RMSNorm over the last dimension. The parameters are the weight, which starts at 1.
 
     Parameters
     ----------
     features : int
-        n, at least 1.
+        The number n of features, at least 1.
     eps : float
-        At least 0. The default is the machine epsilon of float64.
+        What is added to the mean square, at least 0. The default is the machine epsilon of float64.
     frozen : bool
-        Whether the parameters are held by the net instead of being unknowns (docs/frozen_layers.md).
+        Whether the net keeps the parameters as constants instead of training them (docs/frozen_layers.md).
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named.
+        An argument is not what is expected; the message names it.
 
     Notes
     -----

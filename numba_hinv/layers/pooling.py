@@ -19,7 +19,7 @@ class _Pooling(Local):
 
     @property
     def axes(self) -> tuple[window.Axis, ...]:
-        """Of a channel of the input."""
+        """The axes of a channel of the input, and what the kernel does along them."""
         raise NotImplementedError
 
     def _check(self) -> None:
@@ -41,17 +41,17 @@ class _Pooling(Local):
 
     @property
     def window(self) -> tuple[int, ...]:
-        """Fields of the layer table."""
+        """How the kernel is moved over the input, as fields of the layer table."""
         return window.fields(self.axes)
 
     @property
     def in_features(self) -> int:
-        """Numbers of the input: ``channels`` times its positions."""
+        """Size of the input: ``channels`` times its positions."""
         return self.channels * math.prod(axis.length for axis in self.axes)
 
     @property
     def out_features(self) -> int:
-        """Numbers of the output: ``channels`` times its positions."""
+        """Size of the output: ``channels`` times its positions."""
         return self.channels * math.prod(axis.places for axis in self.axes)
 
 
@@ -60,12 +60,12 @@ class _Average(_Pooling):
 
     @property
     def operation(self) -> int:
-        """Of the layer table."""
+        """Which formula of the layer table this layer is."""
         return AVERAGE if self.count_include_pad else AVERAGE_INSIDE
 
     @property
     def taps(self) -> int:
-        """Inputs that an output reads."""
+        """How many inputs an output reads."""
         return math.prod(axis.kernel for axis in self.axes)
 
 
@@ -88,23 +88,23 @@ def _set(layer, as_sizes, names):
 
 @dataclass(frozen=True)
 class AvgPool1d(window.Line, _Average):
-    """Means of neighbours along a channel, as torch.nn.AvgPool1d. Immutable, without parameters.
+    """Average pooling along a channel, as torch.nn.AvgPool1d. Immutable, without parameters.
 
     Parameters
     ----------
     channels, kernel_size, length : int
-        At least 1; ``length`` is that of the input.
+        The number of channels, the size of the kernel and the length of the input, at least 1.
     stride : int, optional
-        By default the kernel's size.
+        By how many positions the kernel moves; by default its size.
     padding : int
-        Zeros on both sides; at most half of the kernel.
+        How many zeros to add on both sides, at most half of the kernel's size.
     count_include_pad : bool
         Whether these zeros count in the mean.
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named.
+        An argument is not what is expected; the message names it.
 
     Examples
     --------
@@ -127,25 +127,25 @@ class AvgPool1d(window.Line, _Average):
 
 @dataclass(frozen=True)
 class AvgPool2d(window.Plane, _Average):
-    """Means of neighbours in an image, as torch.nn.AvgPool2d. Immutable, without parameters.
+    """Average pooling over an image, as torch.nn.AvgPool2d. Immutable, without parameters.
 
     Parameters
     ----------
     channels : int
-        At least 1.
+        The number of channels, at least 1.
     kernel_size, size : int or (int, int)
-        Height and width of the kernel and of the input; one number is both.
+        Height and width of the kernel and of the input. One number stands for both.
     stride : int or (int, int), optional
-        By default the kernel's size.
+        By how many positions the kernel moves; by default its size.
     padding : int or (int, int)
-        Zeros on all sides; at most half of the kernel.
+        How many zeros to add on all sides, at most half of the kernel's size.
     count_include_pad : bool
         Whether these zeros count in the mean.
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named.
+        An argument is not what is expected; the message names it.
 
     Examples
     --------
@@ -167,27 +167,27 @@ class AvgPool2d(window.Plane, _Average):
 
 @dataclass(frozen=True)
 class MaxPool1d(window.Line, _Maximum):
-    """The largest of neighbours along a channel, as torch.nn.MaxPool1d. Immutable, without parameters.
+    """Maximum pooling along a channel, as torch.nn.MaxPool1d. Immutable, without parameters.
 
-    A maximum is piecewise linear: its second derivative is 0. Where several numbers are largest it has no derivatives;
-    the first of them, in the order of the state, is then taken for the only one, as torch does, so that gradient and
-    Hessian are those of one of the pieces that meet there.
+    A maximum is piecewise linear, so that its second derivative is 0. Where several numbers are the largest it has no
+    derivatives. Then the first of them, in the order of the state, is treated as the only one, as PyTorch does, so that
+    gradient and Hessian are those of one of the pieces that meet there.
 
     Parameters
     ----------
     channels, kernel_size, length : int
-        At least 1; ``length`` is that of the input.
+        The number of channels, the size of the kernel and the length of the input, at least 1.
     stride : int, optional
-        By default the kernel's size.
+        By how many positions the kernel moves; by default its size.
     padding : int
-        Places on both sides that are never largest; at most half of the kernel.
+        How many places to add on both sides, which are never the largest; at most half of the kernel's size.
     dilation : int
-        Distance of the numbers that a kernel reads.
+        The distance between the numbers that the kernel reads.
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named.
+        An argument is not what is expected; the message names it.
 
     Examples
     --------
@@ -210,28 +210,28 @@ class MaxPool1d(window.Line, _Maximum):
 
 @dataclass(frozen=True)
 class MaxPool2d(window.Plane, _Maximum):
-    """The largest of neighbours in an image, as torch.nn.MaxPool2d. Immutable, without parameters.
+    """Maximum pooling over an image, as torch.nn.MaxPool2d. Immutable, without parameters.
 
-    The second derivative is 0. Where several numbers are largest, it is as with `MaxPool1d`: the first of them, row by
-    row, is taken for the only one.
+    The second derivative is 0. Where several numbers are the largest, the first of them, row by row, is treated as the
+    only one, as in `MaxPool1d`.
 
     Parameters
     ----------
     channels : int
-        At least 1.
+        The number of channels, at least 1.
     kernel_size, size : int or (int, int)
-        Height and width of the kernel and of the input; one number is both.
+        Height and width of the kernel and of the input. One number stands for both.
     stride : int or (int, int), optional
-        By default the kernel's size.
+        By how many positions the kernel moves; by default its size.
     padding : int or (int, int)
-        Places on all sides that are never largest; at most half of the kernel.
+        How many places to add on all sides, which are never the largest; at most half of the kernel's size.
     dilation : int or (int, int)
-        Distance of the numbers that a kernel reads.
+        The distance between the numbers that the kernel reads.
 
     Raises
     ------
     TypeError, ValueError
-        The argument that is wrong is named.
+        An argument is not what is expected; the message names it.
 
     Examples
     --------

@@ -39,12 +39,12 @@ class Line:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """Of a channel of the input."""
+        """The axes of a channel of the input, and what the kernel does along them."""
         return (Axis(self.length, self.kernel_size, self.stride, self.padding, self.dilation),)
 
     @property
     def out_length(self) -> int:
-        """Positions of the output."""
+        """How many positions the output has."""
         return self.axes[0].places
 
 
@@ -59,7 +59,7 @@ class Plane:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """Of a channel of the input."""
+        """The axes of a channel of the input, and what the kernel does along them."""
         return tuple(map(Axis, self.size, self.kernel_size, self.stride, self.padding, self.dilation))
 
     @property

@@ -84,15 +84,16 @@ def listen() -> None:
 
 
 def set_compile_notice(on: bool) -> None:
-    """Whether to say on stderr, once per process, that kernels are being compiled, where that takes over a second.
+    """Choose whether to be told when kernels are compiled for over a second.
 
-    It is said by default; the environment variable ``NUMBA_HINV_COMPILE_NOTICE=0`` switches it off as well. Nothing is
-    said of kernels that come from the cache on disk, nor in the workers of `multiprocessing`. ``python -m numba_hinv
-    warmup`` compiles everything ahead.
+    The notice is written to stderr once in a process, by default; the environment variable
+    ``NUMBA_HINV_COMPILE_NOTICE=0`` switches it off as well. There is none for kernels that come from the cache on disk,
+    nor in the workers of `multiprocessing`. ``python -m numba_hinv warmup`` compiles everything ahead.
 
     Parameters
     ----------
     on : bool
+        Whether to write the notice.
 
     Raises
     ------

@@ -76,15 +76,16 @@ def bar(progress: bool | None, total: int | None, label: str, unit: str) -> Abst
 
 
 def set_progress(on: bool) -> None:
-    """Whether jobs that take long show a progress bar, in this session, where they are not told by ``progress=``.
+    """Choose whether calls show progress bars in this session if they are not given ``progress``.
 
-    They do not by default. Bars are drawn after a second, so that short jobs show none; and a job that is part of
-    another, or is started while another one is at work, has none beside it. ``progress=True`` and ``progress=False`` of
-    a single call go before this.
+    By default they do not. A bar appears after a second, so that short jobs show none. A job that is part of another,
+    or that is started while another is at work, shows none either. ``progress=True`` and ``progress=False`` in a single
+    call override this setting.
 
     Parameters
     ----------
     on : bool
+        Whether to show progress bars.
 
     Raises
     ------

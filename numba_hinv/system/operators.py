@@ -66,7 +66,18 @@ class SymmetricOperator(LinearOperator):
     def dot(self, x: ArrayLike) -> FloatArray: ...
 
     def dot(self, x: Any) -> Any:
-        """The product with x; of an array on the device, one on the device; of a tensor, a tensor."""
+        """Multiply the operator with x, which is what ``@`` does.
+
+        Parameters
+        ----------
+        x : (P,) or (P, k) array, tensor, number or linear operator
+            What to multiply with.
+
+        Returns
+        -------
+        product : like x
+            An array, a tensor if x is one, an array on the GPU if x lies there, or a linear operator.
+        """
         if tensors.is_tensor(x):
             return self._of_tensor(self.dot, x)
         return self._of_device(x) if processor.is_on_device(x) else super().dot(self._checked(x))
@@ -116,7 +127,18 @@ class SymmetricOperator(LinearOperator):
     def matvec(self, x: ArrayLike) -> FloatArray: ...
 
     def matvec(self, x: Any) -> Any:
-        """The product with a vector (P,) or column (P, 1)."""
+        """Multiply the operator with a vector.
+
+        Parameters
+        ----------
+        x : (P,) or (P, 1) array, or tensor
+            The vector, which may be a column.
+
+        Returns
+        -------
+        product : array or tensor of the shape of x
+            The product.
+        """
         if tensors.is_tensor(x):
             return self._of_tensor(self.matvec, x)
         self._checked(x)
@@ -132,7 +154,18 @@ class SymmetricOperator(LinearOperator):
     def matmat(self, X: ArrayLike) -> FloatArray: ...
 
     def matmat(self, X: Any) -> Any:
-        """The product with a matrix (P, k)."""
+        """Multiply the operator with a matrix.
+
+        Parameters
+        ----------
+        X : (P, k) array or tensor
+            The matrix.
+
+        Returns
+        -------
+        product : (P, k) array or tensor
+            The product.
+        """
         if tensors.is_tensor(X):
             return self._of_tensor(self.matmat, X)
         self._checked(X)
@@ -141,11 +174,33 @@ class SymmetricOperator(LinearOperator):
         return super().matmat(X)
 
     def rmatvec(self, x: Any) -> Any:
-        """`matvec`, since the matrix is symmetric."""
+        """Multiply the transpose with a vector: the same as `matvec`, since the matrix is symmetric.
+
+        Parameters
+        ----------
+        x : (P,) or (P, 1) array, or tensor
+            The vector, which may be a column.
+
+        Returns
+        -------
+        product : array or tensor of the shape of x
+            The product.
+        """
         return self.matvec(x)
 
     def rmatmat(self, X: Any) -> Any:
-        """`matmat`, likewise."""
+        """Multiply the transpose with a matrix: the same as `matmat`, since the matrix is symmetric.
+
+        Parameters
+        ----------
+        X : (P, k) array or tensor
+            The matrix.
+
+        Returns
+        -------
+        product : (P, k) array or tensor
+            The product.
+        """
         return self.matmat(X)
 
     def _adjoint(self) -> "SymmetricOperator":
@@ -154,12 +209,12 @@ class SymmetricOperator(LinearOperator):
     _transpose = _adjoint
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
-        """Refused: what takes arrays, and makes one of this, would work with something else than the matrix."""
+        """Raise an error: a function that turned this into an array would not work with the matrix."""
         raise TypeError(self._no_array())
 
     @property
     def flags(self) -> Any:
-        """No attribute of an operator; functions that take arrays alone, and ask for it, are told the way out."""
+        """Not available: functions that take arrays only and ask for ``flags`` get an error that says what to do."""
         raise AttributeError(self._no_array())
 
     def _no_array(self) -> str:

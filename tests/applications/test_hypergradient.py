@@ -1,4 +1,4 @@
-"""Hypergradients: against training again with a little more or less of what they are in, and against what is known."""
+"""Hypergradients: against training again with slightly changed L2 terms, weights and data, and against closed forms."""
 
 import warnings
 
