@@ -143,7 +143,7 @@ def test_checkpoints_of_a_chain_of_blocks():
     for damping in (5.0, -0.3):
         F, C = (H.factorize(damping, checkpoint=c) for c in (False, True))
         assert len(C.solver.factors.stretches) > 3
-        # Not the same bits: where a stretch ends, a front is a matrix, and not its Cholesky factor. Both have a backward
+        # Not the same bits: where a stretch ends a front is a matrix, and not its Cholesky factor. Both have a backward
         # error of at most 1e-15.
         bound = 2e-15 * np.linalg.cond(dense + damping * np.eye(len(dense)))
         x = F.solve(b)

@@ -192,6 +192,7 @@ def embedded() -> None:
     assert_type(negative, int)
     b, x = np.ones((1, 2)), np.empty((1, 2))
     nh.embedded.solve(system, b, x, 0)
+    nh.embedded.factorize_and_solve(system, 0.1, 0.0, b, x, 1)
     nh.embedded.multiply(system, x, b)
     assert_type(nh.embedded.nbytes(nh.embedded.from_hessian(_chain())), int)
     nh.embedded.typed_list([system])
