@@ -539,6 +539,7 @@ def factorize_and_solve(
     Parameters
     ----------
     system : System
+        Of which the blocks are read and the factors overwritten.
     damping, norm : float
         As for `factorize`.
     b, x : (k, P) contiguous arrays of the system's dtype
