@@ -125,17 +125,25 @@ def test_saddle_free_turns_negative_directions_round():
 
 
 def test_minibatches():
-    """As many samples at a time, the same again from the same seed, and down to a loss that all samples give."""
+    """As many samples at a time, the same again from the same seed, and on the way a lower loss of all samples.
+
+    Where it ends is a matter of rounding, since steps that ten samples ask for go up and down for all thirty.
+    """
     problem = chain(4, 3, batch=30)
     options = dict(l2=1e-2, batch_size=10, max_iterations=30)
     for method in METHODS:
-        result = nh.minimize(*start_of(problem), method, rng=1, **options)
+        losses = []
+
+        def note(state, losses=losses):
+            losses.append(problem.net.loss(state.x, problem.X, problem.y, 1e-2))
+
+        result = nh.minimize(*start_of(problem), method, rng=1, callback=note, **options)
         again = nh.minimize(*start_of(problem), method, rng=1, **options)
         other = nh.minimize(*start_of(problem), method, rng=2, **options)
         np.testing.assert_array_equal(result.x, again.x)
         assert (result.x != other.x).any()
         assert result.fun == problem.net.loss(result.x, problem.X, problem.y, 1e-2)
-        assert result.fun < problem.net.loss(problem.params, problem.X, problem.y, 1e-2)
+        assert min(losses) < 0.7 * problem.net.loss(problem.params, problem.X, problem.y, 1e-2)
     assert nh.minimize(*start_of(problem), batch_size=10, loss_target=10.0).status == 3
 
 
