@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_signed_cholesky import KINDS, SIZES, dense_factor, factor, guarded, intact, symmetric
 
-from numba_hinv.kernels.dense.triangular import backward_vectors, forward_rows, forward_vectors
+from numba_hinv.kernels.dense.triangular import backward_rows, backward_vectors, forward_rows, forward_vectors
 
 
 def copy(X):
@@ -42,6 +42,10 @@ def test_solves(m, kind, dtype):
         forward_rows(*factors, K, work)
         assert intact(K) and intact(work)
         assert backward_error(F, K, B) <= bound
+        K[...] = B
+        backward_rows(*factors, K, work)
+        assert intact(K) and intact(work)
+        assert backward_error(F.T, K, B) <= bound
     for k in range(1, 10):
         X = copy(rng.standard_normal((k, m)).astype(dtype))
         B = X.copy()

@@ -3,6 +3,7 @@
 ``solve_block(rows, columns, depth, solve, u, ldu, b, ldb, a, lda, c, ldc, t, ldt)``   C <- T^{-T} (A - U^T B)
 ``eliminate_block(...)``   the same for ``BLOCK`` rows of the matrix being factored; also scales, tests and keeps them
 ``factor_block(rows, tiny, t, ldt, d, inverse)``   U^T D U of a diagonal block without interchanges
+``solve_block_back(...)``   C <- T^{-1} (A - U B)
 ``solve_vector``, ``solve_vector_back``   T^{-T} x and T^{-1} x for one vector of BLOCK entries
 T is unit upper triangular; matrices are pointers with row strides in elements. The rows of a block stay in registers
 from the products with the rows above to the triangular solve.
@@ -63,6 +64,33 @@ def _emit_solve(emitter, arguments):
                 builder.branch(head)
 
         over_columns(emitter, columns, sweep, builder.ret_void)
+
+
+def _emit_solve_back(emitter, arguments):
+    rows, columns, depth, u, ldu, b, ldb, c, ldc, t, ldt = arguments
+    builder, width = emitter.builder, emitter.width
+    last = builder.sub(rows, int64(1))
+    # A block of fewer rows has its last row several times, as zeros, which are written before what it holds.
+    is_row = [builder.icmp_signed("<=", int64(r), last) for r in range(BLOCK)]
+    places = [builder.select(is_row[r], int64(r), last) for r in range(BLOCK)]
+    u_rows = [builder.mul(place, ldu) for place in places]
+    c_rows = [emitter.at(c, builder.mul(place, ldc)) for place in places]
+
+    def sweep(j, vectors, masks, head):
+        start = [emitter.load(emitter.at(row, j, v * width), masks[v]) for row in c_rows for v in range(vectors)]
+        sums = accumulate(emitter, depth, u, int64(1), b, ldb, j, masks, u_rows, start)
+        sums = [builder.select(is_row[at // vectors], value, emitter.zero()) for at, value in enumerate(sums)]
+        for r in reversed(range(BLOCK)):
+            row = emitter.at(t, builder.mul(places[r], ldt))
+            for i in range(r + 1, BLOCK):
+                x = emitter.splat(emitter.load_scalar(emitter.at(row, places[i])))
+                for v in range(vectors):
+                    sums[r * vectors + v] = minus_product(builder, x, sums[i * vectors + v], sums[r * vectors + v])
+            for v in range(vectors):
+                emitter.store(sums[r * vectors + v], emitter.at(c_rows[r], j, v * width), masks[v])
+        builder.branch(head)
+
+    over_columns(emitter, columns, sweep, builder.ret_void)
 
 
 def _emit_eliminate(emitter, arguments):
@@ -180,6 +208,17 @@ def solve_block(typingctx, rows, columns, depth, solve, u, ldu, b, ldb, a, lda, 
     i = types.int64
     sig = types.void(i, i, i, i, u, i, b, i, a, i, c, i, t, i)
     return caller("solve_block", types.void, "iiiipipipipipi", _emit_solve, sig, 4)
+
+
+@intrinsic
+def solve_block_back(typingctx, rows, columns, depth, u, ldu, b, ldb, c, ldc, t, ldt):
+    """C <- T^{-1} (C - U B): C rows x columns, U rows x depth, B depth x columns, T rows x rows.
+
+    1 <= rows <= BLOCK.
+    """
+    i = types.int64
+    sig = types.void(i, i, i, u, i, b, i, c, i, t, i)
+    return caller("solve_block_back", types.void, "iiipipipipi", _emit_solve_back, sig, 3)
 
 
 @intrinsic

@@ -1,4 +1,5 @@
-"""Solves with the factor F of ``signed_cholesky``: ``forward_rows``, ``forward_vectors``, ``backward_vectors``.
+"""Solves with the factor F of ``signed_cholesky``: ``forward_rows``, ``backward_rows``, ``forward_vectors``,
+``backward_vectors``.
 
 F^{-1} x: take x in the order of the pivots, solve with U^T, apply G^{-1}, put positive signs first. F^{-T} is the
 transpose. Each solve reads the panels of L once. How the blocks are solved may be changed here; the layout of L is
@@ -11,7 +12,7 @@ from ..plumbing.compiled import inner, kernel
 from ..plumbing.memory import move
 from .microkernel import dot_columns, pointer, shift, tile_nt
 from .pivot_arithmetic import place
-from .pivot_block import BLOCK, solve_block, solve_vector, solve_vector_back
+from .pivot_block import BLOCK, solve_block, solve_block_back, solve_vector, solve_vector_back
 from .pivot_rows import subtract_rows
 from .product import gemm_nn, gemm_nt, gemm_tn
 from .signed_cholesky import panel_rows
@@ -91,6 +92,63 @@ def _solve_rows(m, n, L, K):
                         shift(L, k * stride + k), stride)
         gemm_tn(stride - height, n, height, -1, shift(L, height), stride, K, n, 1, shift(K, height * n), n)
         L, K = shift(L, height * stride), shift(K, height * n)
+
+
+@kernel
+def backward_rows(L, pivots, scales, K, work):
+    """K <- F^{-T} K in place, rows with sigma = +1 first in what is given.
+
+    Parameters
+    ----------
+    L, pivots, scales : arrays
+        The factor of an m x m matrix, from `signed_cholesky`.
+    K : (m, N) C-contiguous array
+        Overwritten.
+    work : (m, N) C-contiguous array
+        Scratch; used only where rows have to be reordered.
+
+    Notes
+    -----
+    m^2 N flops.
+    """
+    m, n = K.shape
+    end = pointer(L, L.shape[0])
+    if _in_order(pivots, m):
+        for k in range(m):
+            row = pointer(K, k * n)
+            _scale(n, scales[k, 0], row, row)
+        _solve_rows_back(m, n, end, pointer(K, 0))
+        return
+    k = 0
+    while k < m:
+        x, out = pointer(K, pivots[m + k] * n), pointer(work, k * n)
+        if pivots[k] < 0:
+            y = pointer(K, pivots[m + k + 1] * n)
+            _combine(n, scales[k, 0], x, scales[k + 1, 1], y, out)
+            _combine(n, scales[k, 1], x, scales[k + 1, 0], y, shift(out, n))
+            k += 2
+        else:
+            _scale(n, scales[k, 0], x, out)
+            k += 1
+    _solve_rows_back(m, n, end, pointer(work, 0))
+    for k in range(m):
+        move(n, pointer(work, k * n), pointer(K, place(pivots[k]) * n))
+
+
+@compiled_once("solve_rows_back", SIZE, SIZE, POINTER, POINTER)
+def _solve_rows_back(m, n, L, K):
+    """K (m x n) <- U^{-1} K. L points to the end of the factor."""
+    rows = panel_rows(m)
+    for k0 in range((m - 1) // rows * rows, -1, -rows):
+        stride = m - k0
+        height = min(rows, stride)
+        L, panel = shift(L, -height * stride), shift(K, k0 * n)
+        gemm_nn(height, n, stride - height, -1, shift(L, height), stride, shift(panel, height * n), n, 1, panel, n)
+        for k in range((height - 1) // BLOCK * BLOCK, -1, -BLOCK):
+            block = min(BLOCK, height - k)
+            t, here = shift(L, k * stride + k), shift(panel, k * n)
+            solve_block_back(block, n, height - k - block, shift(t, block), stride, shift(here, block * n), n,
+                             here, n, t, stride)
 
 
 @compiled_once("solve_vectors", SIZE, SIZE, POINTER, POINTER)
