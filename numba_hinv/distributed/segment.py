@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..kernels.dense.lanes import num_lanes
 from ..kernels.steps.layer_table import BLOCKS, CONVOLUTION, DENSE, ONE_POSITION, PLAIN_LAYER, Chain
 from ..kernels.sweeps.linearise import Linearisation
 from ..layers import blocks as layer_blocks
@@ -171,7 +172,8 @@ class Segment:
 
     def _out(self, scratch, k):
         """Tangents (k, c) of the states that go out."""
-        return scratch[0][k * self.end : k * (self.end + self.num_out)].reshape(k, self.num_out).copy()
+        at = num_lanes(k, scratch[0].dtype) * self.end
+        return scratch[0][at : at + k * self.num_out].reshape(k, self.num_out).copy()
 
     def links(self):
         """`Links`: the sweeps of a product, over layers whose parameters are none."""

@@ -7,6 +7,7 @@ Its parts are what any processor has: `memory`, `columns`, `models`, `products`,
 import numpy as np
 
 from ..kernels.dense import blas
+from ..kernels.dense.lanes import num_lanes
 from ..kernels.plumbing import binding, packing
 from ..kernels.steps import row_space
 from ..kernels.sweeps import eliminate, lifted, multiply, substitute
@@ -117,8 +118,9 @@ class CpuProducts:
     @staticmethod
     def output_tangents(scratch, shape):
         """Those of the outputs, (k, B, n_L), as `tangents` has left them."""
-        dZ = scratch[0]
-        return dZ[dZ.size - np.prod(shape) :].reshape(shape)
+        dZ, (k, B, n) = scratch[0], shape
+        at = dZ.size - num_lanes(k, dZ.dtype) * B * n
+        return dZ[at : at + k * B * n].reshape(shape)
 
     @staticmethod
     def adjoints(table, start, stop, params, lin, V, HV, scratch, shift=0.0, b=None, squares=None):

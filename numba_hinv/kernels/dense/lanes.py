@@ -1,9 +1,9 @@
 """Vectors side by side: entry j of all of them in ``lanes`` neighbouring numbers, so that SIMD runs across vectors.
 
-A matrix is multiplied with such a block as with any other of so many columns (`product`). What is left is here: the
-blocks are turned round from vectors that are rows, and back (``to_lanes``, ``to_rows``), and rows of a block are scaled,
-combined and made a residual. ``lanes`` is a whole number of vector registers, so that nothing is masked; the lanes
-beyond the last vector repeat it, and are never read.
+A matrix is multiplied with such a block as with any other of so many columns (`product`). What is left is here: how
+blocks are turned round from vectors that are rows, and back (``to_lanes``, ``to_rows``), and how their entries are
+scaled, combined and made a residual. ``lanes`` is a whole number of vector registers, so that nothing is masked; the
+lanes beyond the last vector repeat it, and are never read.
 """
 
 from numba import types
@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from ..plumbing.compiled import inner
 from .emitter import VECTOR_BYTES
-from .microkernel import shift, transpose, vector_columns
+from .microkernel import transpose, vector_columns
 from .strips import caller, int64
 
 # Fewer vectors than this are multiplied with one after the other: most lanes would be idle.

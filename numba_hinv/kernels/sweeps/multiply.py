@@ -7,23 +7,31 @@ Vectors are stored one a row: k of them at once are a (k, P) array, and the k ba
 import numpy as np
 from numba import njit
 
+from ..dense.lanes import lanes_of, num_lanes
 from ..dense.microkernel import pointer
 from ..dense.norm import squared_norm
 from ..dense.product import gemm_nn, gemm_nt, gemm_tn, multiply, multiply_nt
 from ..plumbing.compiled import inner, kernel
 from ..plumbing.memory import add, fill, matrix, rows, units_at_once, vector
 from ..steps.convolution import convolution_adjoint, convolution_tangent
+from ..steps.lanes import run_after, run_before, scratch_size
 from ..steps.layer_table import BLOCKS, CONVOLUTION
 from ..steps.local import pull_kept, push_kept
+from .multiply_lanes import adjoints_in_lanes, tangents_in_lanes
 
 
 def workspace(sizes, num_vectors, num_samples, dtype):
-    """Arrays (dZ, dU, q) for the two sweeps: tangents of all inputs and, last, of the output; two adjoints."""
+    """Arrays (dZ, dU, q, scratch) for the two sweeps: tangents of all inputs and, last, of the output; two adjoints.
+
+    A layer's tangents start at its offset in the table times the number of lanes.
+    """
+    blocks = 3 * scratch_size(sizes, num_vectors, num_samples, dtype)
+    num_vectors = num_lanes(num_vectors, np.dtype(dtype))
     return (
         np.empty(num_vectors * (sizes.z + num_samples * sizes.outputs), dtype),
         np.empty(num_vectors * sizes.u, dtype),
         np.empty((2, num_vectors * num_samples * sizes.width), dtype),
-        np.empty(sizes.patches, dtype),
+        np.empty(max(sizes.patches, blocks), dtype),
     )
 
 
@@ -180,17 +188,25 @@ def blocks_adjoint(layer, lin, V, HV, dZ, q, q_next):
 def tangents(table, start, stop, params, lin, V, dZ, dU, patches):
     """The sweep forth, over layers start..stop-1: dZ and dU, for k vectors V (k, P)."""
     k, B = V.shape[0], lin.output.shape[0]
-    for l in range(start, stop):
+    lanes = lanes_of(k, pointer(V, 0))
+    after = start
+    while after < stop:
+        l = after
+        after = run_after(table, l, stop, B, k, lanes)
+        if after > l:
+            tangents_in_lanes(table, l, after, params, lin, V, dZ, dU, patches, lanes)
+            continue
+        after = l + 1
         layer = table[l]
-        dZ_l = matrix(dZ, k * layer.z, k * B, layer.n_in)
-        dZ_next = matrix(dZ, k * (layer.z + B * layer.n_in), k * B, layer.n_out)
+        dZ_l = matrix(dZ, lanes * layer.z, k * B, layer.n_in)
+        dZ_next = matrix(dZ, lanes * (layer.z + B * layer.n_in), k * B, layer.n_out)
         if layer.kind == BLOCKS:
             blocks_tangent(layer, lin, k, pointer(V, layer.parameters), V.shape[1], dZ_l, dZ_next)
         elif layer.kind == CONVOLUTION:
-            dU_l = matrix(dU, k * layer.u, k * B, layer.n_out)
+            dU_l = matrix(dU, lanes * layer.u, k * B, layer.n_out)
             convolution_tangent(layer, params, lin, V, dZ_l, dU_l, dZ_next, patches)
         else:
-            _dense_tangent(layer, params, lin, V, dZ_l, matrix(dU, k * layer.u, k * B, layer.n_out), dZ_next)
+            _dense_tangent(layer, params, lin, V, dZ_l, matrix(dU, lanes * layer.u, k * B, layer.n_out), dZ_next)
 
 
 @kernel
@@ -203,28 +219,37 @@ def adjoints(table, start, stop, params, lin, V, HV, dZ, dU, q, patches, shift, 
     Both sweeps cost about 6 k rows p multiply-adds a structured layer; rows are B or, of a convolution, B positions.
     """
     k, (B, n_L) = V.shape[0], lin.output.shape
-    L = table.size
+    L, lanes = table.size, lanes_of(k, pointer(V, 0))
     if stop == L:
         # q = (loss curvature) dZ_L
-        dZ_L = k * (table[L - 1].z + B * table[L - 1].n_in)
+        dZ_L = lanes * (table[L - 1].z + B * table[L - 1].n_in)
         for t in range(k):
             for i in range(B):
                 at = (t * B + i) * n_L
                 curvature = matrix(lin.curvature, i * n_L * n_L, n_L, n_L)
                 q_i = matrix(q, q.shape[1] * (L % 2) + at, 1, n_L)
                 multiply(1.0, matrix(dZ, dZ_L + at, 1, n_L), curvature, 0.0, q_i)
-    for l in range(stop - 1, start - 1, -1):
+    l = stop
+    while l > start:
+        first = run_before(table, start, l, B, k, lanes)
+        if first < l:
+            adjoints_in_lanes(
+                table, first, l, params, lin, V, HV, dZ, dU, q, patches, shift, b, squares, lanes
+            )
+            l = first
+            continue
+        l -= 1
         layer = table[l]
-        dZ_l = matrix(dZ, k * layer.z, k * B, layer.n_in)
+        dZ_l = matrix(dZ, lanes * layer.z, k * B, layer.n_in)
         q_l = matrix(q, q.shape[1] * ((l + 1) % 2), k * B, layer.n_out)
         q_next = matrix(q, q.shape[1] * (l % 2), k * B, layer.n_in)
         if layer.kind == BLOCKS:
             blocks_adjoint(layer, lin, V, HV, dZ_l, q_l, q_next)
             _finish_all(layer, shift, V, b, HV, squares)
         elif layer.kind == CONVOLUTION:
-            nu = matrix(dU, k * layer.u, k * B, layer.n_out)
+            nu = matrix(dU, lanes * layer.u, k * B, layer.n_out)
             convolution_adjoint(layer, params, lin, V, HV, dZ_l, nu, q_l, q_next, patches)
             _finish_all(layer, shift, V, b, HV, squares)
         else:
-            nu = matrix(dU, k * layer.u, k * B, layer.n_out)
+            nu = matrix(dU, lanes * layer.u, k * B, layer.n_out)
             _dense_adjoint(layer, params, lin, V, HV, dZ_l, nu, q_l, q_next, shift, b, squares)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from ..dense.lanes import lanes_of, num_lanes
 from ..dense.microkernel import pointer
 from ..dense.product import gemm_nn, gemm_tn, multiply, multiply_nt, multiply_tn
 from ..dense.signed_cholesky import pack_size
@@ -21,30 +22,39 @@ from ..dense.triangular import backward_vectors, forward_vectors
 from ..plumbing.compiled import inner, kernel
 from ..plumbing.memory import add, copy, fill, matrix, reshape, rows, units_at_once, vector
 from ..steps.convolution import convolution_back, convolution_expand_all, convolution_step
+from ..steps.lanes import run_after, run_before, scratch_size
 from ..steps.layer_table import BLOCKS, CONVOLUTION
 from ..steps.local import pull_kept
 from ..steps.row_space import expand, expand_units, project, project_units
 from .multiply import blocks_tangent
+from .substitute_lanes import back_in_lanes, forth_in_lanes
 
 
 class Workspace(NamedTuple):
-    """Scratch of the two sweeps for k right-hand sides. Layer l reads its state in row (l + 1) % 2 or l % 2."""
+    """Scratch of the two sweeps for k right-hand sides. Layer l reads its state in row (l + 1) % 2 or l % 2.
+
+    Where layers are taken in lanes, k is the number of lanes here.
+    """
 
     state: np.ndarray  # (2, k B width): v or dZ of two neighbouring layers
     u: np.ndarray  # k B width: vu
     y: np.ndarray  # (2, k m)
     small: np.ndarray  # max(B, n_out) x r of one right-hand side
     patches: np.ndarray  # of one sample
+    lanes: np.ndarray  # (2, numbers): blocks of a layer in lanes
 
 
 def workspace(sizes, num_vectors, num_samples, dtype):
     """An uninitialised `Workspace`."""
+    lanes = scratch_size(sizes, num_vectors, num_samples, dtype)
+    num_vectors = num_lanes(num_vectors, np.dtype(dtype))
     return Workspace(
         np.empty((2, num_vectors * num_samples * sizes.width), dtype),
         np.empty(num_vectors * num_samples * sizes.width, dtype),
         np.empty((2, num_vectors * sizes.m), dtype),
         np.empty(max(num_samples, sizes.width) * sizes.r, dtype),
         np.empty(sizes.patches, dtype),
+        np.empty((2, lanes), dtype),
     )
 
 
@@ -162,7 +172,15 @@ def substitute_back(table, start, stop, params, lin, row_space, factors, damping
     B = lin.output.shape[0]
     if stop == table.size:
         fill(work.state.shape[1], 0.0, work.state, work.state.shape[1] * (stop % 2))
-    for l in range(stop - 1, start - 1, -1):
+    lanes = lanes_of(k, pointer(b, 0))
+    l = stop
+    while l > start:
+        first = run_before(table, start, l, B, k, lanes)
+        if first < l:
+            back_in_lanes(table, first, l, params, lin, row_space, factors, damping, b, x, work, lanes)
+            l = first
+            continue
+        l -= 1
         layer = table[l]
         m, N = layer.m, layer.N
         v = matrix(work.state, work.state.shape[1] * ((l + 1) % 2), k * B, layer.n_out)
@@ -264,7 +282,15 @@ def substitute_forth(table, start, stop, params, lin, row_space, factors, dampin
     """Layers start..stop-1: turns y in the slices of x into the solution. dZ starts at 0 in the first layer."""
     k, P = b.shape
     B = lin.output.shape[0]
-    for l in range(start, stop):
+    lanes = lanes_of(k, pointer(b, 0))
+    after = start
+    while after < stop:
+        l = after
+        after = run_after(table, l, stop, B, k, lanes)
+        if after > l:
+            forth_in_lanes(table, l, after, params, lin, row_space, factors, damping, b, x, work, lanes)
+            continue
+        after = l + 1
         layer = table[l]
         m, N = layer.m, layer.N
         dZ = matrix(work.state, work.state.shape[1] * (l % 2), k * B, layer.n_in)
