@@ -25,9 +25,11 @@ from numba import typed
 
 from .factors.pivots import relative_pivoting
 from .hessian import Hessian
+from .kernels.dense.lanes import num_lanes
 from .kernels.plumbing.compiled import compiled, kernel
 from .kernels.plumbing.memory import matrix
 from .kernels.plumbing.status import NOT_FINITE, OK, SINGULAR_PIVOT
+from .kernels.steps.lanes import scratch_size
 from .kernels.steps.layer_table import BLOCKS, ONE_POSITION, Chain, layer_table
 from .kernels.steps.row_space import RowSpace
 from .kernels.sweeps import eliminate, linearise, substitute
@@ -269,11 +271,13 @@ def _as_counts(name: str, values: Any, least: int) -> Array:
 
 
 def _require(sizes: Any, num_samples: int, num_vectors: int, dtype: np.dtype[Any]) -> None:
-    k, B = as_size("num_vectors", num_vectors, 1), num_samples
+    B, dtype = num_samples, np.dtype(dtype)
+    k = num_lanes(as_size("num_vectors", num_vectors, 1), dtype)
     blocks = sizes.Dx + sizes.Dz + sizes.Dxx + sizes.Dzx + sizes.Dzz + sizes.z + 3 * sizes.u + sizes.Q + sizes.R
     factors = sizes.L + sizes.scales + sizes.Y + sizes.pivots
     scratch = 2 * sizes.front + sizes.mixed + sizes.m**2
     vectors = k * (2 * sizes.parameters + sizes.z + sizes.u + 5 * B * sizes.width + 2 * sizes.m)
+    vectors += 5 * scratch_size(sizes, num_vectors, B, dtype)
     memory_budget.require(dtype.itemsize * (blocks + factors + scratch + vectors), "the system", "give narrower layers")
 
 
