@@ -275,7 +275,7 @@ def _require(sizes: Any, num_samples: int, num_vectors: int, dtype: np.dtype[Any
     k = num_lanes(as_size("num_vectors", num_vectors, 1), dtype)
     blocks = sizes.Dx + sizes.Dz + sizes.Dxx + sizes.Dzx + sizes.Dzz + sizes.z + 3 * sizes.u + sizes.Q + sizes.R
     factors = sizes.L + sizes.scales + sizes.Y + sizes.pivots
-    scratch = 2 * sizes.front + sizes.mixed + sizes.m**2
+    scratch = 2 * sizes.front + sizes.mixed + sizes.m**2 + sizes.root + sizes.root_work
     vectors = k * (2 * sizes.parameters + sizes.z + sizes.u + 5 * B * sizes.width + 2 * sizes.m)
     vectors += 5 * scratch_size(sizes, num_vectors, B, dtype)
     memory_budget.require(dtype.itemsize * (blocks + factors + scratch + vectors), "the system", "give narrower layers")
