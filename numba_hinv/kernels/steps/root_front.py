@@ -61,6 +61,18 @@ def root_work_size(n, p, n_in):
 
 
 @inner
+def _at(strips, height, row, column):
+    """The place of an entry in strips of ``height`` rows."""
+    return shift(strips, (column // STRIP * height + row) * STRIP + column % STRIP)
+
+
+@inner
+def _left(column, end):
+    """How many of the columns from this one to before ``end`` are in the same strip."""
+    return min(STRIP - column % STRIP, end - column)
+
+
+@inner
 def _zero(rows, x, stride):
     """A column of blocks, rows x ROWS, of zeros."""
     for i in range(rows):
@@ -76,9 +88,8 @@ def _place(rows, columns, source, strips, height, row, column):
     for first in range(0, rows, ROWS):
         done, taken = 0, min(ROWS, rows - first)
         while done < columns:
-            here = (column + done) % STRIP
-            count = min(STRIP - here, columns - done)
-            to = shift(strips, ((column + done) // STRIP * height + row + first) * STRIP + here)
+            count = _left(column + done, column + columns)
+            to = _at(strips, height, row + first, column + done)
             move_rows(taken, count, shift(source, first * columns + done), columns, to, STRIP)
             done += count
 
@@ -91,9 +102,8 @@ def _take_upper(n, strips, height, row, column, beyond, first, taken, factors, t
     """
     done = first
     while done < n:
-        here = (column + done) % STRIP
-        count = min(STRIP - here, n - done)
-        source = shift(strips, ((column + done) // STRIP * height + row + first) * STRIP + here)
+        count = _left(column + done, column + n)
+        source = _at(strips, height, row + first, column + done)
         scale_upper(
             taken, count, done - first + beyond, source, STRIP, shift(factors, first), shift(to, done - first), ldt
         )
@@ -120,15 +130,14 @@ def _pad_root(n, U, ldu):
 @inner
 def _factor_block(k, size, plus, strips, height, pivots, roots, notes):
     """Rows k to k + ROWS - 1 of R, below T of ``plus`` rows; whether their pivots are positive."""
-    strip, here = k // STRIP, k % STRIP
-    u = shift(strips, strip * height * STRIP + here)
-    if factor_rows(min(STRIP - here, size - k) // ROWS, plus, k, u, notes) == 0:
+    u = _at(strips, height, 0, k)
+    if factor_rows(_left(k, size) // ROWS, plus, k, u, notes) == 0:
         return False
     for i in range(ROWS):
         pivots[k + i], roots[k + i] = notes[i], notes[ROWS + i]
-    for first in range((strip + 1) * STRIP, size, STRIP):
-        vectors = min(STRIP, size - first) // ROWS
-        solve_rows(vectors, plus, k, u, shift(strips, first * height), notes)
+    for first in range((k // STRIP + 1) * STRIP, size, STRIP):
+        vectors = _left(first, size) // ROWS
+        solve_rows(vectors, plus, k, u, _at(strips, height, 0, first), notes)
     return True
 
 
@@ -153,10 +162,10 @@ def root_of(n, P, U, work):
     strips, height = shift(pivots, 2 * size), size
     work[FACTORED] = 0
     if size > n:
-        _zero(size, shift(strips, (size - ROWS) // STRIP * height * STRIP + (size - ROWS) % STRIP), STRIP)
+        _zero(size, _at(strips, height, 0, size - ROWS), STRIP)
     _place(n, n, P, strips, height, 0, 0)
     for i in range(n, size):
-        strips[(i // STRIP * height + i) * STRIP + i % STRIP] = 1
+        _at(strips, height, i, i)[0] = 1
     for k in range(0, size, ROWS):
         if not _factor_block(k, size, 0, strips, height, pivots, roots, notes):
             return
@@ -173,19 +182,15 @@ def root_of(n, P, U, work):
 def _substitute(n, size, strips, height, roots, nu, t, y):
     """y <- R^-T (t + T^T nu), a block of rows after the other; t comes as size numbers and is destroyed."""
     for first in range(0, size, STRIP):
-        vectors = min(STRIP, size - first) // ROWS
-        add_rows(vectors, n, nu, shift(strips, first * height), shift(t, first))
+        vectors = _left(first, size) // ROWS
+        add_rows(vectors, n, nu, _at(strips, height, 0, first), shift(t, first))
     for k in range(0, size, ROWS):
-        strip = k // STRIP
-        row = (rounded(n) + k) * STRIP
-        solve_corner(
-            shift(strips, strip * height * STRIP + row + k % STRIP), shift(roots, k), shift(t, k), shift(y, k)
-        )
+        row = rounded(n) + k
+        solve_corner(_at(strips, height, row, k), shift(roots, k), shift(t, k), shift(y, k))
         column = k + ROWS
         while column < size:
-            vectors = min(STRIP - column % STRIP, size - column) // ROWS
-            x = shift(strips, column // STRIP * height * STRIP + row + column % STRIP)
-            add_rows(vectors, ROWS, shift(t, k), x, shift(t, column))
+            vectors = _left(column, size) // ROWS
+            add_rows(vectors, ROWS, shift(t, k), _at(strips, height, row, column), shift(t, column))
             column += vectors * ROWS
 
 
@@ -209,20 +214,19 @@ def root_step(
     strips, height = shift(roots, 3 * size), plus + size
     work[FACTORED] = 0
     if size > width:
-        last = size - ROWS
-        _zero(height, shift(strips, last // STRIP * height * STRIP + last % STRIP), STRIP)
+        _zero(height, _at(strips, height, 0, size - ROWS), STRIP)
     _place(n, p, Dx, strips, height, 0, 0)
     _place(n, n_in, Dz, strips, height, 0, p)
     for first in range(0, size, STRIP):
-        vectors = min(STRIP, size - first) // ROWS
-        times_root(vectors, n, plus, U, plus, shift(strips, first * height))
+        vectors = _left(first, size) // ROWS
+        times_root(vectors, n, plus, U, plus, _at(strips, height, 0, first))
     _place(p, p, Dxx, strips, height, plus, 0)
     _place(p, n_in, Dzx, strips, height, plus, p)
     _place(n_in, n_in, Dzz, strips, height, plus + p, p)
     for i in range(p):
-        strips[(i // STRIP * height + plus + i) * STRIP + i % STRIP] += damping
+        _at(strips, height, plus + i, i)[0] += damping
     for i in range(width, size):
-        strips[(i // STRIP * height + plus + i) * STRIP + i % STRIP] = 1
+        _at(strips, height, plus + i, i)[0] = 1
     for k in range(0, size, ROWS):
         _fetch_before(n * p, k, size, Dx)
         _fetch_before(n * n_in, k, size, Dz)
@@ -256,9 +260,8 @@ def root_step(
     for first in range(0, p, ROWS):
         done = 0
         while done < n_in:
-            here = (p + done) % STRIP
-            count = min(STRIP - here, n_in - done)
-            source = shift(strips, ((p + done) // STRIP * height + plus + first) * STRIP + here)
+            count = _left(p + done, width)
+            source = _at(strips, height, plus + first, p + done)
             to = shift(Y, first * n_in + done)
             move_squares(min(ROWS, p - first), count, source, STRIP, to, n_in, shift(squares, first))
             done += count
